@@ -1,0 +1,61 @@
+"""The `mlflow.artifact_repository` entry point for `mlflow-artifacts`: keeps the server's prefix.
+
+MLflow resolves `mlflow-artifacts:/` and `mlflow-artifacts:/api/2.0/mlflow-artifacts/artifacts` to
+the root of the host, whatever path the tracking URI has (`MlflowArtifactsRepository.resolve_uri`,
+2.9 to 3.17). A load balancer that routes only /api/mlflow/* never sees those requests. All artifact
+calls (list, download, upload, multipart upload, presigned download, delete) build on the URL
+resolved here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlparse, urlunparse
+
+from mlflow_hokusai_auth.client import profile
+
+_SERVICE = "/api/2.0/mlflow-artifacts/artifacts"
+
+
+class _KeepPrefix:
+    """Put before MLflow's repository class; changes only what that class resolves a URI to."""
+
+    @classmethod
+    def resolve_uri(cls, artifact_uri: str, tracking_uri: str) -> str:
+        """The http(s) URL of `artifact_uri`, with the path of `tracking_uri` in front.
+
+        As MLflow resolves it when the artifact URI names a host, or when the key is not for the
+        tracking server. Raises MlflowException where MLflow does.
+        """
+        resolved: str = super().resolve_uri(artifact_uri, tracking_uri)  # type: ignore[misc]
+        if urlparse(artifact_uri).netloc or not _is_ours(tracking_uri):
+            return resolved
+        prefix = re.sub("/+", "/", urlparse(tracking_uri).path).rstrip("/")
+        parts = urlparse(resolved)
+        # Not just the prefix: a prefix of /api begins MLflow's own path, too.
+        if parts.path.startswith(prefix + _SERVICE):
+            return resolved
+        return urlunparse(parts._replace(path=prefix + parts.path))
+
+
+def _is_ours(tracking_uri: str) -> bool:
+    try:
+        return profile.api_key() is not None and profile.origin_allowed(tracking_uri)
+    except Exception as error:
+        profile.warn_once(f"The artifact URL is left as MLflow made it ({type(error).__name__}).")
+        return False
+
+
+def __getattr__(name: str) -> Any:
+    """`HokusaiArtifactRepository`, made when it is first asked for.
+
+    MLflow loads this entry point during `import mlflow`. Were MLflow imported above, then importing
+    this module first would lead back here before the class existed, and MLflow would do without it.
+    """
+    if name != "HokusaiArtifactRepository":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    made = type(name, (_KeepPrefix, MlflowArtifactsRepository), {"__module__": __name__})
+    return globals().setdefault(name, made)

@@ -1,0 +1,259 @@
+"""Where the key comes from, and which origins it belongs to.
+
+Both are read at every call, so that a rotated key is used without a restart; nothing is written to
+`os.environ`. MLflow is imported only when its tracking URI is needed, because MLflow loads this
+package's entry points in the middle of its own import.
+"""
+
+from __future__ import annotations
+
+import configparser
+import ipaddress
+import logging
+import os
+import re
+import stat
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from mlflow_hokusai_auth.core import keys
+
+KEY = "HOKUSAI_API_KEY"
+KEY_FILE = "HOKUSAI_API_KEY_FILE"
+PROFILE = "HOKUSAI_PROFILE"
+ALLOWED_ORIGINS = "HOKUSAI_ALLOWED_ORIGINS"
+PROFILES_FILE = "~/.hokusai/profiles"
+CONFIG_FILE = "~/.hokusai/config"
+
+_logger = logging.getLogger("mlflow_hokusai_auth.client")
+
+_MAX_FILE = 64 * 1024
+_MAX_WARNINGS = 256
+#: A file changed this recently, in nanoseconds, may change again without a new modification time.
+_SETTLED = 2_000_000_000
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# Narrower than what urllib3 or urllib.parse accept, because they differ on the rest (backslashes,
+# a second @, percent signs, control characters): what this matches, they all read the same way.
+_URL = re.compile(
+    r"(https?)://"
+    r"(?:[a-z0-9._~!$&'()*+,;=:%-]*@)?"
+    r"([a-z0-9._-]+|\[[0-9a-f:.]+\])"
+    r"(?::([0-9]{0,5}))?"
+    r"(?=[/?#]|\Z)",
+    re.ASCII | re.IGNORECASE,
+)
+
+_Parsed = TypeVar("_Parsed")
+_warned: set[str] = set()
+_files: dict[tuple[Path, object], tuple[tuple[int, int, int], object]] = {}
+
+
+class _Unusable(Exception):
+    """A source of the key that was chosen but gives none; the text says why, never its content."""
+
+
+class Origin(NamedTuple):
+    """Scheme ("http" or "https"), lower-case host without brackets, and effective port."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}"
+        return f"{self.scheme}://{host}{port}"
+
+    @property
+    def confidential(self) -> bool:
+        """Whether nobody on the network reads along: https, or http that stays on this machine."""
+        return self.scheme == "https" or _is_loopback(self.host)
+
+
+def warn_once(message: str) -> None:
+    """Log `message` as a warning, the first time only. The caller keeps secrets out of it."""
+    # Bounded, because hosts that a server chooses appear in messages.
+    if message not in _warned and len(_warned) < _MAX_WARNINGS:
+        _warned.add(message)
+        _logger.warning("%s", message)
+
+
+def api_key() -> str | None:
+    """The key to use now, or None if none is configured or the configured one can't be a key.
+
+    From the first of these that is set: `HOKUSAI_API_KEY`; the file named by
+    `HOKUSAI_API_KEY_FILE`; the section of ~/.hokusai/profiles named by `HOKUSAI_PROFILE`;
+    `[default] api_key` of ~/.hokusai/config. A source that is set but unusable warns once, and no
+    later one is tried: sending another key than the one asked for would be worse. Never raises for
+    what it reads.
+    """
+    try:
+        source, text = _find()
+    except _Unusable as reason:
+        warn_once(f"No Hokusai API key is sent: {reason}.")
+        return None
+    key = text.strip()
+    if not key:
+        return None
+    problem = keys.problem(key)
+    if problem:
+        warn_once(f"No Hokusai API key is sent: {source} holds no usable key, {problem}.")
+        return None
+    return key
+
+
+def origin(url: str) -> Origin | None:
+    """The origin that an HTTP client would connect to for `url`, or None if that isn't certain.
+
+    Not certain: a scheme other than http and https, a host that isn't plain ASCII, a port outside
+    1-65535, or anything that two URL parsers read differently.
+    """
+    match = _URL.match(url)
+    if not match:
+        return None
+    scheme, host = match[1].lower(), match[2].lower()
+    # requests drops a port of 0 and so connects to the default one.
+    port = int(match[3]) if match[3] else _DEFAULT_PORTS[scheme]
+    if not 0 < port < 65536:
+        return None
+    if host.startswith("["):
+        try:
+            host = str(ipaddress.IPv6Address(host[1:-1]))
+        except ValueError:
+            return None
+    return Origin(scheme, host, port)
+
+
+def allowed_origins() -> frozenset[Origin]:
+    """The origins that may see the key.
+
+    `HOKUSAI_ALLOWED_ORIGINS` (separated by commas) is the exact list when it is set. Otherwise: the
+    origin of MLflow's current tracking URI or, if that isn't an http(s) URL, of its registry URI,
+    and only over https or on a loopback address. A registry beside an http(s) tracking server may
+    be someone else's, so it is not included.
+    """
+    listed = os.environ.get(ALLOWED_ORIGINS, "").strip()
+    if listed:
+        return _parse_origins(listed)
+    home = origin(_home_uri())
+    return frozenset({home} if home and home.confidential else ())
+
+
+def origin_allowed(url: str) -> bool:
+    """Whether the key may be sent to `url`, an absolute URL. See `allowed_origins`."""
+    target = origin(url)
+    return target is not None and target in allowed_origins()
+
+
+def _find() -> tuple[str, str]:
+    """Name of the source in use and its text; ("", "") when there is none."""
+    text = os.environ.get(KEY, "")
+    if text.strip():
+        return KEY, text
+    path = os.environ.get(KEY_FILE, "").strip()
+    if path:
+        named = f"the file named by {KEY_FILE}"
+        text = _load(named, path, str)
+        if not text.strip():
+            raise _Unusable(f"{named} is empty")
+        return named, text
+    profile = os.environ.get(PROFILE, "").strip()
+    if profile:
+        section = _load(PROFILES_FILE, PROFILES_FILE, _parse_ini).get(profile)
+        if section is None:
+            raise _Unusable(f"{PROFILES_FILE} has no section with the name in {PROFILE}")
+        if not section.strip():
+            raise _Unusable(f"the section of {PROFILES_FILE} named by {PROFILE} has no api_key")
+        return f"the section of {PROFILES_FILE} named by {PROFILE}", section
+    try:
+        config = _load(CONFIG_FILE, CONFIG_FILE, _parse_ini)
+    except FileNotFoundError:
+        return "", ""
+    return f"[default] api_key of {CONFIG_FILE}", config.get("default", "")
+
+
+def _load(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
+    """The parsed content of the file at `path`, from memory while the file stays the same.
+
+    Raises FileNotFoundError only for the config file, which nobody has to have; `_Unusable` for the
+    rest. `name` is for messages: a path can hold a key that was put in the wrong variable.
+    """
+    try:
+        full = Path(path).expanduser()
+        found = full.stat()
+        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        known = _files.get((full, parse))
+        if known and known[0] == stamp:
+            return known[1]  # type: ignore[return-value]
+        # A pipe can be read once and would block the second time.
+        if not stat.S_ISREG(found.st_mode):
+            raise _Unusable(f"{name} is not a regular file")
+        with full.open("rb") as file:
+            found = os.fstat(file.fileno())
+            content = file.read(_MAX_FILE + 1)
+    except (FileNotFoundError, NotADirectoryError, RuntimeError) as error:
+        # RuntimeError: there is no home directory to find the file in.
+        if name == CONFIG_FILE:
+            raise FileNotFoundError from error
+        raise _Unusable(f"{name} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise _Unusable(f"{name} cannot be read ({type(error).__name__})") from None
+    if len(content) > _MAX_FILE:
+        raise _Unusable(f"{name} is larger than {_MAX_FILE} bytes")
+    try:
+        parsed = parse(content.decode("utf-8-sig"))
+    except (UnicodeDecodeError, configparser.Error) as error:
+        raise _Unusable(f"{name} cannot be understood ({type(error).__name__})") from None
+    if time.time_ns() - found.st_mtime_ns > _SETTLED:
+        if len(_files) > 16:
+            _files.clear()
+        _files[full, parse] = ((found.st_mtime_ns, found.st_size, found.st_ino), parsed)
+    return parsed
+
+
+def _parse_ini(text: str) -> dict[str, str]:
+    """`api_key` of each section, empty where a section has none."""
+    # Raw, because a % in another option would be taken for an interpolation.
+    parser = configparser.RawConfigParser()
+    parser.read_string(text)
+    return {section: parser.get(section, "api_key", fallback="") for section in parser.sections()}
+
+
+@lru_cache(maxsize=16)
+def _parse_origins(listed: str) -> frozenset[Origin]:
+    found = set()
+    for position, entry in enumerate(listed.split(","), start=1):
+        entry = entry.strip()
+        parsed = origin(entry)
+        if parsed:
+            found.add(parsed)
+        elif entry:
+            warn_once(
+                f"Entry {position} of {ALLOWED_ORIGINS} is ignored: it must be an origin in ASCII, "
+                "such as https://registry.example.com:8443."
+            )
+    return frozenset(found)
+
+
+def _home_uri() -> str:
+    import mlflow
+
+    tracking = str(mlflow.get_tracking_uri())
+    if tracking.lower().startswith(("http://", "https://")):
+        return tracking
+    return str(mlflow.get_registry_uri())
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    # IPv6's own is_loopback differs between Python versions for mapped addresses.
+    return host == "::1" if address.version == 6 else address.is_loopback

@@ -1,0 +1,120 @@
+"""Headers and query -> the one key of a request, none, or a refusal.
+
+Every accepted place is looked at, and all of them must agree: a request that carries two different
+keys is refused, because no order of precedence is the one that its sender had in mind. Blank values
+are skipped (an empty `Authorization: Bearer` shadowed a good `X-API-Key` once), and so are schemes
+that carry no API key, such as AWS4-HMAC-SHA256.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator
+from urllib.parse import unquote_to_bytes
+
+from .types import Credential, Deny, Request
+
+_API_KEY = b"x-api-key"
+_AUTHORIZATION = b"authorization"
+#: MLflow's own header for gateway routes, where Authorization may belong to the provider
+#: (mlflow/server/auth, `X-MLflow-Authorization`).
+_GATEWAY = b"x-mlflow-authorization"
+_PLACES = {
+    _API_KEY: "X-API-Key",
+    _AUTHORIZATION: "Authorization",
+    _GATEWAY: "X-MLflow-Authorization",
+}
+_QUERY_PLACE = "?api_key="
+
+
+def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | Deny | None:
+    """The key that `request` carries.
+
+    `outbound` marks routes whose headers may also hold another provider's credential: there only
+    what begins as our keys do is taken for one. `query_key` is whether `?api_key=` counts.
+    """
+    found: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for name, value in request.headers:
+        if b"_" in name:
+            if (twin := name.replace(b"_", b"-")) in _PLACES:
+                # WSGI makes one header of both spellings, so one of them could ride along unseen.
+                return Deny("KEY_CONFLICT", f"Spell the header {_PLACES[twin]}, with hyphens.")
+            continue
+        place = _PLACES.get(name)
+        if place is None or (name == _GATEWAY and not outbound):
+            continue
+        # A server that speaks WSGI joins repeated headers with a comma, which no key contains.
+        for part in value.decode("latin-1").split(","):
+            key = _from_header(name, part)
+            if not key or (outbound and not key.startswith("hk_")):
+                continue
+            if place in seen:
+                return Deny("KEY_CONFLICT", f"{place} was sent more than once. Send it once.")
+            seen.add(place)
+            found.setdefault(key, []).append(place)
+    if query_key and request.query:
+        for value in _query_values(request.query):
+            if _QUERY_PLACE in seen:
+                return Deny("KEY_CONFLICT", "?api_key= was sent more than once. Send it once.")
+            seen.add(_QUERY_PLACE)
+            found.setdefault(value, []).append(_QUERY_PLACE)
+    if len(found) > 1:
+        places = " and ".join(places[0] for places in found.values())
+        return Deny(
+            "KEY_CONFLICT",
+            f"{places} hold different keys. Send one key: MLFLOW_TRACKING_TOKEN, "
+            "MLFLOW_TRACKING_PASSWORD and HOKUSAI_API_KEY must agree where more than one is set.",
+        )
+    for key, places in found.items():
+        return Credential(key, tuple(places))
+    return None
+
+
+def without_query_key(query: bytes) -> bytes:
+    """`query` without its `api_key` fields, every other byte of it kept as it was.
+
+    Done before anything else sees the query, whether or not the key counts: MLflow and the access
+    log would print it.
+    """
+    if not _may_hold_key(query):
+        return query
+    return b"&".join(field for field in query.split(b"&") if _field_name(field) != b"api_key")
+
+
+def _from_header(name: bytes, value: str) -> str:
+    value = value.strip(" \t")
+    if name == _API_KEY:
+        return value
+    scheme, _, rest = value.partition(" ")
+    rest = rest.strip(" \t")
+    scheme = scheme.lower()
+    if scheme in ("bearer", "apikey"):
+        return rest
+    if scheme == "basic":
+        try:
+            decoded = base64.b64decode(rest, validate=True).decode("latin-1")
+        except (binascii.Error, ValueError):
+            return ""
+        return decoded.partition(":")[2]
+    return ""
+
+
+def _may_hold_key(query: bytes) -> bool:
+    # The name may be percent-encoded in part; nothing else makes it worth splitting the query.
+    return b"api_key" in query or b"%" in query
+
+
+def _query_values(query: bytes) -> Iterator[str]:
+    if not _may_hold_key(query):
+        return
+    for field in query.split(b"&"):
+        if _field_name(field) == b"api_key":
+            value = unquote_to_bytes(field.partition(b"=")[2].replace(b"+", b" "))
+            if text := value.decode("latin-1").strip():
+                yield text
+
+
+def _field_name(field: bytes) -> bytes:
+    return unquote_to_bytes(field.partition(b"=")[0].replace(b"+", b" "))

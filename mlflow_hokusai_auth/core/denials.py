@@ -1,0 +1,86 @@
+"""Refusals as clients see them: the code table, and the bytes of a response.
+
+The body is MLflow's own error JSON (`error_code`, `message`), so that MLflow's client raises a
+RestException with the message, plus `detail` and `error`, which clients of the old proxy read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from .types import Deny
+
+REALM = "Hokusai MLflow"
+#: Seconds. MLflow's client retries 503 for up to four minutes and honours this.
+RETRY_AFTER = 1
+
+_BAD_KEY = "Invalid or expired API key"
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """How a denial code maps to HTTP and to MLflow's error codes."""
+
+    status: int
+    error_code: str
+    detail: str
+
+
+CODES = {
+    "KEY_MISSING": Code(401, "UNAUTHENTICATED", "API key required"),
+    "KEY_MALFORMED": Code(401, "UNAUTHENTICATED", _BAD_KEY),
+    "KEY_UNKNOWN": Code(401, "UNAUTHENTICATED", _BAD_KEY),
+    "KEY_EXPIRED": Code(401, "UNAUTHENTICATED", _BAD_KEY),
+    "KEY_REVOKED": Code(401, "UNAUTHENTICATED", _BAD_KEY),
+    "KEY_CONFLICT": Code(400, "BAD_REQUEST", "More than one API key"),
+    "SCOPE_MISSING": Code(403, "PERMISSION_DENIED", "Scope missing"),
+    "AUTHORITY_UNAVAILABLE": Code(
+        503, "TEMPORARILY_UNAVAILABLE", "Authentication service unavailable"
+    ),
+    "MISCONFIGURED": Code(503, "TEMPORARILY_UNAVAILABLE", "Server misconfigured"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refusal, ready to be sent."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+def render(deny: Deny) -> Refusal:
+    """The response for `deny`."""
+    code = CODES[deny.code]
+    content: dict[str, object] = {
+        "error_code": code.error_code,
+        "message": f"{code.detail} ({code.status} {deny.code}). {deny.message}",
+        "detail": code.detail,
+        "error": deny.code,
+    }
+    if deny.required_scope is not None:
+        content["required_scope"] = deny.required_scope
+    if deny.current_scopes is not None:
+        content["current_scopes"] = list(deny.current_scopes)
+    body = json.dumps(content).encode()
+    headers = [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Cache-Control", "no-store"),
+    ]
+    if code.status == 401:
+        # Basic lets a browser ask for the key (as the password) until there is a page to sign in.
+        problem = "" if deny.code == "KEY_MISSING" else ', error="invalid_token"'
+        headers.append(("WWW-Authenticate", f'Bearer realm="{REALM}"{problem}'))
+        headers.append(("WWW-Authenticate", f'Basic realm="{REALM}", charset="UTF-8"'))
+    elif code.status == 403:
+        scope = f', scope="{deny.required_scope}"' if deny.required_scope else ""
+        headers.append(
+            ("WWW-Authenticate", f'Bearer realm="{REALM}", error="insufficient_scope"{scope}')
+        )
+    elif code.status == 503:
+        headers.append(("Retry-After", str(RETRY_AFTER)))
+    return Refusal(code.status, tuple(headers), body)

@@ -1,0 +1,94 @@
+"""The values that the gate's decisions are made of. Frozen, and free of any framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Access(IntEnum):
+    """What an operation needs, in rising order: a key that may do one may do all below it."""
+
+    PUBLIC = 0
+    READ = 1
+    WRITE = 2
+    ADMIN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a request does, by the route that MLflow will match for it."""
+
+    access: Access
+    #: Kind of resource, MLflow's own word: "experiments", "runs", "registered-models", …
+    kind: str
+    #: The rule that matched, such as "GET /api/2.0/mlflow/experiments/get"; "" when none did.
+    rule: str
+    #: MLflow passes this request's headers on to another provider (gateway, assistant).
+    outbound: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, reduced to what decisions need.
+
+    `path` is decoded once and has lost its alias prefix; `headers` keep their order, their
+    duplicates and their bytes, names in lower case, as ASGI has them.
+    """
+
+    method: str
+    path: str
+    query: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """The one key of a request, well-formed, and the places where it was found."""
+
+    key: str
+    places: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Credential(key=<redacted>, places={self.places!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a key belongs to. A fact about the key, which may be cached; never a decision."""
+
+    key_id: str
+    owner: str
+    scopes: frozenset[str]
+    #: Seconds since the epoch, or None for a key that does not expire.
+    expires_at: float | None = None
+    #: Seconds since the epoch, or None for a key that was not revoked.
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """The request may reach MLflow, as `principal` (None on a public route)."""
+
+    operation: Operation
+    principal: Principal | None = None
+    credential: Credential | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """The request is refused. `code` is one of `denials.CODES`; `message` says what to do."""
+
+    code: str
+    message: str
+    #: For a scope that is missing: what was needed and what the key has.
+    required_scope: str | None = None
+    current_scopes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NeedKey:
+    """The verdict depends on who `credential` belongs to: look it up, then `settle`."""
+
+    credential: Credential
+    operation: Operation

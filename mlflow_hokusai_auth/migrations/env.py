@@ -1,0 +1,12 @@
+"""Alembic's environment: runs on the connection, and in the transaction, that `migrate` hands over."""
+
+from alembic import context
+
+from mlflow_hokusai_auth.backends.local import VERSION_TABLE
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    version_table=VERSION_TABLE,
+    transactional_ddl=False,
+)
+context.run_migrations()

@@ -1,0 +1,173 @@
+"""The composition root: `mlflow server --app-name hokusai-auth` calls `create_app`.
+
+MLflow imports this module twice: in the `mlflow server` command itself, to see whether `create_app` is
+a factory, and in each worker. The first import, before any worker runs, is where settings are checked
+and the store is migrated, so that a mistake stops the command with one message instead of a restart
+loop of its workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import click
+
+try:
+    import pydantic_settings  # noqa: F401
+    import sqlalchemy  # noqa: F401
+    from flask import Flask
+except ImportError as error:
+    raise SystemExit(
+        f"The hokusai-auth server needs {error.name}. On the machine that runs the tracking server, "
+        "install the extra: pip install 'mlflow-hokusai-auth[server]'"
+    ) from None
+
+from mlflow_hokusai_auth.backends import BackendUnavailable
+from mlflow_hokusai_auth.backends.cache import CachedBackend
+from mlflow_hokusai_auth.backends.local import LocalStore, StoreError
+from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.core.policy import Policy
+
+from . import api, identity, settings
+from .aliases import Prefixes
+from .gate import Cors, Gate
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+    from .asgi import AsgiGate
+
+#: uvicorn's STARTUP_FAILURE: its supervisor stops instead of starting the worker anew.
+_STARTUP_FAILURE = 3
+
+
+def create_app() -> AsgiGate | WSGIApplication:
+    """MLflow's server behind the gate: an ASGI application under uvicorn, else a WSGI one.
+
+    Exits the process, with a message, when the settings are wrong or the store is not ready.
+    """
+    try:
+        config = settings.load()
+        _refuse_static_prefix(os.environ.get("_MLFLOW_STATIC_PREFIX"))
+        store = LocalStore(config.database_uri.get_secret_value())
+        if not store.is_current():
+            raise StoreError(
+                "the key store's tables are missing or of another version. Start the server with "
+                "`mlflow server --app-name hokusai-auth`, which migrates them."
+            )
+        return _assemble(config, store)
+    except (settings.SettingsError, StoreError, BackendUnavailable) as error:
+        print(f"hokusai-auth can't start: {error}", file=sys.stderr, flush=True)
+    except Exception:
+        # Not left to uvicorn: for MLflow before 3.9 it takes a TypeError for "no factory after all"
+        # and then serves this function as the application.
+        traceback.print_exc()
+    sys.exit(_STARTUP_FAILURE)
+
+
+def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIApplication:
+    from mlflow.server import app as flask_app
+
+    gate = Gate(
+        backend=CachedBackend(store, ttl=config.cache_ttl),
+        policy=Policy(query_key=config.query_key),
+        prefixes=Prefixes(config.prefixes),
+        cors=_cors(),
+    )
+    _extend(flask_app, store)
+    _redact_logs()
+    if os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
+        from mlflow.server.fastapi_app import create_fastapi_app
+
+        from .asgi import AsgiGate
+
+        return AsgiGate(create_fastapi_app(flask_app), gate)
+    from .wsgi import wsgi_gate
+
+    return wsgi_gate(flask_app, gate, config.prefixes)
+
+
+def _extend(flask_app: Flask, store: LocalStore) -> None:
+    flask_app.register_blueprint(api.blueprint(store))
+    identity.install(flask_app)
+
+
+def _cors() -> Cors:
+    try:
+        from mlflow.server import security_utils
+    except ImportError:  # MLflow before 3.5 has no security middleware
+        return Cors((), "", enabled=False)
+    from mlflow.environment_variables import MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE
+
+    return Cors(
+        tuple(security_utils.get_allowed_origins_from_env() or ()),
+        "|".join(security_utils.LOCALHOST_ORIGIN_PATTERNS),
+        enabled=MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE.get() != "true",
+    )
+
+
+class _RedactKeys(logging.Filter):
+    """Cuts keys out of what the web server logs of a request's path."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_clean(item) for item in record.args)
+        elif isinstance(record.args, dict):
+            record.args = {name: _clean(item) for name, item in record.args.items()}
+        return True
+
+
+def _clean(item: Any) -> Any:
+    return redact(item) if isinstance(item, str) and "hk_" in item else item
+
+
+def _redact_logs() -> None:
+    for name in ("uvicorn.access", "gunicorn.access"):
+        logging.getLogger(name).addFilter(_RedactKeys())
+
+
+def _refuse_static_prefix(static_prefix: str | None) -> None:
+    if static_prefix:
+        raise settings.SettingsError(
+            "--static-prefix is not supported: MLflow leaves some native routes outside it, where no "
+            "check of its own would see them. Drop it and set HOKUSAI_AUTH_PREFIXES="
+            f"{static_prefix}, under which everything answers."
+        )
+
+
+def bootstrap(options: dict[str, Any]) -> None:
+    """Check what `mlflow server` was told, and migrate the store, before any worker starts.
+
+    `options` are the command's parameters, by click's names. Raises SystemExit with a message.
+    """
+    try:
+        config = settings.load()
+        _refuse_static_prefix(options.get("static_prefix"))
+        if "--root-path" in (options.get("uvicorn_opts") or "") or os.environ.get(
+            "UVICORN_ROOT_PATH"
+        ):
+            raise settings.SettingsError(
+                "--root-path is not supported: it makes MLflow's middlewares and its router read "
+                "one path in two ways. Drop it and name the path in HOKUSAI_AUTH_PREFIXES."
+            )
+        if "uvicorn" in (options.get("gunicorn_opts") or "").lower():
+            raise settings.SettingsError(
+                "gunicorn with uvicorn's worker class is not supported: MLflow tells the app that it "
+                "runs under WSGI then. Drop --gunicorn-opts; uvicorn is MLflow's default."
+            )
+        LocalStore(config.database_uri.get_secret_value()).migrate()
+    except (settings.SettingsError, StoreError, BackendUnavailable) as error:
+        raise SystemExit(f"hokusai-auth can't start: {error}") from None
+
+
+def _in_server_command() -> dict[str, Any] | None:
+    context = click.get_current_context(silent=True)
+    return context.params if context is not None and context.info_name == "server" else None
+
+
+if (_options := _in_server_command()) is not None:
+    bootstrap(_options)

@@ -1,0 +1,107 @@
+"""The gate as a WSGI application around MLflow's Flask app. Translates; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from mlflow_hokusai_auth.core.credentials import without_query_key
+from mlflow_hokusai_auth.core.forwarding import dropped, identity
+from mlflow_hokusai_auth.core.types import Deny, NeedKey, Request
+
+from . import identity as caller
+from .aliases import slash_location
+from .gate import Gate
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication
+
+    Environ = dict[str, Any]
+
+
+def wsgi_gate(app: WSGIApplication, gate: Gate, prefixes: Iterable[str]) -> WSGIApplication:
+    """`app` behind `gate`, at the root and under every prefix."""
+    guarded = _WsgiGate(app, gate)
+    dispatcher = DispatcherMiddleware(guarded, dict.fromkeys(prefixes, guarded))
+
+    def entry(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        # A SCRIPT_NAME from outside would hide part of the path from the gate or from MLflow; the
+        # dispatcher is the only one to split the path.
+        environ["PATH_INFO"] = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        environ["SCRIPT_NAME"] = ""
+        query = environ.get("QUERY_STRING", "").encode("latin-1")
+        environ["hokusai.query"] = query
+        _set_query(environ, query, without_query_key(query))
+        return dispatcher(environ, start_response)
+
+    return entry
+
+
+class _WsgiGate:
+    def __init__(self, app: WSGIApplication, gate: Gate) -> None:
+        self._app = app
+        self._gate = gate
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        prefix, path = environ["SCRIPT_NAME"], environ["PATH_INFO"]
+        headers = _headers(environ)
+        request = Request(
+            environ["REQUEST_METHOD"],
+            path.encode("latin-1").decode("utf-8", "replace") or "/",
+            environ.pop("hokusai.query"),
+            tuple(headers.items()),
+        )
+        step = self._gate.plan(request)
+        if isinstance(step, NeedKey):
+            verdict = self._gate.peek(step) or self._gate.ask(step)
+        else:
+            verdict = step
+        if isinstance(verdict, Deny):
+            refusal = self._gate.refusal(verdict, environ.get("HTTP_ORIGIN", ""))
+            start_response(_status(refusal.status), list(refusal.headers))
+            return [] if request.method.upper() == "HEAD" else [refusal.body]
+        if prefix and not path:
+            query = environ["QUERY_STRING"]
+            location = slash_location(prefix) + (f"?{query}" if query else "")
+            start_response(_status(308), [("Location", location), ("Content-Length", "0")])
+            return []
+        for name in headers:
+            if dropped(name, verdict):
+                del environ[_variable(name)]
+        for name, value in identity(verdict):
+            environ[_variable(name)] = value.decode("ascii")
+        caller.current.set(verdict.principal)
+        return self._app(environ, start_response)
+
+
+def _headers(environ: Environ) -> dict[bytes, bytes]:
+    headers = {
+        name[5:].replace("_", "-").lower().encode("latin-1"): value.encode("latin-1")
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    if environ.get("CONTENT_LENGTH"):
+        headers[b"content-length"] = environ["CONTENT_LENGTH"].encode("latin-1")
+    return headers
+
+
+def _variable(name: bytes) -> str:
+    return "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+
+
+def _set_query(environ: Environ, before: bytes, after: bytes) -> None:
+    """Replace the query wherever the environ repeats it, for the server's access log."""
+    if before == after:
+        return
+    old, new = before.decode("latin-1"), after.decode("latin-1")
+    environ["QUERY_STRING"] = new
+    for name in ("RAW_URI", "REQUEST_URI"):
+        if name in environ:
+            environ[name] = environ[name].replace(f"?{old}", f"?{new}" if new else "", 1)
+
+
+def _status(code: int) -> str:
+    return f"{code} {HTTPStatus(code).phrase}"

@@ -1,0 +1,68 @@
+"""Packaging. The version stands in `mlflow_hokusai_auth/__init__.py`, once."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "mlflow_hokusai_auth/__init__.py").read_text(), re.MULTILINE
+)[1]
+
+SERVER = [
+    "mlflow>=3.4,<4",
+    "SQLAlchemy>=2.0",
+    "alembic",
+    "cachetools>=5",
+    "click>=8",
+    "flask",
+    "pydantic-settings>=2.3",
+    "werkzeug>=3",
+]
+POSTGRES = ["psycopg[binary]>=3.1"]
+TEST = [
+    "build",
+    "gunicorn",
+    "httptools",
+    "hypothesis",
+    "import-linter",
+    "mypy",
+    "pytest",
+    "ruff",
+    "types-cachetools",
+    "types-requests",
+    "types-setuptools",
+    "waitress",
+]
+
+setup(
+    name="mlflow-hokusai-auth",
+    version=VERSION,
+    description="Hokusai API keys for MLflow: checked inside the tracking server, sent by the client",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["mlflow_hokusai_auth", "mlflow_hokusai_auth.*"]),
+    package_data={"mlflow_hokusai_auth": ["py.typed"]},
+    install_requires=["mlflow-skinny>=2.9"],
+    extras_require={"server": SERVER, "postgres": POSTGRES, "test": SERVER + POSTGRES + TEST},
+    entry_points={
+        "console_scripts": ["hokusai-auth = mlflow_hokusai_auth.cli:main"],
+        "mlflow.app": [
+            "hokusai-auth = mlflow_hokusai_auth.server.app:create_app",
+            "hokusai-auth-wsgi = mlflow_hokusai_auth.server.wsgi_app:app",
+        ],
+        "mlflow.app.client": ["hokusai-auth = mlflow_hokusai_auth.client.admin:HokusaiAuthClient"],
+        "mlflow.artifact_repository": [
+            "mlflow-artifacts = mlflow_hokusai_auth.client.artifacts:HokusaiArtifactRepository"
+        ],
+        "mlflow.request_header_provider": [
+            "hokusai = mlflow_hokusai_auth.client.header_provider:HokusaiHeaderProvider"
+        ],
+        "mlflow.request_auth_provider": [
+            "hokusai = mlflow_hokusai_auth.client.auth_provider:HokusaiAuthProvider"
+        ],
+    },
+)

@@ -1,0 +1,202 @@
+"""The load generator: keep-alive connections that each ask again as soon as they are answered.
+
+It runs as a program, in a process of its own: a job as JSON on standard input, what was measured as
+JSON on standard output. It imports the standard library only and reads no more of a response than
+its status and its length, so that on a core of its own it waits for the server, not the reverse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+#: In a request, stands for a number with as many digits that is another one each time.
+STAMP = "@@@@@@@@@@@@@"
+#: Seconds of load on one side before it is the other's turn.
+SLICE = 0.5
+#: Seconds that requests under way at the end of a turn may take.
+DRAIN = 10
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
+
+def measure(core: int, **job: Any) -> list[dict[str, Any]]:
+    """`run(**job)` in a process of its own on `core`."""
+    done = subprocess.run(
+        [sys.executable, "-S", str(Path(__file__).resolve())],
+        input=json.dumps({"core": core, **job}),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return list(json.loads(done.stdout))
+
+
+def run(sides: list[dict[str, Any]], *, seconds: float, connections: int) -> list[dict[str, Any]]:
+    """Load each of `sides` (`port`, `request`, `pids`) for `seconds`, in short turns.
+
+    The turns are short because what else the machine does comes and goes within seconds.
+    """
+    loads = [_Load(**side, connections=connections) for side in sides]
+    for load in loads:  # Unmeasured: connections open, caches fill.
+        load.turn(SLICE)
+        load.forget()
+    for number in range(max(1, round(seconds / SLICE))):
+        for load in loads[:: -1 if number % 2 else 1]:
+            load.turn(min(SLICE, seconds))
+    return [load.result() for load in loads]
+
+
+def upload(
+    *, port: int, path: str, headers: str, megabytes: int, pids: list[int]
+) -> dict[str, float]:
+    """PUT so many megabytes; seconds, status, and by how many MB the memory of `pids` peaked."""
+    chunk = bytes(1024 * 1024)
+    head = f"PUT {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{headers}"
+    head += f"Content-Length: {megabytes * len(chunk)}\r\n\r\n"
+    before = [_reset_peak(pid) for pid in pids]
+    begun = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
+        connection.sendall(head.encode())
+        # As requests does: all of it, and the answer after that, unless the server hangs up.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(megabytes):
+                connection.sendall(chunk)
+        status = int(connection.recv(65536)[9:12])
+    seconds = time.perf_counter() - begun
+    growth = max(_peak(pid) - was for pid, was in zip(pids, before, strict=True))
+    return {"seconds": seconds, "status": status, "growth_mb": growth}
+
+
+def _reset_peak(pid: int) -> float:
+    """Set the peak of the process's memory back to what it uses now, which is returned."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return _peak(pid)
+
+
+def _peak(pid: int) -> float:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found, f"/proc/{pid}/status has no VmHWM"
+    return int(found[1]) / 1024
+
+
+class _Load:
+    def __init__(self, *, port: int, request: str, pids: list[int], connections: int) -> None:
+        self._port = port
+        self._parts = [part.encode("latin-1") for part in request.split(STAMP)]
+        self._stamps = count(time.time_ns() // 1_000_000)
+        self._pids = pids
+        self._poll = select.epoll()
+        self._open: dict[int, tuple[socket.socket, bytearray]] = {}
+        self._sent: dict[int, float] = {}
+        for _ in range(connections):
+            self._connect()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to measure anew."""
+        self._latencies: list[float] = []
+        self._statuses: Counter[str] = Counter()
+        self._reopened = 0
+        self._elapsed = self._server = self._own = 0.0
+
+    def turn(self, seconds: float) -> None:
+        """Load the server for so long, and wait for what is under way then."""
+        begun, server, own = time.perf_counter(), _cpu(self._pids), time.process_time()
+        for connection, _ in list(self._open.values()):
+            self._send(connection)
+        self._until(begun + seconds, again=True)
+        self._until(begun + seconds + DRAIN, again=False)
+        self._elapsed += time.perf_counter() - begun
+        self._server += _cpu(self._pids) - server
+        self._own += time.process_time() - own
+
+    def result(self) -> dict[str, Any]:
+        """What was measured."""
+        times = sorted(self._latencies)
+        answers = len(times)
+        return {
+            "per_second": answers / self._elapsed,
+            "p50_ms": times[answers // 2] * 1e3,
+            "p99_ms": times[answers * 99 // 100] * 1e3,
+            "cpu_us": self._server / answers * 1e6,
+            "load_busy": self._own / self._elapsed,
+            "statuses": self._statuses,
+            "reopened": self._reopened,
+        }
+
+    def _until(self, end: float, *, again: bool) -> None:
+        """Take answers until `end`; with `again`, each is followed by the next request."""
+        while self._sent and (left := end - time.perf_counter()) > 0:
+            for number, _ in self._poll.poll(left):
+                self._take(number, again)
+
+    def _connect(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self._port), timeout=DRAIN)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._open[connection.fileno()] = connection, bytearray()
+        self._poll.register(connection, select.EPOLLIN)
+        return connection
+
+    def _send(self, connection: socket.socket) -> None:
+        if len(self._parts) == 1:
+            data = self._parts[0]
+        else:
+            data = (b"%013d" % next(self._stamps)).join(self._parts)
+        self._sent[connection.fileno()] = time.perf_counter()
+        connection.sendall(data)
+
+    def _take(self, number: int, again: bool) -> None:
+        connection, buffer = self._open[number]
+        chunk = connection.recv(65536)
+        if not chunk:
+            self._poll.unregister(connection)
+            del self._open[number]
+            self._sent.pop(number, None)
+            connection.close()
+            self._reopened += 1
+            connection = self._connect()
+            if again:
+                self._send(connection)
+            return
+        buffer += chunk
+        if not _complete(buffer):
+            return
+        self._latencies.append(time.perf_counter() - self._sent.pop(number))
+        self._statuses[buffer[9:12].decode()] += 1
+        buffer.clear()
+        if again:
+            self._send(connection)
+
+
+def _complete(buffer: bytearray) -> bool:
+    head = buffer.find(b"\r\n\r\n")
+    if head < 0:
+        return False
+    length = _LENGTH.search(buffer, 0, head)
+    if length is None:  # chunked
+        return buffer.endswith(b"\r\n0\r\n\r\n")
+    return len(buffer) >= head + 4 + int(length[1])
+
+
+def _cpu(pids: list[int]) -> float:
+    """Seconds of CPU that these processes have used, ended threads included."""
+    # clock_getcpuclockid(3): how Linux forms the id of another process's clock.
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+
+
+if __name__ == "__main__":
+    task = json.load(sys.stdin)
+    os.sched_setaffinity(0, {task.pop("core")})
+    json.dump(run(**task), sys.stdout)

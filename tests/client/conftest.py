@@ -1,0 +1,177 @@
+"""Two real servers, MLflow's real client, and an environment without anyone's own settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import mlflow
+import pytest
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+from mlflow.tracking.request_auth.registry import _request_auth_provider_registry
+from mlflow.tracking.request_header.registry import _request_header_provider_registry
+
+from mlflow_hokusai_auth.client import profile
+from mlflow_hokusai_auth.client.artifacts import HokusaiArtifactRepository
+from mlflow_hokusai_auth.client.auth_provider import HokusaiAuthProvider
+from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
+from mlflow_hokusai_auth.core import keys
+
+FILE = b"content of the artifact"
+
+
+@dataclass
+class Seen:
+    """One request as it arrived."""
+
+    method: str
+    path: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @property
+    def keys(self) -> list[str]:
+        return [value for name, value in self.headers if name.lower() == "x-api-key"]
+
+    @property
+    def text(self) -> str:
+        return f"{self.method} {self.path} {self.headers} {self.body!r}"
+
+
+@dataclass
+class Server:
+    """Answers like an MLflow server with nothing in it, remembers every request."""
+
+    port: int = 0
+    seen: list[Seen] = field(default_factory=list)
+    #: path (without query) -> status and Location to answer with
+    redirects: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def saw(self, secret: str) -> bool:
+        return any(secret in request.text for request in self.seen)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: Server
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        state = self.state
+        state.seen.append(Seen(self.command, self.path, list(self.headers.items()), body))
+        path = urlsplit(self.path).path
+        if path in state.redirects:
+            status, location = state.redirects[path]
+            self.send_response(status)
+            self.send_header("Location", location)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        answer, kind = self._content(path, self.path.endswith(".txt"))
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("ETag", "etag")
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def _content(self, path: str, names_a_file: bool) -> tuple[bytes, str]:
+        answer: dict[str, Any] = {}
+        if path.endswith("/mlflow-artifacts/artifacts"):
+            files = [{"path": "a.txt", "is_dir": False, "file_size": len(FILE)}]
+            answer = {"files": [] if names_a_file else files}
+        elif "/mlflow-artifacts/mpu/create" in path:
+            part = {"url": f"{self.state.origin}/bucket/part", "part_number": 1, "headers": {}}
+            answer = {"upload_id": "upload", "credentials": [part]}
+        elif "/mlflow-artifacts/presigned" in path:
+            answer = {
+                "url": f"{self.state.origin}/bucket/file",
+                "headers": {},
+                "file_size": len(FILE),
+            }
+        elif self.command == "GET" and (path.endswith(".txt") or path == "/bucket/file"):
+            return FILE, "application/octet-stream"
+        return json.dumps(answer).encode(), "application/json"
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _serve() -> Iterator[Server]:
+    state = Server()
+    handler = type("Handler", (_Handler,), {"state": state})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    state.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield state
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    yield from _serve()
+
+
+@pytest.fixture
+def other() -> Iterator[Server]:
+    yield from _serve()
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A home directory of its own, and none of the variables that the client reads."""
+    for name in list(os.environ):
+        if name.startswith(("HOKUSAI_", "MLFLOW_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setattr(profile, "_warned", set())
+    profile._files.clear()
+    profile._parse_origins.cache_clear()
+    yield home
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def providers() -> None:
+    """What the entry points do; nothing where the package is installed."""
+    for registry, provider in (
+        (_request_header_provider_registry, HokusaiHeaderProvider),
+        (_request_auth_provider_registry, HokusaiAuthProvider),
+    ):
+        if not any(isinstance(known, provider) for known in registry):
+            registry.register(provider)
+    _artifact_repository_registry.register("mlflow-artifacts", HokusaiArtifactRepository)
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> str:
+    made = keys.generate("test")
+    monkeypatch.setenv("HOKUSAI_API_KEY", made)
+    return made
+
+
+@pytest.fixture
+def tracking(server: Server, key: str) -> Server:
+    """`server`, as MLflow's tracking server under a prefix, with a key configured."""
+    mlflow.set_tracking_uri(f"{server.origin}/api/mlflow")
+    return server

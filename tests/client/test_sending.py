@@ -1,0 +1,429 @@
+"""Who sees the key: the servers it belongs to, once per request, and nobody else."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import pytest
+import requests
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking.request_header.registry import _request_header_provider_registry
+from mlflow.utils.rest_utils import MlflowHostCreds, http_request
+from urllib3.util import parse_url
+
+from mlflow_hokusai_auth.client import guard, profile
+from mlflow_hokusai_auth.client.auth_provider import HokusaiAuth
+from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
+from mlflow_hokusai_auth.core import keys
+
+from .conftest import Server
+from .test_profile import PIECES
+
+SEARCH = "/api/mlflow/api/2.0/mlflow/experiments/search"
+ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+
+
+def call() -> None:
+    mlflow.MlflowClient().search_experiments()
+
+
+@pytest.fixture
+def header_provider_only() -> None:
+    """The default: MLFLOW_TRACKING_AUTH is not set."""
+
+
+@pytest.fixture
+def auth_provider_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    registry = _request_header_provider_registry._registry
+    before = list(registry)
+    registry[:] = [known for known in registry if not isinstance(known, HokusaiHeaderProvider)]
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "hokusai")
+    yield
+    registry[:] = before
+
+
+@pytest.fixture
+def both_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "hokusai")
+
+
+@pytest.fixture(params=["header_provider_only", "auth_provider_only", "both_providers"])
+def way(request: pytest.FixtureRequest) -> None:
+    """Every way the key can come into a request."""
+    request.getfixturevalue(request.param)
+
+
+def test_key_is_sent_once_and_only_that(tracking: Server, key: str, way: None) -> None:
+    before = dict(os.environ)
+    call()
+    assert [request.path for request in tracking.seen] == [SEARCH]
+    assert tracking.seen[0].keys == [key]
+    assert "authorization" not in {name.lower() for name, _ in tracking.seen[0].headers}
+    assert dict(os.environ) == before
+
+
+def test_rotation_and_removal_without_restart(
+    tracking: Server, way: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = []
+    for _ in range(2):
+        expected.append([keys.generate()])
+        monkeypatch.setenv("HOKUSAI_API_KEY", expected[-1][0])
+        call()
+    monkeypatch.delenv("HOKUSAI_API_KEY")
+    call()
+    assert [request.keys for request in tracking.seen] == [*expected, []]
+
+
+def test_beside_a_tracking_token(
+    tracking: Server, key: str, way: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "other-token")
+    call()
+    assert tracking.seen[0].keys == [key]
+    assert ("Authorization", "Bearer other-token") in tracking.seen[0].headers
+
+
+@pytest.mark.parametrize("damage", ["\r\n", "\nX-Evil: 1", " "])
+def test_a_bad_key_is_kept_back_and_never_shown(
+    damage: str,
+    tracking: Server,
+    key: str,
+    way: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("HOKUSAI_API_KEY", key[:20] + damage + key[20:])
+    call()
+    assert tracking.seen[0].keys == []
+    for half in (key[:20], key[20:]):
+        assert not tracking.saw(half)
+        assert half not in caplog.text
+
+
+def test_a_trailing_newline_does_no_harm(
+    tracking: Server, key: str, way: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOKUSAI_API_KEY", key + "\r\n")
+    call()
+    assert tracking.seen[0].keys == [key]
+
+
+def test_nothing_is_logged_with_the_key(
+    tracking: Server, key: str, way: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    call()
+    assert tracking.saw(key)
+    assert key not in caplog.text
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    with pytest.raises(MlflowException) as raised:
+        call()
+    assert key not in str(raised.getrepr(showlocals=False))
+    assert key not in caplog.text
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    "place",
+    ["http://127.0.0.1:{}", "http://localhost:{}", "//127.0.0.1:{}"],
+)
+def test_not_forwarded_to_another_origin(
+    status: int,
+    place: str,
+    tracking: Server,
+    other: Server,
+    key: str,
+    way: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tracking.redirects[SEARCH] = (status, place.format(other.port) + SEARCH)
+    call()
+    call()
+    assert [request.keys for request in tracking.seen] == [[key], [key]]
+    assert len(other.seen) == 2
+    assert not other.saw(key)
+    (warning,) = caplog.records
+    assert "another origin" in warning.getMessage()
+
+
+@pytest.mark.parametrize("location", ["/api/mlflow/there", "http://127.0.0.1:{}/there"])
+def test_forwarded_within_the_origin(location: str, tracking: Server, key: str, way: None) -> None:
+    tracking.redirects[SEARCH] = (307, location.format(tracking.port))
+    call()
+    assert [request.keys for request in tracking.seen] == [[key], [key]]
+
+
+def test_every_hop_is_checked(tracking: Server, other: Server, key: str, way: None) -> None:
+    tracking.redirects[SEARCH] = (307, "/one")
+    tracking.redirects["/one"] = (307, f"{other.origin}/two")
+    other.redirects["/two"] = (307, f"{tracking.origin}/three")
+    call()
+    assert [request.path for request in tracking.seen] == [SEARCH, "/one", "/three"]
+    assert [request.keys for request in tracking.seen] == [[key], [key], []]
+    assert len(other.seen) == 1
+    assert not other.saw(key)
+
+
+def test_the_same_host_by_another_name_is_another_origin(
+    tracking: Server, key: str, way: None
+) -> None:
+    tracking.redirects[SEARCH] = (307, f"http://localhost:{tracking.port}/there")
+    call()
+    assert [request.keys for request in tracking.seen] == [[key], []]
+
+
+def foreign_registry(other: Server, _: Path) -> None:
+    mlflow.set_registry_uri(other.origin)
+    mlflow.MlflowClient().search_registered_models()
+
+
+def foreign_download(other: Server, folder: Path) -> None:
+    mlflow.artifacts.download_artifacts(f"{other.origin}{ARTIFACTS}/a.txt", dst_path=str(folder))
+
+
+def foreign_artifact_location(other: Server, folder: Path) -> None:
+    repository = get_artifact_repository(
+        f"mlflow-artifacts://127.0.0.1:{other.port}/0/run/artifacts"
+    )
+    local = folder / "b.txt"
+    local.write_text("x")
+    repository.log_artifact(str(local))
+    repository.list_artifacts()
+
+
+def foreign_deployments(other: Server, _: Path) -> None:
+    pytest.importorskip("pydantic", reason="MLflow 2.9 has deployments only with its genai extra")
+    get_deploy_client(other.origin).predict(endpoint="any", inputs={"x": 1})
+
+
+def foreign_client(other: Server, _: Path) -> None:
+    mlflow.MlflowClient(tracking_uri=other.origin).search_experiments()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        foreign_registry,
+        foreign_download,
+        foreign_artifact_location,
+        foreign_deployments,
+        foreign_client,
+    ],
+)
+def test_other_servers_never_see_it(
+    use: Callable[[Server, Path], None],
+    tracking: Server,
+    other: Server,
+    key: str,
+    way: None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    use(other, tmp_path)
+    use(other, tmp_path)
+    call()
+    assert tracking.seen[-1].keys == [key]
+    assert other.seen
+    assert not other.saw(key)
+    (warning,) = [
+        record for record in caplog.records if record.name == "mlflow_hokusai_auth.client"
+    ]
+    assert f"HOKUSAI_ALLOWED_ORIGINS={other.origin}" in warning.getMessage()
+
+
+def test_allowed_origins_decides_alone(
+    tracking: Server,
+    other: Server,
+    key: str,
+    way: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", other.origin)
+    call()
+    mlflow.MlflowClient(tracking_uri=other.origin).search_experiments()
+    assert [request.keys for request in tracking.seen + other.seen] == [[], [key]]
+    assert f"add {tracking.origin} to the list" in caplog.text
+
+
+def test_without_a_key_nothing_is_said(
+    server: Server, other: Server, way: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    mlflow.set_tracking_uri(server.origin)
+    mlflow.MlflowClient(tracking_uri=other.origin).search_experiments()
+    call()
+    assert [request.keys for request in server.seen + other.seen] == [[], []]
+    assert not caplog.records
+
+
+def test_plain_http_to_another_machine_says_what_to_do(key: str) -> None:
+    why = guard._why_not(profile.origin("http://registry.example.com/mlflow"))
+    assert "HOKUSAI_ALLOWED_ORIGINS=http://registry.example.com " in why
+    assert "https" in why
+
+
+def test_registered_twice(tracking: Server, key: str, way: None) -> None:
+    registry = _request_header_provider_registry
+    before = list(registry._registry)
+    registry.register(HokusaiHeaderProvider)
+    registry.register(HokusaiHeaderProvider)
+    try:
+        call()
+    finally:
+        registry._registry[:] = before
+    assert tracking.seen[0].keys == [key]
+
+
+@pytest.mark.parametrize("name", ["X-API-Key", "x-api-key"])
+def test_a_key_that_the_caller_sets_stays(name: str, tracking: Server, way: None) -> None:
+    auth = os.environ.get("MLFLOW_TRACKING_AUTH")
+    http_request(
+        MlflowHostCreds(tracking.origin, auth=auth), "/x", "GET", extra_headers={name: "own"}
+    )
+    assert tracking.seen[0].keys == ["own"]
+
+
+def test_the_callers_hooks_still_run_and_stay_as_they_are(tracking: Server, key: str) -> None:
+    answered = []
+    hooks = {"response": lambda response, **_: answered.append(response.status_code)}
+    before = dict(hooks)
+    for _ in range(2):
+        http_request(MlflowHostCreds(tracking.origin), "/x", "GET", hooks=hooks)
+    assert [request.keys for request in tracking.seen] == [[key], [key]]
+    assert answered == [200, 200]
+    assert hooks == before
+
+
+def test_a_second_request_made_by_a_hook_changes_nothing(
+    tracking: Server, other: Server, key: str
+) -> None:
+    def again(response: requests.Response, **_: Any) -> requests.Response:
+        if response.history:
+            return response
+        tracking.redirects["/x"] = (307, f"{other.origin}/y")
+        second = requests.get(response.url, allow_redirects=False)
+        second.history.append(response)
+        return second
+
+    http_request(MlflowHostCreds(tracking.origin), "/x", "GET", hooks={"response": [again]})
+    assert other.seen
+    assert not other.saw(key)
+
+
+def caller(body: str, **names: Any) -> Callable[..., Any]:
+    """What the provider takes for MLflow's `http_request`, with the locals that `body` makes."""
+    names["__name__"] = "mlflow.utils.rest_utils"
+    names["ask"] = HokusaiHeaderProvider().request_headers
+    exec(f"def http_request(**kwargs):\n    {body}\n    return ask()", names)
+    return names["http_request"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("pass", "does not tell where"),
+        ("url = 5", "does not tell where"),
+        ("url = allowed; kwargs = None", "does not tell where"),
+        ("url = allowed; host_creds = databricks", "Databricks SDK"),
+        ("url = allowed; kwargs['hooks'] = 5", "AttributeError"),
+        ("url = allowed; extra_headers = 5", "TypeError"),
+        ("url = 'https://evil.example'", "not the origin"),
+    ],
+)
+def test_unknown_circumstances_fail_closed(
+    body: str, said: str, tracking: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    databricks = SimpleNamespace(use_databricks_sdk=True)
+    ask = caller(body, allowed=tracking.origin, databricks=databricks)
+    assert ask() == ask() == {}
+    assert [said in record.getMessage() for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("auth", ["hokusai", ""])
+def test_outside_of_a_request_there_is_no_key(
+    auth: str, tracking: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", auth)
+    assert HokusaiHeaderProvider().in_context() is True
+    assert HokusaiHeaderProvider().request_headers() == {}
+    assert ("MLFLOW_TRACKING_AUTH=hokusai" in caplog.text) is (auth != "hokusai")
+
+
+def test_url_in_parts_as_in_mlflow_2_9(tracking: Server, key: str) -> None:
+    creds = MlflowHostCreds(tracking.origin + "/")
+    evil = MlflowHostCreds(tracking.origin.replace("127", "evil@127"))
+    assert caller("host_creds = creds; endpoint = '/x'", creds=creds)() == {"X-API-Key": key}
+    assert caller("host_creds = creds; endpoint = '@evil.example/x'", creds=evil)() == {}
+
+
+def test_http_request_still_looks_as_the_provider_needs_it() -> None:
+    assert http_request.__module__ == "mlflow.utils.rest_utils"
+    assert http_request.__code__.co_name == "http_request"
+    parameters = inspect.signature(http_request).parameters
+    assert parameters["kwargs"].kind is inspect.Parameter.VAR_KEYWORD
+    assert {"host_creds", "endpoint", "extra_headers"} <= set(parameters)
+    assert hasattr(sys, "_getframe")
+
+
+def test_the_authentication_object_never_raises_and_shows_no_key(
+    key: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", "https://a.example")
+    auth = HokusaiAuth()
+    assert key not in repr(auth) + repr(vars(auth))
+    unprepared = requests.PreparedRequest()
+    assert auth(unprepared) is unprepared
+    unprepared.url = "https://a.example"
+    assert auth(unprepared) is unprepared
+    assert key not in caplog.text
+
+
+LOCATIONS = st.one_of(
+    st.lists(PIECES, max_size=8).map("".join),
+    st.tuples(
+        st.sampled_from(
+            ["//", "///", "////", "/\t/", "/\\", "\\\\", "http:", "http://good.example:8080", "/"]
+        ),
+        st.lists(PIECES, max_size=5).map("".join),
+    ).map("".join),
+)
+
+
+@given(LOCATIONS)
+@example("////evil.example")
+@example("/\t/evil.example")
+@settings(max_examples=1000, deadline=None)
+def test_whatever_the_redirect_says_the_key_stays_at_its_origin(location: str) -> None:
+    request = requests.Request("GET", "http://good.example:8080/a", headers={"x-api-KEY": "k"})
+    prepared = request.prepare()
+    response = requests.Response()
+    response.status_code = 307
+    response.url, response.request = str(prepared.url), prepared
+    # As http.client hands it over: UTF-8 bytes read as Latin-1.
+    response.headers["Location"] = location.encode().decode("latin-1")
+    vars(response).update(_content=b"", _content_consumed=True)
+    guard.drop_key_on_redirect(response)
+    if guard.HEADER not in prepared.headers:
+        return
+    session = requests.Session()
+    try:
+        following = next(session.resolve_redirects(response, prepared, yield_requests=True), None)
+    except (requests.exceptions.RequestException, ValueError):
+        return
+    if following is not None and following.url.lower().startswith("http"):
+        goes_to = parse_url(following.url)
+        assert (goes_to.scheme, goes_to.host, goes_to.port) == ("http", "good.example", 8080)

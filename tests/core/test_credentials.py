@@ -1,0 +1,161 @@
+"""The one key of a request. The places and forms are in vectors/requests.toml; here, properties."""
+
+from __future__ import annotations
+
+import base64
+from urllib.parse import parse_qsl, quote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mlflow_hokusai_auth.core.credentials import find, without_query_key
+from mlflow_hokusai_auth.core.types import Credential, Deny, Request
+
+FIRST, SECOND = "hk_live_first", "hk_live_second"
+
+
+def basic(key: str) -> str:
+    return "Basic " + base64.b64encode(f"user:{key}".encode()).decode()
+
+
+#: Each place for a key: what it is called, the header or query field, and how it is written there.
+PLACES = {
+    "X-API-Key": lambda key: ("x-api-key", key),
+    "Authorization": lambda key: ("authorization", f"Bearer {key}"),
+    "X-MLflow-Authorization": lambda key: ("x-mlflow-authorization", basic(key)),
+    "?api_key=": lambda key: ("?", f"api_key={key}"),
+}
+
+
+def request(*fields: tuple[str, str]) -> Request:
+    headers = tuple((n.encode(), v.encode("latin-1")) for n, v in fields if n != "?")
+    query = "&".join(value for name, value in fields if name == "?")
+    return Request("GET", "/version", query.encode("latin-1"), headers)
+
+
+def look(*fields: tuple[str, str], outbound: bool = False, query_key: bool = True) -> object:
+    return find(request(*fields), outbound=outbound, query_key=query_key)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_is_named(place: str) -> None:
+    assert look(PLACES[place](FIRST), outbound=True) == Credential(FIRST, (place,))
+
+
+@pytest.mark.parametrize("one", PLACES)
+@pytest.mark.parametrize("two", PLACES)
+def test_two_places_must_agree(one: str, two: str) -> None:
+    different = look(PLACES[one](FIRST), PLACES[two](SECOND), outbound=True)
+    assert isinstance(different, Deny)
+    assert different.code == "KEY_CONFLICT"
+    assert one in different.message
+    assert two in different.message
+    assert FIRST not in different.message
+    same = look(PLACES[one](FIRST), PLACES[two](FIRST), outbound=True)
+    if one == two:
+        assert isinstance(same, Deny)
+    else:
+        assert isinstance(same, Credential)
+        assert set(same.places) == {one, two}
+
+
+def test_mlflows_header_counts_where_a_request_calls_out_only() -> None:
+    header = PLACES["X-MLflow-Authorization"](FIRST)
+    assert look(header) is None
+    assert look(header, PLACES["X-API-Key"](SECOND)) == Credential(SECOND, ("X-API-Key",))
+
+
+def test_a_providers_key_is_not_ours_where_a_request_calls_out() -> None:
+    for place in ("X-API-Key", "Authorization", "X-MLflow-Authorization"):
+        assert look(PLACES[place]("sk-provider"), outbound=True) is None
+    assert look(PLACES["X-API-Key"]("sk-provider")) == Credential("sk-provider", ("X-API-Key",))
+
+
+def test_the_query_can_be_left_out() -> None:
+    field = PLACES["?api_key="](FIRST)
+    assert look(field, query_key=False) is None
+    assert look(field, PLACES["X-API-Key"](SECOND), query_key=False) == Credential(
+        SECOND, ("X-API-Key",)
+    )
+
+
+@pytest.mark.parametrize("name", ["x_api_key", "x-api_key", "x_api-key", "x_mlflow-authorization"])
+def test_an_underscore_is_refused_whatever_it_holds(name: str) -> None:
+    for value in ("", FIRST):
+        found = look((name, value), PLACES["X-API-Key"](FIRST))
+        assert isinstance(found, Deny)
+        assert found.code == "KEY_CONFLICT"
+
+
+def test_other_headers_may_have_underscores() -> None:
+    assert look(("x_other", FIRST), ("_", "x")) is None
+
+
+def test_a_credential_does_not_show_its_key() -> None:
+    assert FIRST not in repr(Credential(FIRST, ("X-API-Key",)))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(
+                st.sampled_from(["x-api-key", "authorization", "cookie"]).map(str.encode),
+                st.binary(),
+            ),
+            st.one_of(st.binary(), st.sampled_from([b"Basic ====", b"Basic \xff", b"Bearer \0"])),
+        )
+    ),
+    st.binary(),
+    st.booleans(),
+)
+def test_any_bytes_have_a_verdict(
+    headers: list[tuple[bytes, bytes]], query: bytes, outbound: bool
+) -> None:
+    found = find(Request("GET", "/", query, tuple(headers)), outbound=outbound, query_key=True)
+    assert found is None or isinstance(found, (Deny, Credential))
+
+
+# The query that others see
+
+FIELDS = st.one_of(
+    st.binary(max_size=8).map(lambda field: field.replace(b"&", b"")),
+    st.sampled_from([b"", b"=", b"x=1", b"api_keys=1", b"API_KEY=1", b"x=api_key", b"api_key[]=1"]),
+    st.sampled_from([b"%", b"%zz=%", b"api_key;x=1", b"api_ke%79s=1", b"a+b=c+d"]),
+)
+KEY_FIELDS = st.sampled_from(
+    [b"api_key=k", b"api_key", b"api_key=", b"api%5Fkey=k", b"%61pi_key=k=k", b"api_key=%26"]
+)
+
+
+def read(query: bytes) -> dict[str, str]:
+    """`query` as another reader of it has it."""
+    text = query.decode("latin-1")
+    return dict(parse_qsl(text, keep_blank_values=True, encoding="latin-1"))
+
+
+def is_key(field: bytes) -> bool:
+    return "api_key" in read(field)
+
+
+@given(st.lists(st.one_of(FIELDS, KEY_FIELDS)))
+@example([b"api_key=k"])
+@example([b"", b"api_key=k", b""])
+def test_only_the_key_is_taken_out_of_a_query(fields: list[bytes]) -> None:
+    kept = [field for field in fields if not is_key(field)]
+    assert without_query_key(b"&".join(fields)) == b"&".join(kept)
+
+
+@given(st.text("apikey_%5Ff=&+ .", max_size=30).map(str.encode))
+def test_the_scrubbed_query_holds_no_key_for_any_reader(query: bytes) -> None:
+    scrubbed = without_query_key(query)
+    assert "api_key" not in read(scrubbed)
+    assert look(("?", scrubbed.decode("latin-1"))) is None
+    assert without_query_key(scrubbed) == scrubbed
+
+
+@given(st.text("abcXYZ019_-", min_size=1))
+def test_a_key_is_found_however_it_is_encoded(key: str) -> None:
+    everything = "".join(f"%{ord(character):02x}" for character in key)
+    for spelling in (key, quote(key), everything):
+        assert look(("?", f"x=1&api_key={spelling}")) == Credential(key, ("?api_key=",))

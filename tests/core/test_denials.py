@@ -1,0 +1,74 @@
+"""Refusals as they go over the wire."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mlflow_hokusai_auth.core.denials import CODES, REALM, render
+from mlflow_hokusai_auth.core.types import Deny
+
+STATUS = {
+    "KEY_MISSING": 401,
+    "KEY_MALFORMED": 401,
+    "KEY_UNKNOWN": 401,
+    "KEY_EXPIRED": 401,
+    "KEY_REVOKED": 401,
+    "KEY_CONFLICT": 400,
+    "SCOPE_MISSING": 403,
+    "AUTHORITY_UNAVAILABLE": 503,
+    "MISCONFIGURED": 503,
+}
+
+
+def test_every_code_has_its_status() -> None:
+    assert {name: code.status for name, code in CODES.items()} == STATUS
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_refusal(code: str) -> None:
+    refusal = render(Deny(code, "Do this."))
+    headers = dict(refusal.headers)
+    content = json.loads(refusal.body)
+    assert refusal.status == STATUS[code]
+    assert content["error"] == code
+    assert content["detail"] == CODES[code].detail
+    assert content["error_code"] == CODES[code].error_code
+    assert content["message"].endswith(f"({refusal.status} {code}). Do this.")
+    assert headers["Content-Type"] == "application/json"
+    assert headers["Content-Length"] == str(len(refusal.body))
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert ("WWW-Authenticate" in headers) == (refusal.status in (401, 403))
+    assert ("Retry-After" in headers) == (refusal.status == 503)
+    assert all(text.isascii() for pair in refusal.headers for text in pair)
+
+
+def challenges(deny: Deny) -> list[str]:
+    return [value for name, value in render(deny).headers if name == "WWW-Authenticate"]
+
+
+def test_challenges() -> None:
+    realm = f'realm="{REALM}"'
+    basic = f'Basic {realm}, charset="UTF-8"'
+    assert challenges(Deny("KEY_MISSING", "")) == [f"Bearer {realm}", basic]
+    assert challenges(Deny("KEY_UNKNOWN", "")) == [f'Bearer {realm}, error="invalid_token"', basic]
+    assert challenges(Deny("SCOPE_MISSING", "", "mlflow:write", ())) == [
+        f'Bearer {realm}, error="insufficient_scope", scope="mlflow:write"'
+    ]
+
+
+def test_every_bad_key_looks_the_same_but_for_its_code() -> None:
+    bad = [render(Deny(code, "")) for code in CODES if CODES[code].detail.startswith("Invalid")]
+    assert len(bad) == 4
+    assert len({json.loads(refusal.body)["detail"] for refusal in bad}) == 1
+    assert len({dict(refusal.headers)["WWW-Authenticate"] for refusal in bad}) == 1
+
+
+def test_scopes_are_there_when_they_are_the_reason() -> None:
+    content = json.loads(render(Deny("SCOPE_MISSING", "", "mlflow:admin", ("read",))).body)
+    assert (content["required_scope"], content["current_scopes"]) == ("mlflow:admin", ["read"])
+    assert not {"required_scope", "current_scopes"} & set(
+        json.loads(render(Deny("KEY_MISSING", "")).body)
+    )

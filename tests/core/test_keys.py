@@ -1,0 +1,175 @@
+"""Keys: the format, its checksum, and that no edit of a key passes for it."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mlflow_hokusai_auth.core import keys
+
+BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
+OLD = "hk_live_" + "a" * 32
+GENERATED = st.sampled_from([keys.generate(name) for name in keys.ENVIRONMENTS for _ in range(5)])
+
+
+def test_the_checksum_is_githubs() -> None:
+    # The example of its article: the token zQWBuTSOoRi4A9spHcVY5ncnsDkxkJ0mLq17.
+    assert keys.checksum("zQWBuTSOoRi4A9spHcVY5ncnsDkxkJ") == "0mLq17"
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_a_checksum_is_always_six_characters(text: str) -> None:
+    assert len(keys.checksum(text)) == 6
+    assert set(keys.checksum(text)) <= set(BASE62)
+
+
+@pytest.mark.parametrize("environment", keys.ENVIRONMENTS)
+def test_generated_keys(environment: str) -> None:
+    key = keys.generate(environment)
+    prefix, made_for, body = key.split("_")
+    assert (prefix, made_for, len(body)) == ("hk", environment, 46)
+    assert keys.checksum(body[:40]) == body[40:]
+    assert keys.problem(key) is None
+    assert keys.importable(key)
+    assert keys.environment(key) == environment
+
+
+def test_generated_keys_differ_in_every_character() -> None:
+    columns = zip(*(keys.generate()[8:48] for _ in range(200)), strict=True)
+    assert all(len(set(column)) > 20 for column in columns)
+
+
+@pytest.mark.parametrize("environment", ["", "prod", "LIVE", "live_"])
+def test_there_are_no_other_environments(environment: str) -> None:
+    with pytest.raises(ValueError, match="live, test, dev"):
+        keys.generate(environment)
+
+
+# Edits
+
+
+@st.composite
+def edits(draw: st.DrawFn) -> tuple[str, str]:
+    """A key, and the same with one character changed, put in, left out, turned or of other case."""
+    key = draw(GENERATED)
+    at = draw(st.integers(0, len(key) - 1))
+    other = draw(st.sampled_from(BASE62 + "_- \x00é\n"))
+    edited = draw(
+        st.sampled_from(
+            [
+                key[:at] + other + key[at + 1 :],
+                key[:at] + other + key[at:],
+                key + other,
+                key[:at] + key[at + 1 :],
+                key[:at] + key[at + 1 : at + 2] + key[at] + key[at + 2 :],
+                key[:at] + key[at].swapcase() + key[at + 1 :],
+            ]
+        )
+    )
+    assume(edited != key)
+    return key, edited
+
+
+@given(edits())
+def test_no_edit_of_a_key_passes_for_it(pair: tuple[str, str]) -> None:
+    key, edited = pair
+    assert keys.problem(edited) is not None or keys.digest(edited) != keys.digest(key)
+    # It can't be taken in by mistake either, except the one in 2**32 that fits the checksum.
+    assert not keys.importable(edited)
+
+
+@given(GENERATED, st.integers(8, 52), st.sampled_from(BASE62))
+def test_a_changed_character_is_refused_without_asking(key: str, at: int, other: str) -> None:
+    assume(other != key[at])
+    assert "checksum" in str(keys.problem(key[:at] + other + key[at + 1 :]))
+
+
+@given(GENERATED, st.integers(8, 46))
+def test_turned_characters_are_refused_without_asking(key: str, at: int) -> None:
+    assume(key[at] != key[at + 1])
+    turned = key[:at] + key[at + 1] + key[at] + key[at + 2 :]
+    assert "checksum" in str(keys.problem(turned))
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        ("a" * 257, "longer"),
+        ("a" * 65536, "longer"),
+        ("", "characters"),
+        *((f"hk_live_abc{odd}", "characters") for odd in " \t\r\n\0\x7f,;:=+/.%\"'é\xa0ª²"),
+        ("hk_live_\u0661\u0662", "characters"),
+        ("hk_live_abc\n", "characters"),
+        ("\ud800", "characters"),
+    ],
+    ids=ascii,
+)
+def test_what_no_key_is(key: str, word: str) -> None:
+    assert word in str(keys.problem(key))
+    assert not keys.importable(key)
+
+
+@pytest.mark.parametrize("key", ["a", "a" * 256, OLD, "hk_live_", "other-authority_KEY-1"])
+def test_what_another_authority_may_know(key: str) -> None:
+    assert keys.problem(key) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "taken"),
+    [
+        (OLD, True),
+        (OLD + "b" * 8, True),
+        ("hk_dev_" + "Z" * 32, True),
+        ("hk_test_" + "0" * 40, True),
+        (OLD[:-1], False),
+        (OLD + "b", False),
+        (OLD + "b" * 14, False),
+        (OLD + "\n", False),
+        ("hk_prod_" + "a" * 32, False),
+        ("HK_live_" + "a" * 32, False),
+        ("hk_live_" + "a" * 31 + "_", False),
+        ("xhk_live_" + "a" * 32, False),
+        ("", False),
+    ],
+)
+def test_what_the_store_takes_in(key: str, taken: bool) -> None:
+    assert keys.importable(key) is taken
+
+
+@given(st.text())
+def test_any_text_has_a_digest_and_a_verdict(text: str) -> None:
+    assert len(keys.digest(text)) == 64
+    keys.problem(text)
+
+
+def test_the_digest_is_sha256() -> None:
+    assert keys.digest("abc").startswith("ba7816bf8f01cfea414140de5dae2223b00361a396177a9c")
+
+
+# Redaction
+
+
+@given(GENERATED, st.text(), st.text())
+def test_no_key_is_left_in_a_text(key: str, before: str, after: str) -> None:
+    assert key[8:] not in keys.redact(before + key + after)
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        (f"X-API-Key: {OLD}, next", "X-API-Key: hk_live_***, next"),
+        (f"/a?x={OLD}&y={OLD}", "/a?x=hk_live_***&y=hk_live_***"),
+        ("hk_dev_abcd/hk_test_abcd", "hk_dev_***/hk_test_***"),
+        ("hk_live_ is a prefix", "hk_live_ is a prefix"),
+        ("nothing", "nothing"),
+        ("", ""),
+    ],
+)
+def test_redaction_leaves_the_rest(text: str, redacted: str) -> None:
+    assert keys.redact(text) == redacted

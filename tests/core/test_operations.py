@@ -1,0 +1,389 @@
+"""The table against MLflow: every route of every version has a row, and no row is for nothing."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_hokusai_auth.core.operations import UNKNOWN, classify, rules
+from mlflow_hokusai_auth.core.types import Access, Operation
+from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, native_routes, template
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "mlflow_routes.txt"
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+ROWS = {row.rule: row for row in rules()}
+
+
+def names(text: str) -> list[str]:
+    return text.split()
+
+
+#: Routes that are ours, so that no MLflow has them.
+OURS = {
+    "GET /api/2.0/hokusai/whoami",
+    "GET /api/2.0/hokusai/keys",
+    "POST /api/2.0/hokusai/keys",
+    "GET /api/2.0/hokusai/keys/{key_id}",
+    "PATCH /api/2.0/hokusai/keys/{key_id}",
+    "DELETE /api/2.0/hokusai/keys/{key_id}",
+    "POST /api/2.0/hokusai/keys/{key_id}/rotate",
+}
+#: There with `mlflow server --expose-prometheus` only, for which another package is needed.
+OPTIONAL = {"GET /metrics"}
+
+#: The POSTs that change nothing, whatever they are prefixed with.
+POSTS_THAT_READ = names("""
+    mlflow/artifacts/presigned-download-url
+    mlflow/datasets/search
+    mlflow/experiments/search
+    mlflow/experiments/search-datasets
+    mlflow/issues/search
+    mlflow/logged-models/search
+    mlflow/prompt-optimization/jobs/search
+    mlflow/registered-models/get-latest-versions
+    mlflow/runs/search
+    mlflow/traces/batchGetInfos
+    mlflow/traces/calculate-filter-correlation
+    mlflow/traces/metrics
+    mlflow/traces/search
+    jobs/search
+""")
+#: The GETs that take more than READ: they call out, or tell of credentials or other users.
+GETS_THAT_DO_MORE = """
+    WRITE /graphql
+    WRITE mlflow/gateway-proxy
+    ADMIN /metrics
+    ADMIN hokusai/keys
+    ADMIN hokusai/keys/{key_id}
+    ADMIN mlflow/webhooks
+    ADMIN mlflow/webhooks/{webhook_id}
+    ADMIN mlflow/gateway/guardrails/get
+    ADMIN mlflow/gateway/guardrails/list
+    ADMIN mlflow/gateway/secrets/config
+    ADMIN mlflow/gateway/secrets/get
+    ADMIN mlflow/gateway/secrets/list
+    ADMIN mlflow/assistant/config
+    ADMIN mlflow/assistant/providers
+    ADMIN mlflow/assistant/providers/{provider}/health
+    ADMIN mlflow/assistant/providers/{provider}/models
+    ADMIN mlflow/assistant/sessions/{session_id}/stream
+""".strip().splitlines()
+#: What calls out to a provider: the gateway but for its list of models, and the assistant.
+CALLS_OUT = re.compile(
+    r"/gateway/(?!mlflow/v1/models)|/ajax-api/(2.0/mlflow/gateway-proxy|3.0/mlflow/assistant/)"
+)
+
+#: What takes ADMIN among the methods other than GET.
+ADMINISTRATION = re.compile(
+    r"hokusai/keys|mlflow/(webhooks|workspaces|assistant/|demo/delete"
+    r"|gateway/(secrets|endpoints|model-definitions|budgets|guardrails)/)"
+)
+
+
+def vectors() -> dict[str, list[str]]:
+    """Each route of the supported versions, as `METHOD /path`, and the versions that have it."""
+    found = {}
+    for line in VECTORS.read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            versions, _, rule = line.partition(" ")
+            found[rule] = versions.split(",")
+    return found
+
+
+def fill(path: str, segment: str = "x-1", rest: str = "a/b c/d") -> str:
+    return re.sub(r"\{\w+\}", segment, re.sub(r"\{\w+:path\}", rest, path))
+
+
+def bare(rule: str) -> str:
+    """The path of `rule` without `/api/2.0/` or its like, and without the typo of its twin."""
+    path = rule.partition(" ")[2]
+    return re.sub(r"^/(ajax-)?api/[23]\.0/?", "", path)
+
+
+# Coverage
+
+
+def test_the_rows_are_the_routes_of_the_supported_versions():
+    assert set(ROWS) == set(vectors()) | OURS | OPTIONAL
+    assert len(ROWS) == len(list(rules())), "a row stands twice"
+
+
+@pytest.mark.parametrize("rule", sorted(ROWS))
+def test_a_path_made_from_a_rule_is_matched_by_it(rule):
+    method, _, path = rule.partition(" ")
+    assert classify(method, fill(path)) == ROWS[rule]
+
+
+def test_the_installed_mlflow_has_no_route_without_a_row():
+    routes = {f"{method} {template(rule)}" for method, rule, _ in installed_routes()}
+    assert len(routes) > 200
+    assert routes <= set(ROWS)
+
+
+def test_the_vectors_are_those_of_the_installed_version():
+    from mlflow.version import VERSION
+
+    listed = {rule for rule, versions in vectors().items() if VERSION in versions}
+    if not listed:
+        pytest.skip(f"no vectors for MLflow {VERSION}")
+    assert {f"{method} {template(rule)}" for method, rule, _ in installed_routes()} == listed
+
+
+# Agreement with MLflow's routers
+
+
+@lru_cache(maxsize=1)
+def routers():
+    """How the installed MLflow routes: FastAPI's patterns in their order, then werkzeug's map."""
+    from mlflow.server import app
+    from mlflow.server.fastapi_app import create_fastapi_app
+    from starlette.routing import compile_path
+
+    native = [
+        (method, compile_path(rule)[0], rule)
+        for method, rule, _ in native_routes(create_fastapi_app(app))
+    ]
+    return native, app.url_map.bind("")
+
+
+def routed(method: str, path: str) -> str | None:
+    """The rule that the installed MLflow routes to, or None where it answers 404, 405 or 308."""
+    from werkzeug.exceptions import HTTPException
+
+    native, adapter = routers()
+    for its_method, pattern, rule in native:
+        if method == its_method and pattern.match(path):
+            return f"{method} {rule}"
+    try:
+        rule, _ = adapter.match(path, method, return_rule=True)
+    except HTTPException:
+        return None
+    return f"{method} {template(rule.rule)}"
+
+
+def what(operation: Operation) -> tuple[Access, str, bool]:
+    return operation.access, operation.kind, operation.outbound
+
+
+def words() -> Iterator[str]:
+    for rule in ROWS:
+        yield from (word for word in rule.split("/")[1:] if word and "{" not in word)
+
+
+SEGMENTS = st.one_of(
+    st.sampled_from(sorted(set(words()))),
+    st.text(st.characters(exclude_characters="/", exclude_categories=["Cc", "Cs"]), min_size=1),
+)
+RESTS = st.lists(SEGMENTS, min_size=1, max_size=5).map("/".join)
+
+
+@st.composite
+def paths(draw: st.DrawFn) -> str:
+    rule = draw(st.sampled_from(sorted(vectors())))
+    path = rule.partition(" ")[2]
+    path = re.sub(r"\{\w+:path\}", lambda _: draw(RESTS), path)
+    return re.sub(r"\{\w+\}", lambda _: draw(SEGMENTS), path)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(method=st.sampled_from(METHODS), path=paths())
+def test_a_path_is_classed_as_the_route_that_mlflow_picks(method, path):
+    rule = routed(method, path)
+    if rule is not None:
+        assert what(classify(method, path)) == what(ROWS[rule])
+    elif is_newest():
+        assert classify(method, path) == UNKNOWN
+
+
+def is_newest() -> bool:
+    from mlflow.version import VERSION
+
+    return all(VERSION in versions for versions in vectors().values())
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    method=st.sampled_from(METHODS),
+    path=paths(),
+    extra=st.sampled_from(
+        ["/", "//", ";x=1", "%20", " ", "\n", "\0", "/.", "/../", "?a", "é", "X"]
+    ),
+    data=st.data(),
+)
+def test_an_odd_spelling_never_takes_less_than_the_route_that_mlflow_picks(
+    method, path, extra, data
+):
+    place = data.draw(st.sampled_from([0, len(path)]) | st.integers(0, len(path)))
+    odd = path[:place] + extra + path[place:]
+    rule = routed(method, odd)
+    expected = UNKNOWN if rule is None and is_newest() else ROWS.get(rule or "")
+    if expected is not None:
+        operation = classify(method, odd)
+        assert operation == UNKNOWN or what(operation) == what(expected)
+
+
+# Spelling
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *names("""
+    //api/2.0/mlflow/runs/get /api//2.0/mlflow/runs/get /api/2.0/mlflow/runs/get/
+    /API/2.0/mlflow/runs/get /api/2.0/mlflow/Runs/get /api/2.0/mlflow/runs/get;x=1
+    /./api/2.0/mlflow/runs/get /api/2.0/mlflow/../mlflow/runs/get api/2.0/mlflow/runs/get
+    /api/2.0/mlflow/runs/%67et /api/3.0/mlflow/runs/get /mlflow/api/2.0/mlflow/runs/get
+    /api/3.0/mlflow/traces/ /api/3.0/mlflow/traces// /api/3.0/mlflow/traces/a/b
+    /api/2.0/mlflow-artifacts/artifacts/ /api/2.0/mlflow-artifacts/artifacts//x
+    /api/3.0/mlflow/mcp-servers/ /static-files/ /static-filesX /ajax-api/3.0/jobs
+    /ajax-api/3.0/jobs//search /gateway//mlflow/invocations
+    """),
+        "",
+        "*",
+        "/api/2.0/mlflow/runs/get ",
+        "/api/2.0/mlflow/runs/get\n",
+        "/api/3.0/mlflow/traces/tr-1\n",
+    ],
+)
+def test_another_spelling_is_unknown(path):
+    for method in (*METHODS, "HEAD", "OPTIONS"):
+        assert classify(method, path) == UNKNOWN
+
+
+@pytest.mark.parametrize("method", ["get", "Get", "gEt", "HEAD", "head"])
+def test_methods_in_any_case_and_head_count_as_get(method):
+    path = "/api/2.0/mlflow/experiments/get"
+    assert classify(method, path) == ROWS[f"GET {path}"]
+    assert classify(method, "/ajax-api/2.0/mlflow/gateway-proxy").access == Access.WRITE
+    assert classify("pOsT", "/api/2.0/mlflow/runs/create").access == Access.WRITE
+
+
+@pytest.mark.parametrize("method", ["FOO", "TRACE", "CONNECT", "PROPFIND", "", "GET ", "G"])
+def test_a_method_that_no_rule_has_is_unknown(method):
+    for rule in ROWS:
+        assert classify(method, fill(rule.partition(" ")[2])) == UNKNOWN
+
+
+def test_a_method_that_the_rule_has_not_is_unknown():
+    assert classify("POST", "/api/2.0/mlflow/runs/get") == UNKNOWN
+    assert classify("DELETE", "/api/3.0/mlflow/traces/tr-1") == UNKNOWN
+
+
+@pytest.mark.parametrize("rule", sorted(ROWS))
+def test_options_reads(rule):
+    path = rule.partition(" ")[2]
+    operation = classify("options", fill(path))
+    assert what(operation) == (Access.READ, ROWS[rule].kind, False)
+    assert operation.rule.startswith("OPTIONS /")
+
+
+# What is public
+
+
+def test_one_row_is_public():
+    assert [row.rule for row in ROWS.values() if row.access == Access.PUBLIC] == ["GET /health"]
+    assert classify("GET", "/health").access == Access.PUBLIC
+    for path in ("/health/", "/healthz", "/health/x", "//health", "/health;x=1", "/Health"):
+        assert classify("GET", path).access == Access.ADMIN
+
+
+@given(
+    method=st.sampled_from([*METHODS, "HEAD", "OPTIONS", "FOO", "get"]) | st.text(),
+    path=st.text()
+    | st.from_regex(r"/?health.*|.*/health", fullmatch=True)
+    | st.text().map("/health".__add__),
+)
+def test_nothing_else_is_public(method, path):
+    if classify(method, path).access == Access.PUBLIC:
+        assert path == "/health"
+        assert method.upper() in ("GET", "HEAD")
+
+
+# What the method does not tell
+
+
+def test_the_posts_that_read():
+    found = {
+        (rule.split()[0], bare(rule))
+        for rule, row in ROWS.items()
+        if row.access == Access.READ and not rule.startswith("GET ")
+    }
+    assert found == {("POST", path) for path in POSTS_THAT_READ}
+
+
+def test_the_gets_that_do_more_than_read():
+    found = {
+        f"{row.access.name} {bare(rule)}"
+        for rule, row in ROWS.items()
+        if row.access > Access.READ and rule.startswith("GET ")
+    }
+    assert found == {line.strip() for line in GETS_THAT_DO_MORE}
+
+
+def test_what_only_administrators_may_change():
+    for rule, row in ROWS.items():
+        if not rule.startswith("GET "):
+            assert (row.access == Access.ADMIN) == bool(ADMINISTRATION.match(bare(rule))), rule
+
+
+def test_what_calls_out():
+    for rule, row in ROWS.items():
+        assert row.outbound == bool(CALLS_OUT.match(rule.partition(" ")[2])), rule
+
+
+def test_the_kinds():
+    assert {row.kind for row in ROWS.values()} == set(
+        names("""
+        artifacts assistant datasets demo experiments gateway genai graphql hokusai issues jobs
+        label-schemas logged-models mcp-servers model-versions prompt-optimization
+        registered-models review-queues runs scorers server traces ui webhooks workspaces
+        """)
+    )
+
+
+# Cost
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "a/versions/" * 5000,
+        "a/versions/b/tags/" * 3000 + "/",
+        "a/versions//tags/" * 3000,
+        "a/endpoints/" * 5000,
+        "a/aliases/" * 5000,
+        "/" * 60000,
+        "x" * 60000,
+    ],
+)
+def test_a_long_path_costs_no_more_than_its_length(rest):
+    # Without care for it the first ones take seconds to minutes, and milliseconds with it.
+    start = time.perf_counter()
+    for method in METHODS:
+        classify(method, f"/api/3.0/mlflow/mcp-servers/{rest}")
+        classify(method, f"/gateway/proxy/{rest}")
+    assert time.perf_counter() - start < 1
+
+
+def write_vectors(lines: list[str]) -> None:
+    """Rewrite the rules in `VECTORS` from `VERSION METHOD RULE` lines, oldest version first."""
+    header = [line for line in VECTORS.read_text("utf-8").splitlines() if line.startswith("#")]
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        version, _, rule = line.strip().partition(" ")
+        found.setdefault(rule, []).append(version)
+    order = sorted(found, key=lambda rule: (rule.partition(" ")[2], rule))
+    body = [f"{','.join(found[rule])} {rule}" for rule in order]
+    VECTORS.write_text("\n".join([*header, "", *body, ""]), "utf-8")
+
+
+if __name__ == "__main__":
+    write_vectors(sys.stdin.readlines())

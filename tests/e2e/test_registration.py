@@ -1,0 +1,172 @@
+"""The main job, end to end: real servers, the real MLflow client, keys as suppliers have them."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import string
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.harness import HOKUSAI_AUTH, PREFIXES, SERVERS, Server, free_port
+
+JOB = Path(__file__).with_name("job.py")
+
+
+def run_job(
+    environ: dict[str, str], name: str, *uris: str, python: str = sys.executable
+) -> list[dict[str, object]]:
+    """What the job says it did, in a process of its own: once, or once for each of `uris`."""
+    done = subprocess.run(
+        [python, str(JOB), name, *uris], env=environ, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def assert_done(result: dict[str, object], name: str) -> None:
+    assert result["status"] == "READY"
+    assert result["prediction"] == [42]
+    assert result["listed"] == [name]
+    assert result["metric"] == 0.91
+    assert result["text"] == "10 % of a+b"
+    assert "notes" in result["files"]
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_model_is_registered_under_every_prefix(servers: dict[str, Server], kind: str) -> None:
+    server = servers[kind]
+    environ = {**server.environ, "HOKUSAI_API_KEY": server.key("mlflow:write")}
+    uris = [server.origin + prefix for prefix in PREFIXES]
+    results = run_job(environ, kind, *uris)
+    for number, (prefix, result) in enumerate(zip(PREFIXES, results, strict=True)):
+        assert_done(result, f"{kind}-{number}")
+        # Every request of the client kept the prefix, artifacts and traces included (decision 16).
+        requests = re.findall(r'"(?:GET|POST|PUT|PATCH|DELETE) (\S+) HTTP', server.log)
+        mine = [path for path in requests if result["run_id"] in path]
+        assert all(path.startswith(prefix) for path in mine), mine
+        assert mine or kind == "waitress"  # which writes no access log
+    if kind in ("uvicorn", "httptools", "workers"):
+        assert '"POST /api/mlflow/v1/traces HTTP/1.1" 200' in server.log
+
+
+def test_the_bug_report(server: Server) -> None:
+    """The report's steps with a key of its shape, and then the model is served."""
+    letters = string.ascii_letters + string.digits
+    key = "hk_live_" + "".join(secrets.choice(letters) for _ in range(32))
+    imported = subprocess.run(
+        [*HOKUSAI_AUTH, "keys", "import", "--owner", "Supplier", "--scope", "model:write"],
+        input=key,
+        text=True,
+        env=server.environ,
+        capture_output=True,
+    )
+    assert imported.returncode == 0, imported.stderr
+    assert key not in imported.stdout + imported.stderr
+    environ = {
+        **server.environ,
+        "HOKUSAI_API_KEY": key,
+        "MLFLOW_TRACKING_URI": f"{server.origin}/api/mlflow",
+    }
+    assert_done(run_job(environ, "reported")[0], "reported")
+
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/reported/1"]
+    command += ["--env-manager", "local", "--port", str(port), "--host", "127.0.0.1"]
+    serving = subprocess.Popen(
+        command,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert serving.stdout is not None
+        printed = ""
+        while "Uvicorn running" not in printed:
+            line = serving.stdout.readline()
+            assert line, f"mlflow models serve ended early:\n{printed}"
+            printed += line
+        invocation = Request(
+            f"http://127.0.0.1:{port}/invocations",
+            data=json.dumps({"dataframe_split": {"columns": ["x"], "data": [[21]]}}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urlopen(invocation, timeout=60) as response:
+            assert json.load(response) == {"predictions": [42]}
+    finally:
+        subprocess.run(["pkill", "-TERM", "-s", str(serving.pid)], check=False)
+        serving.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variables"),
+    [
+        ("X-API-Key", {"HOKUSAI_API_KEY": "{key}"}),
+        ("Bearer", {"MLFLOW_TRACKING_TOKEN": "{key}"}),
+        ("Basic", {"MLFLOW_TRACKING_USERNAME": "anyone", "MLFLOW_TRACKING_PASSWORD": "{key}"}),
+        ("both", {"HOKUSAI_API_KEY": "{key}", "MLFLOW_TRACKING_TOKEN": "{key}"}),
+        ("provider", {"HOKUSAI_API_KEY": "{key}", "MLFLOW_TRACKING_AUTH": "hokusai"}),
+    ],
+)
+def test_every_way_that_mlflow_can_send_a_key(
+    server: Server, monkeypatch: pytest.MonkeyPatch, scheme: str, variables: dict[str, str]
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{server.origin}/mlflow")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(key=server.key("mlflow:read")))
+    assert MlflowClient().get_experiment("0").name == "Default"
+
+
+def test_a_wrong_key_says_what_to_do(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import RestException
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{server.origin}/api/mlflow")
+    monkeypatch.setenv("HOKUSAI_API_KEY", server.key("mlflow:read")[:-1] + "!")
+    with pytest.raises(RestException, match="401 KEY_MISSING"):
+        # A key with such a character is never sent; the client warns, the server sees none.
+        MlflowClient().get_experiment("0")
+    damaged = list(server.key("mlflow:read"))
+    damaged[20] = "a" if damaged[20] != "a" else "b"
+    monkeypatch.setenv("HOKUSAI_API_KEY", "".join(damaged))
+    with pytest.raises(RestException, match="401 KEY_MALFORMED.*Copy it again") as caught:
+        MlflowClient().get_experiment("0")
+    assert caught.value.error_code == "UNAUTHENTICATED"
+    monkeypatch.setenv("HOKUSAI_API_KEY", server.key("mlflow:read"))
+    with pytest.raises(RestException, match="403 SCOPE_MISSING.*mlflow:write") as caught:
+        MlflowClient().create_experiment("not allowed")
+    assert caught.value.error_code == "PERMISSION_DENIED"
+
+
+def test_keys_are_managed_from_python(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.server import get_app_client
+
+    uri = f"{server.origin}/api/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("HOKUSAI_API_KEY", server.key("mlflow:admin"))
+    admin = get_app_client("hokusai-auth", tracking_uri=uri)
+    made = admin.create_key("ACME", ["mlflow:write"], name="ci", expires_in=3600)
+    assert made["key_id"] in [key["key_id"] for key in admin.list_keys()]
+    assert "key" not in admin.get_key(made["key_id"])
+
+    monkeypatch.setenv("HOKUSAI_API_KEY", made["key"])
+    assert admin.whoami()["owner"] == "ACME"
+    with pytest.raises(MlflowException, match="SCOPE_MISSING"):
+        admin.create_key("ACME", ["mlflow:admin"])
+
+    monkeypatch.setenv("HOKUSAI_API_KEY", server.key("mlflow:admin"))
+    assert admin.revoke_key(made["key_id"])["state"] == "revoked"
+    with pytest.raises(MlflowException, match="no key"):
+        admin.get_key("key_of_nobody")
+    with pytest.raises(MlflowException, match="scope"):
+        admin.create_key("ACME", ["mlflow:everything"])

@@ -1,0 +1,168 @@
+"""Real `mlflow server` processes for the tests, and raw requests to them."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow_hokusai_auth.backends.local import LocalStore
+
+PREFIXES = ("", "/mlflow", "/api/mlflow")
+#: Options of `mlflow server` for each way of serving. Named in test ids.
+SERVERS = {
+    "uvicorn": ("--workers", "1", "--uvicorn-opts", "--http h11"),
+    "httptools": ("--workers", "1", "--uvicorn-opts", "--http httptools"),
+    "workers": ("--workers", "4"),
+    "gunicorn": ("--workers", "2", "--gunicorn-opts", "--log-level info --access-logfile -"),
+    "waitress": ("--waitress-opts", "--threads=4"),
+}
+#: The command line tool, whether or not its script is on the path.
+HOKUSAI_AUTH = (sys.executable, "-m", "mlflow_hokusai_auth.cli")
+START_TIMEOUT = 120
+
+
+@dataclass
+class Server:
+    """A running server, and what it keeps."""
+
+    origin: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+    environ: dict[str, str]
+    _keys: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    @property
+    def port(self) -> int:
+        return int(self.origin.rpartition(":")[2])
+
+    @property
+    def store(self) -> LocalStore:
+        return LocalStore(self.environ["HOKUSAI_AUTH_DATABASE_URI"])
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text(errors="replace")
+
+    def key(self, *scopes: str) -> str:
+        """A key with these scopes, the same one for each call."""
+        if scopes not in self._keys:
+            self._keys[scopes] = self.store.create(owner="test", scopes=scopes)[1]
+        return self._keys[scopes]
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request on a connection of its own: status, headers (lower case), body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            extra = {} if key is None else {"X-API-Key": key}
+            connection.request(method, path, body=body, headers={**extra, **(headers or {})})
+            response = connection.getresponse()
+            answer = response.read()
+            names = {name.lower() for name, _ in response.getheaders()}
+            found = {name: ", ".join(response.headers.get_all(name)) for name in names}
+            return response.status, found, answer
+
+    def raw(self, data: bytes, *, timeout: float = 10) -> bytes:
+        """What the server answers to these very bytes, until it closes or has been quiet."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+            connection.sendall(data)
+            answer = b""
+            with contextlib.suppress(OSError):
+                while chunk := connection.recv(65536):
+                    answer += chunk
+            return answer
+
+    def workers(self) -> list[int]:
+        """Process ids of everything below `mlflow server`."""
+        found = [self.process.pid]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += [int(child) for child in task.read_text().split()]
+        return found[1:]
+
+
+def environment(folder: Path, **extra: str) -> dict[str, str]:
+    """The test's environment without anything of MLflow's or ours, and with `extra`."""
+    ours = ("MLFLOW_", "_MLFLOW_", "HOKUSAI_")
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        "HOME": str(folder),
+        # As in an activated environment: `mlflow models serve` looks for uvicorn there.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "HOKUSAI_AUTH_DATABASE_URI": f"sqlite:///{folder}/hokusai_auth.db",
+        **extra,
+    }
+
+
+@contextlib.contextmanager
+def serve(
+    folder: Path,
+    options: Sequence[str] = SERVERS["uvicorn"],
+    *,
+    app: str | None = "hokusai-auth",
+    python: str = sys.executable,
+    **environ: str,
+) -> Iterator[Server]:
+    """A running `mlflow server` with its data in `folder`; stopped, with its workers, at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    env = environment(folder, **environ)
+    port = free_port()
+    if "--waitress-opts" in options and app:
+        app = "hokusai-auth-wsgi"
+    command = [python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), *options]
+    command += ["--app-name", app] if app else []
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT
+        )
+    server = Server(f"http://127.0.0.1:{port}", folder, process, env)
+    try:
+        _wait(server)
+        yield server
+    finally:
+        # The oldest MLflow versions leave their workers behind when they are told to end.
+        children = server.workers() if process.poll() is None else []
+        process.terminate()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 15)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(server: Server) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline and server.process.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if server.request("GET", "/health")[0] == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"the server did not start:\n{server.log}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,983 @@
+"""Both adapters from one set of requests: the same verdict, and MLflow called for ALLOW only."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from mlflow_hokusai_auth.backends import BackendUnavailable
+from mlflow_hokusai_auth.backends.cache import CachedBackend
+from mlflow_hokusai_auth.core import credentials, keys, policy
+from mlflow_hokusai_auth.core.policy import Policy
+from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.server import aliases, asgi, gate, wsgi
+from mlflow_hokusai_auth.server.aliases import Prefixes
+from mlflow_hokusai_auth.server.asgi import AsgiGate
+from mlflow_hokusai_auth.server.gate import Cors, Gate
+from mlflow_hokusai_auth.server.wsgi import wsgi_gate
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10, where pytest brings tomli along
+    import tomli as tomllib
+
+VECTORS = tomllib.loads(
+    (Path(__file__).parent.parent / "vectors" / "requests.toml").read_text(encoding="utf-8")
+)
+NOW = 2_000_000_000.0
+PREFIXES = ("/mlflow", "/api/mlflow")
+UI = "https://ui.example"
+
+
+# The keys
+
+
+def owner(kind: str) -> str:
+    return f"{kind}@example.com"
+
+
+def principal(kind: str, *scopes: str, **times: float) -> Principal:
+    return Principal(f"key_{kind}", owner(kind), frozenset(scopes), **times)
+
+
+PRINCIPALS = {
+    "read": principal("read", "mlflow:read"),
+    "other": principal("other", "mlflow:read"),
+    "legacy": principal("legacy", "mlflow:read"),
+    "write": principal("write", "mlflow:write"),
+    "admin": principal("admin", "mlflow:admin"),
+    "scopeless": principal("scopeless"),
+    "expiring": principal("expiring", "mlflow:read", expires_at=NOW + 1),
+    "ending": principal("ending", "mlflow:admin", expires_at=NOW),
+    "expired": principal("expired", "mlflow:admin", expires_at=NOW - 1),
+    "revoking": principal("revoking", "mlflow:read", revoked_at=NOW + 1),
+    "revoked": principal("revoked", "mlflow:admin", revoked_at=NOW),
+}
+KEYS = {kind: keys.generate() for kind in (*PRINCIPALS, "unknown")}
+KEYS["legacy"] = "hk_live_" + keys.generate()[8:40]
+READ = KEYS["read"]
+_body = READ[8:]
+_turn = next(i for i in range(39) if _body[i] != _body[i + 1])
+KEYS |= {
+    "typo": READ[:20] + ("a" if READ[20] != "a" else "b") + READ[21:],
+    "turned": f"hk_live_{_body[:_turn]}{_body[_turn + 1]}{_body[_turn]}{_body[_turn + 2 :]}",
+    "cut": READ[:-1],
+    "padded": READ + "0",
+    "upper": READ.upper(),
+}
+
+
+class Memory:
+    """An authority that keeps its keys in a dictionary."""
+
+    def __init__(self, principals: dict[str, Principal] | None = None) -> None:
+        known = PRINCIPALS if principals is None else principals
+        self._by_key = {KEYS[kind]: principal for kind, principal in known.items()}
+
+    def lookup(self, key: str) -> Principal | None:
+        return self._by_key.get(key)
+
+    def generation(self) -> int:
+        return 1
+
+
+class Failing(Memory):
+    """An authority that answers with `error`."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def lookup(self, key: str) -> Principal | None:
+        raise self._error
+
+
+def make_gate(backend: Memory | None = None, **parts: Any) -> Gate:
+    built = Gate(
+        backend=CachedBackend(backend or Memory(), ttl=60),
+        policy=Policy(),
+        prefixes=Prefixes(PREFIXES),
+        cors=Cors((UI,), r"http://localhost(:\d+)?"),
+    )
+    return replace(built, **parts)
+
+
+GATE = make_gate()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clock() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "time", SimpleNamespace(time=lambda: NOW))
+        yield
+
+
+# The adapters, driven as their servers drive them
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A request as it comes off the wire; characters up to U+00FF are bytes."""
+
+    method: str = "GET"
+    target: str = "/version"
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def split(self) -> tuple[bytes, bytes]:
+        path, _, query = self.target.encode("latin-1").partition(b"?")
+        return path, query
+
+
+def with_key(kind: str, method: str = "GET", target: str = "/version", *more: Any) -> Wire:
+    return Wire(method, target, (("X-API-Key", KEYS[kind]), *more))
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+    #: The scope or the environ that MLflow was called with, or None if it was not.
+    inner: Any
+    #: The scope or the environ that the server keeps, and logs from.
+    outer: Any
+
+    def header(self, name: str) -> list[str]:
+        return [value for header, value in self.headers if header == name]
+
+    @property
+    def code(self) -> str:
+        if self.inner is not None:
+            return "ALLOW"
+        return "REDIRECT" if self.status == 308 else str(json.loads(self.body)["error"])
+
+    @property
+    def verdict(self) -> tuple[int, str]:
+        if self.inner is None and not self.body and self.status != 308:
+            return self.status, "(no body)"
+        return self.status, self.code
+
+
+async def unread() -> Any:
+    pytest.fail("the gate read from the request")
+
+
+class _Unread:
+    def __getattr__(self, name: str) -> Any:
+        pytest.fail("the gate read from the request")
+
+
+def scope_of(wire: Wire, **extra: Any) -> dict[str, Any]:
+    path, query = wire.split
+    return {
+        "type": "http",
+        "method": wire.method,
+        "path": unquote_to_bytes(path).decode("utf-8", "replace"),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": "",
+        "headers": [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in wire.headers
+        ],
+        **extra,
+    }
+
+
+def through_asgi(wire: Wire, gate: Gate = GATE, **extra: Any) -> Answer:
+    called: list[Any] = []
+    sent: list[Any] = []
+
+    async def mlflow(scope: Any, receive: Any, send: Any) -> None:
+        assert receive is unread
+        called.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"MLflow"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = scope_of(wire, **extra)
+    asyncio.run(AsgiGate(mlflow, gate)(scope, unread, send))
+    assert len(called) <= 1
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in sent[0]["headers"]]
+    assert all(name == name.lower() for name, _ in headers)
+    inner = called[0] if called else None
+    return Answer(sent[0]["status"], headers, sent[1]["body"], inner, scope)
+
+
+def environ_of(wire: Wire, **extra: Any) -> dict[str, Any]:
+    path, query = wire.split
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": wire.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+        "QUERY_STRING": query.decode("latin-1"),
+        "RAW_URI": wire.target,
+        "REQUEST_URI": wire.target,
+        "wsgi.input": _Unread(),
+        **extra,
+    }
+    for name, value in wire.headers:
+        variable = name.upper().replace("-", "_")
+        if variable not in ("CONTENT_LENGTH", "CONTENT_TYPE"):
+            variable = f"HTTP_{variable}"
+        value = value.strip(" \t")
+        environ[variable] = f"{environ[variable]},{value}" if variable in environ else value
+    return environ
+
+
+def through_wsgi(wire: Wire, gate: Gate = GATE, **extra: Any) -> Answer:
+    called: list[Any] = []
+    started: list[Any] = []
+
+    def mlflow(environ: Any, start_response: Any) -> list[bytes]:
+        called.append(dict(environ))
+        start_response("200 OK", [])
+        return [b"MLflow"]
+
+    environ = environ_of(wire, **extra)
+    body = b"".join(
+        wsgi_gate(mlflow, gate, PREFIXES)(
+            environ, lambda status, headers: started.append((status, headers))
+        )
+    )
+    assert len(called) <= 1
+    ((status, headers),) = started
+    lower = [(name.lower(), value) for name, value in headers]
+    return Answer(int(status[:3]), lower, body, called[0] if called else None, environ)
+
+
+Adapter = Callable[..., Answer]
+ADAPTERS: dict[str, Adapter] = {"asgi": through_asgi, "wsgi": through_wsgi}
+both = pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+
+
+def inner_headers(answer: Answer) -> list[tuple[str, str]]:
+    """What MLflow was sent, names in lower case; sorted for WSGI, which has no order."""
+    if "headers" in answer.inner:
+        return [(n.decode("latin-1"), v.decode("latin-1")) for n, v in answer.inner["headers"]]
+    return sorted(
+        (name.removeprefix("HTTP_").replace("_", "-").lower(), value)
+        for name, value in answer.inner.items()
+        if name.startswith("HTTP_") or name in ("CONTENT_LENGTH", "CONTENT_TYPE")
+    )
+
+
+def identity_of(kind: str) -> list[tuple[str, str]]:
+    return [("x-hokusai-api-key-id", f"key_{kind}"), ("x-hokusai-user-id", owner(kind))]
+
+
+# The vector file
+
+
+@dataclass(frozen=True)
+class Case:
+    wire: Wire
+    status: int
+    code: str
+    #: Whom MLflow is told that the caller is.
+    kind: str | None
+    lost: tuple[str, ...]
+    adapters: tuple[Adapter, ...]
+
+
+def fill(text: str) -> str:
+    """`text` with keys, letters and base64 in the places that are marked for them."""
+    text = re.sub(r"\{a\*(\d+)\}", lambda match: "a" * int(match[1]), text)
+    text = re.sub(r"\{(\w+)\}", lambda match: KEYS[match[1]], text)
+    return re.sub(
+        r"<b64 (.*?)>",
+        lambda match: base64.b64encode(match[1].encode("latin-1")).decode(),
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def expand(case: dict[str, Any]) -> Iterator[Case]:
+    codes = case["code"] if isinstance(case["code"], dict) else {"": case["code"]}
+    methods, targets = listed(case.get("method", "GET")), listed(case.get("target", "/version"))
+    variants = case.get("variants", [case.get("headers", [])])
+    for method, target, headers, (kind, code) in product(methods, targets, variants, codes.items()):
+        sent = tuple((name, fill(value)) for name, value in headers)
+        if kind not in ("", "nobody"):
+            sent = (*sent, ("X-API-Key", KEYS[kind]))
+        yield Case(
+            Wire(method, fill(target), sent),
+            VECTORS["status"][code],
+            code,
+            case.get("as") or (kind if kind in PRINCIPALS else None),
+            tuple(case.get("lost", ())),
+            (through_asgi,) if "asgi_only" in case else tuple(ADAPTERS.values()),
+        )
+
+
+@pytest.mark.parametrize("case", VECTORS["case"], ids=lambda case: case["id"])
+def test_vectors(case: dict[str, Any]) -> None:
+    for one in expand(case):
+        for adapter in one.adapters:
+            check(one, adapter)
+
+
+def check(case: Case, adapter: Adapter) -> None:
+    wire = case.wire
+    what = f"{adapter.__name__}: {wire.method} {wire.target[:99]!r} {wire.headers!r:.300}"
+    answer = adapter(wire)
+    assert answer.status == case.status, what
+    if case.code == "ALLOW":
+        assert answer.inner is not None, what
+        check_forwarding(case, answer, what)
+        return
+    assert answer.inner is None, what
+    if wire.method.upper() != "HEAD":
+        assert answer.code == case.code, what
+    assert ("bearer realm" in " ".join(answer.header("www-authenticate")).lower()) == (
+        case.status in (401, 403)
+    ), what
+    for secret in KEYS.values():
+        assert secret.encode() not in answer.body, what
+
+
+def check_forwarding(case: Case, answer: Answer, what: str = "") -> None:
+    expected = [
+        (name.lower(), value)
+        for name, value in case.wire.headers
+        if name.lower() not in case.lost
+        and not name.lower().replace("_", "-").startswith("x-hokusai-")
+    ]
+    if case.kind is not None:
+        expected += identity_of(case.kind)
+    if "headers" in answer.inner:
+        assert inner_headers(answer) == expected, what
+    else:
+        merged: dict[str, str] = {}
+        for name, value in expected:
+            value = value.strip(" \t")
+            merged[name] = f"{merged[name]},{value}" if name in merged else value
+        assert inner_headers(answer) == sorted(merged.items()), what
+
+
+def test_every_vector_that_a_request_can_express_has_a_case() -> None:
+    # 16 and 17 are about bytes on a connection, 24 about time; they have tests of their own.
+    numbers = {int(case["id"][:2]) for case in VECTORS["case"]}
+    assert numbers == set(range(1, 28)) - {15, 16, 17, 24}
+
+
+# Refusals
+
+
+@both
+def test_a_refusal_says_what_kind_of_key_to_send(adapter: Adapter) -> None:
+    answer = adapter(Wire())
+    assert answer.status == 401
+    assert [value.split()[0] for value in answer.header("www-authenticate")] == ["Bearer", "Basic"]
+    assert answer.header("content-type") == ["application/json"]
+    assert answer.header("x-content-type-options") == ["nosniff"]
+    assert answer.header("cache-control") == ["no-store"]
+    assert answer.header("content-length") == [str(len(answer.body))]
+
+
+@both
+def test_head_is_refused_without_a_body(adapter: Adapter) -> None:
+    answer = adapter(Wire("HEAD"))
+    assert (answer.status, answer.body) == (401, b"")
+    assert answer.header("content-length") == adapter(Wire("GET")).header("content-length")
+
+
+@both
+def test_what_only_resembles_head_is_refused_with_a_body(adapter: Adapter) -> None:
+    # A server frames the answer by the exact method, and breaks off one that is too short.
+    answer = adapter(Wire("head"))
+    assert answer.header("content-length") == [str(len(answer.body))]
+
+
+@both
+@pytest.mark.parametrize("error", [BackendUnavailable("down"), RuntimeError("bug"), KeyError("x")])
+def test_an_authority_that_fails_never_allows(adapter: Adapter, error: Exception) -> None:
+    failing = make_gate(Failing(error))
+    for kind in ("read", "admin", "unknown"):
+        answer = adapter(with_key(kind), failing)
+        assert answer.verdict == (503, "AUTHORITY_UNAVAILABLE")
+        assert answer.header("retry-after") == ["1"]
+    assert adapter(Wire(target="/health"), failing).code == "ALLOW"
+
+
+@both
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (UI, True),
+        ("http://localhost:5173", True),
+        ("http://localhost", True),
+        ("http://localhost.evil.example", False),
+        ("https://ui.example.evil.example", False),
+        ("https://evil.example", False),
+        ("null", False),
+        ("\u00ff", False),
+        ("", False),
+    ],
+)
+def test_refusals_can_be_read_by_allowed_origins_only(
+    adapter: Adapter, origin: str, allowed: bool
+) -> None:
+    refused = adapter(Wire(headers=(("Origin", origin),)))
+    assert refused.status == 401
+    assert refused.header("access-control-allow-origin") == ([origin] if allowed else [])
+    assert refused.header("access-control-allow-credentials") == (["true"] if allowed else [])
+    assert refused.header("vary") == (["Origin"] if allowed else [])
+
+
+@both
+def test_cors_for_all_and_for_none(adapter: Adapter) -> None:
+    wire = Wire(headers=(("Origin", "https://evil.example"),))
+    everybody = adapter(wire, make_gate(cors=Cors(("*",), "")))
+    assert everybody.header("access-control-allow-origin") == ["*"]
+    assert everybody.header("access-control-allow-credentials") == []
+    nobody = adapter(wire, make_gate(cors=Cors(("*",), "", enabled=False)))
+    assert nobody.header("access-control-allow-origin") == []
+
+
+@both
+def test_the_query_key_can_be_switched_off_and_still_reaches_nobody(adapter: Adapter) -> None:
+    off = make_gate(policy=Policy(query_key=False))
+    wire = Wire(target=f"/version?api_key={READ}&x=1")
+    assert adapter(wire, off).code == "KEY_MISSING"
+    answer = adapter(replace(wire, headers=(("X-API-Key", READ),)), off)
+    assert answer.code == "ALLOW"
+    assert READ not in str(answer.inner.get("query_string", answer.inner.get("QUERY_STRING")))
+
+
+# Forwarding
+
+
+@both
+@pytest.mark.parametrize(
+    ("query", "scrubbed"),
+    [
+        (f"api_key={READ}", ""),
+        (f"x=%2F+1&api_key={READ}&&y=\u00e9&x", "x=%2F+1&&y=\u00e9&x"),
+        (f"x=1&api%5Fkey={READ}", "x=1"),
+        (f"api_key={READ}&", ""),
+        ("x=a?b&y=%zz", "x=a?b&y=%zz"),
+        ("xapi_key=1&api_keys=2&API_KEY=3", "xapi_key=1&api_keys=2&API_KEY=3"),
+        ("", ""),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"], ids=["allowed", "refused"])
+def test_the_query_without_the_key_is_what_mlflow_and_the_log_see(
+    adapter: Adapter, method: str, query: str, scrubbed: str
+) -> None:
+    headers = (("X-API-Key", READ),)
+    answer = adapter(Wire(method, f"/mlflow/version?{query}", headers))
+    assert (answer.inner is not None) == (method == "GET")
+    for seen in filter(None, (answer.inner, answer.outer)):
+        if "query_string" in seen:
+            assert seen["query_string"] == scrubbed.encode("latin-1")
+        else:
+            assert seen["QUERY_STRING"] == scrubbed
+            for raw in (seen["RAW_URI"], seen["REQUEST_URI"]):
+                assert raw.partition("?")[2] == scrubbed
+                assert raw.partition("?")[0] == "/mlflow/version"
+
+
+def test_asgi_takes_the_alias_off_path_and_raw_path_once() -> None:
+    cases = {
+        "/version": ("/version", b"/version"),
+        "/mlflow/version": ("/version", b"/version"),
+        "/api/mlflow/version": ("/version", b"/version"),
+        "/mlflow/static-files/a%20b": ("/static-files/a b", b"/static-files/a%20b"),
+        "/mlflow%2Fversion": ("/version", b"%2Fversion"),
+        "/%6dlflow/static-files/a%20b": ("/static-files/a b", b"/static-files/a%20b"),
+        "/mlflow/static-files/mlflow/x": ("/static-files/mlflow/x", b"/static-files/mlflow/x"),
+    }
+    for target, (path, raw) in cases.items():
+        inner = through_asgi(with_key("read", "GET", target)).inner
+        assert (inner["path"], inner["raw_path"], inner["root_path"]) == (path, raw, "")
+
+
+def test_asgi_copes_without_raw_path() -> None:
+    inner = through_asgi(with_key("read", "GET", "/mlflow/static-files/a%20b"), raw_path=None).inner
+    assert (inner["path"], inner["raw_path"]) == ("/static-files/a b", b"/static-files/a%20b")
+
+
+def test_asgi_leaves_the_scope_of_the_server_alone_but_for_the_query() -> None:
+    wire = with_key("read", "GET", f"/mlflow/version?api_key={READ}", ("X-Hokusai-User-Id", "root"))
+    expected = {**scope_of(wire), "query_string": b""}
+    assert through_asgi(wire).outer == expected
+
+
+def test_asgi_refuses_a_root_path() -> None:
+    for wire in (Wire(target="/health"), with_key("admin")):
+        answer = through_asgi(wire, root_path="/mlflow")
+        assert answer.verdict == (503, "MISCONFIGURED")
+        assert answer.header("retry-after")
+
+
+def test_wsgi_takes_the_alias_off_once() -> None:
+    for target, script, path in [
+        ("/version", "", "/version"),
+        ("/mlflow/version", "/mlflow", "/version"),
+        ("/api/mlflow/version", "/api/mlflow", "/version"),
+        ("/mlflow/static-files/mlflow/x", "/mlflow", "/static-files/mlflow/x"),
+    ]:
+        inner = through_wsgi(with_key("read", "GET", target)).inner
+        assert (inner["SCRIPT_NAME"], inner["PATH_INFO"]) == (script, path)
+
+
+@pytest.mark.parametrize(
+    ("script", "path", "code"),
+    [
+        ("/x", "/health", "KEY_MISSING"),
+        ("/health", "", "ALLOW"),
+        ("/health", "/x", "KEY_MISSING"),
+        ("/mlflow", "/health", "ALLOW"),
+        ("/mlflow", "/mlflow/health", "KEY_MISSING"),
+        ("/mlf", "low/health", "ALLOW"),
+    ],
+)
+def test_wsgi_joins_a_script_name_before_it_decides(script: str, path: str, code: str) -> None:
+    assert through_wsgi(Wire(), SCRIPT_NAME=script, PATH_INFO=path).code == code
+
+
+@both
+@pytest.mark.parametrize(
+    ("target", "location"),
+    [
+        ("/mlflow", "mlflow/"),
+        ("/api/mlflow", "mlflow/"),
+        ("/api/mlflow?a=b%20c&d", "mlflow/?a=b%20c&d"),
+        (f"/mlflow?api_key={READ}&a=b", "mlflow/?a=b"),
+        (f"/mlflow?api_key={READ}", "mlflow/"),
+    ],
+)
+def test_the_bare_prefix_leads_to_its_slash(adapter: Adapter, target: str, location: str) -> None:
+    answer = adapter(with_key("read", "GET", target))
+    assert (answer.status, answer.body, answer.inner) == (308, b"", None)
+    assert answer.header("location") == [location]
+    assert answer.header("content-length") == ["0"]
+
+
+@both
+def test_headers_arrive_as_they_were_sent(adapter: Adapter) -> None:
+    headers = (
+        ("Accept", "a, b;q=0.5"),
+        ("X-API-Key", KEYS["read"]),
+        ("X-Odd", "\u00e9\u00ff\t "),
+        ("Cookie", "a=b"),
+        ("X-Twice", "2"),
+        ("Content-Length", "7"),
+        ("X-Twice", "1"),
+        ("Authorization", f"Bearer {KEYS['read']}"),
+    )
+    wire = Wire("GET", "/version", headers)
+    check_forwarding(Case(wire, 200, "ALLOW", "read", (), (adapter,)), adapter(wire))
+
+
+@both
+def test_identity_is_ascii_whatever_the_owner_is_called(adapter: Adapter) -> None:
+    odd = Principal("key_read", "Zoë\r\nX-Evil: 1 %", frozenset({"mlflow:read"}))
+    answer = adapter(with_key("read"), make_gate(Memory({"read": odd})))
+    assert dict(inner_headers(answer))["x-hokusai-user-id"] == "Zo%C3%AB%0D%0AX-Evil: 1 %25"
+
+
+@both
+def test_a_provider_sees_its_own_credential_and_nothing_of_ours(adapter: Adapter) -> None:
+    for method, target, kind in [
+        ("POST", "/gateway/mlflow/v1/chat/completions", "write"),
+        ("POST", "/mlflow/gateway/proxy/openai/v1/models", "write"),
+        ("GET", "/ajax-api/3.0/mlflow/assistant/config", "admin"),
+    ]:
+        provider = ("Authorization", "Bearer sk-provider")
+        answer = adapter(with_key(kind, method, target, provider, ("X-Hokusai-User-Id", "root")))
+        assert inner_headers(answer) == [("authorization", "Bearer sk-provider")]
+        assert KEYS[kind] not in repr(answer.inner)
+
+
+def test_asgi_tells_mlflow_the_owner() -> None:
+    inner = through_asgi(with_key("read"), state={"shared": 1}).inner
+    assert inner["state"] == {"shared": 1, "username": owner("read")}
+    assert through_asgi(Wire(target="/health"), state={}).inner["state"] == {}
+
+
+@both
+def test_the_caller_of_one_request_is_not_the_caller_of_the_next(adapter: Adapter) -> None:
+    seen = []
+
+    original = asgi.caller.current
+
+    class Recorder:
+        def set(self, principal: Principal | None) -> None:
+            seen.append(principal)
+            original.set(principal)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asgi.caller, "current", Recorder())
+        adapter(with_key("admin"))
+        adapter(Wire(target="/health"))
+    assert seen == [PRINCIPALS["admin"], None]
+
+
+# What is not HTTP
+
+
+def websocket(wire: Wire) -> tuple[list[Any], list[Any]]:
+    """What the server was sent and what MLflow was called with, for a websocket."""
+    called: list[Any] = []
+    sent: list[Any] = []
+
+    async def mlflow(scope: Any, receive: Any, send: Any) -> None:
+        called.append(scope)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = scope_of(wire)
+    del scope["method"]
+    asyncio.run(AsgiGate(mlflow, GATE)({**scope, "type": "websocket"}, unread, send))
+    return sent, called
+
+
+@pytest.mark.parametrize("target", ["/health", "/version", "/", "/mlflow/health", "/mlflow"])
+def test_a_websocket_takes_admin(target: str) -> None:
+    closed = [{"type": "websocket.close", "code": 1008}]
+    for wire in (Wire("", target), *(with_key(k, "", target) for k in ("read", "write", "typo"))):
+        assert websocket(wire) == (closed, [])
+
+
+def test_a_websocket_with_an_admin_key_is_forwarded() -> None:
+    sent, called = websocket(with_key("admin", "", "/mlflow/x"))
+    assert sent == []
+    assert [(scope["type"], scope["path"]) for scope in called] == [("websocket", "/x")]
+
+
+def test_a_websocket_to_the_bare_prefix_is_sent_no_http() -> None:
+    sent, _ = websocket(with_key("admin", "", "/mlflow"))
+    assert [message for message in sent if message["type"].startswith("http")] == []
+
+
+def test_a_websocket_is_no_preflight() -> None:
+    headers = (("Origin", UI), ("Access-Control-Request-Method", "GET"))
+    assert websocket(Wire("", "/x", headers))[1] == []
+
+
+def test_the_lifespan_is_forwarded_untouched() -> None:
+    called = []
+
+    async def mlflow(*arguments: Any) -> None:
+        called.append(arguments)
+
+    async def send(message: Any) -> None:
+        pytest.fail("the gate answered for MLflow")
+
+    scope = {"type": "lifespan"}
+    asyncio.run(AsgiGate(mlflow, GATE)(scope, unread, send))
+    assert called == [(scope, unread, send)]
+
+
+@pytest.mark.parametrize("kind", ["", "http2", "HTTP", "webtransport", "tcp"])
+def test_an_unknown_kind_of_scope_is_refused(kind: str) -> None:
+    async def unreachable(*_: Any) -> None:
+        pytest.fail("the gate let it pass")
+
+    scope = scope_of(with_key("admin"), type=kind)
+    with pytest.raises(RuntimeError, match="scope type"):
+        asyncio.run(AsgiGate(unreachable, GATE)(scope, unread, unreachable))
+
+
+# Faults
+
+
+SHARED_FAULTS = [
+    (Gate, "plan"),
+    (Gate, "peek"),
+    (Gate, "ask"),
+    (Gate, "refusal"),
+    (gate, "plan"),
+    (gate, "settle"),
+    (gate, "render"),
+    (policy, "classify"),
+    (policy, "granted"),
+    (credentials, "find"),
+    (keys, "problem"),
+    (CachedBackend, "peek"),
+    (CachedBackend, "lookup"),
+    (Cors, "headers"),
+]
+#: Each module's own: functions, and `caller`, which holds the principal.
+ADAPTER_FAULTS = {
+    "asgi": [
+        (asgi, "without_query_key"),
+        (asgi, "dropped"),
+        (asgi, "identity"),
+        (asgi, "caller"),
+        (asgi, "raw_without"),
+        (asgi, "slash_location"),
+        (asgi, "Request"),
+        (aliases.Prefixes, "split"),
+    ],
+    "wsgi": [
+        (wsgi, "without_query_key"),
+        (wsgi, "dropped"),
+        (wsgi, "identity"),
+        (wsgi, "caller"),
+        (wsgi, "slash_location"),
+        (wsgi, "Request"),
+        (wsgi, "_headers"),
+        (wsgi, "_set_query"),
+    ],
+}
+FAULTS = [
+    (name, owner, attribute)
+    for name, own in ADAPTER_FAULTS.items()
+    for owner, attribute in SHARED_FAULTS + own
+]
+
+
+class Fault(Exception):
+    pass
+
+
+class _Broken:
+    """Stands for a function or an object, and raises when it is used."""
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        self.used += 1
+        raise Fault
+
+    def __getattr__(self, name: str) -> Any:
+        return self()
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "attribute"),
+    FAULTS,
+    ids=[
+        f"{name}-{owner.__name__.split('.')[-1]}.{attribute}" for name, owner, attribute in FAULTS
+    ],
+)
+def test_whatever_fails_mlflow_is_not_called(
+    monkeypatch: pytest.MonkeyPatch, name: str, owner: Any, attribute: str
+) -> None:
+    broken = _Broken()
+    monkeypatch.setattr(owner, attribute, broken)
+    fresh = make_gate()
+    for wire in (
+        with_key("read", "GET", "/mlflow/version?a%5Fb=1"),
+        with_key("read", "GET", f"/mlflow?api_key={READ}"),
+        with_key("read", "POST", "/api/2.0/mlflow/experiments/create"),
+        with_key("unknown"),
+        Wire(headers=(("Origin", UI),)),
+    ):
+        used, answer = broken.used, None
+        with contextlib.suppress(Fault):
+            answer = ADAPTERS[name](wire, fresh)
+        if broken.used > used:
+            assert answer is None or (answer.inner is None and answer.status >= 400)
+    assert broken.used, "no request came this way, so this proves nothing"
+
+
+# Any request at all
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+SEGMENTS = st.sampled_from(
+    words("""
+        health Health healthz %68ealth health%00 health%0a health;x mlflow %6dlflow MLFLOW api
+        ajax-api 2.0 2.0mlflow experiments get create search version gateway mlflow-artifacts
+        artifacts static-files hokusai keys whoami assistant config . .. %2e %2e%2e %2F %252F ; ;x=1
+        \\ %5c # %23 %3f %ff %c1%a8 \u00ff \u00c3\u00a9 * a:generateContent
+    """)
+)
+SEPARATORS = st.sampled_from(["/", "/", "/", "/", "//", "%2F", "\\", ";", "?"])
+PATHS = st.one_of(
+    st.lists(st.tuples(SEPARATORS, SEGMENTS), max_size=6).map(
+        lambda parts: "".join(map("".join, parts))
+    ),
+    st.tuples(
+        st.sampled_from(["", "", "/mlflow", "/api/mlflow", "/mlflow/mlflow", "/", "x", "/x"]),
+        st.sampled_from(
+            [
+                "/health",
+                "/version",
+                "/",
+                "",
+                "/health/",
+                "//health",
+                "/api/2.0/mlflow/experiments/create",
+                "/gateway/mlflow/v1/chat/completions",
+                "/api/2.0/hokusai/keys",
+            ]
+        ),
+    ).map("".join),
+    st.text(st.characters(max_codepoint=0xFF, exclude_characters="\r\n"), max_size=12),
+)
+KEY_KINDS = st.sampled_from(sorted(KEYS))
+BAD_KINDS = sorted(
+    {"unknown", "typo", "turned", "cut", "padded", "upper", "expired", "revoked", "ending"}
+)
+
+
+def header_lists(kinds: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    texts = st.one_of(
+        kinds.map(KEYS.__getitem__),
+        st.text(st.characters(max_codepoint=0xFF, exclude_characters="\r\n\0"), max_size=8),
+        st.sampled_from(["", " ", "hk_", ",", "sk-provider"]),
+    )
+    schemes = st.sampled_from(
+        ["Bearer {}", "bearer {}", "ApiKey {}", "{}", "Token {}", "Bearer {},", "{0}, {0}"]
+    )
+    credential = st.one_of(
+        st.tuples(
+            st.sampled_from(["X-API-Key", "Authorization", "X-MLflow-Authorization", "Cookie"]),
+            st.builds(str.format, schemes, texts),
+        ),
+        texts.map(
+            lambda text: (
+                "Authorization",
+                "Basic " + base64.b64encode(b"u:" + text.encode("latin-1")).decode(),
+            )
+        ),
+    )
+    other = st.tuples(
+        st.sampled_from(["X-Hokusai-User-Id", "X-Original-URL", "Host", "Expect"]), texts
+    )
+    cors = st.sampled_from(
+        [
+            [],
+            [],
+            [("Origin", UI)],
+            [("Origin", UI), ("Access-Control-Request-Method", "POST")],
+            [("Origin", UI), ("Access-Control-Request-Method", "POST"), ("Content-Length", "3")],
+            [("Origin", "null"), ("Access-Control-Request-Method", "GET"), ("Content-Length", "0")],
+        ]
+    )
+    return st.tuples(st.lists(st.one_of(credential, other), max_size=4), cors).map(
+        lambda pair: tuple(pair[0] + pair[1])
+    )
+
+
+def wires(kinds: st.SearchStrategy[str]) -> st.SearchStrategy[Wire]:
+    queries = st.one_of(
+        st.just(""),
+        kinds.map(lambda kind: f"?api_key={KEYS[kind]}"),
+        st.text(st.characters(max_codepoint=0xFF, exclude_characters="\r\n"), max_size=9).map(
+            "?{}".format
+        ),
+        st.sampled_from(
+            ["?api_key=", "?api%5fkey=%ff", "?/health", "?x=1&api_key=%20&%61pi_key=x"]
+        ),
+    )
+    methods = st.sampled_from(
+        words("GET GET HEAD POST OPTIONS PUT TRACE get post options head FOO WEBSOCKET")
+    )
+    return st.builds(Wire, methods, st.tuples(PATHS, queries).map("".join), header_lists(kinds))
+
+
+@settings(max_examples=600, deadline=None)
+@given(wires(KEY_KINDS))
+@example(Wire("OPTIONS", "*", (("Origin", UI), ("Access-Control-Request-Method", "GET"))))
+@example(with_key("read", "GET", "x"))
+@example(Wire("GET", "x/health"))
+def test_both_adapters_give_the_same_verdict(wire: Wire) -> None:
+    assert through_asgi(wire).verdict == through_wsgi(wire).verdict
+
+
+PUBLIC = {f"{prefix}/health".encode() for prefix in ("", *PREFIXES)}
+
+
+def may_pass_without_a_key(wire: Wire) -> bool:
+    headers = {name.lower(): value.strip(" \t") for name, value in wire.headers}
+    if wire.method.upper() in ("GET", "HEAD"):
+        return unquote_to_bytes(wire.split[0]) in PUBLIC
+    return bool(
+        wire.method.upper() == "OPTIONS"
+        and headers.get("origin")
+        and headers.get("access-control-request-method")
+        and headers.get("content-length", "0") == "0"
+    )
+
+
+@settings(max_examples=600, deadline=None)
+@given(wires(st.sampled_from(BAD_KINDS)))
+@example(Wire("GET", "x/health"))
+def test_without_a_good_key_only_health_and_preflights_pass(wire: Wire) -> None:
+    for adapter in ADAPTERS.values():
+        answer = adapter(wire)
+        if may_pass_without_a_key(wire):
+            assert answer.status in (200, 308)
+        else:
+            assert answer.inner is None
+            assert answer.status in (400, 401)
+
+
+@settings(max_examples=300, deadline=None)
+@given(wires(KEY_KINDS))
+def test_no_key_in_the_query_gets_through_nor_stays_in_the_log(wire: Wire) -> None:
+    wire = replace(wire, target=wire.target.partition("?")[0] + f"?a=1&api_key={READ}&%61pi_key=x")
+    for answer in (through_asgi(wire), through_wsgi(wire)):
+        for seen in filter(None, (answer.inner, answer.outer)):
+            queries = [seen.get(name) for name in ("query_string", "QUERY_STRING", "RAW_URI")]
+            assert READ not in str(queries)
+        assert READ not in str(answer.header("location"))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["/mlflow", "/api/mlflow", "/api", "/mlflow/x", "/a/b/c", "/mlflo", "/x"]),
+        unique=True,
+    ),
+    st.lists(st.sampled_from(words("/ // mlflow mlflo api a b c x ; é")), max_size=9).map(
+        lambda parts: "/" + "".join(parts)
+    ),
+)
+def test_prefixes_split_as_werkzeugs_dispatcher_does(prefixes: list[str], path: str) -> None:
+    def app(environ: Any, start_response: Any) -> list[Any]:
+        return [environ["SCRIPT_NAME"], environ["PATH_INFO"]]
+
+    dispatcher = DispatcherMiddleware(app, dict.fromkeys(prefixes, app))
+    environ = {"PATH_INFO": path, "SCRIPT_NAME": ""}
+    assert list(Prefixes(prefixes).split(path)) == dispatcher(environ, lambda *_: None)
+
+
+# The answer comes from the cache too
+
+
+@both
+def test_a_cached_identity_is_no_cached_verdict(adapter: Adapter) -> None:
+    cached = make_gate()
+    deadline = time.monotonic() + 5
+    while cached.backend.peek(READ) is None:
+        assert time.monotonic() < deadline
+        assert adapter(with_key("read"), cached).code == "ALLOW"
+    create = with_key("read", "POST", "/api/2.0/mlflow/experiments/create")
+    assert adapter(create, cached).verdict == (403, "SCOPE_MISSING")
+    assert adapter(with_key("other"), cached).code == "ALLOW"

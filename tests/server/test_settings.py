@@ -1,0 +1,71 @@
+"""What stops the server before it starts, and says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlflow_hokusai_auth.server import settings
+from mlflow_hokusai_auth.server.app import bootstrap
+
+
+@pytest.fixture(autouse=True)
+def _own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_defaults_start_a_server(tmp_path: Path) -> None:
+    bootstrap({"static_prefix": None, "uvicorn_opts": None, "gunicorn_opts": None})
+    assert (tmp_path / "hokusai_auth.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "says"),
+    [
+        ({"static_prefix": "/ui"}, {}, "HOKUSAI_AUTH_PREFIXES=/ui"),
+        ({"uvicorn_opts": "--root-path /ui"}, {}, "--root-path is not supported"),
+        ({"uvicorn_opts": "--root-path=/ui"}, {}, "--root-path is not supported"),
+        ({}, {"UVICORN_ROOT_PATH": "/ui"}, "--root-path is not supported"),
+        ({"gunicorn_opts": "-k uvicorn.workers.UvicornWorker"}, {}, "Drop --gunicorn-opts"),
+        ({}, {"HOKUSAI_AUTH_CACHE_TTL": "soon"}, "HOKUSAI_AUTH_CACHE_TTL: "),
+        ({}, {"HOKUSAI_AUTH_CACHE_TTL": "0"}, "HOKUSAI_AUTH_CACHE_TTL: "),
+        ({}, {"HOKUSAI_AUTH_PREFIX": "/x"}, "did you mean HOKUSAI_AUTH_PREFIXES?"),
+        ({}, {"HOKUSAI_AUTH_COLOUR": "red"}, "there is no such setting"),
+        ({}, {"HOKUSAI_AUTH_PREFIXES": "x"}, "must look like /mlflow"),
+        ({}, {"HOKUSAI_AUTH_PREFIXES": "/mlflow/"}, "must look like /mlflow"),
+        ({}, {"HOKUSAI_AUTH_PREFIXES": "/"}, "must look like /mlflow"),
+        ({}, {"HOKUSAI_AUTH_PREFIXES": "/a%2Fb"}, "must look like /mlflow"),
+        ({}, {"HOKUSAI_AUTH_PREFIXES": "/a/../b"}, "must look like /mlflow"),
+        ({}, {"HOKUSAI_AUTH_DATABASE_URI": "sqlite://"}, "in memory"),
+        ({}, {"HOKUSAI_AUTH_DATABASE_URI": "not a url"}, "no database URL"),
+        ({}, {"HOKUSAI_AUTH_DATABASE_URI": "mysql://u:canary@h/d"}, "must begin with"),
+        ({}, {"HOKUSAI_AUTH_DATABASE_URI": "sqlite:////nowhere/at/all.db"}, "can't be written"),
+        (
+            {},
+            {"HOKUSAI_AUTH_DATABASE_URI": "postgresql://u:canary@127.0.0.1:1/d"},
+            "can't be read",
+        ),
+    ],
+)
+def test_a_mistake_is_refused_at_start(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, str], environ: dict[str, str], says: str
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as refused:
+        bootstrap(options)
+    assert str(refused.value).startswith("hokusai-auth can't start: ")
+    assert says in str(refused.value)
+    assert "canary" not in str(refused.value)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "hokusai_auth.db").write_bytes(b"something else, and long enough to be read" * 99)
+    with pytest.raises(SystemExit, match="can't be read"):
+        bootstrap({})
+
+
+def test_a_password_is_not_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", "postgresql://user:canary@host/db")
+    assert "canary" not in repr(settings.load())
