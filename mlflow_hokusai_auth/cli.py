@@ -283,5 +283,6 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
 def _fail(message: str) -> NoReturn:
     raise SystemExit(f"hokusai-auth: {message}")
 
+
 if __name__ == "__main__":
     main()

@@ -60,7 +60,8 @@ def test_the_archives_hold_what_runs_and_nothing_else(built: Path) -> None:
     assert package <= set(names)
     assert not [name for name in names if name.startswith(("tests", "docker"))]
     (sdist,) = built.glob("*.tar.gz")
-    inside = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
     assert {"README.md", "Makefile", "setup.py", "tests/harness.py", "SECURITY.md"} <= inside
     assert package <= inside
 

@@ -17,7 +17,7 @@ from cachetools import TTLCache
 from mlflow_hokusai_auth.core.keys import digest
 from mlflow_hokusai_auth.core.types import Principal
 
-from . import Backend, BackendUnavailable
+from . import Backend
 
 #: Seconds between two questions for the generation.
 POLL = 0.25
@@ -75,7 +75,8 @@ class CachedBackend:
             asked = time.monotonic()
             try:
                 generation = self._backend.generation()
-            except BackendUnavailable as error:
+            except Exception as error:
+                # Of any kind: a watcher that ended would leave every request to ask for itself.
                 if not failing:
                     _log.warning("Keys are no longer served from the cache: %s", error)
                 failing = True

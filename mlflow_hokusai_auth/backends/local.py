@@ -106,7 +106,9 @@ class LocalStore:
             row = connection.execute(_LOOKUP, {"digest": key_format.digest(key)}).one_or_none()
         if row is None:
             return None
-        return Principal(row.key_id, row.owner, frozenset(row.scopes), row.expires_at, row.revoked_at)
+        return Principal(
+            row.key_id, row.owner, frozenset(row.scopes), row.expires_at, row.revoked_at
+        )
 
     def generation(self) -> int:
         """A number that every change of a key makes larger. Raises BackendUnavailable."""
@@ -187,9 +189,7 @@ class LocalStore:
     def is_current(self) -> bool:
         """Whether the tables are there, in the version that this code needs."""
         with self._connection() as connection:
-            context = MigrationContext.configure(
-                connection, opts={"version_table": VERSION_TABLE}
-            )
+            context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
             head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
             return context.get_current_revision() == head
 
@@ -259,7 +259,9 @@ def _normalised(uri: str) -> sa.URL:
     try:
         url = sa.make_url(uri)
     except sa.exc.ArgumentError:
-        raise StoreError("DATABASE_URI is no database URL; try sqlite:///hokusai_auth.db.") from None
+        raise StoreError(
+            "DATABASE_URI is no database URL; try sqlite:///hokusai_auth.db."
+        ) from None
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() not in ("sqlite", "postgresql"):

@@ -99,7 +99,9 @@ def api_key() -> str | None:
     key = text.strip()
     if not key:
         return None
-    problem = keys.problem(key)
+    # Only what a header can't hold is kept back: a key with a typing error is better refused by the
+    # server, whose message reaches the user as MLflow's error.
+    problem = keys.unsendable(key)
     if problem:
         warn_once(f"No Hokusai API key is sent: {source} holds no usable key, {problem}.")
         return None

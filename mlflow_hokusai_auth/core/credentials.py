@@ -55,11 +55,11 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
             seen.add(place)
             found.setdefault(key, []).append(place)
     if query_key and request.query:
-        for value in _query_values(request.query):
+        for key in _query_values(request.query):
             if _QUERY_PLACE in seen:
                 return Deny("KEY_CONFLICT", "?api_key= was sent more than once. Send it once.")
             seen.add(_QUERY_PLACE)
-            found.setdefault(value, []).append(_QUERY_PLACE)
+            found.setdefault(key, []).append(_QUERY_PLACE)
     if len(found) > 1:
         places = " and ".join(places[0] for places in found.values())
         return Deny(
@@ -67,9 +67,7 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
             f"{places} hold different keys. Send one key: MLFLOW_TRACKING_TOKEN, "
             "MLFLOW_TRACKING_PASSWORD and HOKUSAI_API_KEY must agree where more than one is set.",
         )
-    for key, places in found.items():
-        return Credential(key, tuple(places))
-    return None
+    return next((Credential(key, tuple(places)) for key, places in found.items()), None)
 
 
 def without_query_key(query: bytes) -> bytes:
@@ -97,7 +95,7 @@ def _from_header(name: bytes, value: str) -> str:
             decoded = base64.b64decode(rest, validate=True).decode("latin-1")
         except (binascii.Error, ValueError):
             return ""
-        return decoded.partition(":")[2]
+        return decoded.partition(":")[2].strip(" \t")
     return ""
 
 

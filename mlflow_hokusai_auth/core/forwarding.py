@@ -2,7 +2,8 @@
 
 Headers are passed on as they were sent: the proxy that stripped them is what broke registration.
 Two exceptions: identity headers are ours to set, so those a client sends are removed in any spelling;
-and a request whose headers MLflow passes on to a provider loses the headers that held our key.
+and a request whose headers MLflow passes on to a provider, or may pass on for all that is known of
+its route, loses the headers that held our key.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ def dropped(name: bytes, allow: Allow) -> bool:
     spelling = name.replace(b"_", b"-") if b"_" in name else name
     if spelling.startswith(_IDENTITY):
         return True
-    if not allow.operation.outbound or allow.credential is None:
+    if not _may_leave(allow) or allow.credential is None:
         return False
     return spelling.decode("latin-1") in {place.lower() for place in allow.credential.places}
 
 
 def identity(allow: Allow) -> tuple[tuple[bytes, bytes], ...]:
     """The identity headers of a verified request; none where they would leave the server."""
-    if allow.principal is None or allow.operation.outbound:
+    if allow.principal is None or _may_leave(allow):
         return ()
     return (
         (b"x-hokusai-api-key-id", allow.principal.key_id.encode("ascii")),
         (b"x-hokusai-user-id", quote(allow.principal.owner, safe=" @:/+").encode("ascii")),
     )
+
+
+def _may_leave(allow: Allow) -> bool:
+    return allow.operation.outbound or not allow.operation.rule

@@ -26,7 +26,10 @@ _CHECKSUMMED = re.compile(
     rf"hk_(?:live|test|dev)_([0-9A-Za-z]{{{_RANDOM}}})([0-9A-Za-z]{{{_CHECKSUM}}})", re.ASCII
 )
 _IMPORTABLE = re.compile(r"hk_(?:live|test|dev)_(?:[0-9A-Za-z]{32}|[0-9A-Za-z]{40})", re.ASCII)
-_IN_TEXT = re.compile(r"hk_(live|test|dev)_[A-Za-z0-9_-]{4,}", re.ASCII)
+# Web servers log a target as it came, so an underscore may stand there as %5F.
+_IN_TEXT = re.compile(
+    r"hk(?:_|%5F)(live|test|dev)(?:_|%5F)[A-Za-z0-9_%-]{4,}", re.ASCII | re.IGNORECASE
+)
 
 
 def checksum(text: str) -> str:
@@ -47,16 +50,23 @@ def generate(environment: str = "live") -> str:
     return f"hk_{environment}_{body}{checksum(body)}"
 
 
+def unsendable(key: str) -> str | None:
+    """Why `key` must not be put into a header, in words for its owner, or None if it may."""
+    if len(key) > MAX_LENGTH:
+        return f"it is longer than {MAX_LENGTH} characters"
+    if not _SHAPE.fullmatch(key):
+        return "it has characters that no key has (a space, a quote or a line break, perhaps)"
+    return None
+
+
 def problem(key: str) -> str | None:
     """Why `key` can't be a key, in words for its owner, or None if it can.
 
     Loose on purpose: an authority other than ours may have keys of other lengths, so only bytes that
     no key has, and a checksum that does not add up, are refused without asking.
     """
-    if len(key) > MAX_LENGTH:
-        return f"it is longer than {MAX_LENGTH} characters"
-    if not _SHAPE.fullmatch(key):
-        return "it has characters that no key has (a space, a quote or a line break, perhaps)"
+    if reason := unsendable(key):
+        return reason
     made_here = _CHECKSUMMED.fullmatch(key)
     if made_here and checksum(made_here[1]) != made_here[2]:
         return "its checksum does not add up, so a character was lost or changed on the way"

@@ -46,7 +46,8 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
     operation = classify(request.method, request.path)
     if operation.access is Access.PUBLIC:
         return Allow(operation)
-    if request.method.upper() == "OPTIONS" and _is_preflight(request):
+    # Exactly so: `options` would pass MLflow's CORS check by and be answered by Flask.
+    if request.method == "OPTIONS" and _is_preflight(request):
         return Allow(_PREFLIGHT)
     found = credentials.find(request, outbound=operation.outbound, query_key=policy.query_key)
     if isinstance(found, Deny):
@@ -55,8 +56,9 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
         return Deny(
             "KEY_MISSING",
             "Set HOKUSAI_API_KEY where the MLflow client runs, with mlflow-hokusai-auth installed "
-            "there; or send the key as X-API-Key, as Authorization: Bearer (MLFLOW_TRACKING_TOKEN) "
-            "or as the password of Basic.",
+            "there (if it is set, a warning in the client's output says why it was not sent); or "
+            "send the key as X-API-Key, as Authorization: Bearer (MLFLOW_TRACKING_TOKEN) or as the "
+            "password of Basic.",
         )
     if problem := keys.problem(found.key):
         return Deny(

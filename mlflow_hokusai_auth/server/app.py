@@ -117,12 +117,14 @@ class _RedactKeys(logging.Filter):
         if isinstance(record.args, tuple):
             record.args = tuple(_clean(item) for item in record.args)
         elif isinstance(record.args, dict):
-            record.args = {name: _clean(item) for name, item in record.args.items()}
+            # In place: gunicorn's mapping of atoms answers for names that it does not hold.
+            for name, item in record.args.items():
+                record.args[name] = _clean(item)
         return True
 
 
 def _clean(item: Any) -> Any:
-    return redact(item) if isinstance(item, str) and "hk_" in item else item
+    return redact(item) if isinstance(item, str) and "hk" in item else item
 
 
 def _redact_logs() -> None:

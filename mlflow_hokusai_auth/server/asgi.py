@@ -58,7 +58,7 @@ class AsgiGate:
         if isinstance(verdict, Deny):
             origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
             await _refuse(scope, send, self._gate.refusal(verdict, origin), method)
-        elif prefix and not path:
+        elif prefix and not path and scope["type"] == "http":
             await _redirect(send, slash_location(prefix), scope["query_string"])
         else:
             inner = dict(scope)
@@ -82,9 +82,7 @@ class AsgiGate:
         known = self._gate.peek(step)
         if known is not None:
             return known
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._gate.ask, step
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._gate.ask, step)
 
 
 async def _refuse(scope: Scope, send: Send, refusal: Refusal, method: str) -> None:
@@ -95,7 +93,7 @@ async def _refuse(scope: Scope, send: Send, refusal: Refusal, method: str) -> No
         (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers
     ]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    body = b"" if method.upper() == "HEAD" else refusal.body
+    body = b"" if method == "HEAD" else refusal.body
     await send({"type": "http.response.body", "body": body})
 
 

@@ -35,6 +35,9 @@ def wsgi_gate(app: WSGIApplication, gate: Gate, prefixes: Iterable[str]) -> WSGI
         query = environ.get("QUERY_STRING", "").encode("latin-1")
         environ["hokusai.query"] = query
         _set_query(environ, query, without_query_key(query))
+        if not environ["PATH_INFO"].startswith("/"):
+            # `OPTIONS *`, or `GET x/health`: the dispatcher would take `x` for a prefix.
+            return guarded(environ, start_response)
         return dispatcher(environ, start_response)
 
     return entry
@@ -62,7 +65,7 @@ class _WsgiGate:
         if isinstance(verdict, Deny):
             refusal = self._gate.refusal(verdict, environ.get("HTTP_ORIGIN", ""))
             start_response(_status(refusal.status), list(refusal.headers))
-            return [] if request.method.upper() == "HEAD" else [refusal.body]
+            return [] if request.method == "HEAD" else [refusal.body]
         if prefix and not path:
             query = environ["QUERY_STRING"]
             location = slash_location(prefix) + (f"?{query}" if query else "")
@@ -96,11 +99,11 @@ def _set_query(environ: Environ, before: bytes, after: bytes) -> None:
     """Replace the query wherever the environ repeats it, for the server's access log."""
     if before == after:
         return
-    old, new = before.decode("latin-1"), after.decode("latin-1")
+    new = after.decode("latin-1")
     environ["QUERY_STRING"] = new
     for name in ("RAW_URI", "REQUEST_URI"):
         if name in environ:
-            environ[name] = environ[name].replace(f"?{old}", f"?{new}" if new else "", 1)
+            environ[name] = environ[name].partition("?")[0] + (f"?{new}" if new else "")
 
 
 def _status(code: int) -> str:

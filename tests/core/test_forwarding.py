@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_hokusai_auth.core.forwarding import dropped, identity
+from mlflow_hokusai_auth.core.operations import UNKNOWN
 from mlflow_hokusai_auth.core.types import Access, Allow, Credential, Operation, Principal
 
 PRINCIPAL = Principal("key_1", "somebody", frozenset())
@@ -66,6 +67,13 @@ def test_an_owner_is_one_line_of_ascii(owner: str) -> None:
         owner.encode()
     except UnicodeEncodeError:
         return
-    verdict = Allow(Operation(Access.READ, "", ""), Principal("key_1", owner, frozenset()))
+    verdict = Allow(Operation(Access.READ, "", "GET /x"), Principal("key_1", owner, frozenset()))
     value = dict(identity(verdict))[b"x-hokusai-user-id"].decode("ascii")
     assert value.isprintable() or not value
+
+
+def test_a_route_that_nobody_knows_is_not_trusted_with_the_key() -> None:
+    verdict = Allow(UNKNOWN, Principal("key_1", "me", frozenset()), Credential("k", ("X-API-Key",)))
+    assert dropped(b"x-api-key", verdict)
+    assert not dropped(b"authorization", verdict)
+    assert identity(verdict) == ()

@@ -28,7 +28,7 @@ def register(name: str) -> dict:
     client.log_metric(run.info.run_id, "accuracy", 0.91)
     client.log_param(run.info.run_id, "depth", 3)
     client.log_batch(run.info.run_id, tags=[mlflow.entities.RunTag("team", "suppliers & co")])
-    client.log_text(run.info.run_id, "10 % of a+b", "notes/a b+c ü%20.txt")
+    client.log_text(run.info.run_id, "10 % of a+b", "notes/a b+c %20.txt")
     with mlflow.start_run(run_id=run.info.run_id):
         # The argument has had two names; both go by position.
         logged = mlflow.pyfunc.log_model(
@@ -49,7 +49,7 @@ def register(name: str) -> dict:
         "prediction": loaded.predict({"x": [21]}),
         "listed": [m.name for m in client.search_registered_models(f"name = '{name}'")],
         "files": sorted(f.path for f in client.list_artifacts(run.info.run_id)),
-        "text": mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/notes/a b+c ü%20.txt"),
+        "text": mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/notes/a b+c %20.txt"),
         "metric": client.get_run(run.info.run_id).data.metrics["accuracy"],
         "run_id": run.info.run_id,
         "trace_id": trace.trace_id,

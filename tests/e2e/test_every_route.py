@@ -47,7 +47,7 @@ def routes() -> list[tuple[str, str]]:
 
 
 def test_the_server_has_the_routes_that_were_counted(routes: list[tuple[str, str]]) -> None:
-    assert len(routes) > 400
+    assert len(routes) > 200  # 234 in MLflow 3.4, 493 in 3.17
 
 
 @pytest.mark.parametrize("kind", ["uvicorn", "gunicorn"])
@@ -78,7 +78,9 @@ def test_a_read_key_changes_nothing(tmp_path: Path, routes: list[tuple[str, str]
         assert server.request("PUT", upload, headers=admin, body=b"kept")[0] == 200
 
         writes = [
-            request for request in routes if classify(*request).access in (Access.WRITE, Access.ADMIN)
+            request
+            for request in routes
+            if classify(*request).access in (Access.WRITE, Access.ADMIN)
         ]
         reader = {"X-API-Key": server.key("mlflow:read"), "Content-Type": "application/json"}
         before = contents(tmp_path)

@@ -138,11 +138,11 @@ def test_a_wrong_key_says_what_to_do(server: Server, monkeypatch: pytest.MonkeyP
     damaged = list(server.key("mlflow:read"))
     damaged[20] = "a" if damaged[20] != "a" else "b"
     monkeypatch.setenv("HOKUSAI_API_KEY", "".join(damaged))
-    with pytest.raises(RestException, match="401 KEY_MALFORMED.*Copy it again") as caught:
+    with pytest.raises(RestException, match=r"401 KEY_MALFORMED.*Copy it again") as caught:
         MlflowClient().get_experiment("0")
     assert caught.value.error_code == "UNAUTHENTICATED"
     monkeypatch.setenv("HOKUSAI_API_KEY", server.key("mlflow:read"))
-    with pytest.raises(RestException, match="403 SCOPE_MISSING.*mlflow:write") as caught:
+    with pytest.raises(RestException, match=r"403 SCOPE_MISSING.*mlflow:write") as caught:
         MlflowClient().create_experiment("not allowed")
     assert caught.value.error_code == "PERMISSION_DENIED"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import sqlite3
 import subprocess
 import sys
@@ -213,4 +212,4 @@ def test_four_workers_start_at_once_on_an_empty_store(tmp_path: Path) -> None:
             thread.join()
         assert answers == [200] * 32
         assert "locked" not in server.log
-        assert os.stat(tmp_path / "hokusai_auth.db").st_mode & 0o777 == 0o600
+        assert (tmp_path / "hokusai_auth.db").stat().st_mode & 0o777 == 0o600
