@@ -4,6 +4,9 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 export PIP_NO_INPUT = 1
 
+# By file, as tests of one file share their servers.
+PARALLEL = --numprocesses 2 --dist loadfile
+
 .PHONY: demo serve test test-matrix test-slow lint bench dist clean
 
 # What a user of the server installs.
@@ -24,7 +27,7 @@ serve: $(VENV)/server.stamp
 	$(VENV)/bin/mlflow server --app-name hokusai-auth $(ARGS)
 
 test: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
+	$(VENV)/bin/python -m pytest -m 'not slow' $(PARALLEL) $(ARGS)
 
 test-slow: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
@@ -39,7 +42,7 @@ test-mlflow-%:
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip --disable-pip-version-check --quiet install \
 		--editable '.[test]' 'mlflow==$*' 'sqlalchemy<2.1'
-	.venv-$*/bin/python -m pytest $(MATRIX_TESTS) $(ARGS)
+	.venv-$*/bin/python -m pytest $(MATRIX_TESTS) $(PARALLEL) $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .

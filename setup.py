@@ -29,6 +29,7 @@ TEST = [
     "import-linter",
     "mypy",
     "pytest",
+    "pytest-xdist",
     "ruff",
     "types-cachetools",
     "types-requests",

@@ -10,6 +10,8 @@ from tests.harness import SERVERS, Server, serve
 
 # Before anything imports MLflow, in the tests' own process as well.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# A test that fails must not wait for the four minutes in which MLflow's client tries again.
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
 for name in [n for n in os.environ if n.startswith(("HOKUSAI_", "MLFLOW_TRACKING_"))]:
     del os.environ[name]
 
@@ -40,5 +42,8 @@ class _Running(dict[str, Server]):
         return self[name]
 
     def stop(self) -> None:
+        # All are told before any is waited for.
+        for server in self.values():
+            server.process.terminate()
         for context in self._contexts:
             context.__exit__(None, None, None)  # type: ignore[attr-defined]

@@ -57,11 +57,9 @@ class _WsgiGate:
             environ.pop("hokusai.query"),
             tuple(headers.items()),
         )
-        step = self._gate.plan(request)
-        if isinstance(step, NeedKey):
-            verdict = self._gate.peek(step) or self._gate.ask(step)
-        else:
-            verdict = step
+        verdict = self._gate.plan(request)
+        if isinstance(verdict, NeedKey):
+            verdict = self._gate.peek(verdict) or self._gate.ask(verdict)
         if isinstance(verdict, Deny):
             refusal = self._gate.refusal(verdict, environ.get("HTTP_ORIGIN", ""))
             start_response(_status(refusal.status), list(refusal.headers))

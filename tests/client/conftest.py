@@ -149,6 +149,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     yield home
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
+    # Both setters write to the environment, behind monkeypatch's back.
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_hokusai_auth.core import keys
-from tests.harness import HOKUSAI_AUTH, SERVERS, Server, environment, free_port, serve
+from tests.harness import HOKUSAI_AUTH, Server, environment, free_port, serve
 
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 MB = 2**20
@@ -197,19 +197,19 @@ def test_a_worker_refuses_a_store_that_nobody_migrated(tmp_path: Path) -> None:
     assert "mlflow server --app-name hokusai-auth" in done.stderr
 
 
-def test_four_workers_start_at_once_on_an_empty_store(tmp_path: Path) -> None:
-    with serve(tmp_path, SERVERS["workers"]) as server:
-        key = server.key("mlflow:read")
-        answers: list[int] = []
+def test_four_workers_started_at_once_on_an_empty_store(servers: dict[str, Server]) -> None:
+    server = servers["workers"]
+    key = server.key("mlflow:read")
+    answers: list[int] = []
 
-        def client() -> None:
-            answers.append(server.request("GET", EXPERIMENT, key=key)[0])
+    def client() -> None:
+        answers.append(server.request("GET", EXPERIMENT, key=key)[0])
 
-        threads = [threading.Thread(target=client) for _ in range(32)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert answers == [200] * 32
-        assert "locked" not in server.log
-        assert (tmp_path / "hokusai_auth.db").stat().st_mode & 0o777 == 0o600
+    threads = [threading.Thread(target=client) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 32
+    assert "locked" not in server.log
+    assert (server.folder / "hokusai_auth.db").stat().st_mode & 0o777 == 0o600
