@@ -27,7 +27,7 @@ CLIENT = textwrap.dedent(
     import mlflow
 
     class Doubler(mlflow.pyfunc.PythonModel):
-        def predict(self, context, model_input, params=None):
+        def predict(self, context, model_input: list[int], params=None) -> list[int]:
             return [2 * x for x in model_input]
 
     mlflow.set_experiment("hokusai-demo")
@@ -62,7 +62,7 @@ def run(*, keep: bool) -> int:
                 capture_output=True,
             )
             made = json.loads(created.stdout)
-            print(f"  {made['key_id']}, shown once, of which the server keeps a digest")
+            print(f"  {made['key_id']}, shown once; the server keeps only its digest")
 
             print(f"3. Without the key, {uri} says:")
             status, message = _without_key(f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0")

