@@ -18,9 +18,12 @@ SERVER = [
     "click>=8",
     "flask",
     "pydantic-settings>=2.3",
+    "requests>=2.31",
+    "urllib3>=2",
     "werkzeug>=3",
 ]
 POSTGRES = ["psycopg[binary]>=3.1"]
+REDIS = ["redis>=5"]
 TEST = [
     "build",
     "gunicorn",
@@ -48,7 +51,12 @@ setup(
     packages=find_packages(include=["mlflow_hokusai_auth", "mlflow_hokusai_auth.*"]),
     package_data={"mlflow_hokusai_auth": ["py.typed"]},
     install_requires=["mlflow-skinny>=2.9"],
-    extras_require={"server": SERVER, "postgres": POSTGRES, "test": SERVER + POSTGRES + TEST},
+    extras_require={
+        "server": SERVER,
+        "postgres": POSTGRES,
+        "redis": REDIS,
+        "test": SERVER + POSTGRES + REDIS + TEST,
+    },
     entry_points={
         "console_scripts": ["hokusai-auth = mlflow_hokusai_auth.cli:main"],
         "mlflow.app": [

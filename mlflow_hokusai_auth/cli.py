@@ -156,6 +156,28 @@ def routes(as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("method")
+@click.argument("path")
+@click.option("--scope", "scopes", multiple=True, help="A scope of the key; may be repeated.")
+@_json_option
+def explain(method: str, path: str, scopes: Sequence[str], as_json: bool) -> None:
+    """Which rule decides on a request, what it takes, and whether a key with --scope may."""
+    _require_server()
+    from mlflow_hokusai_auth.server import explain as explained
+    from mlflow_hokusai_auth.server import settings
+
+    try:
+        answer = explained.explain(method, path, scopes, settings.load())
+    except settings.SettingsError as error:
+        _fail(str(error))
+    if as_json:
+        _print_json(answer)
+        return
+    for name, value in answer.items():
+        click.echo(f"{name + ':':10} {', '.join(value) if isinstance(value, list) else value}")
+
+
+@main.command()
 @click.option("--keep", is_flag=True, envvar="KEEP", help="Leave the server running at the end.")
 def demo(keep: bool) -> None:
     """Start a server, make a key, register a model with it, load it again."""

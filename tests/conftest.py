@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,6 @@ class _Running(dict[str, Server]):
     def stop(self) -> None:
         # All are told before any is waited for.
         for server in self.values():
-            server.process.terminate()
+            server.signal(signal.SIGTERM)
         for context in self._contexts:
             context.__exit__(None, None, None)  # type: ignore[attr-defined]

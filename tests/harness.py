@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -87,6 +88,11 @@ class Server:
                     answer += chunk
             return answer
 
+    def signal(self, number: int) -> None:
+        """Signal the server and all that it started: the oldest MLflow leaves its workers behind."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
     def workers(self) -> list[int]:
         """Process ids of everything below `mlflow server`."""
         found = [self.process.pid]
@@ -132,24 +138,23 @@ def serve(
     command += ["--app-name", app] if app else []
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT
+            command,
+            cwd=folder,
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     server = Server(f"http://127.0.0.1:{port}", folder, process, env)
     try:
         _wait(server)
         yield server
     finally:
-        # The oldest MLflow versions leave their workers behind when they are told to end.
-        children = server.workers() if process.poll() is None else []
-        process.terminate()
-        for pid in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, 15)
-        try:
+        server.signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        server.signal(signal.SIGKILL)
+        process.wait()
 
 
 def _wait(server: Server) -> None:

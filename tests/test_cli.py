@@ -64,7 +64,7 @@ def test_import_show_and_revoke(run, tmp_path: Path) -> None:
     [
         (["show", "key_nobody"], "There is no key 'key_nobody'"),
         (["revoke", "key_nobody"], "There is no key 'key_nobody'"),
-        (["create", "--owner", "x", "--scope", "root"], "Unknown scope: root. Known: mlflow:read"),
+        (["create", "--owner", "x", "--scope", "root"], "Unknown scope: root. Known: admin"),
         (["create", "--owner", " ", "--scope", "mlflow:read"], "owner must say"),
         (["create", "--owner", "x", "--scope", "mlflow:read", "--expires-in", "1y"], "such as 30d"),
         (
@@ -95,6 +95,18 @@ def test_routes_prints_every_route_with_its_class(run) -> None:
         }
         for served_by in ("flask", "native")
     ]
+
+
+def test_explain_names_the_rule_and_the_verdict(run) -> None:
+    arguments = ["POST", "/api/mlflow/api/2.0/mlflow/experiments/delete", "--scope", "model:write"]
+    shown = run("explain", *arguments)
+    assert "POST /api/2.0/mlflow/experiments/delete" in shown.stdout
+    assert "a key with model:write is refused" in shown.stdout
+    answer = json.loads(run("explain", *arguments, "--scope", "mlflow:write", "--json").stdout)
+    assert answer["needs"] == "write" and answer["verdict"].endswith("allowed")
+    assert "mlflow:write" in answer["scopes"] and "mlflow:read" not in answer["scopes"]
+    assert "everybody" in run("explain", "GET", "/mlflow/health").stdout
+    assert "not known" in run("explain", "GET", "/mlflow/mlflow/health").stdout
 
 
 def test_without_the_server_extra_the_command_says_what_to_install(tmp_path: Path) -> None:

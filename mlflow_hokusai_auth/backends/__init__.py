@@ -4,20 +4,56 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 
 class BackendUnavailable(Exception):
-    """The authority can't be asked now. The request is refused with 503, never let through."""
+    """The authority can't be asked now. The request is refused with 503, never let through.
+
+    `retry_after` is the number of seconds after which to try again, where the authority said so.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Throttled(BackendUnavailable):
+    """The authority answers that it is asked too often (429). The request is refused with 429."""
 
 
 class Backend(Protocol):
     """An authority over keys."""
 
-    def lookup(self, key: str) -> Principal | None:
-        """Whom `key` (well-formed text) belongs to, or None; raises BackendUnavailable."""
+    #: Tells authorities apart in caches, logs and metrics: "local", "service".
+    name: str
+    #: Whether an answer holds only for the address that was asked for.
+    by_address: bool
+    #: Whether `generation` tells of every change, so that answers may be kept for as long as it stays.
+    watched: bool
+
+    def lookup(self, key: str, address: str) -> Principal | Rejected:
+        """Whom `key` (well-formed text), sent from `address`, belongs to.
+
+        Raises BackendUnavailable, or Throttled, when there is no answer.
+        """
         ...
 
     def generation(self) -> int:
-        """A number that changes whenever an answer of `lookup` may; raises BackendUnavailable."""
+        """A number that changes whenever an answer of `lookup` may, by what the authority can tell.
+
+        Raises BackendUnavailable. An authority that tells nothing returns a constant.
+        """
+        ...
+
+
+class Authority(Protocol):
+    """What the gate asks: backends behind their caches."""
+
+    def peek(self, key: str, address: str) -> Principal | Rejected | None:
+        """What is known here already of `key`, or None. Does no I/O."""
+        ...
+
+    def lookup(self, key: str, address: str) -> Principal | Rejected:
+        """Whom `key` belongs to; may block. Raises BackendUnavailable, or Throttled."""
         ...

@@ -22,7 +22,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from mlflow_hokusai_auth.core import keys as key_format
-from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 from . import BackendUnavailable
 
@@ -90,6 +90,10 @@ class KeyRecord:
 class LocalStore:
     """The keys in the database at `uri`, an SQLAlchemy URL."""
 
+    name = "local"
+    by_address = False
+    watched = True
+
     def __init__(self, uri: str) -> None:
         self._url = _normalised(uri)
         self._engine = sa.create_engine(self._url, pool_pre_ping=self._url.drivername != "sqlite")
@@ -100,12 +104,12 @@ class LocalStore:
 
     # The gate's side
 
-    def lookup(self, key: str) -> Principal | None:
-        """Whom `key` belongs to, or None; one indexed query. Raises BackendUnavailable."""
+    def lookup(self, key: str, address: str = "") -> Principal | Rejected:
+        """Whom `key` belongs to; one indexed query. Raises BackendUnavailable."""
         with self._connection() as connection:
             row = connection.execute(_LOOKUP, {"digest": key_format.digest(key)}).one_or_none()
         if row is None:
-            return None
+            return Rejected()
         return Principal(
             row.key_id, row.owner, frozenset(row.scopes), row.expires_at, row.revoked_at
         )

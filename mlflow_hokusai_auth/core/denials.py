@@ -7,6 +7,7 @@ RestException with the message, plus `detail` and `error`, which clients of the 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 
 from .types import Deny
@@ -14,6 +15,8 @@ from .types import Deny
 REALM = "Hokusai MLflow"
 #: Seconds. MLflow's client retries 503 for up to four minutes and honours this.
 RETRY_AFTER = 1
+#: Seconds. What an authority asks for is passed on up to this.
+MAX_RETRY_AFTER = 60
 
 _BAD_KEY = "Invalid or expired API key"
 
@@ -38,6 +41,7 @@ CODES = {
     "AUTHORITY_UNAVAILABLE": Code(
         503, "TEMPORARILY_UNAVAILABLE", "Authentication service unavailable"
     ),
+    "RATE_LIMITED": Code(429, "REQUEST_LIMIT_EXCEEDED", "Rate limit exceeded"),
     "MISCONFIGURED": Code(503, "TEMPORARILY_UNAVAILABLE", "Server misconfigured"),
 }
 
@@ -81,6 +85,7 @@ def render(deny: Deny) -> Refusal:
         headers.append(
             ("WWW-Authenticate", f'Bearer realm="{REALM}", error="insufficient_scope"{scope}')
         )
-    elif code.status == 503:
-        headers.append(("Retry-After", str(RETRY_AFTER)))
+    elif code.status in (429, 503):
+        wait = RETRY_AFTER if deny.retry_after is None else math.ceil(deny.retry_after)
+        headers.append(("Retry-After", str(min(max(wait, 1), MAX_RETRY_AFTER))))
     return Refusal(code.status, tuple(headers), body)

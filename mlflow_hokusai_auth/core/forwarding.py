@@ -20,9 +20,14 @@ def dropped(name: bytes, allow: Allow) -> bool:
     spelling = name.replace(b"_", b"-") if b"_" in name else name
     if spelling.startswith(_IDENTITY):
         return True
-    if not _may_leave(allow) or allow.credential is None:
+    if not _may_leave(allow):
         return False
-    return spelling.decode("latin-1") in {place.lower() for place in allow.credential.places}
+    # A provider would be shown them all, and all are this server's: our session, or a proxy's.
+    if spelling == b"cookie":
+        return True
+    return allow.credential is not None and spelling.decode("latin-1") in {
+        place.lower() for place in allow.credential.places
+    }
 
 
 def identity(allow: Allow) -> tuple[tuple[bytes, bytes], ...]:

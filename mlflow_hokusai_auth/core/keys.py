@@ -28,7 +28,7 @@ _CHECKSUMMED = re.compile(
 _IMPORTABLE = re.compile(r"hk_(?:live|test|dev)_(?:[0-9A-Za-z]{32}|[0-9A-Za-z]{40})", re.ASCII)
 # Web servers log a target as it came, so an underscore may stand there as %5F.
 _IN_TEXT = re.compile(
-    r"hk(?:_|%5F)(live|test|dev)(?:_|%5F)[A-Za-z0-9_%-]{4,}", re.ASCII | re.IGNORECASE
+    r"hk(?:_|%5F)(live|test|dev|jobs)(?:_|%5F)[A-Za-z0-9_%-]{4,}", re.ASCII | re.IGNORECASE
 )
 
 

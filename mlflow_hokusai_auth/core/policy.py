@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-from . import credentials, keys
+from . import credentials, jobs, keys, scopes
 from .operations import classify
-from .types import Access, Allow, Deny, NeedKey, Operation, Principal, Request
+from .types import Access, Allow, Deny, NeedKey, Operation, Principal, Rejected, Request
 
-#: What each scope grants. The first three are ours; the others are what Hokusai's keys carry today
-#: (its middleware's write and admin sets, and its documentation's `read`).
-GRANTS = {
-    "mlflow:read": Access.READ,
-    "mlflow:write": Access.WRITE,
-    "mlflow:admin": Access.ADMIN,
-    "read": Access.READ,
-    "model:read": Access.READ,
-    "write": Access.WRITE,
-    "model:write": Access.WRITE,
-    "mlflow:access": Access.WRITE,
-    "full_access": Access.WRITE,
-    "admin": Access.ADMIN,
-    "registry:admin": Access.ADMIN,
-    "model-registry:admin": Access.ADMIN,
-}
 _SCOPE_FOR = {
     Access.READ: "mlflow:read",
     Access.WRITE: "mlflow:write",
@@ -39,6 +22,18 @@ class Policy:
 
     #: Whether a key in `?api_key=` counts.
     query_key: bool = True
+    #: "scopes", "authenticated" (every good key may read and write) or "admin" (only
+    #: administrators may do anything, as upstream since 2026-06).
+    kind: str = "scopes"
+    #: What a key without any scope may do.
+    empty_scopes: Access = Access.READ
+    #: Who is an administrator besides the holders of an admin scope. All empty by default: a
+    #: default address was a way in once, and a role named admin says nothing of the registry.
+    admin_emails: frozenset[str] = frozenset()
+    admin_scopes: frozenset[str] = frozenset()
+    admin_roles: frozenset[str] = frozenset()
+    #: Whether the assistant, which runs programs on the server's host, answers at all.
+    assistant: bool = False
 
 
 def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
@@ -65,19 +60,22 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
             "KEY_MALFORMED",
             f"The key in {found.places[0]} can't be right: {problem}. Copy it again, whole.",
         )
-    return NeedKey(found, operation)
+    return NeedKey(found, operation, request.address)
 
 
-def settle(need: NeedKey, principal: Principal | None, now: float) -> Allow | Deny:
+def settle(
+    need: NeedKey, principal: Principal | Rejected, now: float, policy: Policy
+) -> Allow | Deny:
     """Whether `principal`, whom the key of `need` belongs to, may do what was asked.
 
-    `principal` is None for a key that its authority does not know; `now` is seconds since the epoch.
+    `now` is seconds since the epoch.
     """
-    if principal is None:
+    if isinstance(principal, Rejected):
         return Deny(
             "KEY_UNKNOWN",
-            f"The key in {need.credential.places[0]} is not known here. Check that it is the key "
-            "for this server, or ask the server's operator for a new one.",
+            f"The key in {need.credential.places[0]} is not known here"
+            f"{_in_its_words(principal.reason)}. Check that it is the key for this server, or ask "
+            "the server's operator for a new one.",
         )
     if principal.revoked_at is not None and principal.revoked_at <= now:
         return Deny(
@@ -89,10 +87,27 @@ def settle(need: NeedKey, principal: Principal | None, now: float) -> Allow | De
             "KEY_EXPIRED",
             f"Key {principal.key_id} has expired. Ask the server's operator for a new one.",
         )
-    needed = need.operation.access
-    if granted(principal.scopes) < needed:
+    operation = need.operation
+    if principal is jobs.PRINCIPAL:
+        if jobs.allows(operation):
+            return Allow(operation, principal, need.credential)
+        return Deny(
+            "SCOPE_MISSING",
+            f"{operation.rule or 'A route that MLflow is not known to have'} is nothing that "
+            "MLflow's server-side jobs need, so their credential does not open it.",
+            current_scopes=tuple(sorted(principal.scopes)),
+        )
+    if operation.kind == "assistant" and not policy.assistant:
+        return Deny(
+            "SCOPE_MISSING",
+            "MLflow's assistant is switched off here, as it runs programs on the server's host. "
+            "The operator may set HOKUSAI_AUTH_ASSISTANT=true.",
+        )
+    may = max(access(principal, operation, policy), Access.KEY)
+    if may < operation.access:
+        needed = Access.ADMIN if policy.kind == "admin" else operation.access
         scope = _SCOPE_FOR[needed]
-        what = need.operation.rule or "A route that MLflow is not known to have"
+        what = operation.rule or "A route that MLflow is not known to have"
         return Deny(
             "SCOPE_MISSING",
             f"{what} needs the scope {scope}; key {principal.key_id} has "
@@ -101,13 +116,35 @@ def settle(need: NeedKey, principal: Principal | None, now: float) -> Allow | De
             required_scope=scope,
             current_scopes=tuple(sorted(principal.scopes)),
         )
-    return Allow(need.operation, principal, need.credential)
+    return Allow(operation, principal, need.credential)
 
 
-@lru_cache(maxsize=1024)
-def granted(scopes: frozenset[str]) -> Access:
-    """The most that `scopes` allow; PUBLIC, which is nothing, when none of them is known."""
-    return max((GRANTS.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)
+def access(principal: Principal, operation: Operation, policy: Policy) -> Access:
+    """The most that `principal` may do on the kind of resource that `operation` is about."""
+    if _is_admin(principal, policy):
+        return Access.ADMIN
+    if policy.kind == "admin":
+        return Access.PUBLIC
+    if policy.kind == "authenticated":
+        return Access.WRITE
+    if not principal.scopes:
+        return policy.empty_scopes
+    return scopes.granted(principal.scopes, operation)
+
+
+def _is_admin(principal: Principal, policy: Policy) -> bool:
+    return (
+        principal.is_admin
+        or not principal.scopes.isdisjoint(scopes.ADMIN | policy.admin_scopes)
+        or not principal.roles.isdisjoint(policy.admin_roles)
+        or principal.email.casefold() in policy.admin_emails
+    )
+
+
+def _in_its_words(reason: str) -> str:
+    """What an authority said of a key, fit to be quoted: one line, of bounded length, no key."""
+    words = " ".join(keys.redact(reason).split())[:200]
+    return f" ({words})" if words else ""
 
 
 def _is_preflight(request: Request) -> bool:

@@ -6,6 +6,7 @@ In a path `{x}` is one segment and `{x:path}` is the rest. Where several rows of
 fit, the first one does, so rows with `{…:path}` stand in the order of MLflow's router. A `>` after
 the class says that the request calls out, to a provider that may be shown its headers.
 
+KEY is for what a key may ask about itself.
 WRITE is for whatever changes data, spends money or calls out. ADMIN is for what MLflow's own
 basic-auth keeps for administrators, and for what touches credentials, other users or the host.
 Covers MLflow 3.4 to 3.17; a route that a later version adds is unknown, and so takes ADMIN.
@@ -39,8 +40,11 @@ WRITE   POST              ui-telemetry
 [graphql /]
 WRITE   GET,POST          graphql
 
+[hokusai /api/]
+KEY     POST              v1/keys/validate
+KEY     GET               2.0/hokusai/whoami
+
 [hokusai /api/2.0/hokusai/]
-READ    GET               whoami
 ADMIN   GET,POST          keys
 ADMIN   GET,PATCH,DELETE  keys/{key_id}
 ADMIN   POST              keys/{key_id}/rotate

@@ -10,9 +10,11 @@ class Access(IntEnum):
     """What an operation needs, in rising order: a key that may do one may do all below it."""
 
     PUBLIC = 0
-    READ = 1
-    WRITE = 2
-    ADMIN = 3
+    #: Any good key, whatever its scopes: what a key may ask about itself.
+    KEY = 1
+    READ = 2
+    WRITE = 3
+    ADMIN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Request:
     path: str
     query: bytes
     headers: tuple[tuple[bytes, bytes], ...]
+    #: The client's address, as `addresses.client_address` finds it.
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,17 @@ class Principal:
     expires_at: float | None = None
     #: Seconds since the epoch, or None for a key that was not revoked.
     revoked_at: float | None = None
+    #: What the auth service says of the key's user beyond its scopes.
+    email: str = ""
+    roles: frozenset[str] = frozenset()
+    is_admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An authority does not accept a key. `reason` is its own word for why, or ""."""
+
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +99,8 @@ class Deny:
     #: For a scope that is missing: what was needed and what the key has.
     required_scope: str | None = None
     current_scopes: tuple[str, ...] | None = None
+    #: Seconds after which it is worth to ask again, for a refusal that passes.
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +109,4 @@ class NeedKey:
 
     credential: Credential
     operation: Operation
+    address: str = ""

@@ -13,8 +13,9 @@ import flask
 
 from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import KeyNotFound, KeyRecord, LocalStore, StoreError
+from mlflow_hokusai_auth.core import scopes as known_scopes
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
-from mlflow_hokusai_auth.core.policy import GRANTS
+from mlflow_hokusai_auth.core.types import Principal
 
 from . import identity
 
@@ -52,8 +53,10 @@ def new_key_arguments(body: object) -> dict[str, Any]:
     scopes = body.get("scopes")
     if not isinstance(scopes, list) or not scopes or not all(isinstance(s, str) for s in scopes):
         raise StoreError("scopes must be a list with at least one scope.")
-    if wrong := sorted(set(scopes) - set(GRANTS)):
-        raise StoreError(f"Unknown scope: {', '.join(wrong)}. Known: {', '.join(GRANTS)}.")
+    if wrong := sorted(set(scopes) - known_scopes.KNOWN):
+        raise StoreError(
+            f"Unknown scope: {', '.join(wrong)}. Known: {', '.join(sorted(known_scopes.KNOWN))}."
+        )
     environment = body.get("environment", "live")
     if environment not in ENVIRONMENTS:
         raise StoreError(f"environment must be one of {', '.join(ENVIRONMENTS)}.")
@@ -73,14 +76,52 @@ def new_key_arguments(body: object) -> dict[str, Any]:
     }
 
 
+def validation() -> flask.Blueprint:
+    """`POST /api/v1/keys/validate`, the auth service's contract, for servers whose authority this is.
+
+    The gate has checked the key by then, as for any request, and has answered 401 for one that is not
+    good; here only its facts are told. A key in the body counts for nothing, as there.
+    """
+    routes = flask.Blueprint("hokusai_validation", __name__, url_prefix="/api/v1/keys")
+
+    @routes.post("/validate")
+    def validate() -> flask.Response:
+        principal = _caller()
+        body = flask.request.get_json(force=True, silent=True)
+        service = body.get("service_id") if isinstance(body, dict) else None
+        response = flask.jsonify(
+            is_valid=True,
+            key_id=principal.key_id,
+            user_id=principal.owner,
+            service_id=service if isinstance(service, str) else "platform",
+            scopes=sorted(principal.scopes),
+            email=principal.email or None,
+            roles=sorted(principal.roles),
+            is_admin=principal.is_admin,
+            rate_limit_per_hour=None,
+            billing_plan=None,
+            monthly_prediction_limit=None,
+            error=None,
+        )
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    return routes
+
+
+def _caller() -> Principal:
+    principal = identity.current.get()
+    assert principal is not None, "the gate lets nobody through here without a key"
+    return principal
+
+
 def blueprint(store: LocalStore) -> flask.Blueprint:
     """The routes, on `store`."""
     routes = flask.Blueprint("hokusai", __name__, url_prefix="/api/2.0/hokusai")
 
     @routes.get("/whoami")
     def whoami() -> flask.Response:
-        principal = identity.current.get()
-        assert principal is not None, "the gate lets nobody through here without a key"
+        principal = _caller()
         return flask.jsonify(
             key_id=principal.key_id,
             owner=principal.owner,

@@ -28,12 +28,11 @@ except ImportError as error:
     ) from None
 
 from mlflow_hokusai_auth.backends import BackendUnavailable
-from mlflow_hokusai_auth.backends.cache import CachedBackend
 from mlflow_hokusai_auth.backends.local import LocalStore, StoreError
+from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.keys import redact
-from mlflow_hokusai_auth.core.policy import Policy
 
-from . import api, identity, settings
+from . import api, authority, identity, jobs, settings
 from .aliases import Prefixes
 from .gate import Cors, Gate
 
@@ -44,6 +43,15 @@ if TYPE_CHECKING:
 
 #: uvicorn's STARTUP_FAILURE: its supervisor stops instead of starting the worker anew.
 _STARTUP_FAILURE = 3
+
+#: What a wrong setting or a store that is not ready raises; the text says what to do.
+_MISTAKES = (
+    settings.SettingsError,
+    StoreError,
+    BackendUnavailable,
+    ValueError,
+    ModuleNotFoundError,
+)
 
 
 def create_app() -> AsgiGate | WSGIApplication:
@@ -61,7 +69,7 @@ def create_app() -> AsgiGate | WSGIApplication:
                 "`mlflow server --app-name hokusai-auth`, which migrates them."
             )
         return _assemble(config, store)
-    except (settings.SettingsError, StoreError, BackendUnavailable) as error:
+    except _MISTAKES as error:
         print(f"hokusai-auth can't start: {error}", file=sys.stderr, flush=True)
     except Exception:
         # Not left to uvicorn: for MLflow before 3.9 it takes a TypeError for "no factory after all"
@@ -74,10 +82,12 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     from mlflow.server import app as flask_app
 
     gate = Gate(
-        backend=CachedBackend(store, ttl=config.cache_ttl),
-        policy=Policy(query_key=config.query_key),
+        authority=jobs.recognised(authority.build(config, store)),
+        policy=settings.policy_of(config),
         prefixes=Prefixes(config.prefixes),
         cors=_cors(),
+        trusted=networks(config.trusted_proxies),
+        mode=config.mode,
     )
     _extend(flask_app, store)
     _redact_logs()
@@ -101,6 +111,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
 
 def _extend(flask_app: Flask, store: LocalStore) -> None:
     flask_app.register_blueprint(api.blueprint(store))
+    flask_app.register_blueprint(api.validation())
     identity.install(flask_app)
 
 
@@ -169,9 +180,31 @@ def bootstrap(options: dict[str, Any]) -> None:
                 "gunicorn with uvicorn's worker class is not supported: MLflow tells the app that it "
                 "runs under WSGI then. Drop --gunicorn-opts; uvicorn is MLflow's default."
             )
-        LocalStore(config.database_uri.get_secret_value()).migrate()
-    except (settings.SettingsError, StoreError, BackendUnavailable) as error:
+        # By default uvicorn believes X-Forwarded-For of everybody on this machine.
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+        store = LocalStore(config.database_uri.get_secret_value())
+        store.migrate()
+        authority.build(config, store)
+        jobs.issue()
+        _say_loudly(config)
+    except _MISTAKES as error:
         raise SystemExit(f"hokusai-auth can't start: {error}") from None
+
+
+def _say_loudly(config: settings.Settings) -> None:
+    """What an operator must not overlook, on standard error at each start."""
+    if config.mode == "off":
+        print("hokusai-auth: MODE IS off. NOBODY IS ASKED FOR A KEY.", file=sys.stderr)
+    elif config.mode == "observe":
+        print(
+            "hokusai-auth: mode is observe. Nobody is refused; what would be is logged.",
+            file=sys.stderr,
+        )
+    if "service" in config.backend and config.service_url.startswith("http://"):
+        print(
+            f"hokusai-auth: keys travel to {config.service_url} without encryption.",
+            file=sys.stderr,
+        )
 
 
 def _in_server_command() -> dict[str, Any] | None:

@@ -12,9 +12,10 @@ from mlflow_hokusai_auth.core.denials import Refusal
 from mlflow_hokusai_auth.core.forwarding import dropped, identity
 from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 
+from . import graphql
 from . import identity as caller
 from .aliases import raw_without, slash_location
-from .gate import MISMOUNTED, Gate
+from .gate import MISMOUNTED, Gate, reads_only
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -52,9 +53,12 @@ class AsgiGate:
         # In place, because uvicorn's access log prints this very scope afterwards.
         scope["query_string"] = without_query_key(query)
         prefix, path = self._gate.prefixes.split(scope["path"])
-        verdict = await self._verdict(
-            scope, Request(method, path or "/", query, tuple(scope["headers"]))
-        )
+        request = Request(method, path or "/", query, tuple(scope["headers"]), self._address(scope))
+        if scope.get("root_path"):
+            verdict: Allow | Deny = MISMOUNTED
+        else:
+            verdict, receive = await self._verdict(request, receive)
+            verdict = self._gate.conclude(request, verdict)
         if isinstance(verdict, Deny):
             origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
             await _refuse(scope, send, self._gate.refusal(verdict, origin), method)
@@ -73,16 +77,46 @@ class AsgiGate:
             caller.current.set(verdict.principal)
             await self._app(inner, receive, send)
 
-    async def _verdict(self, scope: Scope, request: Request) -> Allow | Deny:
-        if scope.get("root_path"):
-            return MISMOUNTED
+    async def _verdict(self, request: Request, receive: Receive) -> tuple[Allow | Deny, Receive]:
+        """The verdict, and from where MLflow receives the body."""
         step = self._gate.plan(request)
         if not isinstance(step, NeedKey):
-            return step
-        known = self._gate.peek(step)
+            return step, receive
+        verdict = await self._settle(step)
+        reading = reads_only(step, verdict)
+        if reading is not None and isinstance(allowed := await self._settle(reading), Allow):
+            body, receive = await _read(receive)
+            if graphql.only_reads(body):
+                return allowed, receive
+        return verdict, receive
+
+    async def _settle(self, need: NeedKey) -> Allow | Deny:
+        known = self._gate.peek(need)
         if known is not None:
             return known
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._gate.ask, step)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._gate.ask, need)
+
+    def _address(self, scope: Scope) -> str:
+        client = scope.get("client")
+        forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        return self._gate.address(client[0] if client else "", forwarded)
+
+
+async def _read(receive: Receive) -> tuple[bytes, Receive]:
+    """The body, up to the size that is looked into, and a `receive` that gives all of it again."""
+    messages: list[Message] = []
+    body = b""
+    while len(body) <= graphql.MAX_BODY:
+        message = await receive()
+        messages.append(message)
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            break
+
+    async def again() -> Message:
+        return messages.pop(0) if messages else await receive()
+
+    return body if len(body) <= graphql.MAX_BODY else b"", again
 
 
 async def _refuse(scope: Scope, send: Send, refusal: Refusal, method: str) -> None:

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import difflib
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mlflow_hokusai_auth.core.addresses import networks
+from mlflow_hokusai_auth.core.policy import Policy
+from mlflow_hokusai_auth.core.types import Access
+
 PREFIX = "HOKUSAI_AUTH_"
+
+
+CommaList = Annotated[tuple[str, ...], NoDecode]
+
+
+def _upstream(name: str, *others: str, default: Any = (), description: str) -> Any:
+    """A setting that is also read under the names which Hokusai's services have used for it."""
+    names = AliasChoices(PREFIX + name, *({name, *others} - {"SERVICE_URL", "SERVICE_ID"}))
+    return Field(default, validation_alias=names, description=description)
 
 
 class SettingsError(Exception):
@@ -23,18 +44,102 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True
     )
 
+    mode: Literal["enforce", "observe", "off"] = Field(
+        "enforce",
+        description="enforce; observe: log what would be refused and let it pass; off: check "
+        "nothing. Also the way back, should the gate be at fault.",
+    )
+    backend: CommaList = Field(
+        ("local",),
+        description="Who is asked about a key, in this order: local (the key store), service (the "
+        "Hokusai auth service), or local,service.",
+    )
     database_uri: SecretStr = Field(
         SecretStr("sqlite:///hokusai_auth.db"),
         description="SQLAlchemy URL of the key store: an SQLite file or a PostgreSQL database.",
+    )
+    policy: Literal["scopes", "authenticated", "admin"] = Field(
+        "scopes",
+        description="What a good key may do: what its scopes say; read and write; or nothing, "
+        "unless it is an administrator's.",
+    )
+    empty_scopes: Literal["read", "none", "write"] = Field(
+        "read", description="What a key without any scope may do."
+    )
+    registry_admin_emails: CommaList = _upstream(
+        "REGISTRY_ADMIN_EMAILS",
+        "REGISTRY_ADMIN_USER_EMAILS",
+        "REGISTRY_ADMIN_USER_EMAIL",
+        description="Users of the auth service who are administrators here.",
+    )
+    registry_admin_scopes: CommaList = _upstream(
+        "REGISTRY_ADMIN_SCOPES", description="Further scopes that make an administrator."
+    )
+    registry_admin_roles: CommaList = _upstream(
+        "REGISTRY_ADMIN_ROLES",
+        description="Roles of the auth service that make an administrator. None by default: the "
+        "role admin of any organisation would be one.",
+    )
+    assistant: bool = Field(
+        False,
+        description="Whether MLflow's assistant answers administrators. It runs programs on the "
+        "server's host.",
+    )
+    service_url: str = _upstream(
+        "SERVICE_URL",
+        "AUTH_SERVICE_URL",
+        default="",
+        description="The auth service, such as https://auth.hokus.ai; without the path.",
+    )
+    service_id: str = _upstream(
+        "SERVICE_ID",
+        "AUTH_SERVICE_ID",
+        default="platform",
+        description="What this server is called towards the auth service. A wrong one locks "
+        "everybody out.",
+    )
+    service_timeout: float = Field(
+        5.0, gt=0, le=60, description="Seconds for one question to the auth service, in all."
+    )
+    service_ca_bundle: str = Field(
+        "", description="File of certificates to trust for the auth service, instead of the usual."
+    )
+    service_environment_proxies: bool = Field(
+        False, description="Whether HTTPS_PROXY and the like count on the way to the auth service."
     )
     cache_ttl: float = Field(
         60.0,
         gt=0,
         le=3600,
-        description="Seconds for which a verified key is remembered. Revocation does not wait for "
-        "it: that is seen within a second.",
+        description="Seconds for which a verified key is remembered. Revocation in the key store "
+        "does not wait for it: that is seen within a second.",
     )
-    prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
+    negative_cache_ttl: float = Field(
+        5.0, ge=0, le=60, description="Seconds for which a refused key is remembered."
+    )
+    stale_if_error: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        description="Seconds beyond cache_ttl for which a verified key goes on while its authority "
+        "does not answer. Revocation in the auth service then takes as long.",
+    )
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        description="Redis that shares verified keys of the auth service between hosts: rediss:// "
+        "(verified TLS) or redis://.",
+    )
+    secret_key: SecretStr = Field(
+        SecretStr(""),
+        description="Secret of this installation, 32 characters or more, the same on every host. "
+        "Needed with redis_url; made up at each start otherwise.",
+    )
+    trusted_proxies: CommaList = Field(
+        (),
+        description="Addresses and networks, comma-separated, of the proxies whose X-Forwarded-For "
+        "is believed.",
+    )
+    prefixes: CommaList = Field(
         ("/mlflow", "/api/mlflow"),
         description="Paths, comma-separated, under which the whole server answers as well.",
     )
@@ -43,12 +148,57 @@ class Settings(BaseSettings):
         description="Whether a key in ?api_key= counts. It is removed from the query either way.",
     )
 
-    @field_validator("prefixes", mode="before")
+    @field_validator(
+        "backend",
+        "prefixes",
+        "trusted_proxies",
+        "registry_admin_emails",
+        "registry_admin_scopes",
+        "registry_admin_roles",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("backend")
+    @classmethod
+    def _check_backend(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value not in (("local",), ("service",), ("local", "service")):
+            raise ValueError("must be local, service or local,service")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        networks(value)
+        return value
+
+    @field_validator("service_url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        plain = not (parts.query or parts.fragment or parts.username or parts.password)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname or not plain):
+            raise ValueError("must look like https://auth.example.com")
+        return value.rstrip("/")
+
+    @field_validator("secret_key")
+    @classmethod
+    def _check_secret(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < 32:
+            raise ValueError("must have 32 characters or more")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        if "service" in self.backend and not self.service_url:
+            raise ValueError("HOKUSAI_AUTH_BACKEND names the service: set HOKUSAI_AUTH_SERVICE_URL")
+        if self.redis_url.get_secret_value() and not self.secret_key.get_secret_value():
+            raise ValueError("HOKUSAI_AUTH_REDIS_URL needs HOKUSAI_AUTH_SECRET_KEY")
+        return self
 
     @field_validator("prefixes")
     @classmethod
@@ -69,12 +219,29 @@ def load() -> Settings:
         settings = Settings()
     except ValidationError as error:
         for item in error.errors(include_url=False, include_input=False, include_context=False):
-            name = PREFIX + str(item["loc"][0]).upper()
-            problems.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
+            message = item["msg"].removeprefix("Value error, ")
+            name = str(item["loc"][0]) if item["loc"] else ""
+            if name in Settings.model_fields:
+                name = PREFIX + name.upper()
+            problems.append(f"{name}: {message}" if name else message)
     found = [problem for problem in problems if problem]
     if settings is None or found:
         raise SettingsError("; ".join(found))
     return settings
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The part of the settings that decisions depend on."""
+    empty = {"none": Access.PUBLIC, "read": Access.READ, "write": Access.WRITE}
+    return Policy(
+        query_key=settings.query_key,
+        kind=settings.policy,
+        empty_scopes=empty[settings.empty_scopes],
+        admin_emails=frozenset(email.casefold() for email in settings.registry_admin_emails),
+        admin_scopes=frozenset(settings.registry_admin_scopes),
+        admin_roles=frozenset(settings.registry_admin_roles),
+        assistant=settings.assistant,
+    )
 
 
 def _unknown(variable: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from mlflow_hokusai_auth.core.credentials import without_query_key
 from mlflow_hokusai_auth.core.forwarding import dropped, identity
-from mlflow_hokusai_auth.core.types import Deny, NeedKey, Request
+from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 
+from . import graphql
 from . import identity as caller
 from .aliases import slash_location
-from .gate import Gate
+from .gate import Gate, reads_only
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -56,10 +58,12 @@ class _WsgiGate:
             path.encode("latin-1").decode("utf-8", "replace") or "/",
             environ.pop("hokusai.query"),
             tuple(headers.items()),
+            self._gate.address(
+                environ.get("REMOTE_ADDR", ""),
+                [value for name, value in headers.items() if name == b"x-forwarded-for"],
+            ),
         )
-        verdict = self._gate.plan(request)
-        if isinstance(verdict, NeedKey):
-            verdict = self._gate.peek(verdict) or self._gate.ask(verdict)
+        verdict = self._gate.conclude(request, self._verdict(request, environ))
         if isinstance(verdict, Deny):
             refusal = self._gate.refusal(verdict, environ.get("HTTP_ORIGIN", ""))
             start_response(_status(refusal.status), list(refusal.headers))
@@ -76,6 +80,24 @@ class _WsgiGate:
             environ[_variable(name)] = value.decode("ascii")
         caller.current.set(verdict.principal)
         return self._app(environ, start_response)
+
+    def _verdict(self, request: Request, environ: Environ) -> Allow | Deny:
+        step = self._gate.plan(request)
+        if not isinstance(step, NeedKey):
+            return step
+        verdict = self._settle(step)
+        reading = reads_only(step, verdict)
+        if reading is not None and isinstance(allowed := self._settle(reading), Allow):
+            length = environ.get("CONTENT_LENGTH") or "0"
+            if length.isdecimal() and 0 < int(length) <= graphql.MAX_BODY:
+                body = environ["wsgi.input"].read(int(length))
+                environ["wsgi.input"] = io.BytesIO(body)
+                if graphql.only_reads(body):
+                    return allowed
+        return verdict
+
+    def _settle(self, need: NeedKey) -> Allow | Deny:
+        return self._gate.peek(need) or self._gate.ask(need)
 
 
 def _headers(environ: Environ) -> dict[bytes, bytes]:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import KeyNotFound, LocalStore, StoreError
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 
 @pytest.fixture
@@ -25,10 +26,10 @@ def store(tmp_path: Path) -> LocalStore:
 def test_a_made_key_is_found_by_its_text_alone(store: LocalStore) -> None:
     record, key = store.create(owner="ACME", scopes=["mlflow:write", "mlflow:read"], name="ci")
     principal = store.lookup(key)
-    assert principal is not None
+    assert isinstance(principal, Principal)
     assert (principal.key_id, principal.owner) == (record.key_id, "ACME")
     assert principal.scopes == {"mlflow:read", "mlflow:write"}
-    assert store.lookup(keys.generate()) is None
+    assert store.lookup(keys.generate()) == Rejected()
 
 
 def test_the_key_itself_is_nowhere_in_the_file(store: LocalStore, tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_an_older_key_without_checksum_is_imported_and_works(
     record = store.add(key, owner="Supplier", scopes=["model:write"])
     assert record.environment == "live"
     found = store.lookup(key)
-    assert found is not None and found.key_id == record.key_id
+    assert isinstance(found, Principal) and found.key_id == record.key_id
 
 
 def test_what_is_no_key_is_not_imported(store: LocalStore) -> None:
@@ -86,7 +87,7 @@ def test_revoking_keeps_the_first_time_and_names_the_unknown(store: LocalStore) 
     assert first.state(time.time()) == "revoked"
     assert store.revoke(record.key_id).revoked_at == first.revoked_at
     found = store.lookup(key)
-    assert found is not None and found.revoked_at == first.revoked_at
+    assert isinstance(found, Principal) and found.revoked_at == first.revoked_at
     with pytest.raises(KeyNotFound, match="key_none"):
         store.revoke("key_none")
 
@@ -118,7 +119,7 @@ def test_a_writer_does_not_block_lookups(store: LocalStore, tmp_path: Path) -> N
     with sqlite3.connect(tmp_path / "keys.db") as other:
         other.execute("BEGIN IMMEDIATE")
         other.execute("UPDATE hokusai_auth_state SET value = 99")
-        assert store.lookup(key) is not None
+        assert isinstance(store.lookup(key), Principal)
         other.rollback()
 
 

@@ -49,7 +49,7 @@ _POLICY = Policy()
 class _Store:
     """A backend that knows one key and never changes."""
 
-    def lookup(self, key: str) -> Principal | None:
+    def lookup(self, key: str, address: str) -> Principal | None:
         return _PRINCIPAL if key == _KEY else None
 
     def generation(self) -> int:
@@ -68,7 +68,7 @@ def costs() -> dict[str, float]:
             lambda: credentials.find(static, outbound=False, query_key=True)
         ),
         "keys.digest": _each(lambda: keys.digest(_KEY)),
-        "CachedBackend.peek, hit": _each(lambda: cache.peek(_KEY)),
+        "CachedBackend.peek, hit": _each(lambda: cache.peek(_KEY, "")),
     }
     gate = Gate(cache, _POLICY, Prefixes(("/mlflow", ALIAS)), Cors((), ""))
     found["AsgiGate, cache hit"] = asyncio.run(_added(gate, STATIC))
@@ -80,16 +80,16 @@ def costs() -> dict[str, float]:
 def _decide(request: Request) -> None:
     need = plan(request, _POLICY)
     assert isinstance(need, NeedKey)
-    settle(need, _PRINCIPAL, 1.7e9)
+    settle(need, _PRINCIPAL, 1.7e9, _POLICY)
 
 
 def _filled_cache() -> CachedBackend:
-    cache = CachedBackend(_Store(), ttl=3600)
+    cache = CachedBackend(_Store(), ttl=3600, secret=b"s" * 32)
     deadline = time.monotonic() + 5
-    while cache.peek(_KEY) is None and time.monotonic() < deadline:
-        cache.lookup(_KEY)
+    while cache.peek(_KEY, "") is None and time.monotonic() < deadline:
+        cache.lookup(_KEY, "")
         time.sleep(0.01)
-    assert cache.peek(_KEY) is _PRINCIPAL
+    assert cache.peek(_KEY, "") is _PRINCIPAL
     return cache
 
 

@@ -17,6 +17,7 @@ STATUS = {
     "KEY_REVOKED": 401,
     "KEY_CONFLICT": 400,
     "SCOPE_MISSING": 403,
+    "RATE_LIMITED": 429,
     "AUTHORITY_UNAVAILABLE": 503,
     "MISCONFIGURED": 503,
 }
@@ -41,7 +42,7 @@ def test_a_refusal(code: str) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Cache-Control"] == "no-store"
     assert ("WWW-Authenticate" in headers) == (refusal.status in (401, 403))
-    assert ("Retry-After" in headers) == (refusal.status == 503)
+    assert ("Retry-After" in headers) == (refusal.status in (429, 503))
     assert all(text.isascii() for pair in refusal.headers for text in pair)
 
 
@@ -72,3 +73,11 @@ def test_scopes_are_there_when_they_are_the_reason() -> None:
     assert not {"required_scope", "current_scopes"} & set(
         json.loads(render(Deny("KEY_MISSING", "")).body)
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [(None, "1"), (0.2, "1"), (2.1, "3"), (60, "60"), (1e9, "60"), (-5, "1")]
+)
+def test_retry_after_is_whole_seconds_and_bounded(asked: float | None, said: str) -> None:
+    refusal = render(Deny("RATE_LIMITED", "", retry_after=asked))
+    assert dict(refusal.headers)["Retry-After"] == said

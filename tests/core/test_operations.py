@@ -28,6 +28,7 @@ def names(text: str) -> list[str]:
 
 #: Routes that are ours, so that no MLflow has them.
 OURS = {
+    "POST /api/v1/keys/validate",
     "GET /api/2.0/hokusai/whoami",
     "GET /api/2.0/hokusai/keys",
     "POST /api/2.0/hokusai/keys",

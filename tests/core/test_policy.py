@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core.policy import GRANTS, Policy, granted, plan, settle
+from mlflow_hokusai_auth.core import scopes
+from mlflow_hokusai_auth.core.operations import classify, rules
+from mlflow_hokusai_auth.core.policy import Policy, access, plan, settle
 from mlflow_hokusai_auth.core.types import (
     Access,
     Allow,
@@ -15,6 +19,7 @@ from mlflow_hokusai_auth.core.types import (
     NeedKey,
     Operation,
     Principal,
+    Rejected,
     Request,
 )
 
@@ -39,12 +44,12 @@ NO_SCOPES = [
 ]
 
 
-def need(access: Access) -> NeedKey:
-    return NeedKey(Credential(KEY, ("X-API-Key",)), Operation(access, "runs", "POST /x"))
+def need(level: Access) -> NeedKey:
+    return NeedKey(Credential(KEY, ("X-API-Key",)), Operation(level, "runs", "POST /x"))
 
 
-def whose(*scopes: str, **times: float) -> Principal:
-    return Principal("key_1", "somebody", frozenset(scopes), **times)
+def whose(*names: str, **times: float) -> Principal:
+    return Principal("key_1", "somebody", frozenset(names), **times)
 
 
 def test_access_is_in_order() -> None:
@@ -53,38 +58,160 @@ def test_access_is_in_order() -> None:
 
 def test_every_scope_is_at_its_level() -> None:
     levels = {scope: access for access, scopes in LEVELS.items() for scope in scopes}
-    assert levels == GRANTS
+    general = {**scopes.GENERAL, **scopes.REGISTRY, **dict.fromkeys(scopes.ADMIN, Access.ADMIN)}
+    assert levels == general
+    assert set(levels) == scopes.KNOWN
 
 
-@pytest.mark.parametrize("access", list(LEVELS))
-@pytest.mark.parametrize("scope", [*GRANTS, *NO_SCOPES])
-def test_scope_against_access(scope: str, access: Access) -> None:
-    verdict = settle(need(access), whose(scope), NOW)
-    if GRANTS.get(scope, Access.PUBLIC) >= access:
-        assert verdict == Allow(need(access).operation, whose(scope), need(access).credential)
+@pytest.mark.parametrize("needed", list(LEVELS))
+@pytest.mark.parametrize("scope", sorted([*scopes.KNOWN, *NO_SCOPES]))
+def test_scope_against_access(scope: str, needed: Access) -> None:
+    verdict = settle(need(needed), whose(scope), NOW, Policy())
+    level = next((level for level, names in LEVELS.items() if scope in names), Access.PUBLIC)
+    if level >= needed:
+        assert verdict == Allow(need(needed).operation, whose(scope), need(needed).credential)
     else:
         assert isinstance(verdict, Deny)
         assert verdict.code == "SCOPE_MISSING"
-        assert verdict.required_scope == f"mlflow:{access.name.lower()}"
+        assert verdict.required_scope == f"mlflow:{needed.name.lower()}"
         assert verdict.current_scopes == (scope,)
 
 
-@given(
-    st.frozensets(st.sampled_from([*GRANTS, *NO_SCOPES])), st.sampled_from([*GRANTS, *NO_SCOPES])
+ANY_SCOPE = st.sampled_from(sorted([*scopes.KNOWN, *NO_SCOPES]))
+
+
+@given(st.frozensets(ANY_SCOPE, min_size=1), ANY_SCOPE, st.sampled_from(list(rules())))
+def test_a_scope_more_never_grants_less(
+    some: frozenset[str], more: str, operation: Operation
+) -> None:
+    def may(names: frozenset[str]) -> Access:
+        return access(whose(*names), operation, Policy())
+
+    assert may(some | {more}) == max(may(some), may(frozenset({more})))
+
+
+@given(st.frozensets(st.text()), st.sampled_from(list(rules())))
+def test_unknown_scopes_grant_nothing(names: frozenset[str], operation: Operation) -> None:
+    names -= scopes.KNOWN
+    may = access(whose(*names), operation, Policy(empty_scopes=Access.PUBLIC))
+    assert may is Access.PUBLIC
+
+
+# What suppliers' scopes reach
+
+
+@pytest.mark.parametrize("rule", list(rules()), ids=lambda operation: operation.rule)
+def test_registry_scopes_stay_with_the_registry(rule: Operation) -> None:
+    read = access(whose("model:read"), rule, Policy())
+    write = access(whose("model:write"), rule, Policy())
+    whole = {"registered-models", "model-versions", "logged-models", "runs", "artifacts"}
+    looked_at = {"experiments", "server", "ui", "hokusai"}
+    if rule.kind in whole or rule.rule.endswith("/mlflow/experiments/create"):
+        assert (read, write) == (Access.READ, Access.WRITE)
+    elif rule.kind in looked_at:
+        assert (read, write) == (Access.READ, Access.READ)
+    else:
+        assert (read, write) == (Access.PUBLIC, Access.PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ("POST", "/api/2.0/mlflow/experiments/delete"),
+        ("POST", "/api/2.0/mlflow/experiments/update"),
+        ("POST", "/api/2.0/mlflow/webhooks"),
+        ("GET", "/api/2.0/mlflow/webhooks"),
+        ("POST", "/graphql"),
+        ("POST", "/v1/traces"),
+        ("GET", "/api/2.0/hokusai/keys"),
+        ("POST", "/api/2.0/mlflow/of/a/version/to/come"),
+    ],
 )
-def test_a_scope_more_never_grants_less(scopes: frozenset[str], more: str) -> None:
-    assert granted(scopes) <= granted(scopes | {more})
-    assert granted(scopes | {more}) == max(granted(scopes), granted(frozenset({more})))
+def test_what_a_supplier_may_not(rule: tuple[str, str]) -> None:
+    asked = NeedKey(Credential(KEY, ("X-API-Key",)), classify(*rule))
+    verdict = settle(asked, whose("model:write"), NOW, Policy())
+    assert isinstance(verdict, Deny)
+    assert verdict.code == "SCOPE_MISSING"
 
 
-@given(st.frozensets(st.text()))
-def test_unknown_scopes_grant_nothing(scopes: frozenset[str]) -> None:
-    assert granted(scopes - set(GRANTS)) is Access.PUBLIC
+@pytest.mark.parametrize(
+    "policy", [Policy(), Policy(kind="admin"), Policy(empty_scopes=Access.PUBLIC)]
+)
+def test_any_good_key_may_ask_about_itself(policy: Policy) -> None:
+    assert isinstance(settle(need(Access.KEY), whose("nothing here"), NOW, policy), Allow)
+    assert isinstance(settle(need(Access.KEY), whose(), NOW, policy), Allow)
+    assert isinstance(settle(need(Access.KEY), whose(expires_at=NOW), NOW, policy), Deny)
 
 
-@pytest.mark.parametrize("access", list(LEVELS))
-def test_no_scope_is_no_access(access: Access) -> None:
-    assert isinstance(settle(need(access), whose(), NOW), Deny)
+# The policies
+
+
+def may(policy: Policy, who: Principal) -> Access:
+    levels = [Access.PUBLIC, *LEVELS]
+    return max(
+        level
+        for level in levels
+        if level is Access.PUBLIC or isinstance(settle(need(level), who, NOW, policy), Allow)
+    )
+
+
+@pytest.mark.parametrize("setting", [Access.PUBLIC, Access.READ, Access.WRITE])
+def test_a_key_without_scopes_may_what_the_setting_says(setting: Access) -> None:
+    assert may(Policy(empty_scopes=setting), whose()) is setting
+
+
+def test_authenticated_lets_every_good_key_write_and_none_administrate() -> None:
+    policy = Policy(kind="authenticated")
+    assert may(policy, whose("predict")) is Access.WRITE
+    assert may(policy, whose()) is Access.WRITE
+    assert may(policy, whose("mlflow:admin")) is Access.ADMIN
+
+
+def test_admin_lets_administrators_only() -> None:
+    policy = Policy(kind="admin")
+    for names in (["mlflow:write"], ["model:write"], ["read"], []):
+        assert may(policy, whose(*names)) is Access.PUBLIC
+    refused = settle(need(Access.READ), whose("mlflow:write"), NOW, policy)
+    assert isinstance(refused, Deny)
+    assert refused.required_scope == "mlflow:admin"
+    assert may(policy, whose("registry:admin")) is Access.ADMIN
+
+
+def test_regression_24_there_is_no_administrator_by_default() -> None:
+    user = Principal("key_1", "x", frozenset(), email="somebody@example.com")
+    assert may(Policy(), user) is Access.READ
+    named = Policy(admin_emails=frozenset({"somebody@example.com"}))
+    assert may(named, user) is Access.ADMIN
+    assert may(named, replace(user, email="SomeBody@Example.com")) is Access.ADMIN
+    assert may(named, replace(user, email="")) is Access.READ
+
+
+def test_regression_25_a_role_makes_no_administrator_unless_a_setting_says_so() -> None:
+    user = Principal("key_1", "x", frozenset(), roles=frozenset({"admin", "Owner"}))
+    assert may(Policy(), user) is Access.READ
+    assert may(Policy(admin_roles=frozenset({"Owner"})), user) is Access.ADMIN
+
+
+def test_regression_26_no_right_comes_from_the_text_of_a_key() -> None:
+    asked = replace(need(Access.ADMIN), credential=Credential("hk_live_admin_" + "a" * 20, ("x",)))
+    assert isinstance(settle(asked, whose("read"), NOW, Policy()), Deny)
+
+
+def test_the_auth_service_may_name_an_administrator() -> None:
+    user = Principal("key_1", "x", frozenset(), is_admin=True)
+    assert may(Policy(), user) is Access.ADMIN
+    assert may(Policy(admin_scopes=frozenset({"ops"})), whose("ops")) is Access.ADMIN
+
+
+def test_the_assistant_is_off_even_for_administrators() -> None:
+    operation = next(rule for rule in rules() if rule.kind == "assistant")
+    asked = NeedKey(Credential(KEY, ("X-API-Key",)), operation)
+    refused = settle(asked, whose("mlflow:admin"), NOW, Policy())
+    assert isinstance(refused, Deny)
+    assert "HOKUSAI_AUTH_ASSISTANT" in refused.message
+    on = Policy(assistant=True)
+    assert isinstance(settle(asked, whose("mlflow:admin"), NOW, on), Allow)
+    assert isinstance(settle(asked, whose("mlflow:write"), NOW, on), Deny)
 
 
 @pytest.mark.parametrize(
@@ -104,18 +231,21 @@ def test_no_scope_is_no_access(access: Access) -> None:
     ],
 )
 def test_when_a_key_counts(times: dict[str, float], code: str | None) -> None:
-    verdict = settle(need(Access.READ), whose("admin", **times), NOW)
+    verdict = settle(need(Access.READ), whose("admin", **times), NOW, Policy())
     assert (verdict.code if isinstance(verdict, Deny) else None) == code
 
 
 def test_a_key_that_nobody_knows() -> None:
-    verdict = settle(need(Access.READ), None, NOW)
+    verdict = settle(
+        need(Access.READ), Rejected("hk_live_abcdefgh expired\nyesterday"), NOW, Policy()
+    )
     assert isinstance(verdict, Deny)
     assert verdict.code == "KEY_UNKNOWN"
+    assert "(hk_live_*** expired yesterday)" in verdict.message
 
 
 def test_a_dead_key_is_told_nothing_of_scopes() -> None:
-    verdict = settle(need(Access.ADMIN), whose("read", expires_at=NOW), NOW)
+    verdict = settle(need(Access.ADMIN), whose("read", expires_at=NOW), NOW, Policy())
     assert isinstance(verdict, Deny)
     assert (verdict.required_scope, verdict.current_scopes) == (None, None)
 

@@ -102,6 +102,11 @@ def test_a_read_key_changes_nothing(tmp_path: Path, routes: list[tuple[str, str]
         for request, (status, _) in statuses(server, administration, writer).items():
             assert status == 403, request
 
+        # An administrator is refused nothing but the assistant, which is off.
+        for request, (status, _) in statuses(server, writes, admin).items():
+            refused = classify(*request).kind == "assistant"
+            assert (status in (401, 403)) == refused, (request, status)
+
 
 def contents(folder: Path) -> str:
     """A hash of MLflow's database, row by row, and of its artifact tree."""

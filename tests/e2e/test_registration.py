@@ -55,8 +55,9 @@ def test_a_model_is_registered_under_every_prefix(servers: dict[str, Server], ki
         assert '"POST /api/mlflow/v1/traces HTTP/1.1" 200' in server.log
 
 
-def test_the_bug_report(server: Server) -> None:
-    """The report's steps with a key of its shape, and then the model is served."""
+@pytest.fixture(scope="module")
+def reported(server: Server) -> dict[str, str]:
+    """The environment of the report's supplier: a key of the reported shape, imported."""
     letters = string.ascii_letters + string.digits
     key = "hk_live_" + "".join(secrets.choice(letters) for _ in range(32))
     imported = subprocess.run(
@@ -68,19 +69,22 @@ def test_the_bug_report(server: Server) -> None:
     )
     assert imported.returncode == 0, imported.stderr
     assert key not in imported.stdout + imported.stderr
-    environ = {
-        **server.environ,
-        "HOKUSAI_API_KEY": key,
-        "MLFLOW_TRACKING_URI": f"{server.origin}/api/mlflow",
-    }
-    assert_done(run_job(environ, "reported")[0], "reported")
+    uri = f"{server.origin}/api/mlflow"
+    return {**server.environ, "HOKUSAI_API_KEY": key, "MLFLOW_TRACKING_URI": uri}
 
+
+def test_the_bug_report_step_by_step(reported: dict[str, str]) -> None:
+    assert_done(run_job(reported, "reported")[0], "reported")
+
+
+def test_a_registered_model_is_served(reported: dict[str, str]) -> None:
+    run_job(reported, "served")
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/reported/1"]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/served/1"]
     command += ["--env-manager", "local", "--port", str(port), "--host", "127.0.0.1"]
     serving = subprocess.Popen(
         command,
-        env=environ,
+        env=reported,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -69,7 +69,7 @@ def test_the_store_is_gone_and_nobody_gets_in(tmp_path: Path) -> None:
         # A known key counts until its confirmation is out of date; then the store is asked, in vain.
         wait_until(lambda: server.request("GET", EXPERIMENT, key=key)[0] == 503)
         status, headers, body = server.request("GET", EXPERIMENT, key=keys.generate())
-        assert (status, headers["retry-after"]) == (503, "1")
+        assert (status, headers["retry-after"]) in [(503, str(n)) for n in range(1, 5)]
         assert json.loads(body)["error"] == "AUTHORITY_UNAVAILABLE"
         assert server.request("GET", "/health")[0] == 200
 

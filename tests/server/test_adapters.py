@@ -23,10 +23,11 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.cache import CachedBackend
-from mlflow_hokusai_auth.core import credentials, keys, policy
+from mlflow_hokusai_auth.core import credentials, keys, policy, scopes
+from mlflow_hokusai_auth.core.addresses import Network, networks
 from mlflow_hokusai_auth.core.operations import UNKNOWN, classify
 from mlflow_hokusai_auth.core.policy import Policy
-from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.core.types import Access, Principal, Rejected
 from mlflow_hokusai_auth.server import aliases, asgi, gate, wsgi
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
@@ -87,12 +88,17 @@ KEYS |= {
 class Memory:
     """An authority that keeps its keys in a dictionary."""
 
+    name = "memory"
+    by_address = False
+
     def __init__(self, principals: dict[str, Principal] | None = None) -> None:
         known = PRINCIPALS if principals is None else principals
+        self.addresses: list[str] = []
         self._by_key = {KEYS[kind]: principal for kind, principal in known.items()}
 
-    def lookup(self, key: str) -> Principal | None:
-        return self._by_key.get(key)
+    def lookup(self, key: str, address: str) -> Principal | Rejected:
+        self.addresses.append(address)
+        return self._by_key.get(key) or Rejected()
 
     def generation(self) -> int:
         return 1
@@ -105,14 +111,14 @@ class Failing(Memory):
         super().__init__()
         self._error = error
 
-    def lookup(self, key: str) -> Principal | None:
+    def lookup(self, key: str, address: str) -> Principal | Rejected:
         raise self._error
 
 
 def make_gate(backend: Memory | None = None, **parts: Any) -> Gate:
     built = Gate(
-        backend=CachedBackend(backend or Memory(), ttl=60),
-        policy=Policy(),
+        authority=CachedBackend(backend or Memory(), ttl=60, secret=b"s" * 32),
+        policy=Policy(empty_scopes=Access.PUBLIC, assistant=True),
         prefixes=Prefixes(PREFIXES),
         cors=Cors((UI,), r"http://localhost(:\d+)?"),
     )
@@ -426,7 +432,7 @@ def test_an_authority_that_fails_never_allows(adapter: Adapter, error: Exception
     for kind in ("read", "admin", "unknown"):
         answer = adapter(with_key(kind), failing)
         assert answer.verdict == (503, "AUTHORITY_UNAVAILABLE")
-        assert answer.header("retry-after") == ["1"]
+        assert answer.header("retry-after") in [["1"], ["2"], ["3"], ["4"]]
     assert adapter(Wire(target="/health"), failing).code == "ALLOW"
 
 
@@ -725,7 +731,7 @@ SHARED_FAULTS = [
     (gate, "settle"),
     (gate, "render"),
     (policy, "classify"),
-    (policy, "granted"),
+    (scopes, "granted"),
     (credentials, "find"),
     (keys, "problem"),
     (CachedBackend, "peek"),
@@ -982,9 +988,29 @@ def test_prefixes_split_as_werkzeugs_dispatcher_does(prefixes: list[str], path: 
 def test_a_cached_identity_is_no_cached_verdict(adapter: Adapter) -> None:
     cached = make_gate()
     deadline = time.monotonic() + 5
-    while cached.backend.peek(READ) is None:
+    while cached.authority.peek(READ, "") is None:
         assert time.monotonic() < deadline
         assert adapter(with_key("read"), cached).code == "ALLOW"
     create = with_key("read", "POST", "/api/2.0/mlflow/experiments/create")
     assert adapter(create, cached).verdict == (403, "SCOPE_MISSING")
     assert adapter(with_key("other"), cached).code == "ALLOW"
+
+
+@pytest.mark.parametrize(
+    ("trusted", "address"), [((), "10.0.0.9"), (networks(["10.0.0.0/8"]), "198.51.100.7")]
+)
+def test_the_authority_is_told_the_client_s_address(
+    trusted: tuple[Network, ...], address: str
+) -> None:
+    forwarded = ("X-Forwarded-For", "203.0.113.1, 198.51.100.7")
+    for adapter, peer in (
+        (through_asgi, {"client": ("10.0.0.9", 1234)}),
+        (through_wsgi, {"REMOTE_ADDR": "10.0.0.9"}),
+    ):
+        backend = Memory()
+        adapter(
+            with_key("read", "GET", "/version", forwarded),
+            make_gate(backend, trusted=trusted),
+            **peer,
+        )
+        assert backend.addresses == [address]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,13 @@ from mlflow_hokusai_auth.server.app import bootstrap
 
 
 @pytest.fixture(autouse=True)
-def _own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    yield
+    # What `bootstrap` hands on to workers and jobs is not for the tests that follow.
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def test_the_defaults_start_a_server(tmp_path: Path) -> None:
@@ -32,6 +39,23 @@ def test_the_defaults_start_a_server(tmp_path: Path) -> None:
         ({}, {"HOKUSAI_AUTH_CACHE_TTL": "0"}, "HOKUSAI_AUTH_CACHE_TTL: "),
         ({}, {"HOKUSAI_AUTH_PREFIX": "/x"}, "did you mean HOKUSAI_AUTH_PREFIXES?"),
         ({}, {"HOKUSAI_AUTH_COLOUR": "red"}, "there is no such setting"),
+        ({}, {"HOKUSAI_AUTH_MODE": "on"}, "HOKUSAI_AUTH_MODE: "),
+        ({}, {"HOKUSAI_AUTH_BACKEND": "ldap"}, "must be local, service or local,service"),
+        ({}, {"HOKUSAI_AUTH_BACKEND": "service"}, "set HOKUSAI_AUTH_SERVICE_URL"),
+        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "auth.example.com"}, "must look like https://"),
+        ({}, {"HOKUSAI_AUTH_TRUSTED_PROXIES": "proxy"}, "HOKUSAI_AUTH_TRUSTED_PROXIES: "),
+        ({}, {"HOKUSAI_AUTH_SECRET_KEY": "canary"}, "32 characters"),
+        ({}, {"HOKUSAI_AUTH_REDIS_URL": "redis://x"}, "needs HOKUSAI_AUTH_SECRET_KEY"),
+        (
+            {},
+            {
+                "HOKUSAI_AUTH_BACKEND": "service",
+                "HOKUSAI_AUTH_SERVICE_URL": "https://auth.example.com",
+                "HOKUSAI_AUTH_REDIS_URL": "redis.example.com:6379",
+                "HOKUSAI_AUTH_SECRET_KEY": "canary" * 9,
+            },
+            "redis",
+        ),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "x"}, "must look like /mlflow"),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "/mlflow/"}, "must look like /mlflow"),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "/"}, "must look like /mlflow"),
@@ -69,3 +93,16 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 def test_a_password_is_not_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", "postgresql://user:canary@host/db")
     assert "canary" not in repr(settings.load())
+
+
+def test_the_names_of_other_hokusai_services_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTH_SERVICE_URL", "https://auth.example.com/")
+    monkeypatch.setenv("REGISTRY_ADMIN_USER_EMAILS", "a@example.com, B@example.com")
+    monkeypatch.setenv("REGISTRY_ADMIN_SCOPES", "ops")
+    config = settings.load()
+    assert config.service_url == "https://auth.example.com"
+    policy = settings.policy_of(config)
+    assert policy.admin_emails == {"a@example.com", "b@example.com"}
+    assert policy.admin_scopes == {"ops"}
+    monkeypatch.setenv("HOKUSAI_AUTH_SERVICE_URL", "https://ours.example.com")
+    assert settings.load().service_url == "https://ours.example.com"

@@ -1,0 +1,58 @@
+"""A backend that is left alone while it fails, so that its outage costs requests no wait."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+
+from mlflow_hokusai_auth.core.breaker import Breaker
+from mlflow_hokusai_auth.core.types import Principal, Rejected
+
+from . import Backend, BackendUnavailable, Throttled
+
+#: Seconds for which a backend that failed several times in a row is left alone, at most.
+COOL_DOWN = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Guarded:
+    """`backend` behind a circuit breaker. `timer` is a monotonic clock, in seconds."""
+
+    def __init__(self, backend: Backend, timer: Callable[[], float]) -> None:
+        self.name = backend.name
+        self.generation = backend.generation
+        self._backend = backend
+        self._timer = timer
+        self._breaker = Breaker()
+        self._lock = threading.Lock()
+
+    def lookup(self, key: str, address: str) -> Principal | Rejected:
+        """The backend's answer. Raises what it raises, or BackendUnavailable without asking it."""
+        with self._lock:
+            ticket = self._breaker.begin(self._timer())
+        if ticket is None:
+            raise BackendUnavailable(
+                f"{self.name} failed repeatedly and is left alone for a second"
+            )
+        try:
+            answer = self._backend.lookup(key, address)
+        except Throttled:
+            # It answers; and its limit may be this key's only, which must not stop the others.
+            with self._lock:
+                self._breaker.succeeded(ticket)
+            raise
+        except BaseException as error:
+            # Spread, so that the servers of a site do not all come back at once.
+            cool_down = COOL_DOWN * random.uniform(0.5, 1)  # noqa: S311
+            with self._lock:
+                first = self._breaker.closed
+                opened = self._breaker.failed(ticket, self._timer(), cool_down)
+            if opened and first:
+                _log.warning("%s is left alone, as it keeps failing: %s", self.name, error)
+            raise
+        with self._lock:
+            self._breaker.succeeded(ticket)
+        return answer

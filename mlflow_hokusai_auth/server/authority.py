@@ -1,0 +1,46 @@
+"""Whom the gate asks about a key, put together from the settings."""
+
+from __future__ import annotations
+
+import secrets
+
+from mlflow_hokusai_auth.backends import Authority, Backend
+from mlflow_hokusai_auth.backends.cache import CachedBackend
+from mlflow_hokusai_auth.backends.chain import Chain
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.backends.service import AuthService
+from mlflow_hokusai_auth.backends.shared import SharedCache
+
+from .settings import Settings
+
+
+def build(settings: Settings, store: LocalStore) -> Authority:
+    """The authorities of `settings.backend`, each behind its cache, in that order."""
+    # Where nothing is shared between processes, each may have a secret of its own.
+    secret = settings.secret_key.get_secret_value().encode() or secrets.token_bytes(32)
+    redis_url = settings.redis_url.get_secret_value()
+    cached = [
+        CachedBackend(
+            backend,
+            ttl=settings.cache_ttl,
+            negative_ttl=settings.negative_cache_ttl,
+            stale_if_error=settings.stale_if_error,
+            secret=secret,
+            shared=SharedCache(redis_url) if redis_url and backend is not store else None,
+            namespace=f"{settings.service_url} {settings.service_id}",
+        )
+        for backend in [_backend(name, settings, store) for name in settings.backend]
+    ]
+    return cached[0] if len(cached) == 1 else Chain(cached)
+
+
+def _backend(name: str, settings: Settings, store: LocalStore) -> Backend:
+    if name == "local":
+        return store
+    return AuthService(
+        settings.service_url,
+        service_id=settings.service_id,
+        timeout=settings.service_timeout,
+        ca_bundle=settings.service_ca_bundle or None,
+        use_environment_proxies=settings.service_environment_proxies,
+    )

@@ -1,0 +1,409 @@
+"""What servers share through Redis, and that a Redis which fails changes nothing but the hit rate."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+redis = pytest.importorskip("redis")
+
+from mlflow_hokusai_auth.backends import BackendUnavailable, shared  # noqa: E402
+from mlflow_hokusai_auth.backends.cache import CachedBackend  # noqa: E402
+from mlflow_hokusai_auth.backends.shared import SharedCache  # noqa: E402
+from mlflow_hokusai_auth.core.types import Principal, Rejected  # noqa: E402
+
+from .test_cache import ALICE, HERE, SECRET, Clock, Memory, Service  # noqa: E402
+
+DIGEST = bytes(range(32))
+FULL = Principal(
+    "key_a", "älice", frozenset({"a", "b"}), 2e9, 3e9, "a@example.com", frozenset({"r"}), True
+)
+BUDGET = 0.1
+#: What the machine that runs the tests may add to a budget, in seconds.
+SLACK = 0.4
+
+needs_redis = pytest.mark.skipif(
+    shutil.which("redis-server") is None, reason="redis-server is not installed"
+)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def redis_server(directory: Path, *options: str) -> Iterator[None]:
+    process = subprocess.Popen(
+        ["redis-server", "--bind", "127.0.0.1", "--save", "", "--dir", str(directory), *options],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert any("Ready to accept connections" in line for line in process.stdout)
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    port = free_port()
+    with redis_server(tmp_path, "--port", str(port)):
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """A server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def settle(cache: SharedCache) -> None:
+    """Wait for the operations that nobody waits for."""
+    for _ in range(shared._MAX_PENDING):
+        assert cache._pending.acquire(timeout=10)
+    cache._pending.release(shared._MAX_PENDING)
+
+
+def entries(url: str) -> dict[bytes, bytes]:
+    with redis.Redis.from_url(url) as client:
+        client_any: Any = client
+        return {name: client_any.get(name) for name in client_any.scan_iter()}
+
+
+def seconds(call: Any, *arguments: Any) -> float:
+    began = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - began
+
+
+# With a Redis
+
+
+@needs_redis
+@pytest.mark.parametrize("principal", [ALICE, FULL, replace(ALICE, revoked_at=1.5)])
+def test_an_identity_comes_back_as_it_was(url: str, principal: Principal) -> None:
+    cache = SharedCache(url, budget=5)
+    assert cache.get(DIGEST) is None
+    cache.put(DIGEST, principal, 60)
+    settle(cache)
+    found = cache.get(DIGEST)
+    assert found is not None
+    assert found[0] == principal
+    assert 50 < found[1] <= 60
+    assert cache.get(DIGEST[::-1]) is None
+    cache.forget(DIGEST)
+    settle(cache)
+    assert cache.get(DIGEST) is None
+
+
+@needs_redis
+def test_an_entry_is_kept_for_its_ttl_only(url: str) -> None:
+    cache = SharedCache(url, budget=5)
+    for ttl in (0.0004, 0, -1):
+        cache.put(DIGEST, ALICE, ttl)
+        settle(cache)
+        assert cache.get(DIGEST) is None
+    cache.put(DIGEST, ALICE, 60)
+    settle(cache)
+    with redis.Redis.from_url(url) as client:
+        client.persist(shared._name(DIGEST))  # by someone else, as we never do
+    assert cache.get(DIGEST) is None
+
+
+@needs_redis
+def test_what_was_written_by_another_hand_is_not_believed(url: str) -> None:
+    cache = SharedCache(url, budget=5)
+    cache.put(DIGEST, ALICE, 60)
+    settle(cache)
+    ((name, value),) = entries(url).items()
+    with redis.Redis.from_url(url) as client:
+        for forged in (
+            value.replace(b"mlflow:read", b"mlflow:full"),
+            value[:32],
+            b"",
+            shared._encode(bytes(32), ALICE),
+        ):
+            client.set(name, forged, px=60_000)
+            assert cache.get(DIGEST) is None
+        client.set(name, value, px=60_000)
+        assert cache.get(DIGEST) is not None
+
+
+def test_another_versions_fields_are_a_miss() -> None:
+    import hmac
+
+    for text in (b"{}", b"[]", b"1", b"", b'{"scopes": [], "roles": [], "new": 1}'):
+        assert shared._decode(DIGEST, hmac.digest(DIGEST, text, "sha256") + text) is None
+
+
+@needs_redis
+def test_regression_28_redis_holds_no_key(url: str) -> None:
+    service = Service()
+    cache = SharedCache(url, budget=5)
+    cached = CachedBackend(service, ttl=60, secret=SECRET, shared=cache)
+    service.known = {"hk_live_canary": ALICE}
+    cached.lookup("hk_live_canary", HERE)
+    cached.lookup("hk_live_unknown", HERE)
+    settle(cache)
+    ((name, value),) = entries(url).items()
+    digest = cached._digest("hk_live_canary", HERE)
+    for secret in (b"hk_live", b"canary", digest, digest.hex().encode(), SECRET):
+        assert secret not in name + value
+
+
+@needs_redis
+def test_a_key_that_one_server_verified_costs_the_other_no_question(url: str) -> None:
+    clock = Clock()
+    first, second = Service(), Service()
+    one, two = (
+        CachedBackend(
+            service, ttl=60, secret=SECRET, shared=SharedCache(url, budget=5), timer=clock
+        )
+        for service in (first, second)
+    )
+    one.lookup("alice", HERE)
+    assert one._shared is not None
+    settle(one._shared)
+    assert two.lookup("alice", HERE) == ALICE
+    assert two.peek("alice", HERE) == ALICE
+    assert (first.lookups, second.lookups) == (1, 0)
+    # Time to live is not counted anew, from the second server's question.
+    clock.now += 60
+    assert two.peek("alice", HERE) is None
+
+
+@needs_redis
+def test_a_rejection_removes_the_identity_for_all(url: str) -> None:
+    cache = SharedCache(url, budget=5)
+
+    class Revoking(Service):
+        def lookup(self, key: str, address: str) -> Principal | Rejected:
+            # Another server, which asked a moment before, tells of its answer only now.
+            cache.put(cached._digest(key, address), ALICE, 60)
+            settle(cache)
+            assert len(entries(url)) == 1
+            return Rejected("revoked")
+
+    cached = CachedBackend(Revoking(), ttl=60, secret=SECRET, shared=cache)
+    assert cached.lookup("alice", HERE) == Rejected("revoked")
+    settle(cache)
+    assert entries(url) == {}
+
+
+@needs_redis
+@pytest.mark.parametrize(
+    "other",
+    [{"secret": b"another"}, {"namespace": "https://another.example"}],
+)
+def test_servers_of_another_site_share_nothing(url: str, other: dict[str, Any]) -> None:
+    first, second = Service(), Service()
+    cache = SharedCache(url, budget=5)
+    CachedBackend(first, ttl=60, secret=SECRET, shared=cache).lookup("alice", HERE)
+    settle(cache)
+    options: dict[str, Any] = {"secret": SECRET, **other}
+    CachedBackend(second, ttl=60, shared=cache, **options).lookup("alice", HERE)
+    assert second.lookups == 1
+
+
+@needs_redis
+def test_a_watched_backend_shares_nothing(url: str) -> None:
+    cache = SharedCache(url, budget=5)
+    cached = CachedBackend(Memory(), ttl=60, secret=SECRET, shared=cache)
+    cached.lookup("alice", HERE)
+    settle(cache)
+    assert entries(url) == {}
+
+
+@needs_redis
+def test_what_redis_knows_is_served_in_an_outage(url: str) -> None:
+    first, second = Service(), Service()
+    cache = SharedCache(url, budget=5)
+    CachedBackend(first, ttl=60, secret=SECRET, shared=cache).lookup("alice", HERE)
+    settle(cache)
+    second.failure = BackendUnavailable("down")
+    other = CachedBackend(second, ttl=60, secret=SECRET, shared=cache)
+    assert other.lookup("alice", HERE) == ALICE
+    with pytest.raises(BackendUnavailable):
+        other.lookup("bob", HERE)
+
+
+@needs_redis
+def test_a_redis_that_comes_back_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "COOL_DOWN", 0.05)
+    port = free_port()
+    cache = SharedCache(f"redis://127.0.0.1:{port}", budget=1)
+    for _ in range(10):
+        assert cache.get(DIGEST) is None
+    assert not cache._breaker.closed
+    with redis_server(tmp_path, "--port", str(port)):
+        ends = time.monotonic() + 10
+        while not cache._breaker.closed and time.monotonic() < ends:
+            cache.get(DIGEST)
+            time.sleep(0.01)
+        cache.put(DIGEST, ALICE, 60)
+        settle(cache)
+        assert cache.get(DIGEST) is not None
+
+
+# Without one
+
+
+def test_regression_32_a_black_hole_costs_no_time(
+    black_hole: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "COOL_DOWN", 0.1)
+    service = Service()
+    cached = CachedBackend(service, ttl=60, secret=SECRET, shared=SharedCache(black_hole))
+    took = []
+    for number in range(500):
+        service.known[str(number)] = ALICE
+        took.append(seconds(cached.lookup, str(number), HERE))
+        assert cached.peek(str(number), HERE) == ALICE
+        if number % 50 == 0:
+            time.sleep(0.05)  # so that there are probes among them
+    assert service.lookups == 500
+    assert max(took) < BUDGET + SLACK
+    assert max(took[:5]) > BUDGET / 2, "it was not asked"
+    assert sorted(took[5:])[-10] < 0.02
+    assert sum(took[5:]) < 1
+    logged = [record for record in caplog.records if record.name == shared.__name__]
+    assert [record.getMessage() for record in logged] == [
+        "Doing without Redis, which fails: TimeoutError"
+    ]
+
+
+def test_nobody_waits_for_the_probe(black_hole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "COOL_DOWN", 0)
+    cache = SharedCache(black_hole)
+    while cache._breaker.closed:
+        cache.get(DIGEST)
+    took = []
+    for _ in range(10):
+        took.append(seconds(cache.get, DIGEST))
+        assert cache._breaker.probing
+        settle(cache)
+    assert sum(took) < 10 * BUDGET / 2
+
+
+def test_a_dead_redis_changes_nothing() -> None:
+    service = Service()
+    cache = SharedCache(f"redis://127.0.0.1:{free_port()}")
+    cached = CachedBackend(service, ttl=60, secret=SECRET, shared=cache)
+    for number in range(100):
+        assert isinstance(cached.lookup(str(number), HERE), Rejected)
+    assert cached.lookup("alice", HERE) == ALICE
+    assert not cache._breaker.closed
+    settle(cache)
+
+
+def test_a_server_that_drips_is_within_the_budget() -> None:
+    stop = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                while not stop.wait(BUDGET / 3):
+                    connection.sendall(b"$")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dripping = threading.Thread(target=drip, args=(listener,), daemon=True)
+        dripping.start()
+        cache = SharedCache(f"redis://127.0.0.1:{listener.getsockname()[1]}", budget=BUDGET)
+        assert seconds(cache.get, DIGEST) < BUDGET + SLACK
+        stop.set()
+        dripping.join(10)
+
+
+def test_more_operations_than_it_can_do_are_skipped(black_hole: str) -> None:
+    cache = SharedCache(black_hole)
+    assert seconds(lambda: [cache.put(DIGEST, ALICE, 60) for _ in range(1000)]) < 1
+    assert cache._workers._work_queue.qsize() <= shared._MAX_PENDING
+
+
+# The URL
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "redis.example.com", "http://redis", "", "//x"])
+def test_regression_32_a_url_without_its_scheme_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="must start with redis://, rediss://"):
+        SharedCache(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://redis.example.com?ssl_cert_reqs=none",
+        "rediss://redis.example.com?ssl_check_hostname=no",
+        "rediss://redis.example.com?socket_timeout=60",
+        "redis://redis.example.com?ssl_ca_certs=x",
+    ],
+)
+def test_regression_32_verification_can_not_be_turned_off(url: str) -> None:
+    with pytest.raises(ValueError, match="must not set s"):
+        SharedCache(url)
+
+
+@pytest.mark.parametrize("url", ["redis://:hunter2@x:hunter2/0", "redis://:hunter2@x/?db=hunter2"])
+def test_a_refusal_does_not_quote_the_password(url: str) -> None:
+    with pytest.raises(ValueError, match="can't be read") as refusal:
+        SharedCache(url)
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_without_redis_py_it_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['redis'] = None\n"
+        "from mlflow_hokusai_auth.backends.shared import SharedCache\n"
+        "SharedCache('redis://localhost')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'mlflow-hokusai-auth[redis]'" in done.stderr
+
+
+@needs_redis
+def test_regression_32_only_a_verified_redis_is_spoken_to(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+        + ["-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+        + ["-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    port = free_port()
+    tls = ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"]
+    files = ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    with redis_server(tmp_path, *tls, *files):
+        for address, trusted, expected in (
+            ("localhost", True, True),
+            ("localhost", False, False),
+            ("127.0.0.1", True, False),  # not the certificate's name
+        ):
+            query = f"?ssl_ca_certs={certificate}" if trusted else ""
+            cache = SharedCache(f"rediss://{address}:{port}{query}", budget=5)
+            cache.put(DIGEST, ALICE, 60)
+            settle(cache)
+            assert (cache.get(DIGEST) is not None) == expected

@@ -1,0 +1,392 @@
+"""One contract for every authority over keys: both databases, the auth service, and our own endpoint.
+
+What holds for one must hold for all, so that the gate need not know which it asks. Below it, what is
+the endpoint's own: how `POST /api/v1/keys/validate` answers callers other than our client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import flask
+import pytest
+import sqlalchemy as sa
+from werkzeug.serving import make_server
+
+from mlflow_hokusai_auth.backends import Backend, BackendUnavailable
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.backends.service import AuthService
+from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.policy import Policy, settle
+from mlflow_hokusai_auth.core.types import (
+    Access,
+    Allow,
+    Credential,
+    NeedKey,
+    Operation,
+    Principal,
+    Rejected,
+)
+from mlflow_hokusai_auth.server import api
+from mlflow_hokusai_auth.server.aliases import Prefixes
+from mlflow_hokusai_auth.server.gate import Cors, Gate
+from mlflow_hokusai_auth.server.wsgi import wsgi_gate
+from tests.harness import free_port
+from tests.standin import Standin
+
+#: Seconds that an authority may take to say that it can't be asked.
+DEADLINE = 2.0
+
+
+@dataclass
+class World:
+    """An authority, and the means to change what it says."""
+
+    authority: Backend
+    #: A new key: owner, scopes, and the seconds after which it expires, or None.
+    add: Callable[[str, list[str], float | None], str]
+    #: End the key with this text.
+    revoke: Callable[[str], None]
+    #: Make the authority fail for a while.
+    down: Callable[[], contextlib.AbstractContextManager[None]]
+
+
+# Worlds
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgresql]:
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed: no /usr/lib/postgresql/*/bin/initdb")
+    cluster = Postgresql(programs[-1].parent)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+class Postgresql:
+    """A cluster of its own in a new folder, which listens on a free port of 127.0.0.1."""
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        # Not pytest's folder, whose parents only its owner may enter.
+        self._folder = Path(tempfile.mkdtemp(prefix="hokusai-auth-postgresql-"))
+        # PostgreSQL refuses to run as root.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(self._folder, self._user)
+        self.port = free_port()
+        self._run("initdb", "--username=postgres", "--auth=trust", "--no-sync", "--no-instructions")
+
+    @property
+    def uri(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off"
+        options += f" -c unix_socket_directories={self._folder}"
+        log = str(self._folder / "log")
+        self._run("pg_ctl", "start", "--wait", f"--log={log}", f"--options={options}")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "--mode=immediate")
+
+    def remove(self) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, program: str, *options: str) -> None:
+        command = [str(self._programs / program), "-D", str(self._folder / "data"), *options]
+        # Not a pipe: the server keeps it open, and the wait for its end would be for the server's.
+        with (self._folder.with_suffix(".out")).open("wb") as output:
+            try:
+                subprocess.run(
+                    command, user=self._user, cwd="/", stdout=output, stderr=output, check=True
+                )
+            finally:
+                self._folder.with_suffix(".out").unlink(missing_ok=True)
+
+
+def _store_world(
+    store: LocalStore, down: Callable[[], contextlib.AbstractContextManager[None]]
+) -> World:
+    ids: dict[str, str] = {}
+
+    def add(owner: str, scopes: list[str], expires_in: float | None) -> str:
+        until = None if expires_in is None else time.time() + expires_in
+        record, key = store.create(owner=owner, scopes=scopes, expires_at=until)
+        ids[key] = record.key_id
+        return key
+
+    def revoke(key: str) -> None:
+        store.revoke(ids[key])
+
+    return World(store, add, revoke, down)
+
+
+def _sqlite(folder: Path) -> World:
+    uri = f"sqlite:///{folder}/keys.db"
+    store = LocalStore(uri)
+    store.migrate()
+
+    @contextlib.contextmanager
+    def down() -> Iterator[None]:
+        _rename(uri, "hokusai_auth_keys", "away")
+        yield
+        _rename(uri, "away", "hokusai_auth_keys")
+
+    return _store_world(store, down)
+
+
+def _rename(uri: str, old: str, new: str) -> None:
+    engine = sa.create_engine(uri)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
+    engine.dispose()
+
+
+def _postgresql(cluster: Postgresql) -> World:
+    store = LocalStore(cluster.uri)
+    store.migrate()
+
+    @contextlib.contextmanager
+    def down() -> Iterator[None]:
+        cluster.stop()
+        try:
+            yield
+        finally:
+            cluster.start()
+
+    return _store_world(store, down)
+
+
+def _standin(service: Standin) -> World:
+    def add(owner: str, scopes: list[str], expires_in: float | None) -> str:
+        # The service itself knows the time; the stand-in is told.
+        expired = expires_in is not None and expires_in <= 0
+        return service.add(user_id=owner, scopes=scopes, state="expired" if expired else "active")
+
+    def revoke(key: str) -> None:
+        service.grants[key].state = "revoked"
+
+    return World(AuthService(service.url, timeout=1), add, revoke, lambda: _gone(service))
+
+
+@contextlib.contextmanager
+def _gone(service: Standin) -> Iterator[None]:
+    service.go()
+    try:
+        yield
+    finally:
+        service.come_back()
+
+
+class Uncached:
+    """An authority that asks `store` each time, so that a change counts at once."""
+
+    def __init__(self, store: Backend) -> None:
+        self.lookup = store.lookup
+
+    def peek(self, key: str, address: str) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def endpoint(store: Backend) -> Iterator[str]:
+    """The URL of a server that has nothing but the endpoint, behind the gate, on `store`."""
+    app = flask.Flask("endpoint")
+    app.register_blueprint(api.validation())
+    gate = Gate(Uncached(store), Policy(), Prefixes(()), Cors((), ""))
+    server = make_server("127.0.0.1", 0, wsgi_gate(app, gate, ()), threaded=True)
+    # Else the end of the test waits for connections that are kept for a next request.
+    server.daemon_threads = True
+    server.block_on_close = False
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "service", "endpoint"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    with contextlib.ExitStack() as stack:
+        if request.param == "sqlite":
+            yield _sqlite(tmp_path)
+        elif request.param == "postgresql":
+            yield _postgresql(request.getfixturevalue("postgresql"))
+        elif request.param == "service":
+            yield _standin(stack.enter_context(Standin()))
+        else:
+            behind = _sqlite(tmp_path)
+            url = stack.enter_context(endpoint(behind.authority))
+            yield World(AuthService(url, timeout=1), behind.add, behind.revoke, behind.down)
+
+
+def allowed(found: Principal | Rejected, access: Access = Access.PUBLIC) -> bool:
+    """Whether the gate would let `found` do something that takes `access`."""
+    need = NeedKey(Credential("k", ("X-API-Key",)), Operation(access, "runs", "GET /x"))
+    return isinstance(settle(need, found, time.time(), Policy()), Allow)
+
+
+# The contract
+
+
+def test_a_good_key_is_its_owner_s_with_its_scopes(world: World) -> None:
+    key = world.add("ACME Ltd", ["mlflow:write", "mlflow:read"], None)
+    other = world.add("Another", ["mlflow:read"], 3600)
+    found = world.authority.lookup(key, "192.0.2.1")
+    assert isinstance(found, Principal)
+    assert found.owner == "ACME Ltd" and found.key_id
+    assert found.scopes == {"mlflow:write", "mlflow:read"}
+    assert allowed(found, Access.WRITE) and not allowed(found, Access.ADMIN)
+    also = world.authority.lookup(other, "192.0.2.1")
+    assert isinstance(also, Principal) and also.owner == "Another"
+    assert allowed(also, Access.READ) and not allowed(also, Access.WRITE)
+
+
+def test_an_owner_s_name_arrives_whole(world: World) -> None:
+    key = world.add("Zoë & 株式会社 <x>", ["mlflow:read"], None)
+    found = world.authority.lookup(key, "")
+    assert isinstance(found, Principal) and found.owner == "Zoë & 株式会社 <x>"
+
+
+def test_a_key_is_found_by_all_of_its_text(world: World) -> None:
+    key = world.add("ACME", ["mlflow:read"], None)
+    for wrong in (key[:-1], key + "a", key.swapcase(), key[3:], "%", "' OR '1'='1", "x"):
+        assert not allowed(world.authority.lookup(wrong, "")), wrong[-2:]
+
+
+def test_an_unknown_key_is_rejected(world: World) -> None:
+    world.add("ACME", ["mlflow:admin"], None)
+    assert isinstance(world.authority.lookup(keys.generate(), "192.0.2.1"), Rejected)
+
+
+def test_a_revoked_key_is_of_no_use(world: World) -> None:
+    key = world.add("ACME", ["mlflow:admin"], None)
+    assert allowed(world.authority.lookup(key, ""))
+    world.revoke(key)
+    assert not allowed(world.authority.lookup(key, ""))
+
+
+def test_an_expired_key_is_of_no_use(world: World) -> None:
+    key = world.add("ACME", ["mlflow:admin"], -1)
+    assert not allowed(world.authority.lookup(key, ""))
+
+
+def test_every_address_may_use_a_key_without_a_list(world: World) -> None:
+    key = world.add("ACME", ["mlflow:read"], None)
+    for address in ("", "192.0.2.1", "2001:db8::1"):
+        assert allowed(world.authority.lookup(key, address))
+
+
+def test_an_outage_is_told_in_time_and_passes(world: World) -> None:
+    key = world.add("ACME", ["mlflow:read"], None)
+    assert allowed(world.authority.lookup(key, ""))
+    with world.down():
+        for asked in (key, keys.generate()):
+            started = time.monotonic()
+            with pytest.raises(BackendUnavailable):
+                world.authority.lookup(asked, "")
+            assert time.monotonic() - started < DEADLINE
+    assert allowed(world.authority.lookup(key, ""))
+
+
+def test_no_key_is_in_a_log_or_an_error(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    good, bad = world.add("ACME", ["mlflow:read"], None), keys.generate()
+    ended = world.add("ACME", ["mlflow:read"], -1)
+    said = [repr(world.authority.lookup(key, "192.0.2.1")) for key in (good, bad, ended)]
+    with world.down():
+        for key in (good, bad):
+            try:
+                world.authority.lookup(key, "192.0.2.1")
+            except BackendUnavailable:
+                said.append(traceback.format_exc())
+    assert len(said) == 5
+    text = caplog.text + "".join(said)
+    for key in (good, bad, ended):
+        assert key not in text and keys.digest(key) not in text
+
+
+def test_the_generation_is_a_number_that_stays_without_changes(world: World) -> None:
+    assert world.authority.generation() == world.authority.generation()
+
+
+# The endpoint
+
+
+def call(url: str, headers: dict[str, str], body: bytes = b"{}") -> tuple[int, dict[str, object]]:
+    request = Request(f"{url}/api/v1/keys/validate", data=body, headers=headers, method="POST")
+    try:
+        with urlopen(request, timeout=10) as response:
+            return response.status, json.load(response)
+    except HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.fixture
+def behind(tmp_path: Path) -> Iterator[tuple[World, str]]:
+    world = _sqlite(tmp_path)
+    with endpoint(world.authority) as url:
+        yield world, url
+
+
+def test_the_endpoint_tells_the_contract_s_fields(behind: tuple[World, str]) -> None:
+    world, url = behind
+    key = world.add("ACME", ["model:write"], None)
+    body = b'{"service_id": "prediction"}'
+    for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}):
+        status, answer = call(url, headers, body)
+        assert status == 200
+        assert answer.pop("key_id").startswith("key_")
+        assert answer == {
+            "is_valid": True,
+            "user_id": "ACME",
+            "service_id": "prediction",
+            "scopes": ["model:write"],
+            "email": None,
+            "roles": [],
+            "is_admin": False,
+            "rate_limit_per_hour": None,
+            "billing_plan": None,
+            "monthly_prediction_limit": None,
+            "error": None,
+        }
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b"not json", b'{"service_id": 5}'])
+def test_the_endpoint_takes_any_body(behind: tuple[World, str], body: bytes) -> None:
+    world, url = behind
+    key = world.add("ACME", [], None)
+    status, answer = call(url, {"X-API-Key": key}, body)
+    assert (status, answer["is_valid"], answer["service_id"]) == (200, True, "platform")
+
+
+def test_regression_13_a_key_in_the_body_alone_does_not_count(behind: tuple[World, str]) -> None:
+    world, url = behind
+    key = world.add("ACME", ["mlflow:admin"], None)
+    status, answer = call(url, {}, json.dumps({"api_key": key}).encode())
+    assert (status, answer["error"]) == (401, "KEY_MISSING")
+    assert key not in str(answer)

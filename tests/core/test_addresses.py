@@ -1,0 +1,51 @@
+"""Whose word on an address counts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_hokusai_auth.core.addresses import client_address, networks
+
+PROXIES = networks(["10.0.0.0/8", "fd00::1"])
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("203.0.113.7", [], "203.0.113.7"),
+        # Nobody's proxy: whatever it says, it is the client.
+        ("203.0.113.7", [b"198.51.100.1"], "203.0.113.7"),
+        ("10.0.0.1", [b"198.51.100.1"], "198.51.100.1"),
+        # What stands further left, the client may have written itself.
+        ("10.0.0.1", [b"1.1.1.1, 198.51.100.1"], "198.51.100.1"),
+        ("10.0.0.1", [b"1.1.1.1", b"198.51.100.1"], "198.51.100.1"),
+        ("10.0.0.1", [b"198.51.100.1, 10.2.0.1"], "198.51.100.1"),
+        ("10.0.0.1", [b"10.3.0.1,10.2.0.1"], "10.3.0.1"),
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", [b""], "10.0.0.1"),
+        ("10.0.0.1", [b"198.51.100.1, unknown"], "10.0.0.1"),
+        ("10.0.0.1", [b"198.51.100.1, \xff\x00"], "10.0.0.1"),
+        ("fd00::1", [b"2001:db8::5"], "2001:db8::5"),
+        ("::ffff:203.0.113.7", [], "203.0.113.7"),
+        ("::ffff:10.0.0.1", [b"198.51.100.1"], "198.51.100.1"),
+        ("", [b"198.51.100.1"], ""),
+        ("unix:", [b"198.51.100.1"], ""),
+    ],
+)
+def test_regression_30_the_right_most_hop_that_is_no_proxy(
+    peer: str, forwarded: list[bytes], address: str
+) -> None:
+    assert client_address(peer, forwarded, PROXIES) == address
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4))
+def test_regression_31_no_header_counts_without_a_trusted_proxy(forwarded: list[bytes]) -> None:
+    assert client_address("203.0.113.7", forwarded, ()) == "203.0.113.7"
+    assert client_address("10.0.0.1", forwarded, ()) == "10.0.0.1"
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4))
+def test_any_header_gives_an_address(forwarded: list[bytes]) -> None:
+    assert client_address("10.0.0.1", forwarded, PROXIES) != ""

@@ -1,0 +1,278 @@
+"""MLflow's server-side jobs behind the gate: they do their work, and their credential nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.genai.judges import make_judge
+from mlflow.genai.scorers import ResponseLength
+
+from mlflow_hokusai_auth.core import jobs, keys, operations
+from mlflow_hokusai_auth.core.types import Access
+from mlflow_hokusai_auth.server import jobs as server_jobs
+from tests.e2e.test_outbound import ENVIRON, PROVIDER_KEY, Upstream, add_endpoint, post, provider
+from tests.harness import Server, serve
+
+AJAX = "/ajax-api/3.0/mlflow"
+#: A server that runs jobs takes its time to start, and so does each job.
+slow = pytest.mark.slow
+DONE = {"SUCCEEDED", "FAILED", "TIMEOUT", "CANCELED"}
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    yield from provider()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("jobs")
+    # The machine has a key of its own, as a developer's has: jobs must not send it beside theirs.
+    config = folder / ".hokusai" / "config"
+    config.parent.mkdir()
+    config.write_text(f"[default]\napi_key = hk_live_{'x' * 32}\n")
+    with serve(
+        folder,
+        ("--workers", "2"),
+        **ENVIRON,
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="true",
+        HOKUSAI_AUTH_ASSISTANT="true",
+    ) as server:
+        add_endpoint(server, "openai", upstream)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def secret(server: Server) -> str:
+    """The jobs' credential, found where only the server's own user may look."""
+    # The command puts it into its own environment after it was started, so only children show it.
+    environs = b"".join(Path(f"/proc/{pid}/environ").read_bytes() for pid in server.workers())
+    found = re.search(rb"hk_jobs_[0-9a-f]{64}", environs)
+    assert found is not None
+    return found[0].decode()
+
+
+@pytest.fixture(scope="module")
+def traces(server: Server) -> Iterator[tuple[str, list[str]]]:
+    """An experiment's id and those of two traces in it."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLFLOW_TRACKING_TOKEN", server.key("mlflow:write"))
+    patch.setenv("HOME", str(server.folder / "elsewhere"))
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(server.origin)
+    experiment = mlflow.set_experiment("judged").experiment_id
+    found = []
+    for number in range(2):
+        with mlflow.start_span("asked") as span:
+            span.set_inputs({"question": f"what is {number}?"})
+            span.set_outputs("a number")
+        found.append(span.trace_id)
+    mlflow.flush_trace_async_logging()
+    yield experiment, found
+    mlflow.set_tracking_uri(before)
+    patch.undo()
+
+
+def judge() -> str:
+    scorer = make_judge(
+        name="good",
+        instructions="Is {{ outputs }} good? Answer yes or no.",
+        model="gateway:/openai",
+        feedback_value_type=str,
+    )
+    return json.dumps(scorer.model_dump())
+
+
+def plain() -> str:
+    return json.dumps(ResponseLength(min_length=1).model_dump())
+
+
+def finished(server: Server, job: str, seconds: float = 120) -> dict[str, Any]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        status, _, answer = server.request(
+            "GET", f"{AJAX}/jobs/{job}", key=server.key("mlflow:read")
+        )
+        assert status == 200, answer
+        found: dict[str, Any] = json.loads(answer)
+        if found["status"] in DONE:
+            return found
+        time.sleep(0.3)
+    raise AssertionError(f"job {job} did not end:\n{server.log}")
+
+
+@slow
+@pytest.mark.parametrize("basic", [False, True], ids=["header", "basic"])
+def test_an_evaluation_with_a_gateway_judge(
+    server: Server, upstream: Upstream, traces: tuple[str, list[str]], basic: bool
+) -> None:
+    experiment, ids = traces
+    upstream.seen.clear()
+    content = {"experiment_id": experiment, "trace_ids": ids}
+    content["serialized_scorers"] = [judge(), plain()]
+    answer = start(server, f"{AJAX}/genai/evaluate/invoke", content, basic)
+    job = finished(server, answer["job_id"])
+    assert job["status"] == "SUCCEEDED", (job, server.log)
+    run = json.loads(
+        server.request(
+            "GET",
+            f"/api/2.0/mlflow/runs/get?run_id={answer['run_id']}",
+            key=server.key("mlflow:read"),
+        )[2]
+    )["run"]
+    assert run["info"]["status"] == "FINISHED"
+    assert {metric["key"] for metric in run["data"]["metrics"]} >= {"response_length/mean"}
+    for trace_id in ids:
+        feedback = {one.name: one.value for one in mlflow.get_trace(trace_id).info.assessments}
+        assert feedback["good"] == "yes"
+        assert "response_length" in feedback
+    # The judge spoke to its provider through the gateway, with the provider's key alone.
+    assert len(upstream.of(PROVIDER_KEY.format("openai"))) == len(upstream.seen) >= len(ids)
+    assert "hk_" not in repr(upstream.seen)
+
+
+@slow
+@pytest.mark.parametrize("scorer", [judge, plain])
+@pytest.mark.parametrize("basic", [False, True], ids=["header", "basic"])
+def test_a_scorer(server: Server, traces: tuple[str, list[str]], scorer: Any, basic: bool) -> None:
+    experiment, ids = traces
+    content = {"experiment_id": experiment, "trace_ids": ids, "log_assessments": True}
+    content["serialized_scorer"] = scorer()
+    answer = start(server, f"{AJAX}/scorer/invoke", content, basic)
+    for one in answer["jobs"]:
+        job = finished(server, one["job_id"])
+        assert job["status"] == "SUCCEEDED", (job, server.log)
+        assert {trace_id for trace_id in job["result"]} == set(ids)
+        for result in job["result"].values():
+            assert result["assessments"]
+            assert not result["failures"]
+
+
+def start(server: Server, path: str, content: object, basic: bool) -> dict[str, Any]:
+    """Start a job with a key as X-API-Key, or as the password of Basic, as MLflow's clients do.
+
+    With Basic, MLflow has the job call back under the name in it, so both ways are different ones.
+    """
+    key = server.key("mlflow:write")
+    if not basic:
+        return post(server, path, key, content)
+    pair = base64.b64encode(f"me:{key}".encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {pair}"}
+    status, _, answer = server.request(
+        "POST", path, headers=headers, body=json.dumps(content).encode()
+    )
+    assert status == 200, answer
+    found: dict[str, Any] = json.loads(answer)
+    return found
+
+
+REFUSED = [
+    ("GET", "/api/2.0/hokusai/whoami"),
+    ("GET", "/api/2.0/hokusai/keys"),
+    ("POST", "/api/2.0/hokusai/keys"),
+    ("DELETE", "/api/2.0/hokusai/keys/x"),
+    ("GET", "/api/2.0/mlflow/webhooks"),
+    ("POST", "/api/2.0/mlflow/webhooks"),
+    ("GET", "/api/3.0/mlflow/gateway/secrets/list"),
+    ("POST", "/api/3.0/mlflow/gateway/secrets/create"),
+    ("POST", "/api/3.0/mlflow/gateway/endpoints/create"),
+    ("POST", "/api/2.0/mlflow/experiments/delete"),
+    ("POST", "/api/2.0/mlflow/runs/delete"),
+    ("POST", "/api/2.0/mlflow/traces/delete-traces"),
+    ("DELETE", "/api/2.0/mlflow/registered-models/delete"),
+    ("POST", "/api/2.0/mlflow/model-versions/transition-stage"),
+    ("DELETE", "/api/2.0/mlflow-artifacts/artifacts/x"),
+    ("GET", f"{AJAX}/assistant/config"),
+    ("POST", f"{AJAX}/assistant/message"),
+    ("POST", f"{AJAX}/genai/evaluate/invoke"),
+    ("POST", f"{AJAX}/scorer/invoke"),
+    ("POST", "/ajax-api/3.0/jobs/"),
+    ("POST", "/graphql"),
+    ("GET", "/"),
+    ("POST", "/gateway/proxy/openai/models"),
+    ("GET", "/no/such/route"),
+    ("GET", "//api/2.0/mlflow/runs/get"),
+]
+
+
+@slow
+@pytest.mark.parametrize(("method", "path"), REFUSED)
+@pytest.mark.parametrize("place", ["Authorization", "X-API-Key"])
+def test_the_jobs_credential_opens_nothing_else(
+    server: Server, secret: str, method: str, path: str, place: str
+) -> None:
+    pair = base64.b64encode(f"hokusai-jobs:{secret}".encode()).decode()
+    value = secret if place == "X-API-Key" else f"Basic {pair}"
+    status, _, answer = server.request(method, path, headers={place: value}, body=b"{}")
+    assert (status, json.loads(answer)["error"]) == (403, "SCOPE_MISSING")
+    assert secret not in answer.decode()
+
+
+@slow
+def test_the_jobs_credential_is_good_for_what_jobs_do(server: Server, secret: str) -> None:
+    url = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert server.request("GET", url, key=secret)[0] == 200
+    assert server.request("GET", url, key=secret[:-1] + "x")[0] == 401
+
+
+@slow
+def test_the_secret_is_in_no_log_nor_on_a_command_line(server: Server, secret: str) -> None:
+    server.request("GET", f"/api/2.0/mlflow/runs/get?api_key={secret}")
+    server.request("GET", f"/{secret}?run_id={secret}", key=secret)
+    assert secret not in server.log
+    for child in server.workers():
+        assert secret.encode() not in Path(f"/proc/{child}/cmdline").read_bytes()
+
+
+def test_every_rule_is_a_route_and_none_takes_an_administrator() -> None:
+    known = {operation.rule: operation for operation in operations.rules()}
+    assert known.keys() >= jobs.RULES
+    assert all(known[rule].access <= Access.WRITE for rule in jobs.RULES)
+    assert not any("DELETE" in rule or "/delete" in rule for rule in jobs.RULES)
+
+
+def test_the_operators_own_credentials_stay() -> None:
+    for theirs in (server_jobs.USERNAME, server_jobs.PASSWORD):
+        environ = {theirs: "theirs"}
+        server_jobs.issue(environ)
+        assert set(environ) == {theirs, server_jobs.TOKEN}
+        secret = server_jobs.take(environ)
+        assert secret is not None
+        assert jobs.well_formed(secret)
+        assert environ == {theirs: "theirs"}
+
+
+def test_a_worker_keeps_nothing_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(server_jobs.KEY, "the-machines-own-key")
+    environ: dict[str, str] = {"OTHER": "x"}
+    server_jobs.issue(environ)
+    secret = environ[server_jobs.TOKEN]
+    # One key per request: what our client part sends from a job agrees with the password.
+    assert environ[server_jobs.KEY] == environ[server_jobs.PASSWORD] == secret
+    assert server_jobs.take(environ) == secret
+    assert environ == {"OTHER": "x"}
+
+
+def test_a_secret_from_elsewhere_is_not_taken() -> None:
+    assert server_jobs.take({}) is None
+    assert server_jobs.take({server_jobs.TOKEN: "short"}) is None
+    environ = {server_jobs.TOKEN: "short"}
+    server_jobs.issue(environ)
+    assert environ[server_jobs.TOKEN] == environ[server_jobs.PASSWORD] != "short"
+
+
+def test_the_secret_passes_for_a_key_and_is_redacted() -> None:
+    environ: dict[str, str] = {}
+    server_jobs.issue(environ)
+    secret = environ[server_jobs.TOKEN]
+    assert keys.problem(secret) is None
+    assert not keys.importable(secret)
+    assert keys.redact(f"GET /?api_key={secret}") == "GET /?api_key=hk_jobs_***"

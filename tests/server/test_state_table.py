@@ -1,0 +1,142 @@
+"""Every answer of an authority against what is known already, who is asked, and the mode.
+
+The authority is the stand-in, over HTTP; the gate is the one that a server builds from its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.core.types import Allow, NeedKey, Request
+from mlflow_hokusai_auth.server import authority, settings
+from mlflow_hokusai_auth.server.aliases import Prefixes
+from mlflow_hokusai_auth.server.gate import Cors, Gate
+from tests.standin import Standin
+
+#: What the service does -> the code of the refusal of a key that is not known here yet.
+ANSWERS = {
+    "strict": None,
+    "401": "KEY_UNKNOWN",
+    "invalid": "KEY_UNKNOWN",
+    "429": "RATE_LIMITED",
+    **dict.fromkeys(
+        ["400", "403", "404", "422", "302", "500", "502", "503", "html", "empty", "gone"],
+        "AUTHORITY_UNAVAILABLE",
+    ),
+}
+#: Nothing is known; it is known; it was known and is stale, without and with stale_if_error.
+KNOWLEDGE = ["unknown", "known", "stale", "stale but allowed"]
+
+
+@pytest.fixture
+def service() -> Iterator[Standin]:
+    with Standin() as standin:
+        yield standin
+
+
+def behave(service: Standin, answer: str) -> None:
+    if answer == "gone":
+        service.go()
+    elif answer == "html":
+        service.behave("status", status=200, body=b"<html>It works!</html>")
+    elif answer == "empty":
+        service.behave("status", status=200, body=b"{}")
+    elif answer == "invalid":
+        service.behave("status", status=200, body=b'{"is_valid": false, "key_id": "k"}')
+    elif answer == "302":
+        service.behave("status", status=302, headers={"Location": "/elsewhere"})
+    elif answer != "strict":
+        service.behave("status", status=int(answer), body=b"{}")
+
+
+def build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: Standin, **environ: str
+) -> tuple[Gate, LocalStore]:
+    store = LocalStore(f"sqlite:///{tmp_path}/keys.db")
+    store.migrate()
+    for name, value in {"SERVICE_URL": service.url, "SERVICE_TIMEOUT": "2", **environ}.items():
+        monkeypatch.setenv(f"HOKUSAI_AUTH_{name}", value)
+    config = settings.load()
+    gate = Gate(
+        authority.build(config, store),
+        settings.policy_of(config),
+        Prefixes(()),
+        Cors((), ""),
+        mode=config.mode,
+    )
+    return gate, store
+
+
+def ask(gate: Gate, key: str) -> str | None:
+    """The code of the refusal, or None for a request that may pass."""
+    request = Request("GET", "/version", b"", ((b"x-api-key", key.encode()),), "127.0.0.1")
+    step = gate.plan(request)
+    if isinstance(step, NeedKey):
+        step = gate.peek(step) or gate.ask(step)
+    verdict = gate.conclude(request, step)
+    return None if isinstance(verdict, Allow) else verdict.code
+
+
+@pytest.mark.parametrize("knowledge", KNOWLEDGE)
+@pytest.mark.parametrize("backend", ["service", "local,service"])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_answer_by_backend_and_knowledge(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    service: Standin,
+    answer: str,
+    backend: str,
+    knowledge: str,
+) -> None:
+    stale = knowledge.startswith("stale")
+    gate, store = build(
+        monkeypatch,
+        tmp_path,
+        service,
+        BACKEND=backend,
+        CACHE_TTL="0.000001" if stale else "60",
+        STALE_IF_ERROR="60" if knowledge == "stale but allowed" else "0",
+    )
+    key = service.add()
+    if knowledge != "unknown":
+        assert ask(gate, key) is None
+    behave(service, answer)
+    expected = None if knowledge == "known" else ANSWERS[answer]
+    if knowledge == "stale but allowed" and expected != "KEY_UNKNOWN":
+        expected = None
+    assert ask(gate, key) == expected
+    # An operator's own key needs no service.
+    if backend == "local,service":
+        own = store.create(owner="operator", scopes=["mlflow:admin"])[1]
+        assert ask(gate, own) is None
+
+
+@pytest.mark.parametrize("mode", ["observe", "off"])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_only_enforce_refuses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: Standin, answer: str, mode: str
+) -> None:
+    gate, _ = build(monkeypatch, tmp_path, service, BACKEND="service", MODE=mode)
+    key = service.add()
+    behave(service, answer)
+    assert ask(gate, key) is None
+    if answer != "gone":
+        assert bool(service.calls) == (mode == "observe")
+
+
+def test_no_call_is_made_for_a_request_without_a_key_or_with_a_damaged_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: Standin
+) -> None:
+    gate, _ = build(monkeypatch, tmp_path, service, BACKEND="service")
+    good = service.add()
+    damaged = good[:20] + ("a" if good[20] != "a" else "b") + good[21:]
+    assert [ask(gate, key) for key in ("", " ", damaged)] == [
+        "KEY_MISSING",
+        "KEY_MISSING",
+        "KEY_MALFORMED",
+    ]
+    assert service.calls == []
