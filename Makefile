@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 export PIP_NO_INPUT = 1
 
-# By file, as tests of one file share their servers.
+# By file, as tests of one file share their servers; those with servers first, as they take longest.
 PARALLEL = --numprocesses 2 --dist loadfile
 
 .PHONY: demo serve test test-matrix test-slow lint bench dist clean
@@ -27,10 +27,10 @@ serve: $(VENV)/server.stamp
 	$(VENV)/bin/mlflow server --app-name hokusai-auth $(ARGS)
 
 test: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -m 'not slow' $(PARALLEL) $(ARGS)
+	$(VENV)/bin/python -m pytest tests/e2e tests -m 'not slow' $(PARALLEL) $(ARGS)
 
 test-slow: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+	$(VENV)/bin/python -m pytest -m slow $(PARALLEL) $(ARGS)
 
 # The tests that touch MLflow's internals, on older MLflow, each in an environment of its own.
 MATRIX ?= 3.4.0 3.12.0

@@ -194,7 +194,7 @@ def paths(draw: st.DrawFn) -> str:
     return re.sub(r"\{\w+\}", lambda _: draw(SEGMENTS), path)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(method=st.sampled_from(METHODS), path=paths())
 def test_a_path_is_classed_as_the_route_that_mlflow_picks(method, path):
     rule = routed(method, path)
@@ -210,7 +210,7 @@ def is_newest() -> bool:
     return all(VERSION in versions for versions in vectors().values())
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(
     method=st.sampled_from(METHODS),
     path=paths(),

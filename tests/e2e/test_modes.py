@@ -85,6 +85,7 @@ def test_off_asks_nobody_and_says_so(tmp_path: Path) -> None:
         assert server.request("GET", KEYS, key=server.key("mlflow:write"))[0] == 403
 
 
+@pytest.mark.slow
 def test_the_admin_policy_locks_everybody_else_out(tmp_path: Path) -> None:
     with serve(tmp_path, HOKUSAI_AUTH_POLICY="admin", REGISTRY_ADMIN_SCOPES="ops") as server:
         assert server.request("GET", EXPERIMENT, key=server.key("mlflow:write"))[0] == 403
