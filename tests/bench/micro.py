@@ -14,7 +14,7 @@ from unittest import mock
 from mlflow_hokusai_auth.backends.cache import CachedBackend
 from mlflow_hokusai_auth.core import credentials, keys
 from mlflow_hokusai_auth.core.policy import Policy, plan, settle
-from mlflow_hokusai_auth.core.types import NeedKey, Principal, Request
+from mlflow_hokusai_auth.core.types import NeedKey, Principal, Rejected, Request
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
 from mlflow_hokusai_auth.server.gate import Cors, Gate
@@ -49,8 +49,12 @@ _POLICY = Policy()
 class _Store:
     """A backend that knows one key and never changes."""
 
-    def lookup(self, key: str, address: str) -> Principal | None:
-        return _PRINCIPAL if key == _KEY else None
+    name = "bench"
+    by_address = False
+    watched = True
+
+    def lookup(self, key: str, address: str) -> Principal | Rejected:
+        return _PRINCIPAL if key == _KEY else Rejected()
 
     def generation(self) -> int:
         return 1
