@@ -9,6 +9,8 @@ import pytest
 
 from tests.harness import Server, serve
 
+pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 CREATE = "/api/2.0/mlflow/experiments/create"
 KEYS = "/api/2.0/hokusai/keys"
@@ -85,7 +87,6 @@ def test_off_asks_nobody_and_says_so(tmp_path: Path) -> None:
         assert server.request("GET", KEYS, key=server.key("mlflow:write"))[0] == 403
 
 
-@pytest.mark.slow
 def test_the_admin_policy_locks_everybody_else_out(tmp_path: Path) -> None:
     with serve(tmp_path, HOKUSAI_AUTH_POLICY="admin", REGISTRY_ADMIN_SCOPES="ops") as server:
         assert server.request("GET", EXPERIMENT, key=server.key("mlflow:write"))[0] == 403

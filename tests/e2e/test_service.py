@@ -15,6 +15,8 @@ from tests.e2e.test_registration import assert_done, run_job
 from tests.harness import PREFIXES, Server, serve
 from tests.standin import Standin
 
+pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 
 
@@ -112,7 +114,6 @@ def test_an_outage(served: Server, service: Standin) -> None:
     assert unknown not in served.log
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["workers", "gunicorn"])
 def test_one_server_is_the_authority_of_another(
     servers: dict[str, Server], kind: str, tmp_path: Path
