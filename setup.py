@@ -16,7 +16,9 @@ SERVER = [
     "alembic",
     "cachetools>=5",
     "click>=8",
+    "cryptography",
     "flask",
+    "limits>=3",
     "pydantic-settings>=2.3",
     "requests>=2.31",
     "urllib3>=2",
@@ -31,9 +33,12 @@ TEST = [
     "hypothesis",
     "import-linter",
     "mypy",
+    "playwright",
     "pytest",
     "pytest-xdist",
     "ruff",
+    "schemathesis>=4",
+    "time-machine",
     "types-cachetools",
     "types-requests",
     "types-setuptools",
@@ -49,7 +54,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["mlflow_hokusai_auth", "mlflow_hokusai_auth.*"]),
-    package_data={"mlflow_hokusai_auth": ["py.typed"]},
+    package_data={
+        "mlflow_hokusai_auth": ["py.typed", "server/static/*", "server/templates/hokusai/*"]
+    },
     install_requires=["mlflow-skinny>=2.9"],
     extras_require={
         "server": SERVER,

@@ -4,7 +4,7 @@ client/    what runs on a supplier's machine: adds the key to MLflow's requests,
 core/      the decisions, pure: which key, which operation, allowed or not
 backends/  who a key belongs to: the embedded store, the cache in front of it
 server/    the gate inside `mlflow server --app-name hokusai-auth`
-cli.py     `hokusai-auth`: keys, routes, the demo
+cli/       `hokusai-auth`: keys, the audit log, routes, the demo; whoami and doctor from client/
 
 Imports point one way: core <- backends <- server, cli. `client` stands alone (it may use `core.keys`).
 This module imports nothing, so that a client pays nothing for what it does not use.

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import shutil
 import signal
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from tests.harness import SERVERS, Server, serve
+from tests.harness import SERVERS, Server, free_port, serve
 
 # Before anything imports MLflow, in the tests' own process as well.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -48,3 +54,103 @@ class _Running(dict[str, Server]):
             server.signal(signal.SIGTERM)
         for context in self._contexts:
             context.__exit__(None, None, None)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def redis_server(directory: Path, *options: str) -> Iterator[None]:
+    """A Redis of its own; skips the test where there is none."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    process = subprocess.Popen(
+        ["redis-server", "--bind", "127.0.0.1", "--save", "", "--dir", str(directory), *options],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert any("Ready to accept connections" in line for line in process.stdout)
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    port = free_port()
+    with redis_server(tmp_path, "--port", str(port)):
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind that the store may be in."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/keys.db"
+    cluster: Postgresql = request.getfixturevalue("postgresql")
+    name = f"test_{next(_numbers)}"
+    engine = sa.create_engine(cluster.uri.replace("postgresql", "postgresql+psycopg", 1))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return cluster.uri.removesuffix("postgres") + name
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgresql]:
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed: no /usr/lib/postgresql/*/bin/initdb")
+    cluster = Postgresql(programs[-1].parent)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+class Postgresql:
+    """A cluster of its own in a new folder, which listens on a free port of 127.0.0.1."""
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        # Not pytest's folder, whose parents only its owner may enter.
+        self._folder = Path(tempfile.mkdtemp(prefix="hokusai-auth-postgresql-"))
+        # PostgreSQL refuses to run as root.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(self._folder, self._user)
+        self.port = free_port()
+        self._run("initdb", "--username=postgres", "--auth=trust", "--no-sync", "--no-instructions")
+
+    @property
+    def uri(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off"
+        options += f" -c unix_socket_directories={self._folder}"
+        log = str(self._folder / "log")
+        self._run("pg_ctl", "start", "--wait", f"--log={log}", f"--options={options}")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "--mode=immediate")
+
+    def remove(self) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, program: str, *options: str) -> None:
+        command = [str(self._programs / program), "-D", str(self._folder / "data"), *options]
+        # Not a pipe: the server keeps it open, and the wait for its end would be for the server's.
+        with (self._folder.with_suffix(".out")).open("wb") as output:
+            try:
+                subprocess.run(
+                    command, user=self._user, cwd="/", stdout=output, stderr=output, check=True
+                )
+            finally:
+                self._folder.with_suffix(".out").unlink(missing_ok=True)

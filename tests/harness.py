@@ -112,6 +112,8 @@ def environment(folder: Path, **extra: str) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # The tests' own addresses are one and the same.
+        "HOKUSAI_AUTH_FAILURES_PER_MINUTE": "0",
         "HOKUSAI_AUTH_DATABASE_URI": f"sqlite:///{folder}/hokusai_auth.db",
         **extra,
     }

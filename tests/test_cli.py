@@ -1,20 +1,60 @@
-"""`hokusai-auth`, as it is called: exit status, output, and nothing secret in an argument."""
+"""`hokusai-auth`, as it is called: exit status, output, and nothing secret where it need not be."""
 
 from __future__ import annotations
 
+import getpass
 import json
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner, Result
 
+from mlflow_hokusai_auth.backends import cache
+from mlflow_hokusai_auth.backends.database import AUDIT, KEYS, Actor
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.backends.uses import UseCounter
+from mlflow_hokusai_auth.cli import main
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.types import Principal
 from tests.harness import HOKUSAI_AUTH, environment
+
+OLD_KEY = "hk_live_" + "Ab1" * 10 + "zz"
+READER = ("--owner", "ACME", "--scope", "mlflow:read")
+Call = Callable[..., Result]
 
 
 @pytest.fixture
-def run(tmp_path: Path):
+def store(tmp_path: Path) -> LocalStore:
+    store = LocalStore(f"sqlite:///{tmp_path}/hokusai_auth.db")
+    store.migrate()
+    return store
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The command in this process, on the database that `store` is too."""
+    monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/hokusai_auth.db")
+    monkeypatch.setattr(getpass, "getuser", lambda: "alice")
+
+    def call(*arguments: str, stdin: str | bytes = "", status: int = 0) -> Result:
+        done = CliRunner().invoke(main, arguments, input=stdin, catch_exceptions=False)
+        assert done.exit_code == status, done.output
+        return done
+
+    return call
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command in a process of its own."""
+
     def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*HOKUSAI_AUTH, *arguments],
@@ -28,57 +68,432 @@ def run(tmp_path: Path):
     return run
 
 
+def made(call: Call, *arguments: str) -> dict[str, Any]:
+    return json.loads(call("keys", "create", *(arguments or READER), "--json").stdout)
+
+
+def shown(call: Call, key_id: str) -> dict[str, Any]:
+    return json.loads(call("keys", "show", key_id, "--json").stdout)
+
+
+def audited(call: Call, *arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in call("audit", "--json", *arguments).stdout.splitlines()]
+
+
+def mistake(done: Result) -> str:
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("hokusai-auth: ")
+    return line
+
+
 def test_a_key_is_shown_once(run) -> None:
-    made = run("keys", "create", "--owner", "ACME", "--scope", "mlflow:write", "--json")
-    answer = json.loads(made.stdout)
+    created = run("keys", "create", *READER, "--json")
+    answer = json.loads(created.stdout)
     assert keys.importable(answer["key"])
-    for command in (["list"], ["list", "--json"], ["show", answer["key_id"]]):
-        shown = run("keys", *command)
-        assert shown.returncode == 0
-        assert answer["key_id"] in shown.stdout
-        assert answer["key"][8:] not in shown.stdout + shown.stderr
+    for command in (["list"], ["list", "--json"], ["show", answer["key_id"]], ["export"]):
+        listed = run("keys", *command)
+        assert (listed.returncode, listed.stderr) == (0, "")
+        assert answer["key_id"] in listed.stdout
+        assert answer["key"][8:] not in listed.stdout
 
 
 def test_the_key_alone_is_on_standard_output(run) -> None:
-    arguments = ["--owner", "ACME", "--scope", "mlflow:read", "--environment", "test"]
-    made = run("keys", "create", *arguments, "--expires-in", "30d", "--name", "notebook")
-    assert keys.importable(made.stdout.strip()) and made.stdout.startswith("hk_test_")
-    assert "not stored" in made.stderr
+    created = run("keys", "create", *READER, "--environment", "test")
+    assert re.fullmatch(r"hk_test_\w+\n", created.stdout)
+    assert keys.importable(created.stdout.strip())
+    assert "not stored" in created.stderr and created.stdout.strip() not in created.stderr
 
 
-def test_import_show_and_revoke(run, tmp_path: Path) -> None:
-    key = "hk_live_" + "Ab1" * 10 + "zz"
-    (tmp_path / "key.txt").write_text(key + "\n")
-    arguments = ["--owner", "Old friend", "--scope", "model:write", "--json"]
-    taken = run("keys", "import", *arguments, "--key-file", "key.txt")
-    assert taken.returncode == 0 and key not in taken.stdout
-    again = run("keys", "import", *arguments, stdin=key)
-    assert again.returncode == 1 and "already" in again.stderr and key not in again.stderr
-    key_id = json.loads(taken.stdout)["key_id"]
-    assert json.loads(run("keys", "revoke", key_id, "--json").stdout)["state"] == "revoked"
-    assert "revoked" in run("keys", "list").stdout
+def test_create_takes_every_field(call: Call) -> None:
+    before = time.time()
+    fields = ("--name", "laptop", "--note", "two\nlines", "--expires-in", "30d")
+    limits = ("--network", "192.0.2.0/24", "--network", "2001:db8::1", "--rate-limit", "100")
+    new = made(call, *READER, "--scope", "model:read", *fields, *limits)
+    assert shown(call, new["key_id"]) == {
+        "key_id": new["key_id"],
+        "owner": "ACME",
+        "name": "laptop",
+        "note": "two\nlines",
+        "environment": "live",
+        "scopes": ["mlflow:read", "model:read"],
+        "state": "active",
+        "created_at": pytest.approx(before, abs=60),
+        "expires_at": pytest.approx(before + 30 * 86400, abs=60),
+        "revoked_at": None,
+        "deprecated_at": None,
+        "replaced_by": None,
+        "networks": ["192.0.2.0/24", "2001:db8::1/128"],
+        "rate_limit_per_hour": 100,
+        "last_used_at": None,
+        "uses_by_hour": [0] * 24,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "lifetime"), [("90s", 90), ("45m", 2700), ("12h", 43200), ("never", None)]
+)
+def test_times_have_units(call: Call, text: str, lifetime: int | None) -> None:
+    new = made(call, *READER, "--expires-in", text)
+    assert new["expires_at"] == (
+        None if lifetime is None else pytest.approx(new["created_at"] + lifetime, abs=1)
+    )
+
+
+@pytest.mark.parametrize("way", ["stdin", "file"])
+def test_import_tells_nothing_of_the_key(
+    call: Call, store: LocalStore, tmp_path: Path, way: str
+) -> None:
+    (tmp_path / "key.txt").write_text(OLD_KEY + "\n")
+    source = ("--key-file", str(tmp_path / "key.txt")) if way == "file" else ()
+    stdin = OLD_KEY + "\r\n" if way == "stdin" else ""
+    answers = [call("keys", "import", *READER, "--rate-limit", "5", *source, stdin=stdin)]
+    record = store.find(OLD_KEY)
+    assert record is not None and (record.owner, record.rate_limit_per_hour) == ("ACME", 5)
+    answers.append(call("keys", "import", *READER, *source, stdin=stdin, status=1))
+    assert "already" in mistake(answers[-1])
+    answers += [call("keys", *command) for command in (["export"], ["show", record.key_id])]
+    answers += [call("audit"), call("audit", "--json")]
+    for answer in answers:
+        assert OLD_KEY not in answer.output and OLD_KEY[8:] not in answer.output
+        assert keys.digest(OLD_KEY) not in answer.output
+
+
+def test_a_key_is_never_taken_from_the_arguments(call: Call, store: LocalStore) -> None:
+    call("keys", "import", *READER, OLD_KEY, status=2)
+    call("keys", "import", *READER, "--key", OLD_KEY, status=2)
+    assert store.find(OLD_KEY) is None
+
+
+@pytest.mark.parametrize("stdin", ["", "no key", "\xff\xfe".encode("latin-1"), "x" * 20_000])
+def test_what_is_no_key_is_not_imported(call: Call, store: LocalStore, stdin: str) -> None:
+    said = mistake(call("keys", "import", *READER, stdin=stdin, status=1))
+    assert "no key that can be imported" in said or "at most 256 characters" in said
+    assert store.page() == ([], None)
+
+
+def test_list_goes_on_page_by_page(call: Call) -> None:
+    ids = [made(call)["key_id"] for _ in range(3)][::-1]
+    first = call("keys", "list", "--max-results", "2", "--json")
+    page = json.loads(first.stdout)
+    assert [key["key_id"] for key in page["keys"]] == ids[:2]
+    table = call("keys", "list", "--max-results", "2")
+    assert [line.split()[0] for line in table.stdout.splitlines()] == ["key_id", *ids[:2]]
+    # What to do next does not get into a pipe.
+    assert f"--page-token {page['next_page_token']}" in table.stderr
+    rest = call("keys", "list", "--page-token", page["next_page_token"])
+    assert ids[2] in rest.stdout and ids[1] not in rest.stdout and rest.stderr == ""
+    last = json.loads(call("keys", "list", "--max-results", "3", "--json").stdout)
+    assert len(last["keys"]) == 3 and last["next_page_token"] is None
+
+
+def test_list_filters(call: Call) -> None:
+    acme = made(call, *READER, "--name", "Laptop")["key_id"]
+    test = made(call, "--owner", "Bee", "--scope", "mlflow:read", "--environment", "test")["key_id"]
+    gone = made(call, *READER)["key_id"]
+    call("keys", "revoke", gone)
+    for options, expected in (
+        ((), {acme, test, gone}),
+        (("--owner", "ACME"), {acme, gone}),
+        (("--environment", "test"), {test}),
+        (("--state", "active"), {acme, test}),
+        (("--state", "revoked", "--owner", "ACME"), {gone}),
+        (("--query", "lapTOP"), {acme}),
+        (("--query", "nobody"), set()),
+    ):
+        answer = json.loads(call("keys", "list", *options, "--json").stdout)
+        assert {key["key_id"] for key in answer["keys"]} == expected, options
+    assert call("keys", "list", "--query", "nobody").stdout == "none\n"
+
+
+def test_show_tells_all_with_a_field_on_each_line(call: Call, store: LocalStore) -> None:
+    note = "first\nstate: active\tand well"
+    key_id = made(call, *READER, "--note", note, "--expires-in", "1d")["key_id"]
+    counter = UseCounter(store.database)
+    for _ in range(3):
+        counter.add(key_id)
+    counter.write()
+    call("keys", "revoke", key_id)
+    lines = call("keys", "show", key_id).stdout.splitlines()
+    fields = dict(line.split(":", 1) for line in lines if not line.startswith(" "))
+    assert {name: text.strip() for name, text in fields.items()} == {
+        "key_id": key_id,
+        "owner": "ACME",
+        "name": "-",
+        "note": "first",
+        "environment": "live",
+        "scopes": "mlflow:read",
+        "state": "revoked",
+        **{
+            name: time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(at))
+            for name, at in shown(call, key_id).items()
+            if name in ("created_at", "expires_at", "revoked_at", "last_used_at")
+        },
+        "deprecated_at": "-",
+        "replaced_by": "-",
+        "networks": "-",
+        "rate_limit_per_hour": "-",
+        "uses in 24 hours": "3",
+    }
+    assert sum(shown(call, key_id)["uses_by_hour"]) == 3
+    assert any(re.fullmatch(r" +state: active +and well", line) for line in lines)
+
+
+def test_edit_changes_what_is_given_and_no_more(call: Call) -> None:
+    limits = ("--network", "192.0.2.7", "--rate-limit", "9", "--expires-in", "1d")
+    before = made(call, *READER, "--name", "old", *limits)
+    del before["key"]
+
+    def edit(*options: str) -> dict[str, Any]:
+        return json.loads(call("keys", "edit", before["key_id"], *options, "--json").stdout)
+
+    after = edit("--name", "", "--scope", "mlflow:write", "--note", "n", "--rate-limit", "10")
+    assert after == {
+        **before,
+        **{"name": "", "note": "n", "scopes": ["mlflow:write"], "rate_limit_per_hour": 10},
+    }
+    after = edit("--owner", "Bee", "--any-network", "--rate-limit", "none", "--expires-in", "never")
+    assert (after["owner"], after["networks"]) == ("Bee", [])
+    assert (after["rate_limit_per_hour"], after["expires_at"]) == (None, None)
+    assert edit("--network", "2001:db8::/32")["networks"] == ["2001:db8::/32"]
+    assert edit("--expires-in", "2d")["expires_at"] == pytest.approx(time.time() + 172800, abs=60)
+    assert "Bee" in call("keys", "edit", before["key_id"], "--name", "x").stdout
+    call("keys", "edit", before["key_id"], "--any-network", "--network", "192.0.2.7", status=2)
+
+
+def test_rotate_prints_the_new_key_alone_and_tells_of_the_old_one(call: Call) -> None:
+    old = made(call, *READER, "--name", "laptop")
+    done = call("keys", "rotate", old["key_id"], "--overlap", "2h")
+    new = done.stdout.removesuffix("\n")
+    assert keys.importable(new) and new != old["key"]
+    before = shown(call, old["key_id"])
+    assert before["state"] == "deprecated"
+    assert before["expires_at"] == pytest.approx(time.time() + 7200, abs=60)
+    until = time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(before["expires_at"]))
+    assert before["replaced_by"] in done.stderr and f"{old['key_id']} goes on until {until}" in (
+        done.stderr
+    )
+    assert new not in done.stderr
+    assert shown(call, before["replaced_by"])["name"] == "laptop"
+    assert before["replaced_by"] in mistake(call("keys", "rotate", old["key_id"], status=1))
+
+
+def test_rotate_may_end_the_old_key_at_once_and_goes_on_for_a_day_otherwise(call: Call) -> None:
+    first, second = made(call), made(call)
+    answer = json.loads(call("keys", "rotate", first["key_id"], "--json").stdout)
+    assert keys.importable(answer["key"]) and answer["replaces"]["key_id"] == first["key_id"]
+    assert answer["replaces"]["expires_at"] == pytest.approx(time.time() + 86400, abs=60)
+    assert "has ended" in call("keys", "rotate", second["key_id"], "--overlap", "0s").stderr
+    assert shown(call, second["key_id"])["state"] == "expired"
+    assert "is expired" in mistake(call("keys", "rotate", second["key_id"], status=1))
+
+
+def test_revoke_ends_a_key_and_says_so_again(call: Call) -> None:
+    key_id = made(call)["key_id"]
+    assert "revoked" in call("keys", "revoke", key_id).stdout
+    first = shown(call, key_id)["revoked_at"]
+    again = json.loads(call("keys", "revoke", key_id, "--json").stdout)
+    assert (again["state"], again["revoked_at"]) == ("revoked", first)
+
+
+def test_revoke_with_wait_returns_once_no_server_takes_the_key(
+    call: Call, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A server's process that will not hear of the change by itself: the worst case.
+    monkeypatch.setattr(cache, "POLL", 3600)
+    new = made(call)
+    for _ in range(100):
+        server = cache.CachedBackend(store, ttl=3600, secret=b"secret")
+        server.lookup(new["key"], "")  # starts the watcher, which asks once
+        time.sleep(0.05)
+        server.lookup(new["key"], "")
+        if isinstance(server.peek(new["key"], ""), Principal):
+            break
+    else:
+        pytest.fail("the key was never served from the cache")
+    call("keys", "revoke", new["key_id"], "--wait")
+    assert server.peek(new["key"], "") is None
+
+
+def test_the_last_key_that_manages_keys_goes_by_force_only(call: Call) -> None:
+    key_id = made(call, "--owner", "Boss", "--scope", "mlflow:admin")["key_id"]
+    made(call)
+    for command in (["revoke", key_id], ["edit", key_id, "--scope", "mlflow:read"]):
+        assert "last key that may manage keys" in mistake(call("keys", *command, status=1))
+    assert shown(call, key_id)["state"] == "active"
+    call("keys", "revoke", key_id, "--force")
+    assert shown(call, key_id)["state"] == "revoked"
+
+
+def test_export_is_a_line_of_json_for_each_key(call: Call, store: LocalStore) -> None:
+    ids = [made(call, *READER, "--note", "two\nlines")["key_id"] for _ in range(3)][::-1]
+    lines = call("keys", "export").stdout.splitlines()
+    assert [json.loads(line)["key_id"] for line in lines] == ids
+    with store.database.reading() as connection:
+        for digest in connection.scalars(sa.select(KEYS.c.digest)):
+            assert digest not in "".join(lines)
+    assert {"owner", "scopes", "state", "note"} < json.loads(lines[0]).keys()
+
+
+def test_audit_tells_who_did_what(call: Call) -> None:
+    new = made(call)
+    call("keys", "edit", new["key_id"], "--name", "desk", "--expires-in", "1d")
+    call("keys", "rotate", new["key_id"])
+    call("keys", "revoke", new["key_id"])
+    call("keys", "import", *READER, stdin=OLD_KEY)
+    events = audited(call)
+    assert [event["event"] for event in events] == [
+        "key.created",
+        "key.edited",
+        "key.rotated",
+        "key.revoked",
+        "key.imported",
+    ]
+    assert {event["actor"] for event in events} == {"cli:alice"}
+    assert events[1]["key_id"] == new["key_id"] and events[1]["detail"]["name"] == "desk"
+    head, *lines = call("audit").stdout.splitlines()
+    assert head.split() == ["time", "event", "actor", "key_id", "address", "detail"]
+    assert len(lines) == len(events)
+    at = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(events[1]["at"]))
+    assert re.fullmatch(rf"{at} +key.edited +cli:alice +{new['key_id']} +-  .*", lines[1])
+    assert 'name="desk"' in lines[1] and re.search(r"expires_at=\d{4}-\d\d-\d\d ", lines[1])
+
+
+def test_audit_filters(call: Call, store: LocalStore) -> None:
+    with store.database.changing() as change:
+        change.connection.execute(
+            sa.insert(AUDIT).values(
+                at=time.time() - 8 * 86400,
+                event="key.created",
+                actor="cli:alice",
+                actor_key_id="",
+                address="",
+                request_id="",
+                key_id="key_old",
+                detail={},
+            )
+        )
+    first = made(call)["key_id"]
+    call("keys", "revoke", first)
+    with store.database.changing() as change:
+        change.audit("session.ended", Actor("ACME", first, "192.0.2.7"))
+    everything = audited(call)
+    assert len(everything) == 4
+    for options, expected in (
+        (("--since", "7d"), everything[1:]),
+        (("--since", "9d"), everything),
+        (("--event", "key.revoked"), everything[2:3]),
+        (("--event", "session"), everything[3:]),
+        (("--key", first), everything[1:]),
+        (("--key", "key_old"), everything[:1]),
+        (("--actor", "ACME"), everything[3:]),
+        (("--actor", "cli:alice", "--event", "key.created", "--since", "1h"), everything[1:2]),
+        (("--limit", "2"), everything[2:]),
+        (("--actor", "nobody"), []),
+    ):
+        assert audited(call, *options) == expected, options
+    assert call("audit", "--actor", "nobody").stdout == "none\n"
+    assert "192.0.2.7" in call("audit", "--event", "session").stdout
+
+
+def test_what_is_stored_can_not_steer_the_terminal(call: Call, store: LocalStore) -> None:
+    evil = "\x1b[2J\x9b1m\r\n\u202eforged\x00"
+    record, _ = store.create(owner=evil, scopes=["mlflow:read"], name=evil, note=evil)
+    with store.database.changing() as change:
+        change.audit("key.edited", Actor(evil), record.key_id, note=evil, other=[evil])
+    for command, count in (
+        (("keys", "list"), 2),
+        (("keys", "show", record.key_id), 16 + 3),  # three texts of two lines
+        (("keys", "edit", record.key_id, "--rate-limit", "1"), 2),
+        (("audit", "--limit", "10"), 4),
+    ):
+        answer = call(*command).stdout
+        assert len(answer.split("\n")) == count + 1, command
+        assert all(text.isprintable() for text in answer.split("\n")), command
+    assert "forged" in answer
+
+
+def test_a_user_without_a_name_is_audited_too(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    made(call)
+    assert [event["actor"] for event in audited(call)] == ["cli:unknown"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["show", "key_nobody"], "There is no key 'key_nobody'"),
-        (["revoke", "key_nobody"], "There is no key 'key_nobody'"),
-        (["create", "--owner", "x", "--scope", "root"], "Unknown scope: root. Known: admin"),
-        (["create", "--owner", " ", "--scope", "mlflow:read"], "owner must say"),
-        (["create", "--owner", "x", "--scope", "mlflow:read", "--expires-in", "1y"], "such as 30d"),
-        (
-            ["create", "--owner", "x", "--scope", "mlflow:read", "--environment", "prod"],
-            "environment must be one of live, test, dev",
-        ),
-        (["import", "--owner", "x", "--scope", "mlflow:read"], "no key that can be imported"),
+        (["keys", "show", "key_nobody"], "There is no key 'key_nobody'"),
+        (["keys", "revoke", "key_nobody"], "There is no key 'key_nobody'"),
+        (["keys", "rotate", "key_nobody"], "There is no key 'key_nobody'"),
+        (["keys", "edit", "key_nobody", "--name", "x"], "There is no key 'key_nobody'"),
+        (["keys", "edit", "key_nobody"], "Nothing to change"),
+        (["keys", "edit", "key_nobody", "--rate-limit", "many"], "a whole number, or none"),
+        (["keys", "edit", "key_nobody", "--scope", "root"], "unknown scope 'root'; known: admin"),
+        (["keys", "create", "--owner", "x", "--scope", "root"], "unknown scope 'root'; known: "),
+        (["keys", "create", "--owner", " ", "--scope", "mlflow:read"], "owner: must say"),
+        (["keys", "create", *READER, "--name", "a\x1b[31mb"], "name: must be printable"),
+        (["keys", "create", *READER, "--expires-in", "1y"], "--expires-in takes a number and s,"),
+        (["keys", "create", *READER, "--expires-in", "0s"], "expires_in: "),
+        (["keys", "create", *READER, "--expires-in", "999999999d"], "expires_in: "),
+        (["keys", "create", *READER, "--environment", "prod"], "must be one of live, test, dev"),
+        (["keys", "create", *READER, "--network", "here"], "must be an address or network"),
+        (["keys", "create", *READER, "--rate-limit", "0"], "rate_limit_per_hour: "),
+        (["keys", "create", *READER, "--rate-limit", "1.5"], "--rate-limit takes a whole number"),
+        (["keys", "rotate", "key_nobody", "--overlap", "1"], "--overlap takes a number and s,"),
+        (["keys", "rotate", "key_nobody", "--overlap", "91d"], "overlap: "),
+        (["keys", "list", "--state", "gone"], "state must be one of active, deprecated"),
+        (["keys", "list", "--max-results", "0"], "max_results must be from 1 to 1000"),
+        (["keys", "list", "--page-token", "key_nobody"], "page_token is not one"),
+        (["keys", "list", "--owner", "a\udcff"], "'owner' must be printable"),
+        (["audit", "--since", "yesterday"], "--since takes a number and s, m, h or d"),
+        (["audit", "--actor", "a\udcff"], "--actor takes printable text"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_1(run, arguments: list[str], says: str) -> None:
-    done = run("keys", *arguments)
-    assert (done.returncode, done.stdout) == (1, "")
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("hokusai-auth: ") and says in line
+def test_a_mistake_is_one_line_and_status_1(call: Call, arguments: list[str], says: str) -> None:
+    assert says in mistake(call(*arguments, status=1))
+    assert audited(call) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["keys", "create", "--scope", "mlflow:read"],
+        ["keys", "create", "--owner", "x"],
+        ["keys", "list", "--max-results", "many"],
+        ["audit", "--limit", "0"],
+        ["keys", "import", *READER, "--key-file", "/nowhere/key.txt"],
+        ["nothing"],
+    ],
+)
+def test_a_wrong_call_is_status_2(call: Call, arguments: list[str]) -> None:
+    assert "Usage: " in call(*arguments, status=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("postgresql://u:secret@127.0.0.1:1/x", ": connection failed: "),
+        ("postgresql://u:secret@:x@127.0.0.1/x", "DATABASE_URI is no database URL"),
+        ("sqlite:////nowhere/x.db", "can't be written: No such file"),
+        ("postgresql+pg8000://u:secret@127.0.0.1/x", "HOKUSAI_AUTH_DATABASE_URI needs pg8000"),
+    ],
+)
+def test_a_database_that_can_not_be_used_is_one_line(
+    call: Call, monkeypatch: pytest.MonkeyPatch, uri: str, says: str
+) -> None:
+    monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", uri)
+    for command in (["keys", "list"], ["audit"]):
+        said = mistake(call(*command, status=1))
+        assert says in said and "secret" not in said
+
+
+def test_a_wrong_setting_is_named(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOKUSAI_AUTH_MODE", "maybe")
+    for command in (["keys", "list"], ["explain", "GET", "/"]):
+        assert "HOKUSAI_AUTH_MODE" in mistake(call(*command, status=1))
 
 
 def test_routes_prints_every_route_with_its_class(run) -> None:
@@ -97,28 +512,62 @@ def test_routes_prints_every_route_with_its_class(run) -> None:
     ]
 
 
-def test_explain_names_the_rule_and_the_verdict(run) -> None:
+def test_explain_names_the_rule_and_the_verdict(call: Call) -> None:
     arguments = ["POST", "/api/mlflow/api/2.0/mlflow/experiments/delete", "--scope", "model:write"]
-    shown = run("explain", *arguments)
-    assert "POST /api/2.0/mlflow/experiments/delete" in shown.stdout
-    assert "a key with model:write is refused" in shown.stdout
-    answer = json.loads(run("explain", *arguments, "--scope", "mlflow:write", "--json").stdout)
+    answer = call("explain", *arguments).stdout
+    assert "POST /api/2.0/mlflow/experiments/delete" in answer
+    assert "a key with model:write is refused" in answer
+    answer = json.loads(call("explain", *arguments, "--scope", "mlflow:write", "--json").stdout)
     assert answer["needs"] == "write" and answer["verdict"].endswith("allowed")
     assert "mlflow:write" in answer["scopes"] and "mlflow:read" not in answer["scopes"]
-    assert "everybody" in run("explain", "GET", "/mlflow/health").stdout
-    assert "not known" in run("explain", "GET", "/mlflow/mlflow/health").stdout
+    assert "everybody" in call("explain", "GET", "/mlflow/health").stdout
+    assert "not known" in call("explain", "GET", "/mlflow/mlflow/health").stdout
 
 
 def test_without_the_server_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
-    # A path without SQLAlchemy: what a client machine has.
-    (tmp_path / "sqlalchemy.py").write_text("raise ImportError('none here', name='sqlalchemy')")
-    for code in ("cli import main; main(['keys', 'list'])", "server.app import create_app"):
+    env = without_server_extra(tmp_path)
+    for code in (
+        "cli import main; main(['keys', 'list'])",
+        "cli import main; main(['audit'])",
+        "server.app import create_app",
+    ):
         done = subprocess.run(
             [sys.executable, "-c", f"from mlflow_hokusai_auth.{code}"],
-            env={**environment(tmp_path), "PYTHONPATH": str(tmp_path)},
+            env=env,
             capture_output=True,
             text=True,
         )
         assert done.returncode == 1
         assert "pip install 'mlflow-hokusai-auth[server]'" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["keys", "create", "--help"],
+        ["whoami", "--help"],
+        ["doctor", "--help"],
+    ],
+)
+def test_without_the_server_extra_a_supplier_is_served(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    done = subprocess.run(
+        [*HOKUSAI_AUTH, *arguments],
+        env=without_server_extra(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(("Usage: hokusai-auth ", "hokusai-auth, version"))
+
+
+def without_server_extra(folder: Path) -> dict[str, str]:
+    """An environment in which what the server's extra installs can't be imported."""
+    extra = "alembic cryptography flask limits pydantic_settings sqlalchemy werkzeug"
+    for name in extra.split():
+        (folder / f"{name}.py").write_text(f"raise ImportError('none here', name={name!r})")
+    return {**environment(folder), "PYTHONPATH": str(folder)}

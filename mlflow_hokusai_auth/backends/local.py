@@ -1,90 +1,49 @@
-"""The embedded key store: SQL, SQLite by default, PostgreSQL for servers on several hosts.
+"""The embedded key store: makes keys, finds whom they belong to, limits, replaces and ends them.
 
-Only a digest of a key is stored, and a key is looked up by it in one indexed query. Every change adds
-one to `generation` in the same transaction, which is how processes that cache identities learn of it.
+Only a digest of a key is stored, and a key is looked up by it in one indexed query.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from mlflow_hokusai_auth.core import keys as key_format
+from mlflow_hokusai_auth.core.scopes import ADMIN
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import BackendUnavailable
-
-VERSION_TABLE = "hokusai_auth_alembic_version"
-#: Seconds that SQLite waits for another process's write before it gives up.
-BUSY_TIMEOUT = 5.0
-
-_metadata = sa.MetaData()
-_keys = sa.Table(
-    "hokusai_auth_keys",
-    _metadata,
-    sa.Column("key_id", sa.String(32), primary_key=True),
-    sa.Column("digest", sa.String(64), nullable=False, unique=True),
-    sa.Column("environment", sa.String(8), nullable=False),
-    sa.Column("owner", sa.String(255), nullable=False),
-    sa.Column("name", sa.String(255), nullable=False),
-    sa.Column("scopes", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.Float(53), nullable=False),
-    sa.Column("expires_at", sa.Float(53)),
-    sa.Column("revoked_at", sa.Float(53)),
+from .database import KEYS, NOBODY, Actor, Change, Database, StoreError
+from .records import (
+    EVERY,
+    KeyConflict,
+    KeyFilter,
+    KeyNotFound,
+    KeyRecord,
+    conditions,
+    from_row,
 )
-_state = sa.Table(
-    "hokusai_auth_state",
-    _metadata,
-    sa.Column("name", sa.String(32), primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)
+
+#: Seconds for which a key goes on after its rotation, unless told otherwise.
+OVERLAP = 86400.0
+#: Keys on a page of `page`, at most.
+MAX_RESULTS = 1000
+
 # Built once: to build a statement takes longer than to execute it.
 _LOOKUP = sa.select(
-    _keys.c.key_id, _keys.c.owner, _keys.c.scopes, _keys.c.expires_at, _keys.c.revoked_at
-).where(_keys.c.digest == sa.bindparam("digest"))
-_GENERATION = sa.select(_state.c.value).where(_state.c.name == "generation")
-
-
-class StoreError(Exception):
-    """The store refuses; the message says what to do."""
-
-
-class KeyNotFound(StoreError):
-    """No key has this id."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRecord:
-    """What the store knows of a key; never the key. Times are seconds since the epoch."""
-
-    key_id: str
-    environment: str
-    owner: str
-    name: str
-    scopes: tuple[str, ...]
-    created_at: float
-    expires_at: float | None
-    revoked_at: float | None
-
-    def state(self, now: float) -> str:
-        """ "active", "expired" or "revoked" at `now`."""
-        if self.revoked_at is not None and self.revoked_at <= now:
-            return "revoked"
-        if self.expires_at is not None and self.expires_at <= now:
-            return "expired"
-        return "active"
+    KEYS.c.key_id,
+    KEYS.c.owner,
+    KEYS.c.scopes,
+    KEYS.c.expires_at,
+    KEYS.c.revoked_at,
+    KEYS.c.networks,
+    KEYS.c.rate_limit_per_hour,
+    KEYS.c.deprecated_at,
+).where(KEYS.c.digest == sa.bindparam("digest"))
 
 
 class LocalStore:
@@ -95,220 +54,271 @@ class LocalStore:
     watched = True
 
     def __init__(self, uri: str) -> None:
-        self._url = _normalised(uri)
-        self._engine = sa.create_engine(self._url, pool_pre_ping=self._url.drivername != "sqlite")
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
-        # A connection must not be shared with a process forked off this one (gunicorn --preload).
-        os.register_at_fork(after_in_child=lambda: self._engine.dispose(close=False))
-
-    # The gate's side
+        self.database = Database(uri)
+        self.generation = self.database.generation
+        self.migrate = self.database.migrate
+        self.is_current = self.database.is_current
 
     def lookup(self, key: str, address: str = "") -> Principal | Rejected:
         """Whom `key` belongs to; one indexed query. Raises BackendUnavailable."""
-        with self._connection() as connection:
+        with self.database.reading() as connection:
             row = connection.execute(_LOOKUP, {"digest": key_format.digest(key)}).one_or_none()
         if row is None:
             return Rejected()
         return Principal(
-            row.key_id, row.owner, frozenset(row.scopes), row.expires_at, row.revoked_at
+            row.key_id,
+            row.owner,
+            frozenset(row.scopes),
+            row.expires_at,
+            row.revoked_at,
+            networks=tuple(row.networks),
+            rate_limit_per_hour=row.rate_limit_per_hour,
+            deprecated_at=row.deprecated_at,
         )
 
-    def generation(self) -> int:
-        """A number that every change of a key makes larger. Raises BackendUnavailable."""
-        with self._connection() as connection:
-            return int(connection.execute(_GENERATION).scalar_one())
-
-    # The operator's side
+    # What the operator does. Each raises BackendUnavailable, and KeyNotFound for an unknown id.
 
     def create(
         self,
         *,
         owner: str,
         scopes: Iterable[str],
-        name: str = "",
         environment: str = "live",
-        expires_at: float | None = None,
+        by: Actor = NOBODY,
+        **fields: Any,
     ) -> tuple[KeyRecord, str]:
-        """A new key and its record. The key itself is returned here and never again."""
+        """A new key and its record. The key itself is returned here and never again.
+
+        `fields` are those of `KeyRecord` that may be chosen: name, note, expires_at, networks,
+        rate_limit_per_hour.
+        """
         key = key_format.generate(environment)
-        return self._insert(key, owner, name, scopes, expires_at), key
+        record = _new(key, owner=owner, scopes=scopes, **fields)
+        with self.database.changing() as change:
+            _insert(change, record, key)
+            change.audit("key.created", by, record.key_id, **_told(record))
+        return record, key
 
     def add(
-        self,
-        key: str,
-        *,
-        owner: str,
-        scopes: Iterable[str],
-        name: str = "",
-        expires_at: float | None = None,
+        self, key: str, *, owner: str, scopes: Iterable[str], by: Actor = NOBODY, **fields: Any
     ) -> KeyRecord:
         """Take in a `key` made elsewhere; raises StoreError for a wrong shape or a known key."""
         if not key_format.importable(key):
             reason = key_format.problem(key) or "hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters"
             raise StoreError(f"This is no key that can be imported: {reason}.")
-        return self._insert(key, owner, name, scopes, expires_at)
-
-    def list(self) -> list[KeyRecord]:
-        """Every key, oldest first."""
-        with self._connection() as connection:
-            rows = connection.execute(sa.select(_keys).order_by(_keys.c.created_at, _keys.c.key_id))
-            return [_record(row) for row in rows]
-
-    def get(self, key_id: str) -> KeyRecord:
-        """The key with this id; raises KeyNotFound."""
-        with self._connection() as connection:
-            row = connection.execute(sa.select(_keys).where(_keys.c.key_id == key_id)).one_or_none()
-        if row is None:
-            raise KeyNotFound(f"There is no key {key_id!r}; `hokusai-auth keys list` shows them.")
-        return _record(row)
-
-    def revoke(self, key_id: str) -> KeyRecord:
-        """End a key now and for good; raises KeyNotFound. A key revoked before keeps its time."""
-        with self._changes() as connection:
-            connection.execute(
-                sa.update(_keys)
-                .where(_keys.c.key_id == key_id, _keys.c.revoked_at.is_(None))
-                .values(revoked_at=time.time())
-            )
-        return self.get(key_id)
-
-    # The schema
-
-    def migrate(self) -> None:
-        """Create or upgrade the tables. Safe to run from several processes at once."""
-        if self._engine.dialect.name == "sqlite":
-            _create_private(self._url.database)
-        with self._connection() as connection:
-            # A transaction that writes from its start, so that a second process waits here.
-            if self._engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(4857534149)")
-            config = _alembic_config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            connection.commit()
-
-    def is_current(self) -> bool:
-        """Whether the tables are there, in the version that this code needs."""
-        with self._connection() as connection:
-            context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-            head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
-            return context.get_current_revision() == head
-
-    def _insert(
-        self,
-        key: str,
-        owner: str,
-        name: str,
-        scopes: Iterable[str],
-        expires_at: float | None,
-    ) -> KeyRecord:
-        record = KeyRecord(
-            key_id=f"key_{secrets.token_hex(8)}",
-            environment=key_format.environment(key),
-            owner=owner,
-            name=name,
-            scopes=tuple(sorted(set(scopes))),
-            created_at=time.time(),
-            expires_at=expires_at,
-            revoked_at=None,
-        )
-        values: dict[str, Any] = {
-            "key_id": record.key_id,
-            "digest": key_format.digest(key),
-            "environment": record.environment,
-            "owner": owner,
-            "name": name,
-            "scopes": list(record.scopes),
-            "created_at": record.created_at,
-            "expires_at": expires_at,
-        }
+        record = _new(key, owner=owner, scopes=scopes, **fields)
         try:
-            with self._changes() as connection:
-                connection.execute(sa.insert(_keys).values(values))
+            with self.database.changing() as change:
+                _insert(change, record, key)
+                change.audit("key.imported", by, record.key_id, **_told(record))
         except sa.exc.IntegrityError:
-            raise StoreError("This key is in the store already.") from None
+            raise KeyConflict("This key is in the store already.") from None
         return record
 
-    @contextmanager
-    def _connection(self) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except (sa.exc.OperationalError, sa.exc.ProgrammingError, sa.exc.DatabaseError) as error:
-            # The driver's text only: SQLAlchemy's own adds the statement and its parameters.
-            raise BackendUnavailable(f"the key store can't be read: {error.orig}") from None
-        except sa.exc.TimeoutError:
-            raise BackendUnavailable("the key store has no free connection") from None
+    def page(
+        self,
+        which: KeyFilter = EVERY,
+        *,
+        max_results: int = 100,
+        page_token: str | None = None,
+    ) -> tuple[list[KeyRecord], str | None]:
+        """Some of the keys that `which` describes, the newest first, and the token of the next page.
 
-    @contextmanager
-    def _changes(self) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(
-                    sa.update(_state)
-                    .where(_state.c.name == "generation")
-                    .values(value=_state.c.value + 1)
+        Raises StoreError for a `page_token` that is not one, or a number of results out of bounds.
+        """
+        if not 1 <= max_results <= MAX_RESULTS:
+            raise StoreError(f"max_results must be from 1 to {MAX_RESULTS}.")
+        query = sa.select(KEYS).where(*conditions(which, time.time()))
+        query = query.order_by(KEYS.c.created_at.desc(), KEYS.c.key_id.desc())
+        with self.database.reading() as connection:
+            if page_token is not None:
+                last = connection.execute(
+                    sa.select(KEYS.c.created_at, KEYS.c.key_id).where(KEYS.c.key_id == page_token)
+                ).one_or_none()
+                if last is None:
+                    raise StoreError("page_token is not one that this server has given.")
+                query = query.where(sa.tuple_(KEYS.c.created_at, KEYS.c.key_id) < sa.tuple_(*last))
+            rows = connection.execute(query.limit(max_results + 1)).all()
+        records = [from_row(row) for row in rows[:max_results]]
+        return records, records[-1].key_id if len(rows) > max_results else None
+
+    def each(self, which: KeyFilter = EVERY) -> Iterator[KeyRecord]:
+        """Every key that `which` describes, the newest first."""
+        token: str | None = None
+        while True:
+            records, token = self.page(which, max_results=MAX_RESULTS, page_token=token)
+            yield from records
+            if token is None:
+                return
+
+    def get(self, key_id: str) -> KeyRecord:
+        """The key with this id."""
+        with self.database.reading() as connection:
+            return _get(connection, key_id)
+
+    def find(self, key: str) -> KeyRecord | None:
+        """What is known of this very key, or None."""
+        with self.database.reading() as connection:
+            row = connection.execute(
+                sa.select(KEYS).where(KEYS.c.digest == key_format.digest(key))
+            ).one_or_none()
+        return None if row is None else from_row(row)
+
+    def edit(self, key_id: str, changes: Mapping[str, Any], by: Actor = NOBODY) -> KeyRecord:
+        """Change fields of a key: owner, name, note, scopes, expires_at, networks, rate_limit_per_hour.
+
+        Raises KeyConflict where no key would be left that may manage the others.
+        """
+        with self.database.changing() as change:
+            before = _get(change.connection, key_id)
+            if before.revoked_at is not None:
+                raise KeyConflict(f"Key {key_id} was revoked, so there is nothing left to change.")
+            changed: dict[str, Any] = {
+                name: tuple(sorted(set(value))) if name == "scopes" else value
+                for name, value in changes.items()
+            }
+            after = replace(before, **changed)
+            if after.deprecated_at is not None and after.expires_at is None:
+                raise KeyConflict(f"Key {key_id} was replaced, so it must end some time.")
+            if _is_admin(before) and not _is_admin(after):
+                _leave_an_admin(change, before)
+            change.connection.execute(
+                sa.update(KEYS).where(KEYS.c.key_id == key_id).values(_values(changed))
+            )
+            change.audit("key.edited", by, key_id, **_values(changed))
+        return after
+
+    def rotate(
+        self,
+        key_id: str,
+        *,
+        overlap: float = OVERLAP,
+        by: Actor = NOBODY,
+    ) -> tuple[KeyRecord, str, KeyRecord]:
+        """A key that replaces another one: its record, itself, and the record of the old one.
+
+        The old key goes on for `overlap` seconds, unless it ends before. The new one is its like in
+        everything, its end included. Raises KeyConflict for a key that has ended or was replaced.
+        """
+        now = time.time()
+        with self.database.changing() as change:
+            old = _get(change.connection, key_id)
+            if (state := old.state(now)) != "active":
+                raise KeyConflict(
+                    f"Key {key_id} was replaced by {old.replaced_by} already."
+                    if state == "deprecated"
+                    else f"Key {key_id} is {state}; create a new one instead."
                 )
-                yield connection
-        except sa.exc.IntegrityError:
-            raise
-        except sa.exc.DatabaseError as error:
-            raise BackendUnavailable(f"the key store can't be changed: {error.orig}") from None
+            key = key_format.generate(old.environment)
+            new = replace(old, key_id=_key_id(), created_at=now, last_used_at=None)
+            ends = now + overlap if old.expires_at is None else min(now + overlap, old.expires_at)
+            changed: dict[str, Any] = {
+                "deprecated_at": now,
+                "replaced_by": new.key_id,
+                "expires_at": ends,
+            }
+            _insert(change, new, key)
+            change.connection.execute(
+                sa.update(KEYS).where(KEYS.c.key_id == key_id).values(changed)
+            )
+            change.audit("key.rotated", by, key_id, replaced_by=new.key_id, expires_at=ends)
+        return new, key, replace(old, **changed)
+
+    def revoke(
+        self,
+        key_id: str,
+        by: Actor = NOBODY,
+        *,
+        force: bool = False,
+        event: str = "key.revoked",
+        **detail: str,
+    ) -> KeyRecord:
+        """End a key now and for good; `event` and `detail` are for the audit log.
+
+        A key revoked before keeps its time. Raises KeyConflict for the last key that may manage the
+        others, unless `force`.
+        """
+        with self.database.changing() as change:
+            record = _get(change.connection, key_id)
+            if record.revoked_at is not None:
+                return record
+            if not force and _is_admin(record):
+                _leave_an_admin(change, record)
+            record = replace(record, revoked_at=time.time())
+            change.connection.execute(
+                sa.update(KEYS).where(KEYS.c.key_id == key_id).values(revoked_at=record.revoked_at)
+            )
+            change.audit(event, by, key_id, **detail)
+        return record
 
 
-def _normalised(uri: str) -> sa.URL:
-    try:
-        url = sa.make_url(uri)
-    except sa.exc.ArgumentError:
-        raise StoreError(
-            "DATABASE_URI is no database URL; try sqlite:///hokusai_auth.db."
-        ) from None
-    if url.drivername in ("postgresql", "postgres"):
-        url = url.set(drivername="postgresql+psycopg")
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise StoreError("DATABASE_URI must begin with sqlite:/// or postgresql://.")
-    if url.get_backend_name() == "sqlite" and (url.database or ":memory:") == ":memory:":
-        raise StoreError(
-            "DATABASE_URI names an SQLite database in memory, which server processes can't share; "
-            "name a file, such as sqlite:///hokusai_auth.db."
-        )
-    return url
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT * 1000)}")
-    # Readers and a writer then do not wait for each other.
-    connection.execute("PRAGMA journal_mode=WAL")
-
-
-def _create_private(path: str | None) -> None:
-    """Make the SQLite file readable by its owner only, before SQLite makes it readable by all."""
-    assert path
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    except OSError as error:
-        raise StoreError(f"the key store {path} can't be written: {error.strerror}.") from None
-
-
-def _alembic_config() -> Config:
-    config = Config()
-    config.set_main_option(
-        "script_location", str(Path(__file__).parent.parent / "migrations").replace("%", "%%")
-    )
-    return config
-
-
-def _record(row: Any) -> KeyRecord:
+def _new(key: str, *, owner: str, scopes: Iterable[str], **fields: Any) -> KeyRecord:
     return KeyRecord(
-        key_id=row.key_id,
-        environment=row.environment,
-        owner=row.owner,
-        name=row.name,
-        scopes=tuple(row.scopes),
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        revoked_at=row.revoked_at,
+        key_id=_key_id(),
+        environment=key_format.environment(key),
+        owner=owner,
+        scopes=tuple(sorted(set(scopes))),
+        created_at=time.time(),
+        **{"name": "", **fields},
     )
+
+
+def _key_id() -> str:
+    return f"key_{secrets.token_hex(8)}"
+
+
+def _insert(change: Change, record: KeyRecord, key: str) -> None:
+    values = {name: getattr(record, name) for name in record.__slots__}
+    change.connection.execute(
+        sa.insert(KEYS).values(**_values(values), digest=key_format.digest(key))
+    )
+
+
+def _values(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` as JSON and the columns have them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()
+    }
+
+
+def _told(record: KeyRecord) -> dict[str, Any]:
+    """What the audit log says of a new key."""
+    return _values(
+        {
+            name: getattr(record, name)
+            for name in ("owner", "name", "scopes", "expires_at", "networks", "rate_limit_per_hour")
+        }
+    )
+
+
+def _get(connection: sa.Connection, key_id: str) -> KeyRecord:
+    row = None
+    # PostgreSQL takes a NUL for an error of ours.
+    if key_id.isascii() and key_id.isprintable():
+        row = connection.execute(sa.select(KEYS).where(KEYS.c.key_id == key_id)).one_or_none()
+    if row is None:
+        raise KeyNotFound(f"There is no key {key_id!r}; `hokusai-auth keys list` shows them.")
+    return from_row(row)
+
+
+def _is_admin(record: KeyRecord) -> bool:
+    return not ADMIN.isdisjoint(record.scopes)
+
+
+def _leave_an_admin(change: Change, going: KeyRecord) -> None:
+    """Raise KeyConflict if no active key but `going` may manage keys."""
+    now = time.time()
+    if going.state(now) == "expired":
+        return
+    rows = change.connection.execute(
+        sa.select(KEYS).where(
+            *conditions(KeyFilter(state="active"), now),
+            KEYS.c.key_id != going.key_id,
+            sa.cast(KEYS.c.scopes, sa.Text).contains("admin"),
+        )
+    )
+    if not any(_is_admin(from_row(row)) for row in rows):
+        raise KeyConflict(
+            f"{going.key_id} is the last key that may manage keys. Make another one first, or use "
+            "--force (force=true)."
+        )

@@ -81,7 +81,16 @@ def _principal(fields: dict[str, Any]) -> Principal:
         roles=_texts("roles", fields.get("roles")) | _texts("roles", user.get("roles")),
         # "false" and 1 are no yes.
         is_admin=fields.get("is_admin") is True or user.get("is_admin") is True,
+        rate_limit_per_hour=_limit(fields.get("rate_limit_per_hour")),
     )
+
+
+def _limit(value: object) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _WrongShape("rate_limit_per_hour")
+    return value
 
 
 def _text(name: str, value: object) -> str:

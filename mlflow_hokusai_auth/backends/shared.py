@@ -49,7 +49,7 @@ class SharedCache:
     """
 
     def __init__(self, url: str, *, budget: float = 0.1) -> None:
-        self._redis = _client(url, budget)
+        self._redis = client(url, budget)
         self._budget = budget
         self._lock = threading.Lock()
         self._breaker = Breaker()
@@ -144,7 +144,11 @@ class SharedCache:
             _log.warning("Doing without Redis, which fails: %s", type(error).__name__)
 
 
-def _client(url: str, budget: float) -> Any:
+def client(url: str, budget: float) -> Any:
+    """A client of the Redis at `url` whose every operation takes `budget` seconds at most, or fails.
+
+    Raises ValueError, which quotes nothing of the URL, or ModuleNotFoundError.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError(
@@ -205,6 +209,7 @@ def _decode(digest: bytes, value: bytes) -> Principal | None:
         fields = json.loads(text)
         fields["scopes"] = frozenset(fields["scopes"])
         fields["roles"] = frozenset(fields["roles"])
+        fields["networks"] = tuple(fields["networks"])
         return Principal(**fields)
     except (KeyError, TypeError, ValueError):
         return None  # another version of this package has other fields

@@ -21,7 +21,7 @@ class HokusaiAuth(AuthBase):
         try:
             key = profile.api_key()
             if key is not None and guard.may_send(request.url or ""):
-                request.hooks["response"].append(guard.drop_key_on_redirect)
+                request.hooks["response"].append(guard.look_at_answer)
                 # One that is there already is the header provider's, or the caller's own choice.
                 request.headers.setdefault(guard.HEADER, key)
         except Exception as error:

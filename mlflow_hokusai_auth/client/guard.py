@@ -1,9 +1,14 @@
-"""What both providers do with the key: decide for one URL, and take it back on a redirect."""
+"""What both providers do: decide for one URL, then look at the answer.
+
+An answer may redirect, so that the key has to be taken back, or say that the key ends soon.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from datetime import timezone
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from mlflow_hokusai_auth.client import profile
@@ -14,6 +19,8 @@ HEADER = "X-API-Key"
 # one of the two plain forms counts as another origin.
 _PLAIN = re.compile(r"[!-~]+")
 _PATH = re.compile(r"/(?![/\\])")
+# RFC 9745: a date as a structured field (RFC 9651), in seconds since the epoch.
+_DEPRECATION = re.compile(r"@-?[0-9]{1,15}")
 
 
 def may_send(url: str) -> bool:
@@ -23,8 +30,44 @@ def may_send(url: str) -> bool:
     """
     if profile.origin_allowed(url):
         return True
-    profile.warn_once(_why_not(profile.origin(url)))
+    profile.warn_once(" ".join(why_not(profile.origin(url))))
     return False
+
+
+def look_at_answer(response: Any, **_: Any) -> None:
+    """The requests response hook that both providers add.
+
+    With both active it runs twice, since requests adds a caller's hooks after an authentication
+    object's, unseen by it; the second run finds nothing left to do.
+    """
+    # In this order: a key that is taken back can't be told to be ours any more.
+    warn_of_sunset(response)
+    drop_key_on_redirect(response)
+
+
+def warn_of_sunset(response: Any, **_: Any) -> None:
+    """Warn, once for each date, when the server says that our key was replaced and when it ends.
+
+    It says so with `Deprecation` (RFC 9745) and `Sunset` (RFC 8594). Headers that can't be
+    understood mean nothing. Never raises.
+    """
+    try:
+        deprecation, sunset = (response.headers.get(name) for name in ("Deprecation", "Sunset"))
+        if deprecation is None or sunset is None or not _DEPRECATION.fullmatch(deprecation):
+            return
+        # The caller of MLflow may have sent another key than ours.
+        sent = response.request.headers.get(HEADER)
+        ends = parsedate_to_datetime(sunset)
+        if sent is None or sent != profile.api_key() or ends.tzinfo is None:
+            return
+        ends = ends.astimezone(timezone.utc)
+    except Exception:
+        return
+    profile.warn_once(
+        f"This Hokusai API key was replaced and ends on {ends:%Y-%m-%d at %H:%M} UTC. "
+        f"Set {profile.KEY} to the new key before then; if you do not have it, ask the server's "
+        "operator."
+    )
 
 
 def drop_key_on_redirect(response: Any, **_: Any) -> None:
@@ -58,23 +101,26 @@ def _target(response: Any) -> profile.Origin | None:
     return profile.origin(response.url if _PATH.match(location) else location)
 
 
-def _why_not(target: profile.Origin | None) -> str:
+def why_not(target: profile.Origin | None) -> tuple[str, str]:
+    """Why the key may not be sent to `target` (None: an uncertain origin), and what to change."""
     if target is None:
         return (
-            f"{HEADER} was not sent to a URL whose host cannot be told for certain. Write the URL "
-            "with a plain ASCII host (xn--… for other scripts): https://registry.example.com/path."
+            f"{HEADER} is not sent to a URL whose host cannot be told for certain.",
+            "Write the URL with a plain ASCII host (xn--… for other scripts): "
+            "https://registry.example.com/path.",
         )
     if os.environ.get(profile.ALLOWED_ORIGINS, "").strip():
         return (
-            f"{HEADER} was not sent to {target}: it is not in {profile.ALLOWED_ORIGINS}. "
-            f"If the key belongs there, add {target} to the list."
+            f"{HEADER} is not sent to {target}: it is not in {profile.ALLOWED_ORIGINS}.",
+            f"If the key belongs there, add {target} to the list.",
         )
     if not target.confidential:
         return (
-            f"{HEADER} was not sent to {target}: plain http would show the key to the network. Use "
-            f"https, or set {profile.ALLOWED_ORIGINS}={target} if that network is trusted."
+            f"{HEADER} is not sent to {target}: plain http would show the key to the network.",
+            f"Use https, or set {profile.ALLOWED_ORIGINS}={target} if that network is trusted.",
         )
     return (
-        f"{HEADER} was not sent to {target}: it is not the origin of MLflow's tracking URI. If the "
-        f"key belongs there, set MLFLOW_TRACKING_URI to it or {profile.ALLOWED_ORIGINS}={target}."
+        f"{HEADER} is not sent to {target}: it is not the origin of MLflow's tracking URI.",
+        f"If the key belongs there, set MLFLOW_TRACKING_URI to it or "
+        f"{profile.ALLOWED_ORIGINS}={target}.",
     )

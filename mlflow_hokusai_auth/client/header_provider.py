@@ -82,7 +82,7 @@ def _has_header(headers: dict[str, str] | None) -> bool:
 
 
 def _add_hook(kwargs: dict[str, Any]) -> bool:
-    """Put the redirect check among the request's hooks; False if it is there already.
+    """Put the look at the answer among the request's hooks; False if it is there already.
 
     It is there when this provider is registered a second time (by two distributions, for example),
     and MLflow would then join the two values with a space.
@@ -90,10 +90,10 @@ def _add_hook(kwargs: dict[str, Any]) -> bool:
     hooks = kwargs.get("hooks") or {}
     present = hooks.get("response") or []
     present = [present] if callable(present) else list(present)
-    if guard.drop_key_on_redirect in present:
+    if guard.look_at_answer in present:
         return False
     # A copy: the caller may use its own dictionary for the next request.
-    kwargs["hooks"] = {**hooks, "response": [*present, guard.drop_key_on_redirect]}
+    kwargs["hooks"] = {**hooks, "response": [*present, guard.look_at_answer]}
     return True
 
 

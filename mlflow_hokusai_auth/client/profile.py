@@ -52,7 +52,7 @@ _warned: set[str] = set()
 _files: dict[tuple[Path, object], tuple[tuple[int, int, int], object]] = {}
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """A source of the key that was chosen but gives none; the text says why, never its content."""
 
 
@@ -92,8 +92,8 @@ def api_key() -> str | None:
     what it reads.
     """
     try:
-        source, text = _find()
-    except _Unusable as reason:
+        source, text = find()
+    except Unusable as reason:
         warn_once(f"No Hokusai API key is sent: {reason}.")
         return None
     key = text.strip()
@@ -151,7 +151,7 @@ def origin_allowed(url: str) -> bool:
     return target is not None and target in allowed_origins()
 
 
-def _find() -> tuple[str, str]:
+def find() -> tuple[str, str]:
     """Name of the source in use and its text; ("", "") when there is none."""
     text = os.environ.get(KEY, "")
     if text.strip():
@@ -161,15 +161,15 @@ def _find() -> tuple[str, str]:
         named = f"the file named by {KEY_FILE}"
         text = _load(named, path, str)
         if not text.strip():
-            raise _Unusable(f"{named} is empty")
+            raise Unusable(f"{named} is empty")
         return named, text
     profile = os.environ.get(PROFILE, "").strip()
     if profile:
         section = _load(PROFILES_FILE, PROFILES_FILE, _parse_ini).get(profile)
         if section is None:
-            raise _Unusable(f"{PROFILES_FILE} has no section with the name in {PROFILE}")
+            raise Unusable(f"{PROFILES_FILE} has no section with the name in {PROFILE}")
         if not section.strip():
-            raise _Unusable(f"the section of {PROFILES_FILE} named by {PROFILE} has no api_key")
+            raise Unusable(f"the section of {PROFILES_FILE} named by {PROFILE} has no api_key")
         return f"the section of {PROFILES_FILE} named by {PROFILE}", section
     try:
         config = _load(CONFIG_FILE, CONFIG_FILE, _parse_ini)
@@ -181,7 +181,7 @@ def _find() -> tuple[str, str]:
 def _load(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
     """The parsed content of the file at `path`, from memory while the file stays the same.
 
-    Raises FileNotFoundError only for the config file, which nobody has to have; `_Unusable` for the
+    Raises FileNotFoundError only for the config file, which nobody has to have; `Unusable` for the
     rest. `name` is for messages: a path can hold a key that was put in the wrong variable.
     """
     try:
@@ -193,7 +193,7 @@ def _load(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
             return known[1]  # type: ignore[return-value]
         # A pipe can be read once and would block the second time.
         if not stat.S_ISREG(found.st_mode):
-            raise _Unusable(f"{name} is not a regular file")
+            raise Unusable(f"{name} is not a regular file")
         with full.open("rb") as file:
             found = os.fstat(file.fileno())
             content = file.read(_MAX_FILE + 1)
@@ -201,15 +201,15 @@ def _load(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
         # RuntimeError: there is no home directory to find the file in.
         if name == CONFIG_FILE:
             raise FileNotFoundError from error
-        raise _Unusable(f"{name} does not exist") from None
+        raise Unusable(f"{name} does not exist") from None
     except (OSError, ValueError) as error:
-        raise _Unusable(f"{name} cannot be read ({type(error).__name__})") from None
+        raise Unusable(f"{name} cannot be read ({type(error).__name__})") from None
     if len(content) > _MAX_FILE:
-        raise _Unusable(f"{name} is larger than {_MAX_FILE} bytes")
+        raise Unusable(f"{name} is larger than {_MAX_FILE} bytes")
     try:
         parsed = parse(content.decode("utf-8-sig"))
     except (UnicodeDecodeError, configparser.Error) as error:
-        raise _Unusable(f"{name} cannot be understood ({type(error).__name__})") from None
+        raise Unusable(f"{name} cannot be understood ({type(error).__name__})") from None
     if time.time_ns() - found.st_mtime_ns > _SETTLED:
         if len(_files) > 16:
             _files.clear()

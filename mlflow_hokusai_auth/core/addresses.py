@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -11,6 +12,13 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 def networks(texts: Iterable[str]) -> tuple[Network, ...]:
     """Addresses and CIDR networks as networks; raises ValueError for anything else."""
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
+
+
+@lru_cache(maxsize=4096)
+def inside(address: str, texts: tuple[str, ...]) -> bool:
+    """Whether `address` is in one of the networks `texts`; never, if it is not known ("")."""
+    parsed = _parsed(address)
+    return parsed is not None and any(parsed in network for network in networks(texts))
 
 
 def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Sequence[Network]) -> str:

@@ -13,6 +13,7 @@ import binascii
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
+from . import browser, keys
 from .types import Credential, Deny, Request
 
 _API_KEY = b"x-api-key"
@@ -44,6 +45,11 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
             continue
         place = _PLACES.get(name)
         if place is None or (name == _GATEWAY and not outbound):
+            if name == b"cookie":
+                for token in browser.session_tokens(request):
+                    named = found.setdefault(token, [])
+                    if browser.PLACE not in named:  # of several Cookie headers, each finds all
+                        named.append(browser.PLACE)
             continue
         # A server that speaks WSGI joins repeated headers with a comma, which no key contains.
         for part in value.decode("latin-1").split(","):
@@ -61,13 +67,24 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
             seen.add(_QUERY_PLACE)
             found.setdefault(key, []).append(_QUERY_PLACE)
     if len(found) > 1:
+        if any(browser.PLACE in places for places in found.values()):
+            return Deny(
+                "KEY_CONFLICT",
+                "Somebody is signed in here, in this browser, and the request holds a key as well "
+                "or a second session. Sign out, or send no other key.",
+            )
         places = " and ".join(places[0] for places in found.values())
         return Deny(
             "KEY_CONFLICT",
             f"{places} hold different keys. Send one key: MLFLOW_TRACKING_TOKEN, "
             "MLFLOW_TRACKING_PASSWORD and HOKUSAI_API_KEY must agree where more than one is set.",
         )
-    return next((Credential(key, tuple(places)) for key, places in found.items()), None)
+    for key, named in found.items():
+        session = named == [browser.PLACE]
+        if session != keys.is_session_token(key):
+            return Deny("KEY_MALFORMED", f"{named[0]} holds what does not belong there.")
+        return Credential(key, tuple(named), session)
+    return None
 
 
 def without_query_key(query: bytes) -> bytes:

@@ -36,8 +36,12 @@ CODES = {
     "KEY_UNKNOWN": Code(401, "UNAUTHENTICATED", _BAD_KEY),
     "KEY_EXPIRED": Code(401, "UNAUTHENTICATED", _BAD_KEY),
     "KEY_REVOKED": Code(401, "UNAUTHENTICATED", _BAD_KEY),
+    "SESSION_ENDED": Code(401, "UNAUTHENTICATED", "Session ended"),
     "KEY_CONFLICT": Code(400, "BAD_REQUEST", "More than one API key"),
     "SCOPE_MISSING": Code(403, "PERMISSION_DENIED", "Scope missing"),
+    "ADDRESS_REFUSED": Code(403, "PERMISSION_DENIED", "Address not allowed"),
+    "CROSS_SITE": Code(403, "PERMISSION_DENIED", "Cross-site request refused"),
+    "BODY_TOO_LARGE": Code(413, "INVALID_PARAMETER_VALUE", "Body too large"),
     "AUTHORITY_UNAVAILABLE": Code(
         503, "TEMPORARILY_UNAVAILABLE", "Authentication service unavailable"
     ),
@@ -76,11 +80,10 @@ def render(deny: Deny) -> Refusal:
         ("Cache-Control", "no-store"),
     ]
     if code.status == 401:
-        # Basic lets a browser ask for the key (as the password) until there is a page to sign in.
+        # Basic is accepted but not asked for, lest browsers open a dialog over MLflow's pages.
         problem = "" if deny.code == "KEY_MISSING" else ', error="invalid_token"'
         headers.append(("WWW-Authenticate", f'Bearer realm="{REALM}"{problem}'))
-        headers.append(("WWW-Authenticate", f'Basic realm="{REALM}", charset="UTF-8"'))
-    elif code.status == 403:
+    elif deny.code == "SCOPE_MISSING":
         scope = f', scope="{deny.required_scope}"' if deny.required_scope else ""
         headers.append(
             ("WWW-Authenticate", f'Bearer realm="{REALM}", error="insufficient_scope"{scope}')
@@ -88,4 +91,10 @@ def render(deny: Deny) -> Refusal:
     elif code.status in (429, 503):
         wait = RETRY_AFTER if deny.retry_after is None else math.ceil(deny.retry_after)
         headers.append(("Retry-After", str(min(max(wait, 1), MAX_RETRY_AFTER))))
-    return Refusal(code.status, tuple(headers), body)
+    return Refusal(code.status, (*headers, *deny.headers), body)
+
+
+def redirect(location: str) -> Refusal:
+    """Sends a browser to `location`, relative, instead of showing it a refusal."""
+    headers = (("Location", location), ("Content-Length", "0"), ("Cache-Control", "no-store"))
+    return Refusal(303, headers, b"")

@@ -18,6 +18,7 @@ ENVIRONMENTS = ("live", "test", "dev")
 #: The longest text that is looked at as a key, in characters.
 MAX_LENGTH = 256
 
+_SESSION = "hk_session_"
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM = 40
 _CHECKSUM = 6
@@ -28,7 +29,7 @@ _CHECKSUMMED = re.compile(
 _IMPORTABLE = re.compile(r"hk_(?:live|test|dev)_(?:[0-9A-Za-z]{32}|[0-9A-Za-z]{40})", re.ASCII)
 # Web servers log a target as it came, so an underscore may stand there as %5F.
 _IN_TEXT = re.compile(
-    r"hk(?:_|%5F)(live|test|dev|jobs)(?:_|%5F)[A-Za-z0-9_%-]{4,}", re.ASCII | re.IGNORECASE
+    r"hk(?:_|%5F)(live|test|dev|jobs|session)(?:_|%5F)[A-Za-z0-9_%-]{4,}", re.ASCII | re.IGNORECASE
 )
 
 
@@ -48,6 +49,16 @@ def generate(environment: str = "live") -> str:
         raise ValueError(f"environment must be one of {', '.join(ENVIRONMENTS)}")
     body = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM))
     return f"hk_{environment}_{body}{checksum(body)}"
+
+
+def session_token() -> str:
+    """A new token for a browser's session: 256 random bits, and a beginning that no key has."""
+    return _SESSION + secrets.token_urlsafe(32)
+
+
+def is_session_token(text: str) -> bool:
+    """Whether `text` is shaped as `session_token` makes it."""
+    return text.startswith(_SESSION)
 
 
 def unsendable(key: str) -> str | None:

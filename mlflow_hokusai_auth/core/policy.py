@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from email.utils import formatdate
 
-from . import credentials, jobs, keys, scopes
+from . import browser, credentials, jobs, keys, scopes
+from .addresses import inside
 from .operations import classify
 from .types import Access, Allow, Deny, NeedKey, Operation, Principal, Rejected, Request
 
@@ -13,6 +15,8 @@ _SCOPE_FOR = {
     Access.WRITE: "mlflow:write",
     Access.ADMIN: "mlflow:admin",
 }
+#: Another server's question about a key, which the view answers for the address in the body.
+_VALIDATE = "POST /api/v1/keys/validate"
 _PREFLIGHT = Operation(Access.PUBLIC, "server", "OPTIONS preflight")
 
 
@@ -55,6 +59,12 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
             "send the key as X-API-Key, as Authorization: Bearer (MLFLOW_TRACKING_TOKEN) or as the "
             "password of Basic.",
         )
+    if found.session and browser.forged(request, operation, found.key):
+        return Deny(
+            "CROSS_SITE",
+            "The browser sent this, with the cookie of its session, for a page of another site. "
+            "Open MLflow itself and do it there; programs should send a key instead of the cookie.",
+        )
     if problem := keys.problem(found.key):
         return Deny(
             "KEY_MALFORMED",
@@ -70,6 +80,8 @@ def settle(
 
     `now` is seconds since the epoch.
     """
+    if need.credential.session and _has_ended(principal, now):
+        return Deny("SESSION_ENDED", "Sign in again: the session is over, or its key has ended.")
     if isinstance(principal, Rejected):
         return Deny(
             "KEY_UNKNOWN",
@@ -88,6 +100,16 @@ def settle(
             f"Key {principal.key_id} has expired. Ask the server's operator for a new one.",
         )
     operation = need.operation
+    if (
+        principal.networks
+        and operation.rule != _VALIDATE
+        and not inside(need.address, principal.networks)
+    ):
+        return Deny(
+            "ADDRESS_REFUSED",
+            f"Key {principal.key_id} may not be used from {need.address or 'where this came from'}. "
+            "Ask the server's operator to add the address to the key's networks.",
+        )
     if principal is jobs.PRINCIPAL:
         if jobs.allows(operation):
             return Allow(operation, principal, need.credential)
@@ -116,12 +138,12 @@ def settle(
             required_scope=scope,
             current_scopes=tuple(sorted(principal.scopes)),
         )
-    return Allow(operation, principal, need.credential)
+    return Allow(operation, principal, need.credential, _sunset(principal))
 
 
 def access(principal: Principal, operation: Operation, policy: Policy) -> Access:
     """The most that `principal` may do on the kind of resource that `operation` is about."""
-    if _is_admin(principal, policy):
+    if is_admin(principal, policy):
         return Access.ADMIN
     if policy.kind == "admin":
         return Access.PUBLIC
@@ -132,12 +154,45 @@ def access(principal: Principal, operation: Operation, policy: Policy) -> Access
     return scopes.granted(principal.scopes, operation)
 
 
-def _is_admin(principal: Principal, policy: Policy) -> bool:
+def abilities(principal: Principal, policy: Policy) -> list[str]:
+    """What `principal` may do, in four words: "read", "register" models, "write", "admin"."""
+    wanted = {
+        "read": ("GET", "/api/2.0/mlflow/registered-models/search"),
+        "register": ("POST", "/api/2.0/mlflow/model-versions/create"),
+        "write": ("POST", "/api/2.0/mlflow/experiments/delete"),
+        "admin": ("GET", "/api/2.0/hokusai/keys"),
+    }
+    operations = {word: classify(*route) for word, route in wanted.items()}
+    return [
+        word
+        for word, operation in operations.items()
+        if access(principal, operation, policy) >= operation.access
+    ]
+
+
+def is_admin(principal: Principal, policy: Policy) -> bool:
+    """Whether `principal` may do anything, the management of keys included."""
     return (
         principal.is_admin
         or not principal.scopes.isdisjoint(scopes.ADMIN | policy.admin_scopes)
         or not principal.roles.isdisjoint(policy.admin_roles)
         or principal.email.casefold() in policy.admin_emails
+    )
+
+
+def _has_ended(principal: Principal | Rejected, now: float) -> bool:
+    if isinstance(principal, Rejected):
+        return True
+    return any(at is not None and at <= now for at in (principal.revoked_at, principal.expires_at))
+
+
+def _sunset(principal: Principal) -> tuple[tuple[str, str], ...]:
+    """What tells a client that its key was replaced: RFC 9745 and RFC 8594."""
+    if principal.deprecated_at is None or principal.expires_at is None:
+        return ()
+    return (
+        ("Deprecation", f"@{int(principal.deprecated_at)}"),
+        ("Sunset", formatdate(principal.expires_at, usegmt=True)),
     )
 
 

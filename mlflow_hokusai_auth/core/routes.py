@@ -42,12 +42,30 @@ WRITE   GET,POST          graphql
 
 [hokusai /api/]
 KEY     POST              v1/keys/validate
-KEY     GET               2.0/hokusai/whoami
+KEY     GET               2.0/hokusai/whoami  2.0/hokusai/openapi.json
 
+# A key may replace itself, which the view sees to; GitHub signs what it reports.
 [hokusai /api/2.0/hokusai/]
 ADMIN   GET,POST          keys
+ADMIN   POST              keys/import
+ADMIN   GET               keys/export
+PUBLIC  POST              keys/leaked
 ADMIN   GET,PATCH,DELETE  keys/{key_id}
-ADMIN   POST              keys/{key_id}/rotate
+KEY     POST              keys/{key_id}/rotate
+
+# Signing in takes no key, as it is there that one is pasted.
+[hokusai /hokusai/]
+PUBLIC  GET,POST          login
+PUBLIC  POST              logout
+PUBLIC  GET               static/hokusai.css  static/hokusai.svg  static/login.js
+KEY     GET               keys  static/keys.js
+
+# What MLflow's pages ask about who is signed in.
+[ui /{api,ajax-api}/2.0/mlflow/]
+KEY     GET               users/current
+
+[ui /{api,ajax-api}/3.0/mlflow/]
+KEY     GET               users/current/permissions  users/roles/list
 
 [experiments /{api,ajax-api}/2.0/mlflow/]
 READ    GET               experiments/get  experiments/get-by-name  experiments/search

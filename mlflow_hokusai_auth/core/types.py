@@ -52,6 +52,8 @@ class Credential:
 
     key: str
     places: tuple[str, ...]
+    #: The text is no key but the token of a browser's session, which stands for one.
+    session: bool = False
 
     def __repr__(self) -> str:
         return f"Credential(key=<redacted>, places={self.places!r})"
@@ -72,6 +74,12 @@ class Principal:
     email: str = ""
     roles: frozenset[str] = frozenset()
     is_admin: bool = False
+    #: Addresses and networks (CIDR) that the key may be used from; none for everywhere.
+    networks: tuple[str, ...] = ()
+    #: Requests in any hour, or None without a limit.
+    rate_limit_per_hour: int | None = None
+    #: Seconds since the epoch when a key was made to replace this one, or None.
+    deprecated_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,8 @@ class Allow:
     operation: Operation
     principal: Principal | None = None
     credential: Credential | None = None
+    #: What the response says beyond MLflow's own headers: that the key will end, what is left of it.
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,7 @@ class Deny:
     current_scopes: tuple[str, ...] | None = None
     #: Seconds after which it is worth to ask again, for a refusal that passes.
     retry_after: float | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,161 +1,220 @@
 """`/api/2.0/hokusai/…`: key management and whoami, as a Flask blueprint beside MLflow's own routes.
 
-Who may call what is decided by the gate (`core/routes.py`), before any of this runs.
+Who may call what is decided by the gate (`core/routes.py`), before any of this runs. What depends on
+which key is asked about is decided here: a key may replace itself without being an administrator's.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import flask
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
-from mlflow_hokusai_auth.backends.local import KeyNotFound, KeyRecord, LocalStore, StoreError
-from mlflow_hokusai_auth.core import scopes as known_scopes
-from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
-from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.backends import BackendUnavailable, uses
+from mlflow_hokusai_auth.backends.cache import MAX_UNCONFIRMED
+from mlflow_hokusai_auth.backends.database import StoreError
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.backends.records import KeyConflict, KeyFilter, KeyNotFound, KeyRecord
+from mlflow_hokusai_auth.core import policy
+from mlflow_hokusai_auth.core.keys import problem
 
-from . import identity
+from . import identity, leaks, openapi, schemas
+from .schemas import describe
 
-_FIELDS = {"owner", "name", "scopes", "environment", "expires_in"}
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
+    from .gate import Gate
 
-def describe(record: KeyRecord) -> dict[str, object]:
-    """`record` as JSON shows it: its fields and its present state, never the key."""
-    return {
-        "key_id": record.key_id,
-        "owner": record.owner,
-        "name": record.name,
-        "environment": record.environment,
-        "scopes": list(record.scopes),
-        "state": record.state(time.time()),
-        "created_at": record.created_at,
-        "expires_at": record.expires_at,
-        "revoked_at": record.revoked_at,
-    }
+#: Seconds after which no process takes a key from its cache that was revoked before.
+SETTLED = MAX_UNCONFIRMED + 0.1
 
 
-def new_key_arguments(body: object) -> dict[str, Any]:
-    """The arguments of `LocalStore.create` in a request's JSON; raises StoreError for wrong ones."""
-    if not isinstance(body, dict):
-        raise StoreError("Send a JSON object with owner and scopes.")
-    if unknown := sorted(set(body) - _FIELDS):
-        raise StoreError(f"Unknown: {', '.join(map(str, unknown))}. Known: {', '.join(_FIELDS)}.")
-    owner, name = body.get("owner"), body.get("name", "")
-    if not isinstance(owner, str) or not owner.strip() or not owner.isprintable():
-        raise StoreError("owner must say who the key is for, in printable text.")
-    if not isinstance(name, str) or not (name.isprintable() or not name):
-        raise StoreError("name must be printable text.")
-    if len(owner) > 255 or len(name) > 255:
-        raise StoreError("owner and name may have 255 characters.")
-    scopes = body.get("scopes")
-    if not isinstance(scopes, list) or not scopes or not all(isinstance(s, str) for s in scopes):
-        raise StoreError("scopes must be a list with at least one scope.")
-    if wrong := sorted(set(scopes) - known_scopes.KNOWN):
-        raise StoreError(
-            f"Unknown scope: {', '.join(wrong)}. Known: {', '.join(sorted(known_scopes.KNOWN))}."
-        )
-    environment = body.get("environment", "live")
-    if environment not in ENVIRONMENTS:
-        raise StoreError(f"environment must be one of {', '.join(ENVIRONMENTS)}.")
-    expires_in = body.get("expires_in")
-    if expires_in is not None and (
-        isinstance(expires_in, bool)
-        or not isinstance(expires_in, (int, float))
-        or not 0 < expires_in < 10**10
-    ):
-        raise StoreError("expires_in must be a number of seconds above 0.")
-    return {
-        "owner": owner.strip(),
-        "name": name.strip(),
-        "scopes": scopes,
-        "environment": environment,
-        "expires_at": None if expires_in is None else time.time() + expires_in,
-    }
+class Forbidden(Exception):
+    """The caller may not do this to this key; the message says what would be needed."""
 
 
-def validation() -> flask.Blueprint:
-    """`POST /api/v1/keys/validate`, the auth service's contract, for servers whose authority this is.
-
-    The gate has checked the key by then, as for any request, and has answered 401 for one that is not
-    good; here only its facts are told. A key in the body counts for nothing, as there.
-    """
-    routes = flask.Blueprint("hokusai_validation", __name__, url_prefix="/api/v1/keys")
-
-    @routes.post("/validate")
-    def validate() -> flask.Response:
-        principal = _caller()
-        body = flask.request.get_json(force=True, silent=True)
-        service = body.get("service_id") if isinstance(body, dict) else None
-        response = flask.jsonify(
-            is_valid=True,
-            key_id=principal.key_id,
-            user_id=principal.owner,
-            service_id=service if isinstance(service, str) else "platform",
-            scopes=sorted(principal.scopes),
-            email=principal.email or None,
-            roles=sorted(principal.roles),
-            is_admin=principal.is_admin,
-            rate_limit_per_hour=None,
-            billing_plan=None,
-            monthly_prediction_limit=None,
-            error=None,
-        )
-        response.headers["Cache-Control"] = "no-store"
-        return response
-
-    return routes
+class NotGenuine(Exception):
+    """A report that nobody we trust has signed."""
 
 
-def _caller() -> Principal:
-    principal = identity.current.get()
-    assert principal is not None, "the gate lets nobody through here without a key"
-    return principal
-
-
-def blueprint(store: LocalStore) -> flask.Blueprint:
-    """The routes, on `store`."""
+def blueprint(
+    store: LocalStore, gate: Gate, leak_keys: Mapping[str, EllipticCurvePublicKey]
+) -> flask.Blueprint:
+    """The routes, on `store`; reports of leaks are believed if one of `leak_keys` signed them."""
     routes = flask.Blueprint("hokusai", __name__, url_prefix="/api/2.0/hokusai")
 
     @routes.get("/whoami")
     def whoami() -> flask.Response:
-        principal = _caller()
-        return flask.jsonify(
-            key_id=principal.key_id,
-            owner=principal.owner,
-            scopes=sorted(principal.scopes),
-            expires_at=principal.expires_at,
-        )
+        return flask.jsonify(identity_of(store, gate))
+
+    @routes.get("/openapi.json")
+    def description() -> flask.Response:
+        return flask.jsonify(openapi.document())
 
     @routes.get("/keys")
     def list_keys() -> flask.Response:
-        return flask.jsonify(keys=[describe(record) for record in store.list()])
+        records, token = page(store, flask.request.args)
+        return flask.jsonify(keys=with_uses(store, records), next_page_token=token)
 
     @routes.post("/keys")
     def create_key() -> tuple[flask.Response, int]:
-        arguments = new_key_arguments(flask.request.get_json(force=True, silent=True))
-        record, key = store.create(**arguments)
+        body = schemas.parse(schemas.NewKey, _json())
+        record, key = store.create(
+            **schemas.fields(body), environment=body.environment, by=identity.actor()
+        )
         return flask.jsonify(**describe(record), key=key), 201
+
+    @routes.post("/keys/import")
+    def import_key() -> tuple[flask.Response, int]:
+        body = schemas.parse(schemas.ExistingKey, _json())
+        record = store.add(body.key.strip(), **schemas.fields(body), by=identity.actor())
+        return flask.jsonify(describe(record)), 201
+
+    @routes.get("/keys/export")
+    def export_keys() -> flask.Response:
+        lines = (json.dumps(describe(record)) + "\n" for record in store.each())
+        response = flask.Response(_started(lines), mimetype="application/x-ndjson")
+        response.headers["Content-Disposition"] = 'attachment; filename="hokusai-keys.ndjson"'
+        return response
 
     @routes.get("/keys/<key_id>")
     def get_key(key_id: str) -> flask.Response:
-        return flask.jsonify(describe(store.get(key_id)))
+        return flask.jsonify(with_uses(store, [store.get(key_id)])[0])
+
+    @routes.patch("/keys/<key_id>")
+    def edit_key(key_id: str) -> flask.Response:
+        changes = schemas.changes(schemas.parse(schemas.KeyChanges, _json()))
+        return flask.jsonify(describe(store.edit(key_id, changes, identity.actor())))
+
+    @routes.post("/keys/<key_id>/rotate")
+    def rotate_key(key_id: str) -> tuple[flask.Response, int]:
+        caller = identity.principal()
+        if key_id != caller.key_id and not policy.is_admin(caller, gate.policy):
+            raise Forbidden("A key may be replaced by itself, or by a key with mlflow:admin.")
+        body = schemas.parse(schemas.Rotation, _json() if flask.request.data else {})
+        new, key, old = store.rotate(key_id, overlap=body.overlap, by=identity.actor())
+        return flask.jsonify(**describe(new), key=key, replaces=describe(old)), 201
 
     @routes.delete("/keys/<key_id>")
     def revoke_key(key_id: str) -> flask.Response:
-        return flask.jsonify(describe(store.revoke(key_id)))
+        wait, force = (_flag(name) for name in ("wait", "force"))
+        record = store.revoke(key_id, identity.actor(), force=force)
+        if wait:
+            time.sleep(SETTLED)
+        return flask.jsonify(describe(record))
+
+    @routes.post("/keys/leaked")
+    def leaked() -> flask.Response:
+        if not leak_keys:
+            raise KeyNotFound(
+                "Reports are not taken here: HOKUSAI_AUTH_LEAK_PUBLIC_KEYS is not set."
+            )
+        headers, body = flask.request.headers, flask.request.get_data()
+        signed_by = headers.get(leaks.IDENTIFIER_HEADER, "")
+        if not leaks.verified(body, signed_by, headers.get(leaks.SIGNATURE_HEADER, ""), leak_keys):
+            raise NotGenuine("The report is not signed by a key that this server trusts.")
+        try:
+            found = leaks.parse(body)
+        except ValueError as error:
+            raise StoreError(str(error)) from None
+        return flask.jsonify([told for leak in found if (told := _end_leaked(store, leak))])
 
     @routes.after_request
-    def no_store(response: flask.Response) -> flask.Response:
+    def describe_answer(response: flask.Response) -> flask.Response:
         response.headers["Cache-Control"] = "no-store"
+        response.headers["X-Request-Id"] = identity.request_id()
         return response
 
-    routes.register_error_handler(KeyNotFound, _error(404, "RESOURCE_DOES_NOT_EXIST"))
-    routes.register_error_handler(StoreError, _error(400, "INVALID_PARAMETER_VALUE"))
-    routes.register_error_handler(BackendUnavailable, _error(503, "TEMPORARILY_UNAVAILABLE"))
+    for error, status, error_code in (
+        (NotGenuine, 401, "UNAUTHENTICATED"),
+        (Forbidden, 403, "PERMISSION_DENIED"),
+        (KeyNotFound, 404, "RESOURCE_DOES_NOT_EXIST"),
+        (KeyConflict, 409, "RESOURCE_CONFLICT"),
+        (StoreError, 400, "INVALID_PARAMETER_VALUE"),
+        (BackendUnavailable, 503, "TEMPORARILY_UNAVAILABLE"),
+    ):
+        routes.register_error_handler(error, _error(status, error_code))
     return routes
+
+
+def identity_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
+    """What the key of this request may know of itself, as `schemas.Identity` has it."""
+    caller = identity.principal()
+    try:
+        name = store.get(caller.key_id).name
+    except KeyNotFound:  # another authority's key
+        name = ""
+    left = None
+    if (limit := caller.rate_limit_per_hour) is not None:
+        remaining, reset = gate.limits.left(caller.key_id, limit)
+        left = schemas.LimitLeft(limit=limit, remaining=remaining, reset=reset)
+    return schemas.Identity(
+        key_id=caller.key_id,
+        owner=caller.owner,
+        name=name,
+        scopes=sorted(caller.scopes),
+        can=policy.abilities(caller, gate.policy),
+        expires_at=caller.expires_at,
+        deprecated_at=caller.deprecated_at,
+        networks=list(caller.networks),
+        rate_limit=left,
+    ).model_dump()
+
+
+def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], str | None]:
+    """The page of keys that a request's query asks for; raises StoreError for a wrong one."""
+    given = {name: value for name, value in query.items() if value}
+    for name, value in given.items():
+        if not value.isprintable() or len(value) > 255:
+            raise StoreError(f"{name[:40]!r} must be printable text of at most 255 characters.")
+    results = given.get("max_results", "100")
+    if not (results.isascii() and results.isdigit()) or len(results) > 9:
+        raise StoreError("max_results must be a whole number.")
+    which = KeyFilter(*(given.get(name) for name in KeyFilter.__slots__))
+    return store.page(which, max_results=int(results), page_token=given.get("page_token"))
+
+
+def with_uses(store: LocalStore, records: list[KeyRecord]) -> list[dict[str, Any]]:
+    """`records` as JSON shows them, each with its uses in the last hours."""
+    counts = uses.by_hour(store.database, [record.key_id for record in records])
+    return [{**describe(one), "uses_by_hour": counts[one.key_id]} for one in records]
+
+
+def _end_leaked(store: LocalStore, leak: leaks.Leak) -> dict[str, str] | None:
+    """Revoke the key in `leak`; what GitHub is told of it, or None if this can't be known here."""
+    record = store.find(leak.token)
+    if record is not None:
+        where = {"found_at": leak.url, "source": leak.source}
+        store.revoke(record.key_id, identity.actor(), force=True, event="key.leaked", **where)
+    elif problem(leak.token) is None:
+        return None  # it may be a key of another authority
+    return leaks.feedback(leak, record is not None)
+
+
+def _json() -> object:
+    return schemas.read_json(flask.request.get_data())
+
+
+def _flag(name: str) -> bool:
+    value = flask.request.args.get(name, "false")
+    if value not in ("true", "false"):
+        raise StoreError(f"{name} must be true or false.")
+    return value == "true"
+
+
+def _started(lines: Iterator[str]) -> Iterator[str]:
+    """`lines`, the first of them read already, so that a store that fails at once is an error."""
+    first = next(lines, "")
+
+    def all_of_them() -> Iterator[str]:
+        yield first
+        yield from lines
+
+    return all_of_them()
 
 
 def _error(status: int, error_code: str) -> Callable[[Exception], tuple[flask.Response, int]]:

@@ -20,7 +20,6 @@ import click
 try:
     import pydantic_settings  # noqa: F401
     import sqlalchemy  # noqa: F401
-    from flask import Flask
 except ImportError as error:
     raise SystemExit(
         f"The hokusai-auth server needs {error.name}. On the machine that runs the tracking server, "
@@ -28,13 +27,18 @@ except ImportError as error:
     ) from None
 
 from mlflow_hokusai_auth.backends import BackendUnavailable
-from mlflow_hokusai_auth.backends.local import LocalStore, StoreError
+from mlflow_hokusai_auth.backends.database import StoreError
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.backends.sessions import Sessions
+from mlflow_hokusai_auth.backends.uses import UseCounter
 from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.keys import redact
 
-from . import api, authority, identity, jobs, settings
+from . import api, authority, identity, jobs, leaks, settings, validation, web
 from .aliases import Prefixes
 from .gate import Cors, Gate
+from .limits import Limits
+from .sessions import SessionAuthority
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -81,16 +85,30 @@ def create_app() -> AsgiGate | WSGIApplication:
 def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIApplication:
     from mlflow.server import app as flask_app
 
+    sessions = Sessions(store.database)
     gate = Gate(
-        authority=jobs.recognised(authority.build(config, store)),
+        authority=SessionAuthority(jobs.recognised(authority.build(config, store)), sessions),
         policy=settings.policy_of(config),
         prefixes=Prefixes(config.prefixes),
         cors=_cors(),
+        limits=Limits(
+            config.redis_url.get_secret_value(), failures_per_minute=config.failures_per_minute
+        ),
+        count=UseCounter(store.database).add,
         trusted=networks(config.trusted_proxies),
         mode=config.mode,
     )
-    _extend(flask_app, store)
+    leak_keys = leaks.load(config.leak_public_keys) if config.leak_public_keys else {}
+    for blueprint in (
+        api.blueprint(store, gate, leak_keys),
+        validation.blueprint(),
+        web.blueprint(store, sessions, gate, config.session_lifetime),
+        web.account(),
+    ):
+        flask_app.register_blueprint(blueprint)
+    identity.install(flask_app)
     _redact_logs()
+    _show_audit_log()
     app: AsgiGate | WSGIApplication
     if os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         from mlflow.server.fastapi_app import create_fastapi_app
@@ -107,12 +125,6 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     gc.collect()
     gc.freeze()
     return app
-
-
-def _extend(flask_app: Flask, store: LocalStore) -> None:
-    flask_app.register_blueprint(api.blueprint(store))
-    flask_app.register_blueprint(api.validation())
-    identity.install(flask_app)
 
 
 def _cors() -> Cors:
@@ -151,6 +163,18 @@ def _redact_logs() -> None:
         logging.getLogger(name).addFilter(_RedactKeys())
 
 
+def _show_audit_log() -> None:
+    """Write the audit log to standard error, unless the operator's logging configuration has it."""
+    log = logging.getLogger("mlflow_hokusai_auth.audit")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+
+
 def _refuse_static_prefix(static_prefix: str | None) -> None:
     if static_prefix:
         raise settings.SettingsError(
@@ -185,6 +209,8 @@ def bootstrap(options: dict[str, Any]) -> None:
         store = LocalStore(config.database_uri.get_secret_value())
         store.migrate()
         authority.build(config, store)
+        if config.leak_public_keys:
+            leaks.load(config.leak_public_keys)
         jobs.issue()
         _say_loudly(config)
     except _MISTAKES as error:

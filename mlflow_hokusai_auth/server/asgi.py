@@ -15,7 +15,7 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql
 from . import identity as caller
 from .aliases import raw_without, slash_location
-from .gate import MISMOUNTED, Gate, reads_only
+from .gate import BODY_LIMITS, MISMOUNTED, TOO_LARGE, Gate, reads_only
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -60,8 +60,8 @@ class AsgiGate:
             verdict, receive = await self._verdict(request, receive)
             verdict = self._gate.conclude(request, verdict)
         if isinstance(verdict, Deny):
-            origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
-            await _refuse(scope, send, self._gate.refusal(verdict, origin), method)
+            refusal = self._gate.refusal(request, verdict, "" if path else prefix)
+            await _refuse(scope, send, refusal, method)
         elif prefix and not path and scope["type"] == "http":
             await _redirect(send, slash_location(prefix), scope["query_string"])
         else:
@@ -74,19 +74,24 @@ class AsgiGate:
             ] + list(identity(verdict))
             if verdict.principal is not None:
                 inner["state"] = {**scope.get("state", {}), "username": verdict.principal.owner}
-            caller.current.set(verdict.principal)
+            caller.current.set(caller.Caller(verdict.principal, request.address))
+            if verdict.headers:
+                send = _with_headers(send, verdict.headers)
             await self._app(inner, receive, send)
 
     async def _verdict(self, request: Request, receive: Receive) -> tuple[Allow | Deny, Receive]:
         """The verdict, and from where MLflow receives the body."""
         step = self._gate.plan(request)
         if not isinstance(step, NeedKey):
+            if isinstance(step, Allow) and (limit := BODY_LIMITS.get(step.operation.rule)):
+                body, receive = await _read(receive, limit)
+                return (TOO_LARGE if body is None else step), receive
             return step, receive
         verdict = await self._settle(step)
         reading = reads_only(step, verdict)
         if reading is not None and isinstance(allowed := await self._settle(reading), Allow):
-            body, receive = await _read(receive)
-            if graphql.only_reads(body):
+            body, receive = await _read(receive, graphql.MAX_BODY)
+            if body is not None and graphql.only_reads(body):
                 return allowed, receive
         return verdict, receive
 
@@ -102,11 +107,11 @@ class AsgiGate:
         return self._gate.address(client[0] if client else "", forwarded)
 
 
-async def _read(receive: Receive) -> tuple[bytes, Receive]:
-    """The body, up to the size that is looked into, and a `receive` that gives all of it again."""
+async def _read(receive: Receive, limit: int) -> tuple[bytes | None, Receive]:
+    """The body, None if it has more than `limit` bytes, and a `receive` that gives it again."""
     messages: list[Message] = []
     body = b""
-    while len(body) <= graphql.MAX_BODY:
+    while len(body) <= limit:
         message = await receive()
         messages.append(message)
         body += message.get("body", b"")
@@ -116,7 +121,18 @@ async def _read(receive: Receive) -> tuple[bytes, Receive]:
     async def again() -> Message:
         return messages.pop(0) if messages else await receive()
 
-    return body if len(body) <= graphql.MAX_BODY else b"", again
+    return body if len(body) <= limit else None, again
+
+
+def _with_headers(send: Send, headers: tuple[tuple[str, str], ...]) -> Send:
+    added = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers]
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *added]}
+        await send(message)
+
+    return sending
 
 
 async def _refuse(scope: Scope, send: Send, refusal: Refusal, method: str) -> None:

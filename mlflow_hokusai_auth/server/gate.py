@@ -6,23 +6,35 @@ import logging
 import random
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from mlflow_hokusai_auth.backends import Authority, BackendUnavailable, Throttled
-from mlflow_hokusai_auth.core import credentials
+from mlflow_hokusai_auth.core import browser, credentials
 from mlflow_hokusai_auth.core.addresses import Network, client_address
-from mlflow_hokusai_auth.core.denials import Refusal, render
+from mlflow_hokusai_auth.core.denials import CODES, Refusal, redirect, render
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.policy import Policy, plan, settle
-from mlflow_hokusai_auth.core.types import Access, Allow, Credential, Deny, NeedKey, Request
+from mlflow_hokusai_auth.core.types import (
+    Access,
+    Allow,
+    Credential,
+    Deny,
+    NeedKey,
+    Principal,
+    Rejected,
+    Request,
+)
 
-from .aliases import Prefixes
+from .aliases import Prefixes, slash_location
+from .limits import Limits
 
 _log = logging.getLogger(__name__)
 
+#: Refusals that signing in would answer.
+_SIGN_IN = frozenset({"KEY_MISSING", "SESSION_ENDED"})
 MISMOUNTED = Deny(
     "MISCONFIGURED",
     "The server was given a root path, which hokusai-auth does not support. Its operator should "
@@ -31,9 +43,19 @@ MISMOUNTED = Deny(
 _UNAVAILABLE = Deny(
     "AUTHORITY_UNAVAILABLE", "Keys can't be checked at the moment. Try again in a few seconds."
 )
+TOO_LARGE = Deny("BODY_TOO_LARGE", "Send less: nothing that belongs here is as large.")
 _THROTTLED = Deny(
     "RATE_LIMITED", "This key, or its authority, is asked too often. Try again a little later."
 )
+
+
+#: Bytes of a body that somebody without a key may send, by rule: a form with a key in it, and what
+#: GitHub reports. Nothing else is read from them.
+BODY_LIMITS = {
+    "POST /hokusai/login": 4096,
+    "POST /hokusai/logout": 4096,
+    "POST /api/2.0/hokusai/keys/leaked": 2**20,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +89,9 @@ class Gate:
     policy: Policy
     prefixes: Prefixes
     cors: Cors
+    limits: Limits = field(default_factory=Limits)
+    #: Called with the id of each key that opens a request.
+    count: Callable[[str], object] = str
     #: Proxies whose word on the client's address is taken.
     trusted: tuple[Network, ...] = ()
     #: "enforce", "observe" (log what would be refused, let it pass) or "off" (do not even look).
@@ -87,7 +112,11 @@ class Gate:
     def peek(self, need: NeedKey) -> Allow | Deny | None:
         """The verdict if the key is known here already, else None; does no I/O."""
         principal = self.authority.peek(need.credential.key, need.address)
-        return None if principal is None else settle(need, principal, time.time(), self.policy)
+        if principal is None:
+            return None
+        if self.limits.does_io and getattr(principal, "rate_limit_per_hour", None) is not None:
+            return None
+        return self._settle(need, principal)
 
     def ask(self, need: NeedKey) -> Allow | Deny:
         """The verdict after asking the authority; blocks. An authority that fails never allows."""
@@ -101,12 +130,14 @@ class Gate:
         except Exception:
             _log.exception("A request was refused with 503")
             return replace(_UNAVAILABLE, retry_after=_soon())
-        return settle(need, principal, time.time(), self.policy)
+        return self._settle(need, principal)
 
     def conclude(self, request: Request, verdict: Allow | Deny) -> Allow | Deny:
-        """`verdict` as the mode has it: only "enforce" refuses."""
-        if isinstance(verdict, Allow) or self.mode == "enforce" or _is_ours(request):
+        """`verdict` as the mode has it: only "enforce" refuses. Counts what failed."""
+        if isinstance(verdict, Allow):
             return verdict
+        if self.mode == "enforce" or _is_ours(request):
+            return self._or_too_often(request, verdict)
         _log.warning(
             "observe: would refuse %s %r: %s (%s)",
             request.method,
@@ -116,10 +147,37 @@ class Gate:
         )
         return self._let_pass(request)
 
-    def refusal(self, deny: Deny, origin: str) -> Refusal:
-        """The response for `deny`, to a request whose Origin header is `origin`, or ""."""
+    def refusal(self, request: Request, deny: Deny, bare_prefix: str = "") -> Refusal:
+        """The response for `deny`, which for a page that a browser asks for is the way to sign in.
+
+        `bare_prefix` is the prefix of a path that consists of nothing else.
+        """
+        if deny.code in _SIGN_IN and browser.wants_page(request):
+            query = credentials.without_query_key(request.query)
+            location = browser.login_location(replace(request, query=query))
+            return redirect(slash_location(bare_prefix) + location if bare_prefix else location)
         refusal = render(deny)
+        origin = dict(request.headers).get(b"origin", b"").decode("latin-1")
         return replace(refusal, headers=refusal.headers + self.cors.headers(origin))
+
+    def _settle(self, need: NeedKey, principal: Principal | Rejected) -> Allow | Deny:
+        verdict = settle(need, principal, time.time(), self.policy)
+        if isinstance(verdict, Allow):
+            verdict = self.limits.admit(verdict)
+            if isinstance(verdict, Allow) and verdict.principal is not None:
+                self.count(verdict.principal.key_id)
+        return verdict
+
+    def _or_too_often(self, request: Request, deny: Deny) -> Deny:
+        """`deny`, or 429 for an address with too many wrong keys. A good key is served all the same."""
+        if CODES[deny.code].status != 401 or deny.code == "KEY_MISSING":
+            return deny
+        wait = self.limits.failed(request.address)
+        if wait is None:
+            return deny
+        return Deny(
+            "RATE_LIMITED", "Too many requests with a wrong key came from here.", retry_after=wait
+        )
 
     def _let_pass(self, request: Request) -> Allow:
         operation = classify(request.method, request.path)

@@ -143,6 +143,23 @@ class Settings(BaseSettings):
         ("/mlflow", "/api/mlflow"),
         description="Paths, comma-separated, under which the whole server answers as well.",
     )
+    failures_per_minute: int = Field(
+        60,
+        ge=0,
+        description="Requests with a wrong key, from one address in a minute, after which the answer "
+        "to further ones is 429; 0 for never. A good key is served all the same.",
+    )
+    session_lifetime: float = Field(
+        43200.0,
+        gt=0,
+        le=31 * 86400,
+        description="Seconds after which somebody who signed in with a browser must do so again.",
+    )
+    leak_public_keys: str = Field(
+        "",
+        description="File with the public keys of GitHub's secret scanning, as its API gives them. "
+        "Reports of leaked keys are believed if one of them signed, and not at all without it.",
+    )
     query_key: bool = Field(
         True,
         description="Whether a key in ?api_key= counts. It is removed from the query either way.",

@@ -16,7 +16,7 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql
 from . import identity as caller
 from .aliases import slash_location
-from .gate import Gate, reads_only
+from .gate import BODY_LIMITS, TOO_LARGE, Gate, reads_only
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -65,7 +65,7 @@ class _WsgiGate:
         )
         verdict = self._gate.conclude(request, self._verdict(request, environ))
         if isinstance(verdict, Deny):
-            refusal = self._gate.refusal(verdict, environ.get("HTTP_ORIGIN", ""))
+            refusal = self._gate.refusal(request, verdict, "" if path else prefix)
             start_response(_status(refusal.status), list(refusal.headers))
             return [] if request.method == "HEAD" else [refusal.body]
         if prefix and not path:
@@ -78,26 +78,49 @@ class _WsgiGate:
                 del environ[_variable(name)]
         for name, value in identity(verdict):
             environ[_variable(name)] = value.decode("ascii")
-        caller.current.set(verdict.principal)
+        caller.current.set(caller.Caller(verdict.principal, request.address))
+        if verdict.headers:
+            start_response = _with_headers(start_response, verdict.headers)
         return self._app(environ, start_response)
 
     def _verdict(self, request: Request, environ: Environ) -> Allow | Deny:
         step = self._gate.plan(request)
         if not isinstance(step, NeedKey):
+            if isinstance(step, Allow) and (limit := BODY_LIMITS.get(step.operation.rule)):
+                return step if _read(environ, limit) is not None else TOO_LARGE
             return step
         verdict = self._settle(step)
         reading = reads_only(step, verdict)
         if reading is not None and isinstance(allowed := self._settle(reading), Allow):
-            length = environ.get("CONTENT_LENGTH") or "0"
-            if length.isdecimal() and 0 < int(length) <= graphql.MAX_BODY:
-                body = environ["wsgi.input"].read(int(length))
-                environ["wsgi.input"] = io.BytesIO(body)
-                if graphql.only_reads(body):
-                    return allowed
+            body = _read(environ, graphql.MAX_BODY)
+            if body is not None and graphql.only_reads(body):
+                return allowed
         return verdict
 
     def _settle(self, need: NeedKey) -> Allow | Deny:
         return self._gate.peek(need) or self._gate.ask(need)
+
+
+def _read(environ: Environ, limit: int) -> bytes | None:
+    """The body, which can be read again afterwards; None if it may have more than `limit` bytes."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    # Chunked has no length; and of a number that long, Python would not make one.
+    if environ.get("HTTP_TRANSFER_ENCODING") or not length.isdecimal() or len(length) > 12:
+        return None
+    if int(length) > limit:
+        return None
+    body: bytes = environ["wsgi.input"].read(int(length))
+    environ["wsgi.input"] = io.BytesIO(body)
+    return body
+
+
+def _with_headers(
+    start_response: StartResponse, headers: tuple[tuple[str, str], ...]
+) -> StartResponse:
+    def starting(status: str, sent: list[tuple[str, str]], *exc_info: Any) -> Any:
+        return start_response(status, [*sent, *headers], *exc_info)
+
+    return starting
 
 
 def _headers(environ: Environ) -> dict[bytes, bytes]:

@@ -22,6 +22,8 @@ from mlflow_hokusai_auth.backends import BackendUnavailable, shared  # noqa: E40
 from mlflow_hokusai_auth.backends.cache import CachedBackend  # noqa: E402
 from mlflow_hokusai_auth.backends.shared import SharedCache  # noqa: E402
 from mlflow_hokusai_auth.core.types import Principal, Rejected  # noqa: E402
+from tests.conftest import redis_server  # noqa: E402
+from tests.harness import free_port  # noqa: E402
 
 from .test_cache import ALICE, HERE, SECRET, Clock, Memory, Service  # noqa: E402
 
@@ -33,38 +35,10 @@ BUDGET = 0.1
 #: What the machine that runs the tests may add to a budget, in seconds.
 SLACK = 0.4
 
-needs_redis = pytest.mark.skipif(
-    shutil.which("redis-server") is None, reason="redis-server is not installed"
-)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextlib.contextmanager
-def redis_server(directory: Path, *options: str) -> Iterator[None]:
-    process = subprocess.Popen(
-        ["redis-server", "--bind", "127.0.0.1", "--save", "", "--dir", str(directory), *options],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert any("Ready to accept connections" in line for line in process.stdout)
-        yield
-    finally:
-        process.kill()
-        process.communicate()
-
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    port = free_port()
-    with redis_server(tmp_path, "--port", str(port)):
-        yield f"redis://127.0.0.1:{port}/0"
+def url(redis_url: str) -> str:
+    return redis_url
 
 
 @pytest.fixture
@@ -96,7 +70,6 @@ def seconds(call: Any, *arguments: Any) -> float:
 # With a Redis
 
 
-@needs_redis
 @pytest.mark.parametrize("principal", [ALICE, FULL, replace(ALICE, revoked_at=1.5)])
 def test_an_identity_comes_back_as_it_was(url: str, principal: Principal) -> None:
     cache = SharedCache(url, budget=5)
@@ -113,7 +86,6 @@ def test_an_identity_comes_back_as_it_was(url: str, principal: Principal) -> Non
     assert cache.get(DIGEST) is None
 
 
-@needs_redis
 def test_an_entry_is_kept_for_its_ttl_only(url: str) -> None:
     cache = SharedCache(url, budget=5)
     for ttl in (0.0004, 0, -1):
@@ -127,7 +99,6 @@ def test_an_entry_is_kept_for_its_ttl_only(url: str) -> None:
     assert cache.get(DIGEST) is None
 
 
-@needs_redis
 def test_what_was_written_by_another_hand_is_not_believed(url: str) -> None:
     cache = SharedCache(url, budget=5)
     cache.put(DIGEST, ALICE, 60)
@@ -153,7 +124,6 @@ def test_another_versions_fields_are_a_miss() -> None:
         assert shared._decode(DIGEST, hmac.digest(DIGEST, text, "sha256") + text) is None
 
 
-@needs_redis
 def test_regression_28_redis_holds_no_key(url: str) -> None:
     service = Service()
     cache = SharedCache(url, budget=5)
@@ -168,7 +138,6 @@ def test_regression_28_redis_holds_no_key(url: str) -> None:
         assert secret not in name + value
 
 
-@needs_redis
 def test_a_key_that_one_server_verified_costs_the_other_no_question(url: str) -> None:
     clock = Clock()
     first, second = Service(), Service()
@@ -189,7 +158,6 @@ def test_a_key_that_one_server_verified_costs_the_other_no_question(url: str) ->
     assert two.peek("alice", HERE) is None
 
 
-@needs_redis
 def test_a_rejection_removes_the_identity_for_all(url: str) -> None:
     cache = SharedCache(url, budget=5)
 
@@ -207,7 +175,6 @@ def test_a_rejection_removes_the_identity_for_all(url: str) -> None:
     assert entries(url) == {}
 
 
-@needs_redis
 @pytest.mark.parametrize(
     "other",
     [{"secret": b"another"}, {"namespace": "https://another.example"}],
@@ -222,7 +189,6 @@ def test_servers_of_another_site_share_nothing(url: str, other: dict[str, Any]) 
     assert second.lookups == 1
 
 
-@needs_redis
 def test_a_watched_backend_shares_nothing(url: str) -> None:
     cache = SharedCache(url, budget=5)
     cached = CachedBackend(Memory(), ttl=60, secret=SECRET, shared=cache)
@@ -231,7 +197,6 @@ def test_a_watched_backend_shares_nothing(url: str) -> None:
     assert entries(url) == {}
 
 
-@needs_redis
 def test_what_redis_knows_is_served_in_an_outage(url: str) -> None:
     first, second = Service(), Service()
     cache = SharedCache(url, budget=5)
@@ -244,7 +209,6 @@ def test_what_redis_knows_is_served_in_an_outage(url: str) -> None:
         other.lookup("bob", HERE)
 
 
-@needs_redis
 def test_a_redis_that_comes_back_is_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,7 +345,6 @@ def test_without_redis_py_it_says_what_to_install() -> None:
     assert "pip install 'mlflow-hokusai-auth[redis]'" in done.stderr
 
 
-@needs_redis
 def test_regression_32_only_a_verified_redis_is_spoken_to(tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.bench import load, micro
+from tests.bench import load, micro, store
 from tests.harness import SERVERS, Server, serve
 
 CONNECTIONS = 8
@@ -103,11 +103,22 @@ def main() -> None:
     print("\nIn process, median µs")
     for name, cost in result["micro"].items():
         print(f"  {name:42}{cost:8.1f}")
+    result["store"] = _store()
     with _contenders(cores[-1]) as (bare, gate):
         result["http"] = _http(bare, gate, cores[0], options)
         result["upload"] = _uploads(bare, gate, options.rounds)
     options.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"\nWritten to {options.json}")
+
+
+def _store() -> dict[str, tuple[float, float]]:
+    print(f"\nStore with {store.KEY_COUNT} keys, milliseconds: median, 99th percentile")
+    found = store.costs()
+    for question, (middle, high) in found.items():
+        goal = store.goal(question)
+        verdict = f"goal {goal:.0f}: {'met' if high <= goal else 'MISSED'}"
+        print(f"  {question:46}{middle:8.2f}{high:8.2f}  {verdict}", flush=True)
+    return found
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench import micro
+from tests.bench import micro, store
 
 
 @pytest.mark.slow
 def test_every_cost_is_measured() -> None:
     assert all(cost > 0 for cost in micro.costs().values())
+    for question, (middle, high) in store.costs(200).items():
+        assert 0 < middle <= high and store.goal(question)

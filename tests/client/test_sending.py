@@ -29,6 +29,7 @@ from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
 from mlflow_hokusai_auth.core import keys
 
 from .conftest import Server
+from .test_admin import Api, answering
 from .test_profile import PIECES
 
 SEARCH = "/api/mlflow/api/2.0/mlflow/experiments/search"
@@ -271,9 +272,10 @@ def test_without_a_key_nothing_is_said(
 
 
 def test_plain_http_to_another_machine_says_what_to_do(key: str) -> None:
-    why = guard._why_not(profile.origin("http://registry.example.com/mlflow"))
-    assert "HOKUSAI_ALLOWED_ORIGINS=http://registry.example.com " in why
-    assert "https" in why
+    why, fix = guard.why_not(profile.origin("http://registry.example.com/mlflow"))
+    assert "plain http" in why
+    assert "HOKUSAI_ALLOWED_ORIGINS=http://registry.example.com " in fix
+    assert "https" in fix
 
 
 def test_registered_twice(tracking: Server, key: str, way: None) -> None:
@@ -322,6 +324,95 @@ def test_a_second_request_made_by_a_hook_changes_nothing(
     http_request(MlflowHostCreds(tracking.origin), "/x", "GET", hooks={"response": [again]})
     assert other.seen
     assert not other.saw(key)
+
+
+SUNSET = {"Deprecation": "@1764597600", "Sunset": "Tue, 01 Dec 2026 14:00:00 GMT"}
+
+
+@pytest.fixture
+def replaced(key: str) -> Iterator[Api]:
+    """A tracking server that answers with `SUNSET`, as it does to a key that was replaced."""
+    with answering() as api:
+        mlflow.set_tracking_uri(api.uri)
+        api.answers["POST /api/2.0/mlflow/experiments/search"] = (200, {}, SUNSET)
+        yield api
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.name == "mlflow_hokusai_auth.client"]
+
+
+def test_a_replaced_key_is_announced_once(
+    replaced: Api, key: str, way: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    call()
+    call()
+    (warning,) = warnings(caplog)
+    assert "replaced and ends on 2026-12-01 at 14:00 UTC" in warning
+    assert "Set HOKUSAI_API_KEY to the new key" in warning and "operator" in warning
+    assert key not in caplog.text
+    later = {**SUNSET, "Sunset": "Wed, 02 Dec 2026 00:00:00 GMT"}
+    replaced.answers["POST /api/2.0/mlflow/experiments/search"] = (200, {}, later)
+    call()
+    assert "2026-12-02 at 00:00 UTC" in warnings(caplog)[1]
+
+
+def test_it_is_announced_before_the_key_is_taken_back(
+    replaced: Api, other: Server, key: str, way: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = {**SUNSET, "Location": f"{other.origin}/x"}
+    replaced.answers["POST /api/2.0/mlflow/experiments/search"] = (307, b"", away)
+    call()
+    assert ["replaced and ends" in text for text in warnings(caplog)] == [True, False]
+    assert other.seen and not other.saw(key)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Deprecation": "@1764597600"},
+        {"Sunset": SUNSET["Sunset"]},
+        {**SUNSET, "Deprecation": "true"},
+        {**SUNSET, "Deprecation": "@"},
+        {**SUNSET, "Deprecation": "@1764597600; x"},
+        {**SUNSET, "Sunset": "soon"},
+        {**SUNSET, "Sunset": ""},
+        {**SUNSET, "Sunset": "2026-12-01"},
+        {**SUNSET, "Sunset": "Tue, 99 Dec 2026 14:00:00 GMT"},
+        {**SUNSET, "Sunset": "Tue, 01 Dec 2026 14:00:00"},
+        {**SUNSET, "Sunset": "Fri, 31 Dec 9999 23:59:59 -1200"},
+    ],
+    ids=str,
+)
+def test_what_is_no_announcement_is_passed_over(
+    headers: dict[str, str], replaced: Api, way: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    replaced.answers["POST /api/2.0/mlflow/experiments/search"] = (200, {}, headers)
+    call()
+    assert not warnings(caplog)
+
+
+def test_of_another_key_than_ours_nothing_is_said(
+    replaced: Api, way: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    creds = MlflowHostCreds(replaced.uri, auth=os.environ.get("MLFLOW_TRACKING_AUTH"))
+    path = "/api/2.0/mlflow/experiments/search"
+    http_request(creds, path, "POST", extra_headers={"X-API-Key": "own"})
+    assert replaced.last.headers["x-api-key"] == "own"
+    assert not warnings(caplog)
+
+
+@given(st.text(), st.text())
+@example("@1", "")
+@example("@1", "Tue, 01 Dec 2026 14:00:00 +9999")
+@settings(deadline=None)
+def test_odd_announcements_never_raise(deprecation: str, sunset: str) -> None:
+    response = requests.Response()
+    response.request = requests.PreparedRequest()
+    response.request.headers = requests.structures.CaseInsensitiveDict()
+    for one in (deprecation, "@1"):
+        response.headers.update({"Deprecation": one, "Sunset": sunset})
+        guard.warn_of_sunset(response)
 
 
 def caller(body: str, **names: Any) -> Callable[..., Any]:

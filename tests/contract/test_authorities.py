@@ -9,10 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import shutil
-import subprocess
-import tempfile
 import threading
 import time
 import traceback
@@ -41,11 +37,11 @@ from mlflow_hokusai_auth.core.types import (
     Principal,
     Rejected,
 )
-from mlflow_hokusai_auth.server import api
+from mlflow_hokusai_auth.server import validation
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.gate import Cors, Gate
 from mlflow_hokusai_auth.server.wsgi import wsgi_gate
-from tests.harness import free_port
+from tests.conftest import Postgresql
 from tests.standin import Standin
 
 #: Seconds that an authority may take to say that it can't be asked.
@@ -68,63 +64,6 @@ class World:
 # Worlds
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[Postgresql]:
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not programs:
-        pytest.skip("PostgreSQL is not installed: no /usr/lib/postgresql/*/bin/initdb")
-    cluster = Postgresql(programs[-1].parent)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.remove()
-
-
-class Postgresql:
-    """A cluster of its own in a new folder, which listens on a free port of 127.0.0.1."""
-
-    def __init__(self, programs: Path) -> None:
-        self._programs = programs
-        # Not pytest's folder, whose parents only its owner may enter.
-        self._folder = Path(tempfile.mkdtemp(prefix="hokusai-auth-postgresql-"))
-        # PostgreSQL refuses to run as root.
-        self._user = "postgres" if os.geteuid() == 0 else None
-        if self._user:
-            shutil.chown(self._folder, self._user)
-        self.port = free_port()
-        self._run("initdb", "--username=postgres", "--auth=trust", "--no-sync", "--no-instructions")
-
-    @property
-    def uri(self) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-
-    def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off"
-        options += f" -c unix_socket_directories={self._folder}"
-        log = str(self._folder / "log")
-        self._run("pg_ctl", "start", "--wait", f"--log={log}", f"--options={options}")
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "stop", "--mode=immediate")
-
-    def remove(self) -> None:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _run(self, program: str, *options: str) -> None:
-        command = [str(self._programs / program), "-D", str(self._folder / "data"), *options]
-        # Not a pipe: the server keeps it open, and the wait for its end would be for the server's.
-        with (self._folder.with_suffix(".out")).open("wb") as output:
-            try:
-                subprocess.run(
-                    command, user=self._user, cwd="/", stdout=output, stderr=output, check=True
-                )
-            finally:
-                self._folder.with_suffix(".out").unlink(missing_ok=True)
-
-
 def _store_world(
     store: LocalStore, down: Callable[[], contextlib.AbstractContextManager[None]]
 ) -> World:
@@ -137,7 +76,7 @@ def _store_world(
         return key
 
     def revoke(key: str) -> None:
-        store.revoke(ids[key])
+        store.revoke(ids[key], force=True)
 
     return World(store, add, revoke, down)
 
@@ -213,7 +152,7 @@ class Uncached:
 def endpoint(store: Backend) -> Iterator[str]:
     """The URL of a server that has nothing but the endpoint, behind the gate, on `store`."""
     app = flask.Flask("endpoint")
-    app.register_blueprint(api.validation())
+    app.register_blueprint(validation.blueprint())
     gate = Gate(Uncached(store), Policy(), Prefixes(()), Cors((), ""))
     server = make_server("127.0.0.1", 0, wsgi_gate(app, gate, ()), threaded=True)
     # Else the end of the test waits for connections that are kept for a next request.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core.addresses import client_address, networks
+from mlflow_hokusai_auth.core.addresses import client_address, inside, networks
 
 PROXIES = networks(["10.0.0.0/8", "fd00::1"])
 
@@ -49,3 +49,33 @@ def test_regression_31_no_header_counts_without_a_trusted_proxy(forwarded: list[
 @given(st.lists(st.binary(max_size=40), max_size=4))
 def test_any_header_gives_an_address(forwarded: list[bytes]) -> None:
     assert client_address("10.0.0.1", forwarded, PROXIES) != ""
+
+
+@pytest.mark.parametrize(
+    ("address", "texts", "there"),
+    [
+        ("192.0.2.7", ("192.0.2.7",), True),
+        ("192.0.2.8", ("192.0.2.7",), False),
+        ("192.0.2.7", ("10.0.0.0/8", "192.0.2.0/24"), True),
+        ("192.0.3.7", ("10.0.0.0/8", "192.0.2.0/24"), False),
+        ("192.0.2.7", ("192.0.2.9/24",), True),
+        ("2001:db8::1", ("2001:db8::/32",), True),
+        ("2001:db9::1", ("2001:db8::/32",), False),
+        ("::ffff:192.0.2.7", ("192.0.2.0/24",), True),
+        # One kind of address is never in a network of the other.
+        ("192.0.2.7", ("::/0",), False),
+        ("2001:db8::1", ("0.0.0.0/0",), False),
+        ("192.0.2.7", (), False),
+        # What is not known is nowhere, not even in everything.
+        ("", ("0.0.0.0/0", "::/0"), False),
+        ("unknown", ("0.0.0.0/0", "::/0"), False),
+    ],
+)
+def test_who_is_inside(address: str, texts: tuple[str, ...], there: bool) -> None:
+    assert inside(address, texts) is there
+
+
+@pytest.mark.parametrize("text", ["", "x", "192.0.2", "192.0.2.0/33", "192.0.2.0/-1", "1.2.3.4:80"])
+def test_what_is_no_network_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="does not appear"):
+        networks([text])

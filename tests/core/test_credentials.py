@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mlflow_hokusai_auth.core.browser import PLACE
 from mlflow_hokusai_auth.core.credentials import find, without_query_key
 from mlflow_hokusai_auth.core.types import Credential, Deny, Request
 
@@ -114,6 +115,74 @@ def test_any_bytes_have_a_verdict(
 ) -> None:
     found = find(Request("GET", "/", query, tuple(headers)), outbound=outbound, query_key=True)
     assert found is None or isinstance(found, (Deny, Credential))
+
+
+# A browser's session
+
+SESSION = "hk_session_first"
+
+
+def cookie(token: str) -> tuple[str, str]:
+    return ("cookie", f"x=1; __Host-hokusai_session={token}")
+
+
+@pytest.mark.parametrize("outbound", [False, True])
+def test_a_session_is_found_and_named(outbound: bool) -> None:
+    assert look(cookie(SESSION), outbound=outbound) == Credential(SESSION, (PLACE,), session=True)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_regression_20_a_session_and_a_key_are_one_too_many(place: str, turned: bool) -> None:
+    fields = [cookie(SESSION), PLACES[place](FIRST)]
+    refused = look(*(reversed(fields) if turned else fields), outbound=True)
+    assert isinstance(refused, Deny)
+    assert refused.code == "KEY_CONFLICT"
+    assert FIRST not in refused.message and SESSION not in refused.message
+
+
+def test_two_sessions_are_one_too_many() -> None:
+    for second in ("hk_session_second", FIRST):
+        refused = look(cookie(SESSION), cookie(second))
+        assert isinstance(refused, Deny)
+        assert refused.code == "KEY_CONFLICT"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_session_counts_in_its_cookie_only(place: str) -> None:
+    # From anywhere else, nothing would ask whose page sent it.
+    there, too = PLACES[place](SESSION), cookie(SESSION)
+    for fields in ([there], [there, too], [too, there]):
+        refused = look(*fields, outbound=True)
+        assert isinstance(refused, Deny)
+        assert refused.code == "KEY_MALFORMED"
+        assert SESSION not in refused.message
+
+
+def test_a_key_does_not_count_in_the_cookie() -> None:
+    refused = look(cookie(FIRST))
+    assert isinstance(refused, Deny)
+    assert refused.code == "KEY_MALFORMED"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_order_of_headers_does_not_matter(place: str) -> None:
+    # Which is another one in WSGI.
+    for key in (FIRST, SESSION):
+        fields = [PLACES[place](key), cookie(key)]
+        one, other = look(*fields, outbound=True), look(*reversed(fields), outbound=True)
+        assert type(one) is type(other)
+        assert getattr(one, "code", None) == getattr(other, "code", None)
+
+
+def test_a_cookie_that_comes_twice_is_one_session() -> None:
+    assert look(cookie(SESSION), cookie(SESSION)) == Credential(SESSION, (PLACE,), session=True)
+
+
+def test_a_provider_s_key_goes_out_beside_a_session() -> None:
+    provider = PLACES["Authorization"]("sk-provider")
+    found = look(provider, cookie(SESSION), outbound=True)
+    assert found == Credential(SESSION, (PLACE,), session=True)
 
 
 # The query that others see

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mlflow_hokusai_auth.core.denials import CODES, REALM, render
+from mlflow_hokusai_auth.core.denials import CODES, REALM, redirect, render
 from mlflow_hokusai_auth.core.types import Deny
 
 STATUS = {
@@ -15,8 +15,12 @@ STATUS = {
     "KEY_UNKNOWN": 401,
     "KEY_EXPIRED": 401,
     "KEY_REVOKED": 401,
+    "SESSION_ENDED": 401,
     "KEY_CONFLICT": 400,
     "SCOPE_MISSING": 403,
+    "ADDRESS_REFUSED": 403,
+    "CROSS_SITE": 403,
+    "BODY_TOO_LARGE": 413,
     "RATE_LIMITED": 429,
     "AUTHORITY_UNAVAILABLE": 503,
     "MISCONFIGURED": 503,
@@ -41,7 +45,8 @@ def test_a_refusal(code: str) -> None:
     assert headers["Content-Length"] == str(len(refusal.body))
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Cache-Control"] == "no-store"
-    assert ("WWW-Authenticate" in headers) == (refusal.status in (401, 403))
+    challenged = refusal.status == 401 or code == "SCOPE_MISSING"
+    assert ("WWW-Authenticate" in headers) == challenged
     assert ("Retry-After" in headers) == (refusal.status in (429, 503))
     assert all(text.isascii() for pair in refusal.headers for text in pair)
 
@@ -52,9 +57,8 @@ def challenges(deny: Deny) -> list[str]:
 
 def test_challenges() -> None:
     realm = f'realm="{REALM}"'
-    basic = f'Basic {realm}, charset="UTF-8"'
-    assert challenges(Deny("KEY_MISSING", "")) == [f"Bearer {realm}", basic]
-    assert challenges(Deny("KEY_UNKNOWN", "")) == [f'Bearer {realm}, error="invalid_token"', basic]
+    assert challenges(Deny("KEY_MISSING", "")) == [f"Bearer {realm}"]
+    assert challenges(Deny("KEY_UNKNOWN", "")) == [f'Bearer {realm}, error="invalid_token"']
     assert challenges(Deny("SCOPE_MISSING", "", "mlflow:write", ())) == [
         f'Bearer {realm}, error="insufficient_scope", scope="mlflow:write"'
     ]
@@ -81,3 +85,25 @@ def test_scopes_are_there_when_they_are_the_reason() -> None:
 def test_retry_after_is_whole_seconds_and_bounded(asked: float | None, said: str) -> None:
     refusal = render(Deny("RATE_LIMITED", "", retry_after=asked))
     assert dict(refusal.headers)["Retry-After"] == said
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_no_refusal_has_a_browser_open_a_dialog(code: str) -> None:
+    assert not any(value.startswith("Basic") for value in challenges(Deny(code, "")))
+
+
+def test_a_refusal_s_own_headers_are_sent_too() -> None:
+    more = (("RateLimit-Remaining", "0"), ("RateLimit-Reset", "9"))
+    sent = render(Deny("RATE_LIMITED", "", retry_after=9, headers=more)).headers
+    assert sent[-2:] == more
+    assert ("Retry-After", "9") in sent
+
+
+def test_the_way_to_sign_in_is_not_kept_by_anyone() -> None:
+    refusal = redirect("../hokusai/login?next=%2F")
+    assert (refusal.status, refusal.body) == (303, b"")
+    assert dict(refusal.headers) == {
+        "Location": "../hokusai/login?next=%2F",
+        "Content-Length": "0",
+        "Cache-Control": "no-store",
+    }

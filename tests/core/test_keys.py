@@ -167,9 +167,36 @@ def test_no_key_is_left_in_a_text(key: str, before: str, after: str) -> None:
         (f"/a?x={OLD}&y={OLD}", "/a?x=hk_live_***&y=hk_live_***"),
         ("hk_dev_abcd/hk_test_abcd", "hk_dev_***/hk_test_***"),
         ("hk_live_ is a prefix", "hk_live_ is a prefix"),
+        ("hk_session_AbC-d_9, next", "hk_session_***, next"),
+        ("hk%5Fsession%5FAbC-d_9", "hk_session_***"),
+        ("HK_Session_AbCd", "hk_Session_***"),
+        ("__Host-hokusai_session=x", "__Host-hokusai_session=x"),
         ("nothing", "nothing"),
         ("", ""),
     ],
 )
 def test_redaction_leaves_the_rest(text: str, redacted: str) -> None:
     assert keys.redact(text) == redacted
+
+
+# Sessions
+
+
+def test_a_session_s_token_is_no_key_and_no_key_is_one() -> None:
+    tokens = {keys.session_token() for _ in range(100)}
+    assert len(tokens) == 100
+    for token in tokens:
+        # 256 bits in base64, which web servers and browsers take in a cookie as it is.
+        assert len(token) == len("hk_session_") + 43
+        assert keys.is_session_token(token)
+        assert keys.problem(token) is None
+        assert not keys.importable(token)
+        assert token[11:] not in keys.redact(f"hokusai_session={token}; x=1")
+    for key in (OLD, keys.generate(), "hk_sessio", "", "xhk_session_a", "HK_SESSION_a"):
+        assert not keys.is_session_token(key)
+
+
+@given(st.text())
+def test_no_session_is_left_in_a_text(around: str) -> None:
+    token = keys.session_token()
+    assert token[11:] not in keys.redact(f"{around}{token}{around}")

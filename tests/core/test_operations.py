@@ -36,6 +36,38 @@ OURS = {
     "PATCH /api/2.0/hokusai/keys/{key_id}",
     "DELETE /api/2.0/hokusai/keys/{key_id}",
     "POST /api/2.0/hokusai/keys/{key_id}/rotate",
+    "POST /api/2.0/hokusai/keys/import",
+    "GET /api/2.0/hokusai/keys/export",
+    "POST /api/2.0/hokusai/keys/leaked",
+    "GET /api/2.0/hokusai/openapi.json",
+    "GET /hokusai/login",
+    "POST /hokusai/login",
+    "POST /hokusai/logout",
+    "GET /hokusai/keys",
+    "GET /hokusai/static/hokusai.css",
+    "GET /hokusai/static/hokusai.svg",
+    "GET /hokusai/static/login.js",
+    "GET /hokusai/static/keys.js",
+    *(
+        f"GET /{api}/{path}"
+        for api in ("api", "ajax-api")
+        for path in (
+            "2.0/mlflow/users/current",
+            "3.0/mlflow/users/current/permissions",
+            "3.0/mlflow/users/roles/list",
+        )
+    ),
+}
+#: What needs no key: MLflow's own health, and ours to sign in, and to be told of leaks.
+PUBLIC = {
+    "GET /health",
+    "POST /api/2.0/hokusai/keys/leaked",
+    "GET /hokusai/login",
+    "POST /hokusai/login",
+    "POST /hokusai/logout",
+    "GET /hokusai/static/hokusai.css",
+    "GET /hokusai/static/hokusai.svg",
+    "GET /hokusai/static/login.js",
 }
 #: There with `mlflow server --expose-prometheus` only, for which another package is needed.
 OPTIONAL = {"GET /metrics"}
@@ -63,6 +95,7 @@ GETS_THAT_DO_MORE = """
     WRITE mlflow/gateway-proxy
     ADMIN /metrics
     ADMIN hokusai/keys
+    ADMIN hokusai/keys/export
     ADMIN hokusai/keys/{key_id}
     ADMIN mlflow/webhooks
     ADMIN mlflow/webhooks/{webhook_id}
@@ -84,7 +117,7 @@ CALLS_OUT = re.compile(
 
 #: What takes ADMIN among the methods other than GET.
 ADMINISTRATION = re.compile(
-    r"hokusai/keys|mlflow/(webhooks|workspaces|assistant/|demo/delete"
+    r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|mlflow/(webhooks|workspaces|assistant/|demo/delete"
     r"|gateway/(secrets|endpoints|model-definitions|budgets|guardrails)/)"
 )
 
@@ -289,8 +322,8 @@ def test_options_reads(rule):
 # What is public
 
 
-def test_one_row_is_public():
-    assert [row.rule for row in ROWS.values() if row.access == Access.PUBLIC] == ["GET /health"]
+def test_what_is_public():
+    assert {row.rule for row in ROWS.values() if row.access == Access.PUBLIC} == PUBLIC
     assert classify("GET", "/health").access == Access.PUBLIC
     for path in ("/health/", "/healthz", "/health/x", "//health", "/health;x=1", "/Health"):
         assert classify("GET", path).access == Access.ADMIN

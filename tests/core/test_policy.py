@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core import scopes
+from mlflow_hokusai_auth.core import browser, scopes
 from mlflow_hokusai_auth.core.operations import classify, rules
-from mlflow_hokusai_auth.core.policy import Policy, access, plan, settle
+from mlflow_hokusai_auth.core.policy import Policy, abilities, access, plan, settle
 from mlflow_hokusai_auth.core.types import (
     Access,
     Allow,
@@ -250,6 +250,109 @@ def test_a_dead_key_is_told_nothing_of_scopes() -> None:
     assert (verdict.required_scope, verdict.current_scopes) == (None, None)
 
 
+def test_a_session_that_is_over_says_so_whatever_ended_it() -> None:
+    session = replace(
+        need(Access.READ), credential=Credential("hk_session_a", (browser.PLACE,), session=True)
+    )
+    for ended in (
+        Rejected("hk_live_abcdefgh"),
+        whose("admin", revoked_at=NOW),
+        whose("admin", expires_at=NOW),
+        whose("admin", expires_at=NOW - 1, revoked_at=NOW + 1),
+    ):
+        refused = settle(session, ended, NOW, Policy())
+        assert isinstance(refused, Deny)
+        assert (refused.code, "hk_live" in refused.message) == ("SESSION_ENDED", False)
+    going_on = whose("read", expires_at=NOW + 1, revoked_at=NOW + 1)
+    assert isinstance(settle(session, going_on, NOW, Policy()), Allow)
+    write = replace(session, operation=need(Access.WRITE).operation)
+    refused = settle(write, whose("read"), NOW, Policy())
+    assert isinstance(refused, Deny) and refused.code == "SCOPE_MISSING"
+
+
+# Networks
+
+
+@pytest.mark.parametrize(
+    ("address", "code"),
+    [
+        ("192.0.2.7", None),
+        ("2001:db8::7", None),
+        ("192.0.3.7", "ADDRESS_REFUSED"),
+        ("2001:db9::7", "ADDRESS_REFUSED"),
+        ("", "ADDRESS_REFUSED"),
+    ],
+)
+def test_a_key_counts_in_its_networks_only(address: str, code: str | None) -> None:
+    who = replace(whose("admin"), networks=("192.0.2.0/24", "2001:db8::/32"))
+    verdict = settle(replace(need(Access.READ), address=address), who, NOW, Policy())
+    assert (verdict.code if isinstance(verdict, Deny) else None) == code
+    everywhere = settle(replace(need(Access.READ), address=address), whose("read"), NOW, Policy())
+    assert isinstance(everywhere, Allow)
+
+
+def test_another_server_may_ask_about_a_key_from_anywhere() -> None:
+    # It asks for its own client, whose address is in the body.
+    who = replace(whose("read"), networks=("192.0.2.0/24",))
+    asked = replace(need(Access.READ), address="198.51.100.1")
+    validate = replace(asked, operation=classify("POST", "/api/v1/keys/validate"))
+    assert isinstance(settle(validate, who, NOW, Policy()), Allow)
+    for method, path in (("GET", "/api/2.0/hokusai/whoami"), ("GET", "/api/v1/keys/validate")):
+        other = replace(asked, operation=classify(method, path))
+        refused = settle(other, who, NOW, Policy())
+        assert isinstance(refused, Deny) and refused.code == "ADDRESS_REFUSED"
+
+
+def test_a_dead_key_is_told_nothing_of_networks() -> None:
+    who = replace(whose("read", revoked_at=NOW), networks=("192.0.2.0/24",))
+    refused = settle(need(Access.READ), who, NOW, Policy())
+    assert isinstance(refused, Deny) and refused.code == "KEY_REVOKED"
+
+
+# Replaced keys
+
+
+@pytest.mark.parametrize(
+    ("times", "headers"),
+    [
+        (
+            {"deprecated_at": 1688169599.9, "expires_at": 1893456000.0},
+            # The example of RFC 9745, and the first second of 2030.
+            (("Deprecation", "@1688169599"), ("Sunset", "Tue, 01 Jan 2030 00:00:00 GMT")),
+        ),
+        ({"expires_at": 1893456000.0}, ()),
+        ({"deprecated_at": 1688169599.0}, ()),
+        ({}, ()),
+    ],
+)
+def test_a_client_is_told_that_its_key_was_replaced(
+    times: dict[str, float], headers: tuple[tuple[str, str], ...]
+) -> None:
+    verdict = settle(need(Access.READ), whose("read", **times), NOW, Policy())
+    assert isinstance(verdict, Allow)
+    assert verdict.headers == headers
+
+
+@pytest.mark.parametrize(
+    ("who", "policy", "words"),
+    [
+        (whose("mlflow:read"), Policy(), ["read"]),
+        (whose("model:read"), Policy(), ["read"]),
+        (whose("model:write"), Policy(), ["read", "register"]),
+        (whose("mlflow:write"), Policy(), ["read", "register", "write"]),
+        (whose("registry:admin"), Policy(), ["read", "register", "write", "admin"]),
+        (whose("predict"), Policy(), []),
+        (whose(), Policy(), ["read"]),
+        (whose(), Policy(empty_scopes=Access.PUBLIC), []),
+        (whose("mlflow:write"), Policy(kind="admin"), []),
+        (whose("predict"), Policy(kind="authenticated"), ["read", "register", "write"]),
+        (replace(whose(), is_admin=True), Policy(), ["read", "register", "write", "admin"]),
+    ],
+)
+def test_what_a_key_may_do_in_four_words(who: Principal, policy: Policy, words: list[str]) -> None:
+    assert abilities(who, policy) == words
+
+
 # plan
 
 
@@ -302,3 +405,34 @@ def test_any_request_has_a_plan(
     step = plan(Request(method, path, query, tuple(headers)), Policy())
     if isinstance(step, Allow):
         assert (method.upper(), path) in {("GET", "/health"), ("HEAD", "/health")}
+
+
+COOKIE = "__Host-hokusai_session=hk_session_" + "a" * 43
+
+
+def test_regression_42_a_page_of_another_site_gets_nothing_for_the_cookie() -> None:
+    post = request("POST", "/api/2.0/mlflow/runs/create", cookie=COOKIE)
+    refused = plan(post, Policy())
+    assert isinstance(refused, Deny)
+    assert refused.code == "CROSS_SITE"
+    assert "hk_session" not in refused.message
+    own = replace(post, headers=(*post.headers, (b"sec-fetch-site", b"same-origin")))
+    step = plan(own, Policy())
+    assert isinstance(step, NeedKey) and step.credential.session
+    # What sends a key of its own needs no browser's word.
+    program = request("POST", "/api/2.0/mlflow/runs/create", x_api_key=KEY, origin="http://evil")
+    assert isinstance(plan(program, Policy()), NeedKey)
+
+
+def test_what_manages_keys_takes_the_page_s_token_as_well() -> None:
+    post = request("POST", "/api/2.0/hokusai/keys", cookie=COOKIE, sec_fetch_site="same-origin")
+    refused = plan(post, Policy())
+    assert isinstance(refused, Deny) and refused.code == "CROSS_SITE"
+    token = browser.csrf_token(COOKIE.partition("=")[2])
+    sent = replace(post, headers=(*post.headers, (b"x-csrf-token", token.encode())))
+    assert isinstance(plan(sent, Policy()), NeedKey)
+
+
+def test_the_address_is_asked_about_too() -> None:
+    step = plan(replace(request(x_api_key=KEY), address="192.0.2.7"), Policy())
+    assert isinstance(step, NeedKey) and step.address == "192.0.2.7"

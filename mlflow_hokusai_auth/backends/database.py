@@ -1,0 +1,292 @@
+"""The database of the embedded store: its tables, its schema's version, and how it is written to.
+
+SQLite by default, PostgreSQL for servers on several hosts. Every change of what a lookup may answer
+adds one to `generation` in the same transaction, which is how processes that cache identities learn of
+it; and every event worth an auditor's time is written in the transaction that it is about.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
+
+from . import BackendUnavailable
+
+VERSION_TABLE = "hokusai_auth_alembic_version"
+#: Seconds that SQLite waits for another process's write before it gives up.
+BUSY_TIMEOUT = 5.0
+
+_metadata = sa.MetaData()
+KEYS = sa.Table(
+    "hokusai_auth_keys",
+    _metadata,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("environment", sa.String(8), nullable=False),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("expires_at", sa.Float(53)),
+    sa.Column("revoked_at", sa.Float(53)),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("networks", sa.JSON, nullable=False),
+    sa.Column("rate_limit_per_hour", sa.Integer),
+    sa.Column("deprecated_at", sa.Float(53)),
+    sa.Column("replaced_by", sa.String(32)),
+    sa.Column("last_used_at", sa.Float(53)),
+)
+STATE = sa.Table(
+    "hokusai_auth_state",
+    _metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+#: How often a key was used in a minute, counted since the epoch.
+USES = sa.Table(
+    "hokusai_auth_uses",
+    _metadata,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("minute", sa.BigInteger, primary_key=True),
+    sa.Column("uses", sa.BigInteger, nullable=False),
+)
+SESSIONS = sa.Table(
+    "hokusai_auth_sessions",
+    _metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("key_id", sa.String(255), nullable=False),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("sealed_key", sa.Text, nullable=False),
+    sa.Column("expires_at", sa.Float(53), nullable=False),
+)
+AUDIT = sa.Table(
+    "hokusai_auth_audit",
+    _metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at", sa.Float(53), nullable=False),
+    sa.Column("event", sa.String(32), nullable=False),
+    sa.Column("actor", sa.String(255), nullable=False),
+    sa.Column("actor_key_id", sa.String(255), nullable=False),
+    sa.Column("address", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("key_id", sa.String(255), nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+)
+# Built once: to build a statement takes longer than to execute it.
+_GENERATION = sa.select(STATE.c.value).where(STATE.c.name == "generation")
+_BUMP = sa.update(STATE).where(STATE.c.name == "generation").values(value=STATE.c.value + 1)
+
+_audit_log = logging.getLogger("mlflow_hokusai_auth.audit")
+
+
+class StoreError(Exception):
+    """The store refuses; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who changes something, and from where."""
+
+    name: str
+    #: The key that was used, or "" for the command line.
+    key_id: str = ""
+    address: str = ""
+    request_id: str = ""
+
+
+#: For what nobody in particular does, such as a test's own preparations.
+NOBODY = Actor("")
+
+
+@dataclass(slots=True)
+class Change:
+    """A transaction that writes, and what will be in the audit log once it is done."""
+
+    connection: sa.Connection
+    events: list[dict[str, object]] = field(default_factory=list)
+
+    def audit(self, event: str, by: Actor, key_id: str = "", **detail: object) -> None:
+        """Write down, in this transaction, that `by` did `event` to the key with this id."""
+        row: dict[str, object] = {
+            "at": time.time(),
+            "event": event,
+            "actor": by.name[:255],
+            "actor_key_id": by.key_id[:255],
+            "address": by.address[:64],
+            "request_id": by.request_id[:64],
+            "key_id": key_id[:255],
+            "detail": detail,
+        }
+        self.connection.execute(sa.insert(AUDIT).values(row))
+        self.events.append(row)
+
+
+class Database:
+    """The database at `uri`, an SQLAlchemy URL. Raises StoreError for one that can't be used."""
+
+    def __init__(self, uri: str) -> None:
+        self._url = _normalised(uri)
+        try:
+            self.engine = sa.create_engine(
+                self._url, pool_pre_ping=self._url.drivername != "sqlite"
+            )
+        except sa.exc.ArgumentError:
+            raise StoreError("DATABASE_URI names a driver that SQLAlchemy does not know.") from None
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+        # What is one statement needs no transaction, which with PostgreSQL takes two more questions.
+        self._reader = self.engine.execution_options(
+            **({} if self.engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"})
+        )
+        # A connection must not be shared with a process forked off this one (gunicorn --preload).
+        os.register_at_fork(after_in_child=lambda: self.engine.dispose(close=False))
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to read with. Raises BackendUnavailable."""
+        with _unavailable("read"), self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def changing(self, *, generation: bool = True) -> Iterator[Change]:
+        """A transaction; `generation` is whether it may change what a lookup answers.
+
+        Raises BackendUnavailable, and lets IntegrityError through.
+        """
+        with _unavailable("changed"), self.engine.begin() as connection:
+            change = Change(connection)
+            if generation:
+                # First, so that changes wait for one another here, and then see all of the last.
+                connection.execute(_BUMP)
+            yield change
+        for event in change.events:
+            _audit_log.info("%s", json.dumps(event))
+
+    def generation(self) -> int:
+        """The number that every change makes larger. Raises BackendUnavailable."""
+        with self.reading() as connection:
+            return int(connection.execute(_GENERATION).scalar_one())
+
+    def migrate(self) -> None:
+        """Create or upgrade the tables. Safe to run from several processes at once."""
+        if self.engine.dialect.name == "sqlite":
+            _create_private(self._url.database)
+        with _unavailable("read"), self.engine.connect() as connection:
+            # A transaction that writes from its start, so that a second process waits here.
+            if self.engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(4857534149)")
+            config = _alembic_config()
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError:
+                raise StoreError(
+                    "the key store was migrated by a newer version of mlflow-hokusai-auth; run that "
+                    "one, or restore the backup from before."
+                ) from None
+            connection.commit()
+
+    def is_current(self) -> bool:
+        """Whether the tables are there, in the version that this code needs."""
+        with self.reading() as connection:
+            context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+            head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+            return context.get_current_revision() == head
+
+    def audited(
+        self,
+        *,
+        since: float | None = None,
+        event: str | None = None,
+        key_id: str | None = None,
+        actor: str | None = None,
+        limit: int = 100,
+    ) -> list[Mapping[str, Any]]:
+        """The last `limit` audited events that fit, oldest first; `key_id` as target or as actor.
+
+        `since` is in seconds since the epoch; `event` may be a beginning, such as "session".
+        """
+        query = sa.select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
+        if since is not None:
+            query = query.where(AUDIT.c.at >= since)
+        if event is not None:
+            query = query.where(AUDIT.c.event.startswith(event, autoescape=True))
+        if key_id is not None:
+            query = query.where(sa.or_(AUDIT.c.key_id == key_id, AUDIT.c.actor_key_id == key_id))
+        if actor is not None:
+            query = query.where(AUDIT.c.actor == actor)
+        with self.reading() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [dict(row) for row in reversed(rows)]
+
+
+@contextmanager
+def _unavailable(done: str) -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.IntegrityError:
+        raise
+    except sa.exc.DatabaseError as error:
+        # The driver's first line only: the next ones, and SQLAlchemy, tell the statement as well.
+        said = str(error.orig).partition("\n")[0]
+        raise BackendUnavailable(f"the key store can't be {done}: {said}") from None
+    except sa.exc.TimeoutError:
+        raise BackendUnavailable("the key store has no free connection") from None
+
+
+def _normalised(uri: str) -> sa.URL:
+    try:
+        url = sa.make_url(uri)
+    except (sa.exc.ArgumentError, ValueError):  # the latter quotes the URL
+        raise StoreError(
+            "DATABASE_URI is no database URL; try sqlite:///hokusai_auth.db."
+        ) from None
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() not in ("sqlite", "postgresql"):
+        raise StoreError("DATABASE_URI must begin with sqlite:/// or postgresql://.")
+    if url.get_backend_name() == "sqlite" and (url.database or ":memory:") == ":memory:":
+        raise StoreError(
+            "DATABASE_URI names an SQLite database in memory, which server processes can't share; "
+            "name a file, such as sqlite:///hokusai_auth.db."
+        )
+    return url
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT * 1000)}")
+    # Readers and a writer then do not wait for each other.
+    connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _create_private(path: str | None) -> None:
+    """Make the SQLite file readable by its owner only, before SQLite makes it readable by all."""
+    assert path
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise StoreError(f"the key store {path} can't be written: {error.strerror}.") from None
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option(
+        "script_location", str(Path(__file__).parent.parent / "migrations").replace("%", "%%")
+    )
+    return config

@@ -1,0 +1,25 @@
+"""`hokusai-auth`: keys and the audit log, what the gate decides and why, a demo of the whole.
+
+What needs the server's extra is imported by the commands that need it, so that the others work on a
+supplier's machine.
+"""
+
+from __future__ import annotations
+
+import click
+
+from mlflow_hokusai_auth import __version__
+from mlflow_hokusai_auth.client.commands import doctor, whoami
+
+from .keys import keys
+from .server import audit, demo, explain, routes
+
+
+@click.group()
+@click.version_option(__version__)
+def main() -> None:
+    """Hokusai API keys for MLflow."""
+
+
+for command in (keys, audit, routes, explain, demo, whoami, doctor):
+    main.add_command(command)

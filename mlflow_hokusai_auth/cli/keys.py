@@ -1,0 +1,276 @@
+"""`hokusai-auth keys`: the keys in the embedded store, by the same rules as the REST API."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import click
+
+from .output import (
+    F,
+    Mistake,
+    date,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    seconds,
+)
+from .store import actor, opened
+
+
+@click.group()
+def keys() -> None:
+    """Keys in the embedded store (HOKUSAI_AUTH_DATABASE_URI, sqlite:///hokusai_auth.db)."""
+
+
+def _field_options(*, required: bool) -> Callable[[F], F]:
+    """The options for the fields of a key, named as the REST API names them."""
+
+    def add(command: F) -> F:
+        for option in (
+            click.option(
+                "--rate-limit",
+                "rate_limit_per_hour",
+                metavar="N|none",
+                help="How many requests it may send in any hour.",
+            ),
+            click.option(
+                "--network",
+                "networks",
+                multiple=True,
+                metavar="CIDR",
+                help="Address or network that it may be used from; may be repeated.",
+            ),
+            click.option(
+                "--expires-in",
+                metavar="TIME|never",
+                help="How long it lives from now on: 30d, 12h, 45m, 90s.",
+            ),
+            click.option("--note", help="What else to know about it."),
+            click.option("--name", help="What it is for."),
+            click.option(
+                "--scope",
+                "scopes",
+                multiple=True,
+                required=required,
+                help="What it may do; may be repeated.",
+            ),
+            click.option("--owner", required=required, help="Whom it is for."),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+@keys.command()
+@_field_options(required=True)
+@click.option("--environment", help="live (if left out), test or dev; the key begins with it.")
+@json_option
+def create(as_json: bool, **given: Any) -> None:
+    """Make a key and print it, this once."""
+    with opened() as store:
+        from mlflow_hokusai_auth.server import schemas
+
+        body = schemas.parse(schemas.NewKey, _body(given))
+        record, key = store.create(**schemas.fields(body), environment=body.environment, by=actor())
+        described = schemas.describe(record)
+    if as_json:
+        print_json({**described, "key": key})
+        return
+    click.echo(key)
+    click.echo(
+        f"This is {record.key_id}, for {record.owner}. Keep the key now: it is not stored.",
+        err=True,
+    )
+
+
+@keys.command("import")
+@_field_options(required=True)
+@click.option(
+    "--key-file",
+    type=click.File(errors="replace"),
+    default="-",
+    help="Where the key is read from; standard input if left out.",
+)
+@json_option
+def import_key(as_json: bool, key_file: IO[str], **given: Any) -> None:
+    """Take in a key that was handed out before, read from a file or standard input."""
+    # More than any key has, and not all of what may be no file of a key at all.
+    key = key_file.read(10_000).strip()
+    with opened() as store:
+        from mlflow_hokusai_auth.server import schemas
+
+        body = schemas.parse(schemas.ExistingKey, {**_body(given), "key": key})
+        described = schemas.describe(store.add(body.key, **schemas.fields(body), by=actor()))
+    _show(described, as_json)
+
+
+@keys.command("list")
+@click.option("--owner", help="Only keys of this owner.")
+@click.option("--environment", help="Only keys of this environment: live, test or dev.")
+@click.option("--state", help="Only keys that are active, deprecated, expired or revoked.")
+@click.option("--query", help="Only keys with this in their owner, name or id.")
+@click.option("--max-results", type=int, default=100, show_default=True, metavar="N")
+@click.option("--page-token", help="Where to go on, as the page before said.")
+@json_option
+def list_keys(as_json: bool, max_results: int, **which: str | None) -> None:
+    """Keys, newest first, a page at a time."""
+    with opened() as store:
+        from mlflow_hokusai_auth.server.api import page
+        from mlflow_hokusai_auth.server.schemas import describe
+
+        query = {name: value for name, value in which.items() if value is not None}
+        records, token = page(store, {**query, "max_results": str(max_results)})
+        described = [describe(record) for record in records]
+    if as_json:
+        print_json({"keys": described, "next_page_token": token})
+        return
+    print_table([_row(one) for one in described])
+    if token is not None:
+        click.echo(f"There are more: the same with --page-token {token}", err=True)
+
+
+@keys.command()
+@click.argument("key_id")
+@json_option
+def show(key_id: str, as_json: bool) -> None:
+    """All that is known of a key, by its id."""
+    with opened() as store:
+        from mlflow_hokusai_auth.server.api import with_uses
+
+        (described,) = with_uses(store, [store.get(key_id)])
+    if as_json:
+        print_json(described)
+        return
+    uses = described.pop("uses_by_hour")
+    print_fields(
+        {
+            **{
+                name: date(value) if name.endswith("_at") else value
+                for name, value in described.items()
+            },
+            "uses in 24 hours": sum(uses),
+        }
+    )
+
+
+@keys.command()
+@click.argument("key_id")
+@_field_options(required=False)
+@click.option("--any-network", is_flag=True, help="It may be used from everywhere.")
+@json_option
+def edit(key_id: str, as_json: bool, any_network: bool, **given: Any) -> None:
+    """Change a key; what is left out stays."""
+    if any_network and given["networks"]:
+        raise click.UsageError("Give --network or --any-network, not both.")
+    body = _body(given)
+    if any_network:
+        body["networks"] = []
+    with opened() as store:
+        from mlflow_hokusai_auth.server import schemas
+
+        changes = schemas.changes(schemas.parse(schemas.KeyChanges, body))
+        described = schemas.describe(store.edit(key_id, changes, actor()))
+    _show(described, as_json)
+
+
+@keys.command()
+@click.argument("key_id")
+@click.option(
+    "--overlap",
+    metavar="TIME",
+    default="1d",
+    show_default=True,
+    help="How long the old key goes on; 0s to end it now.",
+)
+@json_option
+def rotate(key_id: str, overlap: str, as_json: bool) -> None:
+    """Make a key that replaces another one, and print it, this once."""
+    with opened() as store:
+        from mlflow_hokusai_auth.server import schemas
+
+        body = schemas.parse(schemas.Rotation, {"overlap": seconds(overlap, "--overlap")})
+        record, key, old = store.rotate(key_id, overlap=body.overlap, by=actor())
+        new, replaced = schemas.describe(record), schemas.describe(old)
+    if as_json:
+        print_json({**new, "key": key, "replaces": replaced})
+        return
+    click.echo(key)
+    ended = replaced["state"] == "expired"
+    click.echo(
+        f"This is {record.key_id}, for {record.owner}. Keep the key now: it is not stored. {key_id} "
+        + ("has ended." if ended else f"goes on until {date(old.expires_at)}."),
+        err=True,
+    )
+
+
+@keys.command()
+@click.argument("key_id")
+@click.option("--wait", is_flag=True, help="Return once no server takes it any more.")
+@click.option("--force", is_flag=True, help="Even if no key is left that may manage keys.")
+@json_option
+def revoke(key_id: str, wait: bool, force: bool, as_json: bool) -> None:
+    """End a key for good; running servers refuse it within a second."""
+    with opened() as store:
+        from mlflow_hokusai_auth.server.schemas import describe
+
+        described = describe(store.revoke(key_id, actor(), force=force))
+    if wait:
+        from mlflow_hokusai_auth.server.api import SETTLED
+
+        # Nobody need be asked: what a server's process has cached counts for less than this, unless
+        # the store confirmed since then that nothing changed.
+        time.sleep(SETTLED)
+    _show(described, as_json)
+
+
+@keys.command()
+def export() -> None:
+    """All keys, without the keys themselves, as JSON: one a line, newest first."""
+    with opened() as store:
+        from mlflow_hokusai_auth.server.schemas import describe
+
+        for record in store.each():
+            click.echo(json.dumps(describe(record)))
+
+
+def _body(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, as the REST API takes it."""
+    body: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if value is not None and value != ()
+    }
+    if (lifetime := body.get("expires_in")) is not None:
+        body["expires_in"] = None if lifetime == "never" else seconds(lifetime, "--expires-in")
+    if (limit := body.get("rate_limit_per_hour")) is not None:
+        body["rate_limit_per_hour"] = None if limit == "none" else _number(limit, "--rate-limit")
+    return body
+
+
+def _number(text: str, option: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise Mistake(f"{option} takes a whole number, or none")
+    return int(text)
+
+
+def _row(described: Mapping[str, Any]) -> dict[str, object]:
+    row = {name: described[name] for name in ("key_id", "state", "owner", "name", "scopes")}
+    return {
+        **row,
+        "created": date(described["created_at"]),
+        "expires": date(described["expires_at"]),
+        "last used": date(described["last_used_at"]),
+    }
+
+
+def _show(described: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(described)
+    else:
+        print_table([_row(described)])

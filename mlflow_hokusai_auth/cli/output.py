@@ -1,0 +1,84 @@
+"""What the commands print, and how they read times."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import IO, Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Mistake(click.ClickException):
+    """Something that the user can put right: one line on standard error, and exit status 1."""
+
+    def __init__(self, message: str) -> None:
+        # A database's driver may say it in several lines.
+        super().__init__(printable(" ".join(message.split())))
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"hokusai-auth: {self.message}", file=file or sys.stderr)
+
+
+def json_option(command: F) -> F:
+    """The option --json, as the argument `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def seconds(text: str, option: str) -> float:
+    """The seconds in what `option` was given, such as 30d."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if not match:
+        raise Mistake(f"{option} takes a number and s, m, h or d, such as 30d")
+    return float(int(match[1]) * _UNITS[match[2]])
+
+
+def printable(value: object) -> str:
+    """`value` as text that neither ends a line nor tells a terminal to do anything."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+
+
+def cell(value: object) -> str:
+    """`value` as a table shows it."""
+    if isinstance(value, (list, tuple)):
+        value = ",".join(str(item) for item in value)
+    return "-" if value is None or value == "" else printable(value)
+
+
+def date(at: float | None, *, form: str = "%Y-%m-%d %H:%MZ") -> str | None:
+    """`at`, in seconds since the epoch, as people read it, in UTC."""
+    return None if at is None else datetime.fromtimestamp(at, timezone.utc).strftime(form)
+
+
+def print_json(value: object) -> None:
+    """`value`, to be read by people too."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(rows: Sequence[Mapping[str, object]]) -> None:
+    """`rows`, which all have the same names, below those names."""
+    if not rows:
+        click.echo("none")
+        return
+    lines = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """`fields`, one a line; further lines of a text are set in, so that none looks like a field."""
+    width = max(map(len, fields)) + 2
+    for name, value in fields.items():
+        first, *more = value.expandtabs().split("\n") if isinstance(value, str) else [value]
+        click.echo(f"{name + ':':{width}}{cell(first)}")
+        for line in more:
+            click.echo(f"{'':{width}}{printable(line)}".rstrip())

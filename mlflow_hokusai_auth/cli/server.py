@@ -1,0 +1,136 @@
+"""What happened in the store, what the gate decides and why, and a demo: needs the server's extra."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from .output import Mistake, date, json_option, print_fields, print_json, print_table, seconds
+from .store import opened, require_server
+
+#: Characters of one value of an event that are shown to people.
+_MAX_DETAIL = 60
+
+
+@click.command()
+@click.option("--since", metavar="TIME", help="Only what happened in the last 7d, 12h, 45m.")
+@click.option("--event", help="Only events that begin so: key.revoked, or session.")
+@click.option("--key", "key_id", metavar="ID", help="Only what this key did, or was done to it.")
+@click.option("--actor", help="Only what this one did.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="How many events, the last ones.",
+)
+@json_option
+def audit(
+    since: str | None,
+    event: str | None,
+    key_id: str | None,
+    actor: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Who changed what: the last events, oldest first."""
+    for option, text in (("--event", event), ("--key", key_id), ("--actor", actor)):
+        if text is not None and not text.isprintable():
+            raise Mistake(f"{option} takes printable text")
+    after = None if since is None else time.time() - seconds(since, "--since")
+    with opened() as store:
+        events = store.database.audited(
+            since=after, event=event, key_id=key_id, actor=actor, limit=limit
+        )
+    if as_json:
+        for one in events:
+            click.echo(json.dumps(one))
+        return
+    print_table(
+        [
+            {
+                "time": date(one["at"], form="%Y-%m-%d %H:%M:%SZ"),
+                "event": one["event"],
+                "actor": one["actor"],
+                "key_id": one["key_id"],
+                "address": one["address"],
+                "detail": _short(one["detail"]),
+            }
+            for one in events
+        ]
+    )
+
+
+@click.command()
+@json_option
+def routes(as_json: bool) -> None:
+    """Every route of the installed MLflow server, and what it takes to call it."""
+    require_server()
+    from mlflow_hokusai_auth.core.operations import classify
+    from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, template
+
+    rows = []
+    for method, rule, origin in installed_routes():
+        operation = classify(method, template(rule))
+        rows.append(
+            {
+                "access": operation.access.name.lower(),
+                "method": method,
+                "route": rule,
+                "kind": operation.kind,
+                "served_by": origin,
+            }
+        )
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows)
+
+
+@click.command()
+@click.argument("method")
+@click.argument("path")
+@click.option("--scope", "scopes", multiple=True, help="A scope of the key; may be repeated.")
+@json_option
+def explain(method: str, path: str, scopes: Sequence[str], as_json: bool) -> None:
+    """Which rule decides on a request, what it takes, and whether a key with --scope may."""
+    require_server()
+    from mlflow_hokusai_auth.server import explain as explained
+    from mlflow_hokusai_auth.server import settings
+
+    try:
+        answer = explained.explain(method, path, scopes, settings.load())
+    except settings.SettingsError as error:
+        raise Mistake(str(error)) from None
+    if as_json:
+        print_json(answer)
+    else:
+        print_fields(answer)
+
+
+@click.command()
+@click.option("--keep", is_flag=True, envvar="KEEP", help="Leave the server running at the end.")
+def demo(keep: bool) -> None:
+    """Start a server, make a key, register a model with it, load it again."""
+    require_server()
+    from mlflow_hokusai_auth.demo import run
+
+    sys.exit(run(keep=keep))
+
+
+def _short(detail: Mapping[str, Any]) -> str:
+    """`detail` in a line. Texts are quoted, so that none can look like a field of its own."""
+    shown = []
+    for name, value in detail.items():
+        if name.endswith("_at") and isinstance(value, (int, float)):
+            text = str(date(value))
+        else:
+            text = json.dumps(value, ensure_ascii=False)
+        shown.append(f"{name}={text if len(text) <= _MAX_DETAIL else text[:_MAX_DETAIL] + '…'}")
+    return " ".join(shown)

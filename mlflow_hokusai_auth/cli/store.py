@@ -1,0 +1,62 @@
+"""The embedded store, for the commands that work on it."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .output import Mistake, printable
+
+if TYPE_CHECKING:
+    from mlflow_hokusai_auth.backends.database import Actor
+    from mlflow_hokusai_auth.backends.local import LocalStore
+
+
+def require_server() -> None:
+    """Raise Mistake, which says what to install, where the server's extra is missing."""
+    try:
+        import flask  # noqa: F401
+        import pydantic_settings  # noqa: F401
+        import sqlalchemy  # noqa: F401
+    except ImportError as error:
+        raise Mistake(
+            f"this command needs {error.name}. Install the server's extra: "
+            "pip install 'mlflow-hokusai-auth[server]'"
+        ) from None
+
+
+@contextmanager
+def opened() -> Iterator[LocalStore]:
+    """The store that the settings name. What it refuses in the block is raised as Mistake."""
+    require_server()
+    from mlflow_hokusai_auth.backends import BackendUnavailable
+    from mlflow_hokusai_auth.backends.database import StoreError
+    from mlflow_hokusai_auth.backends.local import LocalStore
+    from mlflow_hokusai_auth.server import settings
+
+    try:
+        uri = settings.load().database_uri.get_secret_value()
+        try:
+            store = LocalStore(uri)
+        except ModuleNotFoundError as error:
+            raise Mistake(
+                f"HOKUSAI_AUTH_DATABASE_URI needs {error.name}. For PostgreSQL: "
+                "pip install 'mlflow-hokusai-auth[postgres]'"
+            ) from None
+        store.migrate()
+        yield store
+    except (StoreError, BackendUnavailable, settings.SettingsError) as error:
+        raise Mistake(str(error)) from None
+
+
+def actor() -> Actor:
+    """Who the audit log says did it."""
+    from mlflow_hokusai_auth.backends.database import Actor
+
+    try:
+        user = getpass.getuser()
+    except (ImportError, KeyError, OSError):  # no such user, as in a container with a made-up id
+        user = "unknown"
+    return Actor(name=f"cli:{printable(user)}")

@@ -1,0 +1,272 @@
+"""What `hokusai-auth doctor` looks at: every reason for which a key may not work from this machine.
+
+In an order in which the first failure is the one to mend. Whatever carries the key goes the way that
+MLflow's own requests go. No text has a key in it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+from urllib.parse import urlparse
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking._tracking_service.utils import _get_store
+from mlflow.tracking.request_header.registry import _request_header_provider_registry
+from mlflow.utils.rest_utils import http_request
+from requests import Response
+
+from mlflow_hokusai_auth import __version__
+from mlflow_hokusai_auth.client import artifacts, guard, network, profile
+from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
+from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
+from mlflow_hokusai_auth.core import keys
+
+#: Seconds for one request, of which there are three.
+TIMEOUT = 10.0
+
+#: Seconds: a clock that is further off fails; a key that ends sooner is mentioned.
+_MAX_SKEW = 60
+_SOON = 14 * 86400
+
+_OTHERS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
+_EXAMPLE = "https://registry.hokus.ai/api/mlflow"
+_REINSTALL = (
+    "Install the package anew where MLflow is: "
+    f"{sys.executable} -m pip install --force-reinstall --no-deps mlflow-hokusai-auth"
+)
+_NOT_OURS = (
+    "Check MLFLOW_TRACKING_URI, with its path. If it is right, the server runs without this "
+    "package: its operator should start it with --app-name hokusai-auth."
+)
+_ASK_FOR_NEW = "Ask the server's operator for a new key."
+#: What to do about a refusal, by the code that the server gives.
+_REFUSED = {
+    "KEY_MISSING": "Something between here and the server takes the header X-API-Key away: a "
+    "redirect (there is a warning then), or a proxy, which should let it pass.",
+    "KEY_MALFORMED": "Copy the key again, whole.",
+    "KEY_UNKNOWN": "Check that this key was made for this server, and copy it again, whole.",
+    "KEY_EXPIRED": _ASK_FOR_NEW,
+    "KEY_REVOKED": _ASK_FOR_NEW,
+    "KEY_CONFLICT": "Remove the other key: it may be in ~/.mlflow/credentials, in ~/.netrc or in "
+    "MLFLOW_TRACKING_URI.",
+    "ADDRESS_REFUSED": "Use the key from a network that it is for, or ask the server's operator to "
+    "add this one.",
+    "RATE_LIMITED": "Try again later.",
+    "AUTHORITY_UNAVAILABLE": "Try again in a minute.",
+}
+
+
+class Check(NamedTuple):
+    """One line of the report. `ok` is None where nothing could be said."""
+
+    check: str
+    ok: bool | None
+    found: str
+    fix: str = ""
+
+
+_Verdict = tuple[bool | None, str, str]
+
+
+@dataclass
+class _Seen:
+    """What later checks take from earlier ones."""
+
+    uri: str
+    key: str = ""
+    health: network.Answer | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+def examine() -> Iterator[Check]:
+    """Look at MLflow's tracking URI and the key in use; each check is given when it is done."""
+    seen = _Seen(str(mlflow.get_tracking_uri()))
+    passed = set()
+    for name, needs, look in _CHECKS:
+        lacking = next((need for need in needs if need not in passed), None)
+        if lacking:
+            ok, found, fix = None, f'not checked, as "{lacking}" did not pass', ""
+        else:
+            try:
+                ok, found, fix = look(seen)
+            except MlflowException as error:
+                ok, found, fix = False, str(error), "Change what this message of MLflow's names."
+        if ok:
+            passed.add(name)
+        yield Check(name, ok, one_line(found, seen.key), one_line(fix, seen.key))
+
+
+def one_line(text: str, key: str = "") -> str:
+    """`text`, much of it a server's, as one printable line without `key` or any password."""
+    if key:
+        text = text.replace(key, "***")
+    text = re.sub(r"//[^/@\s]*@", "//", keys.redact(text))
+    text = "".join(c if c.isprintable() else " " for c in text)
+    text = " ".join(text.split())
+    return text if len(text) <= 500 else text[:500] + "…"
+
+
+def date(seconds: float) -> str:
+    """`seconds` since the epoch as people read it."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _key(seen: _Seen) -> _Verdict:
+    try:
+        source, text = profile.find()
+    except profile.Unusable as reason:
+        return False, f"none: {reason}", f"Put that right, or set {profile.KEY} to the key."
+    seen.key = text.strip()
+    if not seen.key:
+        fix = f"Set {profile.KEY} to the key that you were given."
+        return False, "none is configured", fix
+    if problem := keys.problem(seen.key):
+        return False, f"in {source}, but {problem}", "Copy the key again, whole."
+    known = re.match("hk_({})_".format("|".join(keys.ENVIRONMENTS)), seen.key)
+    return True, f"in {source}, for {known[1] if known else 'no known environment'}", ""
+
+
+def _other_credentials(seen: _Seen) -> _Verdict:
+    differ = [n for n in _OTHERS if os.environ.get(n, "").strip() not in ("", seen.key)]
+    if not differ:
+        return True, "none that differ from the key", ""
+    names = " and ".join(differ)
+    found = f"{names}: not the key, and the server refuses requests with two different ones"
+    return False, found, f"Unset {names}."
+
+
+def _tracking_uri(seen: _Seen) -> _Verdict:
+    if seen.uri.lower().startswith(("http://", "https://")):
+        return True, seen.uri, ""
+    fix = f"Set MLFLOW_TRACKING_URI to the URL of the server, such as {_EXAMPLE}."
+    return False, f"{seen.uri} is not the URL of a server", fix
+
+
+def _origin(seen: _Seen) -> _Verdict:
+    target = profile.origin(seen.uri)
+    if profile.origin_allowed(seen.uri):
+        return True, f"the key may be sent to {target}", ""
+    return False, *guard.why_not(target)
+
+
+def _plugin(seen: _Seen) -> _Verdict:
+    versions = f"mlflow-hokusai-auth {__version__}, MLflow {mlflow.__version__}"
+    if any(isinstance(one, HokusaiHeaderProvider) for one in _request_header_provider_registry):
+        return True, versions, ""
+    return False, f"MLflow does not know of it ({versions})", _REINSTALL
+
+
+def _server(seen: _Seen) -> _Verdict:
+    credentials = _get_store(seen.uri).get_host_creds()
+    url = seen.uri.rstrip("/") + "/health"
+    answer = network.ask(url, TIMEOUT, credentials.verify, credentials.client_cert_path)
+    if isinstance(answer, network.Failure):
+        return False, *answer
+    seen.health = answer
+    return True, f"answered in {answer.took * 1000:.0f} ms", ""
+
+
+def _accepted(seen: _Seen) -> _Verdict:
+    try:
+        answer = HokusaiAuthClient(seen.uri).whoami(timeout=TIMEOUT, max_retries=0)
+    except MlflowException as error:
+        said = getattr(error, "json", {})
+        code = said.get("error") if isinstance(said, dict) else None
+        fix = _REFUSED.get(str(code), "Tell the server's operator.") if code else _NOT_OURS
+        return False, str(error), fix
+    if "key_id" not in answer:
+        return False, "the answer is not that of a server with this package", _NOT_OURS
+    seen.identity = answer
+    return True, f"as {answer['key_id']} of {answer.get('owner')}", ""
+
+
+def _scope(seen: _Seen) -> _Verdict:
+    can = seen.identity.get("can")
+    if not isinstance(can, list):
+        return None, "this server does not say what a key can do", ""
+    able = f"the key can {', '.join(map(str, can)) or 'do nothing'}"
+    if "register" in can:
+        return True, able, ""
+    scopes = ", ".join(map(str, seen.identity.get("scopes") or ())) or "none"
+    fix = "Ask the server's operator for a key with the scope model:write."
+    return False, f"{able}, and so register no model; its scopes: {scopes}", fix
+
+
+def _artifact_path(seen: _Seen) -> _Verdict:
+    repository = get_artifact_repository("mlflow-artifacts:/")
+    url = str(repository.artifact_uri)
+    prefix = re.sub("/+", "/", urlparse(seen.uri).path).rstrip("/")
+    if not urlparse(url).path.startswith(prefix + artifacts._SERVICE):
+        return False, f"MLflow would send artifacts to {url}, outside of {prefix}", _REINSTALL
+    # A path that does not exist, so that the server has nothing to look through.
+    response: Response = http_request(
+        repository._host_creds,
+        "",
+        "GET",
+        params={"path": "hokusai-auth-doctor"},
+        timeout=TIMEOUT,
+        max_retries=0,
+        raise_on_status=False,
+    )
+    found = f"{url} answered {response.status_code}"
+    if response.status_code == 404 or response.status_code >= 500:
+        return (
+            False,
+            found,
+            f"The server's operator should send all of {prefix or ''}/api/2.0/mlflow-artifacts/ to "
+            "MLflow, and start it with --artifacts-destination.",
+        )
+    return True, found, ""
+
+
+def _clock(seen: _Seen) -> _Verdict:
+    assert seen.health is not None
+    try:
+        theirs = parsedate_to_datetime(seen.health.headers["Date"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return None, "the server does not tell its time", ""
+    skew = seen.health.at - theirs
+    if abs(skew) < _MAX_SKEW:
+        return True, f"less than {_MAX_SKEW} s from the server's", ""
+    found = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the server's"
+    fix = "Set this machine's clock, or have the server's set: certificates and keys end by it."
+    return False, found, fix
+
+
+def _expiry(seen: _Seen) -> _Verdict:
+    ends = seen.identity.get("expires_at")
+    if ends is None:
+        return True, "the key does not end", ""
+    replaced = seen.identity.get("deprecated_at") is not None
+    found = f"the key {'was replaced and ' * replaced}ends on {date(ends)}"
+    left = ends - time.time()
+    if left >= _SOON:
+        return True, found, ""
+    fix = f"Set {profile.KEY} to the new key before then." if replaced else _ASK_FOR_NEW
+    return True, f"{found}, in {max(left, 0) / 86400:.0f} days", fix
+
+
+#: Name, what has to have passed before, and the check.
+_CHECKS: list[tuple[str, tuple[str, ...], Callable[[_Seen], _Verdict]]] = [
+    ("key", (), _key),
+    ("other credentials", ("key",), _other_credentials),
+    ("tracking URI", (), _tracking_uri),
+    ("origin", ("tracking URI",), _origin),
+    ("plugin", (), _plugin),
+    ("server", ("tracking URI",), _server),
+    ("key accepted", ("key", "tracking URI", "origin", "plugin", "server"), _accepted),
+    ("scope", ("key accepted",), _scope),
+    ("artifact path", ("key accepted",), _artifact_path),
+    ("clock", ("server",), _clock),
+    ("expiry", ("key accepted",), _expiry),
+]

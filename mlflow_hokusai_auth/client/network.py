@@ -1,0 +1,102 @@
+"""Whether a server answers at all and, if not, at which step that fails."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import requests
+from requests import exceptions
+
+
+class Answer(NamedTuple):
+    """An answer with status 200: how long it took, in seconds; local time of day; headers."""
+
+    took: float
+    at: float
+    headers: Mapping[str, str]
+
+
+class Failure(NamedTuple):
+    """What went wrong, and what to do."""
+
+    found: str
+    fix: str
+
+
+def ask(url: str, timeout: float, verify: bool | str, cert: str | None) -> Answer | Failure:
+    """GET `url` once, without a key; `timeout` in seconds, `verify` and `cert` as for requests."""
+    started = time.perf_counter()
+    try:
+        with requests.get(
+            url, timeout=timeout, verify=verify, cert=cert, allow_redirects=False, stream=True
+        ) as response:
+            took, at = time.perf_counter() - started, time.time()
+    # ValueError: URLs that requests takes and urllib3 does not.
+    except (exceptions.RequestException, ValueError) as error:
+        return _failure(url, timeout, error)
+    if response.status_code == 200:
+        return Answer(took, at - took / 2, response.headers)
+    found = f"{url} answered {response.status_code}"
+    if "Location" in response.headers:
+        there = response.headers["Location"].removesuffix("/health")
+        return Failure(
+            f"{found}, a redirect to {there}",
+            "Set MLFLOW_TRACKING_URI to where it leads; the key does not follow to other servers.",
+        )
+    if response.status_code >= 500:
+        return Failure(found, "Try again in a minute, then tell the server's operator.")
+    return Failure(
+        found,
+        "Check MLFLOW_TRACKING_URI, with its path. A status of 401 or 403 comes from something in "
+        "front of the server, which needs no key for this.",
+    )
+
+
+def _failure(url: str, timeout: float, error: Exception) -> Failure:
+    causes = list(_causes(error))
+
+    def is_a(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if is_a(exceptions.ProxyError):
+        return Failure(
+            f"the proxy for {url} cannot be used", "Check HTTP_PROXY, HTTPS_PROXY and NO_PROXY."
+        )
+    if is_a(exceptions.SSLError):
+        return Failure(
+            f"TLS with {url} failed: {error}",
+            "If the certificate is of your own authority, name that authority's file in "
+            "MLFLOW_TRACKING_SERVER_CERT_PATH. Check the port, too.",
+        )
+    if is_a(socket.gaierror):
+        return Failure(
+            f"the host of {url} has no address",
+            "Check the host in MLFLOW_TRACKING_URI, then this machine's DNS or VPN.",
+        )
+    if is_a(ConnectionRefusedError):
+        return Failure(
+            f"nothing listens at {url}",
+            "Check the port in MLFLOW_TRACKING_URI, then ask whether the server runs.",
+        )
+    if is_a(exceptions.Timeout):
+        return Failure(
+            f"{url} did not answer within {timeout:g} s",
+            "Check this machine's network: VPN, firewall, proxy.",
+        )
+    return Failure(f"{url} cannot be asked: {error}", "Check MLFLOW_TRACKING_URI and the network.")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """`error` and all that led to it: requests and urllib3 keep that in different places."""
+    left, known = [error], set[int]()
+    while left:
+        one = left.pop()
+        if id(one) in known:
+            continue
+        known.add(id(one))
+        yield one
+        further = (one.__cause__, one.__context__, getattr(one, "reason", None), *one.args)
+        left += [cause for cause in further if isinstance(cause, BaseException)]

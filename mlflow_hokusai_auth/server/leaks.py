@@ -1,0 +1,168 @@
+"""Reports of GitHub's secret-scanning partner programme: is one genuine, and what does it say.
+
+GitHub looks for `PATTERN` in public places and posts what it finds to the address we gave it, signed
+with one of its keys. Formats and names are those of its documentation:
+https://docs.github.com/en/code-security/secret-scanning/secret-scanning-partnership-program/secret-scanning-partner-program
+
+Nothing here asks GitHub for its keys: the operator saves them to a file, so that no request from
+outside makes the server send one. A report carries no time, so it can be sent again by whoever saw it;
+to revoke a key twice does no harm.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
+    SECP256R1,
+    EllipticCurvePublicKey,
+)
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from mlflow_hokusai_auth.core import keys as key_format
+
+#: Where GitHub publishes the keys that it signs with; `load` reads a saved copy.
+KEYS_URL = "https://api.github.com/meta/public_keys/secret_scanning"
+#: Request headers: which of those keys signed, and the signature of the body as it was sent.
+IDENTIFIER_HEADER = "Github-Public-Key-Identifier"
+SIGNATURE_HEADER = "Github-Public-Key-Signature"
+#: The most matches that one report may have.
+MAX_LEAKS = 1000
+#: The longest `kind`, `url` or `source` that is kept, in characters.
+MAX_TEXT = 500
+
+# GitHub scans with Hyperscan, which has no lookaround and reports every way to match, so the end needs
+# a boundary: without one, each key would be reported as its own first 32 and 40 characters as well.
+# The start has none, since a key may follow a letter: "\nhk_live_…" in quoted code, "%3Dhk_live_…".
+#: What GitHub is asked to look for: keys made here (46 characters after the prefix) and older ones.
+PATTERN = r"hk_(?:live|test|dev)_(?:[0-9A-Za-z]{46}|[0-9A-Za-z]{40}|[0-9A-Za-z]{32})\b"
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """One match: a `token` found in public, GitHub's name for its pattern, and where it was found.
+
+    All but `token` is safe to log: printable, at most `MAX_TEXT` characters, without keys. `url` and
+    `source` ("commit", "gist_content", "npm", …) may be empty.
+    """
+
+    token: str = field(repr=False)
+    kind: str
+    url: str
+    source: str
+
+
+def load(path: str) -> Mapping[str, EllipticCurvePublicKey]:
+    """GitHub's public keys by identifier, from the file at `path`, a saved answer of `KEYS_URL`.
+
+    All of them count, also those with `is_current` false: GitHub's documentation has the key chosen by
+    the identifier that came with the report, and none of its samples looks at `is_current`.
+    Raises ValueError, saying what to do, for a file that can't be read, is malformed, has no keys, or
+    has one that is not on P-256.
+    """
+    advice = f"save it again: curl -fsS -o {shlex.quote(path)} {KEYS_URL}"
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror}); {advice}") from None
+    answer = _json(content)
+    entries = answer.get("public_keys") if isinstance(answer, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} has no public_keys; {advice}")
+    keys: dict[str, EllipticCurvePublicKey] = {}
+    for number, entry in enumerate(entries, 1):
+        identifier, pem = _strings(entry, "key_identifier", "key")
+        key = _public_key(pem)
+        if not identifier or key is None:
+            raise ValueError(f"public key {number} in {path} is no P-256 key; {advice}")
+        if keys.setdefault(identifier, key) != key:
+            raise ValueError(f"{path} has two keys of one identifier ({number}); {advice}")
+    return keys
+
+
+def verified(
+    body: bytes, identifier: str, signature: str, keys: Mapping[str, EllipticCurvePublicKey]
+) -> bool:
+    """Whether GitHub signed `body`, the request's bytes as they came; never raises.
+
+    `identifier` and `signature` are the two headers. The signature is ECDSA on P-256 with SHA-256, in
+    DER, in base64.
+    """
+    key = keys.get(identifier)
+    if key is None:
+        return False
+    try:
+        key.verify(base64.b64decode(signature, validate=True), body, ECDSA(SHA256()))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def parse(body: bytes) -> list[Leak]:
+    """What a report says: `[{"token": …, "type": …, "url": …, "source": …}, …]`.
+
+    Raises ValueError, without any of the text, for anything else, or for more than `MAX_LEAKS`.
+    """
+    entries = _json(body)
+    if not isinstance(entries, list) or len(entries) > MAX_LEAKS:
+        raise ValueError(f"A report is a JSON list of at most {MAX_LEAKS} matches, in UTF-8.")
+    leaks = []
+    for number, entry in enumerate(entries, 1):
+        token, kind, url, source = _strings(entry, "token", "type", "url", "source")
+        # Without the place a key is as public, so only these two are insisted on.
+        if not token or not kind:
+            raise ValueError(f"Match {number} of the report has no token or no type.")
+        leaks.append(Leak(token, _loggable(kind), _loggable(url), _loggable(source)))
+    return leaks
+
+
+def feedback(leak: Leak, known: bool) -> dict[str, str]:
+    """An entry of the reply, a JSON list: whether the token is, or ever was, a key of ours (`known`).
+
+    GitHub takes the token or its SHA-256; we send no keys, so the latter. Its documentation leaves open
+    how to write it; in hex, as Sentry does, a partner (`src/sentry/api/endpoints/secret_scanning/`).
+    """
+    return {
+        "token_hash": key_format.digest(leak.token),
+        "token_type": leak.kind,
+        "label": "true_positive" if known else "false_positive",
+    }
+
+
+def _json(content: bytes) -> object:
+    """`content` as JSON, or None. No exception is passed on: a JSONDecodeError holds all the text."""
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _strings(entry: object, *names: str) -> list[str]:
+    """The values of `names` in `entry`; "" for what is missing or no string."""
+    values = [entry.get(name) if isinstance(entry, dict) else None for name in names]
+    return [value if isinstance(value, str) else "" for value in values]
+
+
+def _public_key(pem: str) -> EllipticCurvePublicKey | None:
+    """The P-256 key in `pem`, or None."""
+    try:
+        key = load_pem_public_key(pem.encode("utf-8"))
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+        return key
+    return None
+
+
+def _loggable(text: str) -> str:
+    # In this order: what is taken out may have split a key, and a key cut short may escape `redact`.
+    printable = "".join(character for character in text if character.isprintable())
+    return key_format.redact(printable)[:MAX_TEXT]

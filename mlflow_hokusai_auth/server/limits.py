@@ -1,0 +1,160 @@
+"""How often a key may be used, and how often an address may fail.
+
+Counted by the `limits` library in a moving window: in this process, or in Redis for all of a site's. A
+Redis that fails is left alone for a second at a time, and each process counts for itself meanwhile.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
+from limits.storage import MemoryStorage, RedisStorage
+from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+
+from mlflow_hokusai_auth.backends.shared import COOL_DOWN, client
+from mlflow_hokusai_auth.core.breaker import Breaker
+from mlflow_hokusai_auth.core.types import Allow, Deny
+
+#: Attempts to sign in from one address, in any minute.
+SIGN_INS_PER_MINUTE = 10
+#: Addresses that are told apart at a time; while there are more, all count as one.
+MAX_ADDRESSES = 10_000
+#: Seconds that a question to Redis may take.
+BUDGET = 0.1
+
+_Result = TypeVar("_Result")
+_SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE)
+_ALL_SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE * 30)
+
+_log = logging.getLogger(__name__)
+
+
+class Limits:
+    """Counts requests, those with a good key in the Redis at `redis_url` if one is named.
+
+    More than `failures_per_minute` wrong keys from one address in a minute are too many; 0 for never.
+    Raises ValueError or ModuleNotFoundError for a URL that can't be used, as `shared.client` does.
+    """
+
+    def __init__(self, redis_url: str = "", *, failures_per_minute: int = 0) -> None:
+        self._failures = (
+            RateLimitItemPerMinute(failures_per_minute) if failures_per_minute else None
+        )
+        self._keys = MovingWindowRateLimiter(MemoryStorage())
+        self._addresses_storage = MemoryStorage()
+        self._addresses = SlidingWindowCounterRateLimiter(self._addresses_storage)
+        self._shared = None
+        if redis_url:
+            pool = client(redis_url, BUDGET).connection_pool
+            storage = RedisStorage(
+                redis_url,
+                connection_pool=pool,
+                key_prefix="hokusai-auth:limits",
+                wrap_exceptions=True,
+            )
+            self._shared = MovingWindowRateLimiter(storage)
+        self._lock = threading.Lock()
+        self._breaker = Breaker()
+
+    @property
+    def does_io(self) -> bool:
+        """Whether `admit` may ask Redis, and so must not be called where nothing may block."""
+        return self._shared is not None
+
+    def admit(self, allow: Allow) -> Allow | Deny:
+        """`allow`, counted, with what is left of its key's limit; or the refusal if nothing is."""
+        principal = allow.principal
+        if principal is None or principal.rate_limit_per_hour is None:
+            return allow
+        item = RateLimitItemPerHour(principal.rate_limit_per_hour)
+        name = principal.key_id
+        admitted, left, reset = self._ask(
+            lambda limiter: (limiter.hit(item, name), *_window(limiter, item, name))
+        )
+        headers = _headers(item.amount, left, reset)
+        if admitted:
+            return replace(allow, headers=allow.headers + headers)
+        return Deny(
+            "RATE_LIMITED",
+            f"Key {name} may be used {item.amount} times in an hour, and has been. The next request "
+            f"is served in {reset} s.",
+            retry_after=reset,
+            headers=headers,
+        )
+
+    def left(self, key_id: str, limit: int) -> tuple[int, int]:
+        """Requests left to a key of `limit` an hour, and seconds until one more is."""
+        item = RateLimitItemPerHour(limit)
+        return self._ask(lambda limiter: _window(limiter, item, key_id))
+
+    def failed(self, address: str) -> float | None:
+        """Count a wrong key from `address`; seconds to wait if there were too many, else None."""
+        if self._failures is None:
+            return None
+        return self._count(self._failures, "failures", self._bucket(address))
+
+    def sign_in(self, address: str) -> float | None:
+        """Count an attempt to sign in; seconds to wait if there were too many, else None."""
+        wait = self._count(_SIGN_INS, "sign-ins", self._bucket(address))
+        # Only then for everybody, lest one address could keep all others out.
+        return wait or self._count(_ALL_SIGN_INS, "sign-ins", "everybody")
+
+    def _count(self, item: RateLimitItem, kind: str, name: str) -> float | None:
+        if self._addresses.hit(item, kind, name):
+            return None
+        reset = self._addresses.get_window_stats(item, kind, name).reset_time
+        return max(reset - time.time(), 1.0)
+
+    def _bucket(self, address: str) -> str:
+        # The whole network of one IPv6 customer, who may use any address of it.
+        if ":" in address:
+            address = str(ipaddress.ip_network((address, 64), strict=False))
+        crowded = len(self._addresses_storage.storage) >= MAX_ADDRESSES
+        return "everybody else" if crowded else address
+
+    def _ask(self, question: Callable[[MovingWindowRateLimiter], _Result]) -> _Result:
+        if self._shared is not None:
+            with self._lock:
+                ticket = self._breaker.begin(time.monotonic())
+            if ticket is not None:
+                try:
+                    answer = question(self._shared)
+                except Exception as error:
+                    self._failed(ticket, error)
+                else:
+                    with self._lock:
+                        self._breaker.succeeded(ticket)
+                    return answer
+        return question(self._keys)
+
+    def _failed(self, ticket: int, error: Exception) -> None:
+        cool_down = COOL_DOWN * random.uniform(0.5, 1)  # noqa: S311
+        with self._lock:
+            first = self._breaker.closed
+            opened = self._breaker.failed(ticket, time.monotonic(), cool_down)
+        if opened and first:
+            # Only the kind of error, as its text may quote the URL.
+            _log.warning("Limits are counted without Redis, which fails: %s", type(error).__name__)
+
+
+def _window(limiter: MovingWindowRateLimiter, item: RateLimitItem, name: str) -> tuple[int, int]:
+    stats = limiter.get_window_stats(item, name)
+    return stats.remaining, max(math.ceil(stats.reset_time - time.time()), 1)
+
+
+def _headers(limit: int, left: int, reset: int) -> tuple[tuple[str, str], ...]:
+    """As draft-ietf-httpapi-ratelimit-headers-06 has them, seconds as the unit of the last."""
+    return (
+        ("RateLimit-Limit", str(limit)),
+        ("RateLimit-Remaining", str(left)),
+        ("RateLimit-Reset", str(reset)),
+    )

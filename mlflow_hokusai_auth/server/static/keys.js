@@ -1,0 +1,271 @@
+"use strict";
+// The page of keys. What it shows comes from the server as HTML; what it changes goes through the REST
+// API, and afterwards it fetches its own list anew.
+
+const API = "../api/2.0/hokusai/keys";
+const DAY = 86400;
+const $ = (selector, root = document) => root.querySelector(selector);
+
+/** Call the API. Gives {status, body}; never comes back if the session has ended. */
+async function call(method, path, body) {
+  let answer;
+  try {
+    answer = await fetch(API + path, {
+      method,
+      credentials: "same-origin",
+      headers: {
+        "X-CSRF-Token": $('meta[name="csrf-token"]').content,
+        ...(body && { "Content-Type": "application/json" }),
+      },
+      body: body && JSON.stringify(body),
+    });
+  } catch {
+    return { status: 0, body: { message: "The server can’t be reached. Try again." } };
+  }
+  if (answer.status === 401) return signIn();
+  const text = await answer.text();
+  try {
+    return { status: answer.status, body: JSON.parse(text) };
+  } catch {
+    return { status: answer.status, body: { message: `The server answered ${answer.status}.` } };
+  }
+}
+
+function signIn() {
+  location.assign("login?next=" + encodeURIComponent("/hokusai/keys" + location.search));
+  return new Promise(() => {});
+}
+
+/** Fetch the list anew, and put it in place of the one shown. */
+async function refresh() {
+  let answer;
+  try {
+    answer = await fetch(location.href, { credentials: "same-origin" });
+  } catch {
+    return;
+  }
+  if (answer.status === 401) await signIn();
+  if (!answer.ok) return;
+  const focused = document.activeElement;
+  const { id } = focused.closest("[data-key]") ?? {};
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  $("#list").replaceWith($("#list", page));
+  localise();
+  if (!focused.isConnected) {
+    const again = id && document.getElementById(id)?.querySelector(`[data-open="${focused.dataset.open}"]`);
+    (again || $("#list")).focus();
+  }
+}
+
+// Times
+
+const EXACT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const DATE = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
+const NEAR = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
+const UNITS = [["day", DAY], ["hour", 3600], ["minute", 60]];
+
+function localise() {
+  for (const time of document.querySelectorAll("time")) {
+    const at = new Date(time.dateTime);
+    const seconds = (at - Date.now()) / 1000;
+    const [unit, length] = UNITS.find(([, n]) => Math.abs(seconds) >= n) ?? UNITS.at(-1);
+    const near = time.dataset.style === "near" && Math.abs(seconds) < 45 * DAY;
+    time.textContent = near ? NEAR.format(Math.round(seconds / length), unit) : DATE.format(at);
+    time.title = EXACT.format(at);
+  }
+}
+
+// Dialogs
+
+/** The key that the open dialog is about, as the server described it. */
+let subject = null;
+
+function open(name, key = null) {
+  const dialog = document.getElementById(name);
+  const form = $("form", dialog);
+  subject = key;
+  form.reset();
+  $(".problem", form)?.replaceChildren();
+  for (const box of dialog.querySelectorAll(".extra")) box.remove();
+  if (key) {
+    const texts = { ...key, called: key.name || key.owner };
+    for (const item of dialog.querySelectorAll("[data-show]")) item.textContent = texts[item.dataset.show];
+    for (const item of dialog.querySelectorAll("[data-if]")) item.hidden = key.key_id !== $("main").dataset.me;
+  }
+  if (name === "edit") fill(form, key);
+  if (name === "revoke") force(form, false);
+  if (form.expiry) showDays(form);
+  dialog.showModal();
+  dialog.scrollTop = 0;
+}
+
+function fill(form, key) {
+  for (const name of ["owner", "name", "note", "rate_limit_per_hour"]) form[name].value = key[name] ?? "";
+  form.networks.value = key.networks.join("\n");
+  for (const scope of key.scopes) {
+    let box = [...form.scopes].find(({ value }) => value === scope);
+    if (!box) {
+      // One that the form does not offer, such as an older name, so that it is not lost.
+      const label = $(".boxes .check", form).cloneNode(true);
+      label.classList.add("extra");
+      $("code", label).textContent = scope;
+      $(".quiet", label).textContent = "";
+      $(".boxes", form).append(label);
+      box = $("input", label);
+      box.value = scope;
+    }
+    box.checked = true;
+  }
+}
+
+function showDays(form) {
+  const shown = form.expiry.value === "custom";
+  form.days.hidden = form.days.disabled = !shown;
+}
+
+function force(form, shown) {
+  $(".force", form).hidden = form.force.disabled = !shown;
+}
+
+function fields(form) {
+  const data = new FormData(form);
+  const expiry = data.get("expiry") === "custom" ? data.get("days") : data.get("expiry");
+  return {
+    owner: data.get("owner").trim(),
+    name: data.get("name").trim(),
+    note: data.get("note").trim(),
+    scopes: data.getAll("scopes"),
+    networks: data.get("networks").split(/[\s,]+/).filter(Boolean),
+    rate_limit_per_hour: Number(data.get("rate_limit_per_hour")) || null,
+    ...(expiry !== "keep" && { expires_in: expiry === "never" ? null : expiry * DAY }),
+  };
+}
+
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+
+/** What each dialog does when its form is sent: gives the answer, and what to say of it. */
+const submit = {
+  async create(form) {
+    const key = form.key.value.trim();
+    const body = fields(form);
+    if (key) return [await call("POST", "/import", { ...body, key }), "taken in"];
+    return [await call("POST", "", { ...body, environment: form.environment.value }), "created"];
+  },
+  async rotate(form) {
+    return [await call("POST", `/${subject.key_id}/rotate`, { overlap: Number(form.overlap.value) }), "rotated"];
+  },
+  async edit(form) {
+    const now = fields(form);
+    now.scopes.sort();
+    const changed = Object.entries(now).filter(([name, value]) => !same(value, subject[name]));
+    if (!changed.length) return [{ status: 200, body: {} }, ""];
+    return [await call("PATCH", `/${subject.key_id}`, Object.fromEntries(changed)), "saved"];
+  },
+  async revoke(form) {
+    const query = `?wait=true&force=${!form.force.disabled && form.force.checked}`;
+    const answer = await call("DELETE", `/${subject.key_id}${query}`);
+    if (answer.status === 409) force(form, true);
+    return [answer, "revoked, and refused everywhere"];
+  },
+};
+
+async function send(dialog, form) {
+  if (form.scopes && !new FormData(form).has("scopes")) {
+    complain(form, "Choose at least one scope.");
+    form.scopes[0].focus();
+    return;
+  }
+  const button = $(".buttons button:last-child", form);
+  dialog.dataset.busy = "";
+  button.setAttribute("aria-disabled", "true");
+  complain(form, "");
+  const [{ status, body }, said] = await submit[dialog.id](form);
+  delete dialog.dataset.busy;
+  button.removeAttribute("aria-disabled");
+  if (status < 200 || status >= 300) {
+    complain(form, body.message ?? `The server answered ${status}.`);
+    return;
+  }
+  const about = subject ?? body;
+  dialog.close();
+  $("#status").textContent = said && `${about.name || about.owner} ${said}.`;
+  if (body.key) show(body);
+  else await refresh();
+}
+
+function complain(form, message) {
+  const place = $(".problem", form);
+  place.textContent = message;
+  if (message) place.scrollIntoView({ block: "nearest" });
+}
+
+// The one time that a key is shown
+
+let copied = true;
+
+function show(made) {
+  open("made", made);
+  const server = new URL("..", location.href).href.replace(/\/$/, "");
+  $("#made-key").value = made.key;
+  $("#made-lines").value = `HOKUSAI_API_KEY=${made.key}\nMLFLOW_TRACKING_URI=${server}`;
+  $("#made-key").select();
+  copied = false;
+}
+
+async function copy(button) {
+  const field = document.getElementById(button.dataset.copy);
+  field.select();
+  try {
+    await navigator.clipboard.writeText(field.value);
+    copied = true;
+  } catch {
+    copied = document.execCommand("copy"); // not over https, or not permitted
+  }
+  $("#made .status").textContent = copied ? "Copied." : "Copying is not allowed here: press Ctrl+C.";
+  if (copied) button.focus();
+}
+
+function forget() {
+  for (const field of document.querySelectorAll("#made-key, #made-lines")) field.value = "";
+  $("#made .status").textContent = "";
+  return refresh();
+}
+
+// Events
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  const { open: name, copy: source, close } = button.dataset;
+  if (name) {
+    const row = button.closest("[data-key]");
+    open(name, row && JSON.parse(row.dataset.key));
+  } else if (source) copy(button);
+  else if (close !== undefined) button.closest("dialog").close();
+});
+
+document.addEventListener("change", ({ target }) => {
+  if (target.name === "expiry") {
+    showDays(target.form);
+    if (!target.form.days.hidden) target.form.days.focus();
+  }
+});
+
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.addEventListener("submit", (event) => {
+    if (dialog.id === "made") return;
+    event.preventDefault();
+    if (dialog.dataset.busy === undefined) send(dialog, event.target);
+  });
+  dialog.addEventListener("cancel", (event) => {
+    if (dialog.dataset.busy !== undefined) event.preventDefault();
+    if (dialog.id === "made" && !copied) {
+      event.preventDefault();
+      copied = true;
+      $("#made .status").textContent = "Not copied yet. Press Escape again to close all the same.";
+    }
+  });
+  if (dialog.id === "made") dialog.addEventListener("close", forget);
+}
+
+localise();

@@ -1,0 +1,292 @@
+"""How often keys are used: counted by every process, and nothing lost on the way to the database."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+import time_machine
+
+from mlflow_hokusai_auth.backends import uses
+from mlflow_hokusai_auth.backends.database import USES
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.backends.uses import HOURS, KEPT, UseCounter, by_hour
+
+#: The beginning of an hour.
+START = 1_800_000_000 - 1_800_000_000 % 3600
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uses, "INTERVAL", 3600)
+
+
+@pytest.fixture
+def store(database_uri: str) -> Iterator[LocalStore]:
+    store = LocalStore(database_uri)
+    store.migrate()
+    yield store
+    store.database.engine.dispose()
+
+
+@pytest.fixture
+def clock() -> Iterator[time_machine.Traveller]:
+    with time_machine.travel(START, tick=False) as traveller:
+        yield traveller
+
+
+def made(store: LocalStore, owner: str = "ACME") -> str:
+    return store.create(owner=owner, scopes=["mlflow:read"])[0].key_id
+
+
+def use(counter: UseCounter, key_id: str, times: int = 1) -> None:
+    for _ in range(times):
+        counter.add(key_id)
+
+
+def minutes(store: LocalStore) -> dict[tuple[str, int], int]:
+    with store.database.reading() as connection:
+        rows = connection.execute(sa.select(USES.c.key_id, USES.c.minute, USES.c.uses))
+        return {(row.key_id, row.minute): row.uses for row in rows}
+
+
+def total(store: LocalStore, key_id: str) -> int:
+    return sum(by_hour(store.database, [key_id])[key_id])
+
+
+def rename(store: LocalStore, old: str, new: str) -> None:
+    with store.database.changing(generation=False) as change:
+        change.connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
+
+
+def test_uses_add_up_over_processes(store: LocalStore) -> None:
+    one, two = UseCounter(store.database), UseCounter(LocalStore(store_uri(store)).database)
+    key_id, other = made(store), made(store)
+    use(one, key_id, 3)
+    use(two, key_id, 4)
+    use(two, other, 1)
+    for counter in (one, two, one, two):
+        counter.write()
+    use(one, key_id, 5)
+    one.write()
+    assert (total(store, key_id), total(store, other)) == (12, 1)
+
+
+def store_uri(store: LocalStore) -> str:
+    return store.database.engine.url.render_as_string(hide_password=False)
+
+
+def test_to_count_asks_no_database(store: LocalStore) -> None:
+    seen: list[str] = []
+    sa.event.listen(
+        store.database.engine, "before_cursor_execute", lambda *event: seen.append(event[2])
+    )
+    counter = UseCounter(store.database)
+    use(counter, "key_1", 100)
+    assert seen == []
+    UseCounter(store.database).write()
+    assert seen == []
+    counter.write()
+
+
+def test_the_last_use_is_known_to_the_minute(
+    store: LocalStore, clock: time_machine.Traveller
+) -> None:
+    counter, late = UseCounter(store.database), UseCounter(store.database)
+    key_id, other = made(store), made(store)
+    assert store.get(key_id).last_used_at is None
+    use(late, key_id)
+    clock.shift(60 * 5 + 59)
+    use(counter, key_id)
+    counter.write()
+    assert store.get(key_id).last_used_at == START + 300
+    # A process that writes later what it has counted before.
+    late.write()
+    assert store.get(key_id).last_used_at == START + 300
+    assert store.get(other).last_used_at is None
+    clock.shift(1)
+    use(counter, key_id)
+    counter.write()
+    assert store.get(key_id).last_used_at == START + 360
+
+
+def test_uses_are_kept_by_the_minute(store: LocalStore, clock: time_machine.Traveller) -> None:
+    counter = UseCounter(store.database)
+    key_id = made(store)
+    for _ in range(4):
+        use(counter, key_id)
+        clock.shift(30)
+    counter.write()
+    assert minutes(store) == {(key_id, START // 60): 2, (key_id, START // 60 + 1): 2}
+
+
+def test_uses_are_told_by_the_hour(store: LocalStore, clock: time_machine.Traveller) -> None:
+    counter = UseCounter(store.database)
+    key_id, other = made(store), made(store)
+    # 25 hours ago once, 24 hours ago twice, …, in the present hour 26 times.
+    clock.shift(-25 * 3600)
+    for hour in range(26):
+        use(counter, key_id, hour + 1)
+        clock.shift(3599)
+        use(counter, other)
+        clock.shift(1)
+    clock.shift(-1)
+    counter.write()
+    found = by_hour(store.database, [key_id, other, "key_none"])
+    assert len(found[key_id]) == HOURS == 24
+    assert found == {key_id: list(range(3, 27)), other: [1] * 24, "key_none": [0] * 24}
+    assert by_hour(store.database, []) == {}
+    # Counted by a server whose clock is ahead.
+    clock.shift(-7200)
+    assert by_hour(store.database, [key_id])[key_id] == list(range(1, 25))
+
+
+def test_a_database_that_fails_loses_no_use(
+    store: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    counter = UseCounter(store.database)
+    key_id = made(store)
+    expected = 0
+    # The one fails at the start of the transaction, the other in the middle of it.
+    for table in ("hokusai_auth_keys", "hokusai_auth_uses"):
+        use(counter, key_id, 3)
+        rename(store, table, "away")
+        counter.write()
+        use(counter, key_id, 2)
+        counter.write()
+        rename(store, "away", table)
+        assert total(store, key_id) == expected
+        expected += 5
+        counter.write()
+        assert total(store, key_id) == expected
+    counter.write()
+    assert total(store, key_id) == expected
+    logged = [record for record in caplog.records if record.name == uses.__name__]
+    assert {record.levelno for record in logged} == {logging.WARNING}
+
+
+def test_what_is_counted_while_a_write_fails_is_kept_too(
+    store: LocalStore, clock: time_machine.Traveller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = UseCounter(store.database)
+    key_id = made(store)
+
+    def fails(*_: object) -> None:
+        clock.shift(60)
+        use(counter, key_id, 2)
+        raise OSError
+
+    use(counter, key_id)
+    with monkeypatch.context() as patched:
+        patched.setattr(uses, "_write", fails)
+        counter.write()
+    counter.write()
+    assert minutes(store) == {(key_id, START // 60): 1, (key_id, START // 60 + 1): 2}
+    assert store.get(key_id).last_used_at == START + 60
+
+
+def test_uses_of_another_authority_s_keys_are_not_written(store: LocalStore) -> None:
+    counter = UseCounter(store.database)
+    key_id = made(store)
+    for name in ("another", key_id.upper(), "x" * 255, "", key_id):
+        use(counter, name)
+    counter.write()
+    assert [name for name, _ in minutes(store)] == [key_id]
+    # Nor do they wait for ever.
+    assert not counter._counts
+
+
+def test_what_is_old_is_forgotten(store: LocalStore, clock: time_machine.Traveller) -> None:
+    counter = UseCounter(store.database)
+    key_id = made(store)
+    use(counter, key_id)
+    clock.shift(60)
+    use(counter, key_id)
+    counter.write()
+    clock.shift(KEPT - 60)
+    use(counter, key_id)
+    counter.write()
+    assert len(minutes(store)) == 3
+    clock.shift(60)
+    use(counter, key_id)
+    counter.write()
+    first = START // 60
+    assert sorted(minute for _, minute in minutes(store))[0] == first + 1
+
+
+def test_threads_lose_no_use(store: LocalStore) -> None:
+    counter = UseCounter(store.database)
+    key_ids = [made(store) for _ in range(3)]
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            counter.write()
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: [use(counter, key_id, 500) for key_id in key_ids], range(8)))
+    done.set()
+    for writer in writers:
+        writer.join()
+    counter.write()
+    assert [total(store, key_id) for key_id in key_ids] == [4000] * 3
+
+
+def test_processes_that_write_at_once_lose_no_use(
+    store: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    key_ids = [made(store) for _ in range(5)]
+    uri = store_uri(store)
+
+    def serve(number: int) -> None:
+        counter = UseCounter(LocalStore(uri).database)
+        # In another order in each, which must not have one wait for the other for ever.
+        for _ in range(10):
+            for key_id in key_ids if number % 2 else key_ids[::-1]:
+                use(counter, key_id)
+            counter.write()
+        while counter._counts:
+            counter.write()
+        counter._database.engine.dispose()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(serve, range(4)))
+    assert [total(store, key_id) for key_id in key_ids] == [40] * 5
+    assert not [record for record in caplog.records if record.name == uses.__name__]
+
+
+@pytest.mark.parametrize("database_uri", ["sqlite"], indirect=True)
+def test_uses_are_written_in_the_background(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uses, "INTERVAL", 0.02)
+    counter = UseCounter(store.database)
+    assert counter._writer is None
+    key_id = made(store)
+    writers = set()
+    for expected in (1, 2):
+        use(counter, key_id)
+        writers.add(counter._writer)
+        ends = time.monotonic() + 10
+        while total(store, key_id) < expected and time.monotonic() < ends:
+            time.sleep(0.01)
+        assert total(store, key_id) == expected
+    assert writers == {counter._writer} and counter._writer.daemon
+    monkeypatch.setattr(uses, "INTERVAL", 3600)
+
+
+@pytest.mark.parametrize("database_uri", ["sqlite"], indirect=True)
+def test_a_process_that_was_forked_has_a_writer_of_its_own(store: LocalStore) -> None:
+    counter = UseCounter(store.database)
+    counter._writer = threading.Thread(target=int)  # which fork does not bring along
+    use(counter, "key_1")
+    assert counter._writer.is_alive()
+    counter.write()

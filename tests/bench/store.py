@@ -1,0 +1,131 @@
+"""What 100 000 keys cost the store: the lookup that every new key pays, and a page of the list."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import quantiles
+
+import sqlalchemy as sa
+
+from mlflow_hokusai_auth.backends.database import KEYS, USES
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.backends.records import KeyFilter
+from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.server import api
+from tests.conftest import Postgresql
+
+KEY_COUNT = 100_000
+#: Keys that were used in each hour of the last day.
+BUSY = 5_000
+#: Milliseconds at the 99th percentile, from the issue that asked for the store.
+GOALS = {"lookup": 1.0, "page": 100.0}
+
+
+def costs(key_count: int = KEY_COUNT) -> dict[str, tuple[float, float]]:
+    """Question -> milliseconds, median and 99th percentile, for each database there is."""
+    found = {}
+    for name, uri in _databases():
+        with uri as where:
+            store = LocalStore(where)
+            store.migrate()
+            known = _fill(store, key_count)
+            for question, times in _questions(store, known).items():
+                found[f"{name}, {question}"] = times
+    return found
+
+
+def _databases() -> Iterator[tuple[str, contextlib.AbstractContextManager[str]]]:
+    yield "SQLite", _sqlite()
+    if programs := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        yield "PostgreSQL", _postgresql(programs[-1].parent)
+
+
+@contextlib.contextmanager
+def _sqlite() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"sqlite:///{folder}/keys.db"
+
+
+@contextlib.contextmanager
+def _postgresql(programs: Path) -> Iterator[str]:
+    cluster = Postgresql(programs)
+    try:
+        cluster.start()
+        yield cluster.uri
+    finally:
+        cluster.remove()
+
+
+def _fill(store: LocalStore, key_count: int) -> list[str]:
+    """Rows for `key_count` keys in all states, written in bulk; some of the keys themselves."""
+    now, known, rows = time.time(), [], []
+    for number in range(key_count):
+        key = keys.generate()
+        if number % 50 == 0:
+            known.append(key)
+        rows.append(
+            {
+                "key_id": f"key_{number:016x}",
+                "digest": keys.digest(key),
+                "environment": "live",
+                "owner": f"Supplier {number % 997}",
+                "name": f"pipeline {number}",
+                "scopes": ["model:write"],
+                "created_at": now - number * 60,
+                "expires_at": now + 86400 if number % 5 == 0 else None,
+                "revoked_at": now if number % 7 == 0 else None,
+                "note": "",
+                "networks": [],
+            }
+        )
+    hour = int(now) // 3600
+    uses = [
+        {"key_id": f"key_{number:016x}", "minute": (hour - ago) * 60, "uses": 1 + number % 9}
+        for number in range(min(BUSY, key_count))
+        for ago in range(24)
+    ]
+    with store.database.changing() as change:
+        change.connection.execute(sa.insert(KEYS), rows)
+        change.connection.execute(sa.insert(USES), uses)
+        change.connection.exec_driver_sql("ANALYZE")  # as PostgreSQL does by itself after a minute
+    return known
+
+
+def _questions(store: LocalStore, known: list[str]) -> dict[str, tuple[float, float]]:
+    def page(which: KeyFilter, token: str | None = None) -> None:
+        api.with_uses(store, store.page(which, page_token=token)[0])
+
+    middle = store.find(random.choice(known))
+    assert middle is not None
+    unknown = keys.generate()
+    return {
+        "lookup": _times(lambda: store.lookup(random.choice(known)), 5000),
+        "lookup of an unknown key": _times(lambda: store.lookup(unknown), 5000),
+        "page, the first": _times(lambda: page(KeyFilter()), 100),
+        "page, in the middle": _times(lambda: page(KeyFilter(), middle.key_id), 100),
+        "page, of one owner": _times(lambda: page(KeyFilter(owner="Supplier 7")), 100),
+        "page, active keys": _times(lambda: page(KeyFilter(state="active")), 100),
+        "page, a search that finds nothing": _times(lambda: page(KeyFilter(query="nobody")), 100),
+    }
+
+
+def _times(call: Callable[[], object], calls: int) -> tuple[float, float]:
+    for _ in range(10):
+        call()
+    taken = []
+    for _ in range(calls):
+        begun = time.perf_counter()
+        call()
+        taken.append((time.perf_counter() - begun) * 1000)
+    cuts = quantiles(taken, n=100)
+    return cuts[49], cuts[98]
+
+
+def goal(question: str) -> float:
+    """The most milliseconds, at the 99th percentile, that `question` should take."""
+    return next(most for kind, most in GOALS.items() if f", {kind}" in question)

@@ -1,0 +1,331 @@
+"""Key management from Python, against a server that answers by the REST API's contract."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.store.entities import PagedList
+
+from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
+
+PREFIX = "/api/mlflow"
+API = f"{PREFIX}/api/2.0/hokusai"
+RECORD = {"key_id": "key_1", "owner": "ACME", "scopes": ["model:write"], "state": "active"}
+UNKNOWN = (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "There is no such route."})
+
+#: status, body (JSON unless bytes) and, perhaps, headers (None: without that one)
+Answer = tuple[Any, ...]
+
+
+@dataclass
+class Asked:
+    """One request as it arrived."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class Api:
+    """A server under `PREFIX` that answers as it is told, and remembers what it was asked."""
+
+    port: int = 0
+    #: "GET /path/below/the/prefix" -> what to answer, or a function that gives that
+    answers: dict[str, Answer | Callable[[], Answer]] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def uri(self) -> str:
+        return self.origin + PREFIX
+
+    @property
+    def last(self) -> Asked:
+        return self.asked[-1]
+
+    def on(self, route: str, *answer: Any) -> None:
+        """Answer to `route` of the API, such as "GET whoami"."""
+        method, path = route.split()
+        self.answers[f"{method} /api/2.0/hokusai/{path}"] = answer
+
+
+class _Handler(BaseHTTPRequestHandler):
+    api: Api
+
+    def _answer(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        url = urlsplit(self.path)
+        query = {name: ",".join(values) for name, values in parse_qs(url.query).items()}
+        body = json.loads(content) if content else None
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.api.asked.append(Asked(self.command, url.path, query, headers, body))
+        answer = self.api.answers.get(f"{self.command} {url.path.removeprefix(PREFIX)}", UNKNOWN)
+        if callable(answer):
+            answer = answer()
+        status, sent, *more = answer
+        extra = more[0] if more else {}
+        data = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
+        self.send_response_only(status)
+        for name, value in {
+            "Date": self.date_time_string(),
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **extra,
+        }.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_PATCH = do_DELETE = _answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[Api]:
+    """A running `Api`."""
+    api = Api()
+    handler = type("Handler", (_Handler,), {"api": api})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    api.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield api
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with answering() as running:
+        mlflow.set_tracking_uri(running.uri)
+        yield running
+
+
+@pytest.fixture
+def client(api: Api, key: str) -> HokusaiAuthClient:
+    return HokusaiAuthClient(api.uri)
+
+
+def test_mlflow_finds_the_client(api: Api, key: str) -> None:
+    get_app_client = pytest.importorskip("mlflow.server").get_app_client
+    api.on("GET whoami", 200, RECORD)
+    assert get_app_client("hokusai-auth", tracking_uri=api.uri).whoami() == RECORD
+    assert (api.last.method, api.last.path) == ("GET", f"{API}/whoami")
+    assert api.last.headers["x-api-key"] == key
+
+
+@pytest.mark.parametrize("status", [200, 201])
+def test_a_key_is_made_with_what_is_set_and_no_more(
+    status: int, api: Api, client: HokusaiAuthClient
+) -> None:
+    api.on("POST keys", status, {**RECORD, "key": "hk_..."})
+    assert client.create_key("ACME", ["model:write"])["key"] == "hk_..."
+    assert api.last.body == {"owner": "ACME", "scopes": ["model:write"], "environment": "live"}
+    client.create_key(
+        "ACME",
+        ("model:write", "model:read"),
+        name="ci",
+        environment="test",
+        expires_in=3600,
+        networks=["192.0.2.0/24"],
+        rate_limit_per_hour=1000,
+        note="two\nlines",
+    )
+    assert api.last.body == {
+        "owner": "ACME",
+        "scopes": ["model:write", "model:read"],
+        "name": "ci",
+        "environment": "test",
+        "expires_in": 3600,
+        "networks": ["192.0.2.0/24"],
+        "rate_limit_per_hour": 1000,
+        "note": "two\nlines",
+    }
+
+
+def test_import(api: Api, client: HokusaiAuthClient) -> None:
+    api.on("POST keys/import", 201, RECORD)
+    assert client.import_key("hk_live_old", "ACME", ["model:write"]) == RECORD
+    assert api.last.body == {"key": "hk_live_old", "owner": "ACME", "scopes": ["model:write"]}
+    more = {"name": "n", "expires_in": 1.5, "networks": ["::1"], "rate_limit_per_hour": 1}
+    client.import_key("hk_live_old", "ACME", ["model:write"], note="old", **more)
+    assert {**more, "note": "old"}.items() <= api.last.body.items()
+
+
+def test_list_by_pages(api: Api, client: HokusaiAuthClient) -> None:
+    api.on("GET keys", 200, {"keys": [RECORD], "next_page_token": "next"})
+    page = client.list_keys()
+    assert isinstance(page, PagedList)
+    assert (list(page), page.token) == ([RECORD], "next")
+    assert api.last.query == {"max_results": "100"}
+    api.on("GET keys", 200, {"keys": [], "next_page_token": None})
+    which = {"owner": "A&B", "environment": "dev", "state": "revoked", "query": "q r"}
+    last = client.list_keys(**which, max_results=7, page_token="next")
+    assert (list(last), last.token) == ([], None)
+    assert api.last.query == {**which, "max_results": "7", "page_token": "next"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "body"),
+    [
+        ({}, {}),
+        ({"expires_in": None}, {"expires_in": None}),
+        ({"rate_limit_per_hour": None, "name": ""}, {"rate_limit_per_hour": None, "name": ""}),
+        (
+            {"owner": "B", "scopes": ["admin"], "networks": [], "note": "", "expires_in": 60},
+            {"owner": "B", "scopes": ["admin"], "networks": [], "note": "", "expires_in": 60},
+        ),
+    ],
+)
+def test_edit_tells_none_from_left_out(
+    changes: dict[str, Any], body: dict[str, Any], api: Api, client: HokusaiAuthClient
+) -> None:
+    api.on("PATCH keys/key_1", 200, RECORD)
+    assert client.edit_key("key_1", **changes) == RECORD
+    assert api.last.body == body
+
+
+@pytest.mark.parametrize(("overlap", "body"), [(None, {}), (0, {"overlap": 0})])
+def test_rotate(
+    overlap: float | None, body: dict[str, Any], api: Api, client: HokusaiAuthClient
+) -> None:
+    answer = {**RECORD, "key_id": "key_2", "key": "hk_...", "replaces": RECORD}
+    api.on("POST keys/key_1/rotate", 201, answer)
+    assert client.rotate_key("key_1", overlap=overlap) == answer
+    assert api.last.body == body
+
+
+@pytest.mark.parametrize(
+    ("how", "query"),
+    [
+        ({}, {}),
+        ({"wait": True}, {"wait": "true"}),
+        ({"force": True, "wait": True}, {"wait": "true", "force": "true"}),
+    ],
+)
+def test_revoke(
+    how: dict[str, bool], query: dict[str, str], api: Api, client: HokusaiAuthClient
+) -> None:
+    api.on("DELETE keys/key_1", 200, {**RECORD, "state": "revoked"})
+    assert client.revoke_key("key_1", **how)["state"] == "revoked"
+    assert api.last.query == query
+
+
+def test_export_is_read_as_it_is_taken(api: Api, client: HokusaiAuthClient) -> None:
+    lines = [{**RECORD, "note": "a\u2028b"}, {**RECORD, "key_id": "key_2"}]
+    body = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+    api.on("GET keys/export", 200, body)
+    assert list(client.export_keys()) == lines
+    api.on("GET keys/export", 403, {"error_code": "PERMISSION_DENIED", "message": "Not for you."})
+    with pytest.raises(RestException, match=r"Not for you\."):
+        next(client.export_keys())
+
+
+def test_an_export_that_breaks_off_is_no_shorter_export(
+    api: Api, client: HokusaiAuthClient
+) -> None:
+    line = json.dumps(RECORD).encode() + b"\n"
+    for body, length in ((line, len(line) + 1), (line + b'{"key_', None)):
+        extra = {"Connection": "close", "Content-Length": length and str(length)}
+        api.on("GET keys/export", 200, body, extra)
+        with pytest.raises(MlflowException, match="broke off"):
+            list(client.export_keys())
+
+
+def test_the_export_comes_line_by_line(api: Api, client: HokusaiAuthClient) -> None:
+    # More than requests reads at a time. The rest of the body never comes.
+    lines = (json.dumps(RECORD).encode() + b"\n") * 100
+    api.on("GET keys/export", 200, lines, {"Content-Length": "100000"})
+    taken = client.export_keys()
+    assert next(taken)["key_id"] == "key_1"
+    taken.close()
+
+
+@pytest.mark.parametrize("key_id", ["a/b", "a?wait=true", "a#b", "../whoami", "ä b", "%2e%2e"])
+def test_an_id_is_one_step_of_the_path(key_id: str, api: Api, client: HokusaiAuthClient) -> None:
+    for call in (client.get_key, client.edit_key, client.rotate_key, client.revoke_key):
+        with pytest.raises(RestException):
+            call(key_id)
+        step = api.last.path.removeprefix(f"{API}/keys/").removesuffix("/rotate")
+        assert step and "/" not in step and api.last.path.startswith(f"{API}/keys/")
+        assert api.last.query == {}
+
+
+@pytest.mark.parametrize("key_id", ["", ".", ".."])
+def test_what_is_no_id_is_never_sent(key_id: str, api: Api, client: HokusaiAuthClient) -> None:
+    for call in (client.get_key, client.edit_key, client.rotate_key, client.revoke_key):
+        with pytest.raises(MlflowException, match="not the id of a key"):
+            call(key_id)
+    assert not api.asked
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 429, 503])
+def test_a_refusal_is_an_exception_with_the_servers_message(
+    status: int, api: Api, client: HokusaiAuthClient
+) -> None:
+    api.on("GET keys/key_1", status, {"error_code": "BAD_REQUEST", "message": "Because."})
+    with pytest.raises(RestException, match=r"Because\.") as caught:
+        client.get_key("key_1")
+    assert caught.value.error_code == "BAD_REQUEST"
+
+
+@pytest.mark.parametrize("status", [200, 201, 404, 502])
+def test_an_answer_that_is_not_json_is_an_exception(
+    status: int, api: Api, client: HokusaiAuthClient
+) -> None:
+    api.on("GET whoami", status, b"<html>Sign in</html>")
+    with pytest.raises(MlflowException, match="Sign in"):
+        client.whoami()
+
+
+def test_what_makes_a_key_is_sent_once_and_what_reads_is_tried_again(
+    api: Api, client: HokusaiAuthClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    for route in ("POST keys", "POST keys/import", "POST keys/key_1/rotate", "GET whoami"):
+        api.on(route, 502, {"error_code": "INTERNAL_ERROR", "message": "Down."})
+    for call in (
+        lambda: client.create_key("ACME", ["model:write"]),
+        lambda: client.import_key("hk_live_old", "ACME", ["model:write"]),
+        lambda: client.rotate_key("key_1"),
+        lambda: client.whoami(),
+    ):
+        with pytest.raises(RestException, match=r"Down\."):
+            call()
+    assert [asked.method for asked in api.asked] == ["POST"] * 3 + ["GET"] * 2
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "./mlruns", ""])
+def test_without_a_server_nothing_is_made(
+    uri: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(MlflowException, match="MLFLOW_TRACKING_URI"):
+        HokusaiAuthClient(uri).whoami()
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,401 @@
+"""What a browser's request may do with its cookie, and where a sign-in leads."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_hokusai_auth.core import browser
+from mlflow_hokusai_auth.core.browser import cross_site, forged, local_path, session_tokens
+from mlflow_hokusai_auth.core.operations import classify
+from mlflow_hokusai_auth.core.types import Request
+
+SECURE, LOOPBACK = "__Host-hokusai_session", "hokusai_session"
+TOKEN = "hk_session_token"
+LINES = (Path(__file__).parent.parent / "vectors/open_redirects.txt").read_text().splitlines()
+REDIRECTS = [json.loads(line) for line in LINES if line.startswith('"')]
+
+
+def request(
+    method: str = "GET",
+    path: str = "/",
+    *fields: tuple[str, str],
+    query: bytes = b"",
+    host: str | None = "mlflow.example",
+) -> Request:
+    named = [*fields] if host is None else [("Host", host), *fields]
+    headers = tuple((n.lower().encode(), v.encode("latin-1")) for n, v in named)
+    return Request(method, path, query, headers)
+
+
+# The cookie
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LocalHost:5000", "127.0.0.1", "127.0.0.1:5000", "127.1.2.3", "[::1]:5000"],
+)
+def test_on_the_same_machine_the_cookie_needs_no_https(host: str) -> None:
+    assert browser.cookie_name(host) == LOOPBACK
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("mlflow.example", "mlflow.example:443", "", "localhost.evil.example", "evil-localhost"),
+        *("127.0.0.1.evil.example", "1127.0.0.1", "127.0.0", "[::1", "::1", "[::2]", "localhost:"),
+        *("localhost:123456", "localhost:x", "localhost\n", "127.0.0.1@evil.example", "10.0.0.1"),
+    ],
+)
+def test_elsewhere_the_cookie_is_for_https_only(host: str) -> None:
+    assert browser.cookie_name(host) == SECURE
+
+
+@pytest.mark.parametrize(
+    ("cookies", "found"),
+    [
+        ([f"{SECURE}=a"], ["a"]),
+        ([f"x=1; {SECURE}=a; y=2"], ["a"]),
+        ([f"x=1;\t{SECURE}=a;y=2"], ["a"]),
+        (["x=1", f"{SECURE}=a"], ["a"]),
+        # Planted by somebody who may set cookies for the path or the host.
+        ([f"{SECURE}=a; {SECURE}=b"], ["a", "b"]),
+        ([f"{SECURE}=a", f"{SECURE}=b"], ["a", "b"]),
+        ([f"{SECURE}=a; {SECURE}=a"], ["a"]),
+        ([f"{SECURE}=a=b"], ["a=b"]),
+        ([f"{SECURE}="], []),
+        ([SECURE], []),
+        ([f"{SECURE}x=a; x{SECURE}=a; {SECURE.lower()}=a"], []),
+        ([f"x={SECURE}=a"], []),
+        # Only with the prefix do browsers say whose it is.
+        ([f"{LOOPBACK}=a"], []),
+        ([], []),
+    ],
+)
+def test_every_session_of_a_request_is_found(cookies: list[str], found: list[str]) -> None:
+    fields = [("Cookie", value) for value in cookies]
+    assert session_tokens(request("GET", "/", *fields)) == found
+
+
+def test_each_host_has_its_own_cookie_only() -> None:
+    both = ("Cookie", f"{SECURE}=far; {LOOPBACK}=near")
+    assert session_tokens(request("GET", "/", both)) == ["far"]
+    assert session_tokens(request("GET", "/", both, host=None)) == ["far"]
+    assert session_tokens(request("GET", "/", both, host="localhost:5000")) == ["near"]
+
+
+@given(st.binary(max_size=60))
+def test_any_cookie_is_read(value: bytes) -> None:
+    headers = ((b"cookie", b"hokusai_session" + value), (b"cookie", value))
+    for token in session_tokens(Request("GET", "/", b"", headers)):
+        assert token.encode("latin-1") in value
+
+
+def test_a_csrf_token_is_of_one_session_and_tells_nothing_of_it() -> None:
+    token = browser.csrf_token(TOKEN)
+    assert token == browser.csrf_token(TOKEN) != browser.csrf_token(TOKEN + "x")
+    assert re.fullmatch("[0-9a-f]{64}", token)
+
+
+# Whose page asks
+
+NOTHING: list[tuple[str, str]] = []
+OWN = ("Origin", "https://mlflow.example")
+OTHER = ("Origin", "https://evil.example")
+
+
+def site(value: str) -> tuple[str, str]:
+    return ("Sec-Fetch-Site", value)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize(
+    ("fields", "foreign"),
+    [
+        ([site("same-origin")], False),
+        ([site("none")], False),
+        ([site("same-site")], True),
+        ([site("cross-site")], True),
+        ([site("Same-Origin")], True),
+        ([site("new-in-some-version")], True),
+        # What the browser says of the site goes before what it says of the origin.
+        ([site("same-origin"), OTHER], False),
+        ([site("cross-site"), OWN], True),
+        ([OWN], False),
+        ([OTHER], True),
+        ([("Origin", "http://mlflow.example")], False),
+        ([("Origin", "HTTPS://MLflow.Example")], False),
+        ([("Origin", "https://mlflow.example:8443")], True),
+        ([("Origin", "https://sub.mlflow.example")], True),
+        ([("Origin", "https://mlflow.example.evil.example")], True),
+        ([("Origin", "https://mlflow.example@evil.example")], True),
+        ([("Origin", "https://evil.example#mlflow.example")], True),
+        ([("Origin", "null")], True),
+        ([("Origin", "mlflow.example")], True),
+        ([("Origin", "http://[")], True),
+        ([("Origin", "http://[::1")], True),
+        ([("Origin", "\xff")], True),
+    ],
+)
+def test_a_page_of_another_site_is_told_apart(
+    fields: list[tuple[str, str]], foreign: bool, method: str
+) -> None:
+    assert cross_site(request(method, "/", *fields)) is foreign
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "foreign"),
+    [
+        ("mlflow.example:5000", "http://mlflow.example:5000", False),
+        ("mlflow.example:5000", "http://mlflow.example", True),
+        ("mlflow.example:5000", "http://mlflow.example:5001", True),
+        ("MLflow.Example:5000", "http://mlflow.example:5000", False),
+        ("[::1]:5000", "http://[::1]:5000", False),
+        ("[::1]:5000", "http://[::2]:5000", True),
+        ("", "null", True),
+        (None, "null", True),
+        (None, "http://evil.example", True),
+        ("null", "null", True),
+    ],
+)
+def test_an_origin_is_compared_with_the_host(host: str | None, origin: str, foreign: bool) -> None:
+    assert cross_site(request("POST", "/", ("Origin", origin), host=host)) is foreign
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_what_tells_nothing_may_read_only(method: str) -> None:
+    for fields in ([], [site(""), ("Origin", "")]):
+        assert not cross_site(request(method, "/", *fields))
+        for unsafe in ("POST", "PUT", "DELETE", "get", ""):
+            assert cross_site(request(unsafe, "/", *fields))
+
+
+def with_token(value: str) -> tuple[str, str]:
+    return ("X-CSRF-Token", value)
+
+
+KEYS = "/api/2.0/hokusai/keys"
+RUNS = "/api/2.0/mlflow/runs/create"
+HERE = site("same-origin")
+GOOD = with_token(browser.csrf_token(TOKEN))
+LINK = [
+    site("cross-site"),
+    ("Sec-Fetch-Mode", "navigate"),
+    ("Sec-Fetch-Dest", "document"),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields", "refused"),
+    [
+        # What manages keys takes a token that only our pages know.
+        ("POST", KEYS, [HERE], True),
+        ("POST", KEYS, [HERE, GOOD], False),
+        ("POST", KEYS, [OWN, GOOD], False),
+        ("POST", KEYS, [HERE, with_token("")], True),
+        ("POST", KEYS, [HERE, with_token(browser.csrf_token("another"))], True),
+        ("POST", KEYS, [HERE, with_token(browser.csrf_token(TOKEN).upper())], True),
+        ("POST", KEYS, [HERE, with_token("\xff")], True),
+        ("DELETE", f"{KEYS}/key_1", [HERE], True),
+        ("DELETE", f"{KEYS}/key_1", [HERE, GOOD], False),
+        ("PATCH", f"{KEYS}/key_1", [HERE], True),
+        ("post", KEYS, [HERE], True),
+        # The token alone is not enough.
+        ("POST", KEYS, [GOOD], True),
+        ("POST", KEYS, [OTHER, GOOD], True),
+        ("POST", KEYS, [site("same-site"), GOOD], True),
+        ("GET", KEYS, [HERE], False),
+        # MLflow's own pages know of no token.
+        ("POST", RUNS, [HERE], False),
+        ("POST", RUNS, [OWN], False),
+        ("POST", RUNS, NOTHING, True),
+        ("POST", RUNS, [OTHER], True),
+        ("POST", RUNS, [site("cross-site")], True),
+        ("GET", RUNS, NOTHING, False),
+        ("GET", RUNS, [OTHER], True),
+        # A link from elsewhere may be followed, but nothing else that another page asks for.
+        ("GET", "/", LINK, False),
+        ("GET", KEYS, LINK, False),
+        ("HEAD", "/", LINK, True),
+        ("POST", "/", LINK, True),
+        ("GET", "/", [*LINK[:2], ("Sec-Fetch-Dest", "iframe")], True),
+        ("GET", "/", [*LINK[:2]], True),
+        ("GET", "/", [LINK[0], ("Sec-Fetch-Mode", "no-cors"), LINK[2]], True),
+        ("GET", "/", [LINK[0]], True),
+    ],
+)
+def test_regression_42_what_another_page_may_do_with_the_cookie(
+    method: str, path: str, fields: list[tuple[str, str]], refused: bool
+) -> None:
+    asked = request(method, path, *fields)
+    assert forged(asked, classify(method, path), TOKEN) is refused
+
+
+@given(st.lists(st.tuples(st.sampled_from(["origin", "host", "sec-fetch-site"]), st.binary())))
+def test_any_headers_have_an_answer(fields: list[tuple[str, bytes]]) -> None:
+    headers = tuple((name.encode(), value) for name, value in fields)
+    cross_site(Request("POST", "/", b"", headers))
+
+
+@pytest.mark.parametrize(
+    ("method", "accept", "page"),
+    [
+        ("GET", "text/html,application/xhtml+xml,*/*;q=0.8", True),
+        ("HEAD", "text/html", True),
+        ("POST", "text/html", False),
+        ("GET", "application/json", False),
+        ("GET", "*/*", False),
+        ("GET", "", False),
+    ],
+)
+def test_who_waits_for_a_page(method: str, accept: str, page: bool) -> None:
+    assert browser.wants_page(request(method, "/", ("Accept", accept))) is page
+
+
+# Where to sign in, and back
+
+
+def follow(base: str, reference: str) -> str:
+    """Where a browser goes, as the URL standard has it (https://url.spec.whatwg.org/), which differs
+    from RFC 3986, and so from `urljoin`, in backslashes, control characters and empty segments."""
+    reference = re.sub("[\t\n\r]", "", reference.strip("".join(map(chr, range(33)))))
+    if re.match("[A-Za-z][A-Za-z0-9+.-]*:", reference):
+        return reference
+    path, rest = re.fullmatch(r"([^?#]*)(.*)", reference, re.DOTALL).groups()  # type: ignore[union-attr]
+    path = path.replace("\\", "/")
+    parts = urlsplit(base)
+    if path.startswith("//"):
+        return f"{parts.scheme}:{path}{rest}"
+    whole = path if path.startswith("/") else parts.path[: parts.path.rindex("/") + 1] + path
+    segments: list[str] = []
+    *folders, last = whole.split("/")[1:]
+    for segment in [*folders, last]:
+        dots = segment.lower().replace("%2e", ".")
+        if dots == "..":
+            segments = segments[:-1]
+        if dots not in (".", ".."):
+            segments.append(segment)
+    if last.lower().replace("%2e", ".") in (".", ".."):
+        segments.append("")
+    return f"{parts.scheme}://{parts.netloc}/{'/'.join(segments)}{rest}"
+
+
+@pytest.mark.parametrize(
+    ("reference", "url"),
+    [
+        ("../x", "http://h/x"),
+        ("../../../x", "http://h/x"),
+        ("..//x", "http://h//x"),
+        ("/\\evil", "http://evil"),
+        ("\t/\n/evil", "http://evil"),
+        ("java\nscript:x", "javascript:x"),
+        ("%2E%2e/x/.", "http://h/x/"),
+        ("?../x", "http://h/a/?../x"),
+    ],
+)
+def test_the_browser_of_these_tests_is_one(reference: str, url: str) -> None:
+    assert follow("http://h/a/b", reference) == url
+
+
+PREFIXES = ["", "/mlflow", "/api/mlflow"]
+SEGMENT = st.text(max_size=6).filter(
+    lambda text: "/" not in text and text not in (".", "..") and text.isprintable()
+)
+QUERY = st.text("abc=&%?/:+.~-_<>\"'", max_size=12).map(str.encode)
+
+
+@given(st.sampled_from(PREFIXES), st.lists(SEGMENT, min_size=1, max_size=6), QUERY)
+def test_signing_in_is_below_the_prefix_and_leads_back(
+    prefix: str, segments: list[str], query: bytes
+) -> None:
+    path = "/" + "/".join(segments)
+    location = browser.login_location(request("GET", path, query=query))
+    url = f"http://host{prefix}{quote(path)}" + (f"?{query.decode()}" if query else "")
+    there = urlsplit(follow(url, location))
+    assert (there.netloc, there.path) == ("host", f"{prefix}/hokusai/login")
+    if "" not in segments[:-1]:
+        assert urljoin(url, location) == there.geturl()
+    assert location.isascii() and location.isprintable() and " " not in location
+    (target,) = parse_qs(there.query)["next"]
+    back, _, asked = target.partition("?")
+    assert (unquote(back), asked.encode()) == (path, query)
+    if not path.startswith("//"):
+        assert local_path(target) == target
+        assert returned(f"http://host{prefix}", target) == f"http://host{prefix}{target}"
+
+
+def test_signing_in_keeps_what_a_browser_can_not_send_out_of_the_header() -> None:
+    location = browser.login_location(request("GET", "/x\r\ny: z", query=b"\xff\r\n\"' &x=1"))
+    assert location.isascii() and not re.search(r"""[\s"']""", location)
+    assert location.count("?") == 1 and "&" not in location
+
+
+def returned(root: str, target: str) -> str:
+    """Where a browser goes that signs in at `root`: what server/web.py builds of `next`."""
+    location = "../" + local_path(target)[1:]
+    url = follow(f"{root}/hokusai/login", location)
+    # Other clients have it by RFC 3986.
+    assert urljoin(f"{root}/hokusai/login", location).startswith(f"{root}/")
+    return url
+
+
+def test_the_list_of_redirects_is_whole() -> None:
+    assert len(REDIRECTS) == len(set(REDIRECTS)) >= 100
+
+
+@pytest.mark.parametrize("target", REDIRECTS, ids=ascii)
+def test_regression_46_signing_in_leads_nowhere_else(target: str) -> None:
+    assert local_path(target) == "/"
+    for prefix in PREFIXES:
+        root = f"http://host{prefix}"
+        assert returned(root, target) == f"{root}/"
+        assert returned(root, unquote(target)).startswith(f"{root}/")
+
+
+@given(st.text("/\\.:@?#%2eE \t\n\rahtps;", max_size=14), st.sampled_from(PREFIXES))
+def test_whatever_next_is_it_stays_below_the_prefix(target: str, prefix: str) -> None:
+    assert returned(f"http://host{prefix}", target).startswith(f"http://host{prefix}/")
+    for again in (f"/{target}", f"/x{target}"):
+        assert returned(f"http://host{prefix}", again).startswith(f"http://host{prefix}/")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(
+            "/",
+            "/x",
+            "/#/experiments/1/runs/2",
+            "/hokusai/keys",
+            "/hokusai/keys?state=active&query=a",
+        ),
+        *(
+            "/graphql",
+            "/get-artifact?path=a/../b",
+            "/x?next=//evil.example",
+            "/x?y=http://z",
+            "/a//b",
+        ),
+        *(
+            "/x#//y",
+            "/x#/../y",
+            "/...",
+            "/..a/b",
+            "/a../b",
+            "/.a",
+            "/a/b.c",
+            "/%20",
+            "/a%2Fb",
+        ),
+        *("/~a;b=1,c!$&'()*+", "/x:y@z", "/x/[1]", '/x?filter="a"', "/?", "/?x", "/" + "x" * 2047),
+    ],
+)
+def test_a_path_of_this_server_is_kept(target: str) -> None:
+    assert local_path(target) == target
+    assert returned("http://host/mlflow", target) == f"http://host/mlflow{target}"

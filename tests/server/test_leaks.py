@@ -1,0 +1,489 @@
+"""Leak reports: that only what GitHub signed counts, and that no report can harm or show a key."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+import re
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mlflow_hokusai_auth.core import keys as key_format
+from mlflow_hokusai_auth.server import leaks
+
+BASE62 = string.digits + string.ascii_letters
+SIGNER = ec.generate_private_key(ec.SECP256R1())
+OTHER = ec.generate_private_key(ec.SECP256R1())
+P384 = ec.generate_private_key(ec.SECP384R1())
+KEYS = {"one": SIGNER.public_key(), "two": OTHER.public_key()}
+BODY = b'[{"token":"t","type":"hokusai_api_key","url":"https://example.com/a","source":"commit"}]'
+PATTERN = re.compile(leaks.PATTERN, re.ASCII)
+
+
+def sign(body: bytes, key: ec.EllipticCurvePrivateKey = SIGNER, *, digest: Any = None) -> str:
+    return base64.b64encode(key.sign(body, ec.ECDSA(digest or hashes.SHA256()))).decode()
+
+
+def pem(key: Any) -> str:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(serialization.Encoding.PEM, form).decode()  # type: ignore[no-any-return]
+
+
+def entry(identifier: object, key: object, current: bool = True) -> dict[str, object]:
+    return {"key_identifier": identifier, "key": key, "is_current": current}
+
+
+def report(**changes: object) -> bytes:
+    match = {"token": "t", "type": "hokusai_api_key", "url": "u", "source": "s"} | changes
+    return json.dumps([{name: value for name, value in match.items() if value != ()}]).encode()
+
+
+# load
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Any:
+    def save(content: object) -> str:
+        path = tmp_path / "keys.json"
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        return str(path)
+
+    return save
+
+
+def test_every_key_of_the_file_counts(saved: Any) -> None:
+    answer = {"public_keys": [entry("old", pem(OTHER), False), entry("new", pem(SIGNER))]}
+    keys = leaks.load(saved(answer))
+    assert keys == {"old": OTHER.public_key(), "new": SIGNER.public_key()}
+    assert leaks.verified(BODY, "old", sign(BODY, OTHER), keys)
+    assert leaks.verified(BODY, "new", sign(BODY), keys)
+    assert not leaks.verified(BODY, "old", sign(BODY), keys)
+
+
+def test_the_same_key_twice_is_one(saved: Any) -> None:
+    twice = [entry("one", pem(SIGNER)), entry("one", pem(SIGNER), False)]
+    assert list(leaks.load(saved({"public_keys": twice}))) == ["one"]
+
+
+PRIVATE = SIGNER.private_bytes(
+    serialization.Encoding.PEM,
+    serialization.PrivateFormat.PKCS8,
+    serialization.NoEncryption(),
+).decode()
+# secp112r1, which `cryptography` does not know: SEQUENCE of ecPublicKey, the curve, and a point.
+UNKNOWN_CURVE = bytes.fromhex("3032301006072a8648ce3d020106052b81040006031e0004") + bytes(28)
+WRONG_KEYS = {
+    "not text": 7,
+    "missing": None,
+    "empty": "",
+    "no PEM": "MFkwEwYHKoZIzj0CAQ",
+    "broken PEM": pem(SIGNER).replace("M", "N", 1),
+    "lone surrogate": "\ud800",
+    "P-384": pem(P384),
+    "secp256k1": pem(ec.generate_private_key(ec.SECP256K1())),
+    "unknown curve": "-----BEGIN PUBLIC KEY-----\n"
+    + base64.encodebytes(UNKNOWN_CURVE).decode()
+    + "-----END PUBLIC KEY-----\n",
+    "Ed25519": pem(ed25519.Ed25519PrivateKey.generate()),
+    "RSA": pem(rsa.generate_private_key(65537, 2048)),
+    "private": PRIVATE,
+}
+
+
+@pytest.mark.parametrize("key", WRONG_KEYS.values(), ids=WRONG_KEYS)
+def test_a_wrong_key_is_refused_even_beside_a_good_one(key: object, saved: Any) -> None:
+    path = saved({"public_keys": [entry("one", pem(SIGNER)), entry("two", key)]})
+    with pytest.raises(ValueError, match=r"public key 2 in .* is no P-256 key; .*curl") as caught:
+        leaks.load(path)
+    assert leaks.KEYS_URL in str(caught.value)
+    assert "PRIVATE" not in str(caught.value)
+
+
+@pytest.mark.parametrize("identifier", [None, "", 3, ["one"]])
+def test_a_key_needs_an_identifier(identifier: object, saved: Any) -> None:
+    with pytest.raises(ValueError, match="public key 1"):
+        leaks.load(saved({"public_keys": [entry(identifier, pem(SIGNER))]}))
+
+
+def test_two_keys_may_not_share_an_identifier(saved: Any) -> None:
+    both = [entry("one", pem(SIGNER)), entry("one", pem(OTHER))]
+    with pytest.raises(ValueError, match="two keys of one identifier"):
+        leaks.load(saved({"public_keys": both}))
+
+
+MALFORMED = {
+    "empty": b"",
+    "no JSON": b"<html>rate limited</html>",
+    "not UTF-8": b'{"public_keys": ["\xff"]}',
+    "a bomb": b'{"public_keys":' + b"[" * 200_000,
+    "a list": b"[]",
+    "null": b"null",
+    "GitHub's error": b'{"message": "API rate limit exceeded"}',
+    "no keys": b'{"public_keys": []}',
+    "no list": b'{"public_keys": {"a": "b"}}',
+}
+
+
+@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_file(content: bytes, saved: Any) -> None:
+    with pytest.raises(ValueError, match="has no public_keys; save it again: curl"):
+        leaks.load(saved(content))
+
+
+@pytest.mark.parametrize("item", [None, 1, "a", [], {}])
+def test_an_item_that_is_no_key(item: object, saved: Any) -> None:
+    with pytest.raises(ValueError, match="public key 1"):
+        leaks.load(saved({"public_keys": [item]}))
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"can't be read \(No such file"):
+        leaks.load(str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match=r"can't be read \(Is a directory"):
+        leaks.load(str(tmp_path))
+    with pytest.raises(ValueError, match=r"curl -fsS -o '.*a name' https"):
+        leaks.load(str(tmp_path / "a name"))
+
+
+# verified
+
+
+def test_githubs_example(saved: Any) -> None:
+    """The request that GitHub's documentation shows verifies with the keys of its time.
+
+    Request: "Sample HTTP POST sent to verify endpoint" in github/docs,
+    content/code-security/secret-scanning/secret-scanning-partnership-program/
+    secret-scanning-partner-program.md. Its answer with the public keys:
+    octokit/octokit.net, Octokit.Tests/Models/MetaPublicKeysTests.cs. The second request is the older
+    example, proposed for the same page in github/docs pull request 18776, and signed with a key that
+    had `is_current` false later: reports signed with it would have been lost, were such keys left out.
+    """
+    new = "bcb53661c06b4728e59d897fb6165d5c9cda0fd9cdf9d09ead458168deb7518c"
+    old = "90a421169f0a406205f1563a953312f0be898d3c7b6c06b681aa86a874555f4a"
+    armour = "-----{} PUBLIC KEY-----\n"
+    published = {
+        old: "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE9MJJHnMfn2+H4xL4YaPDA4RpJqUq\n"
+        "kCmRCBnYERxZanmcpzQSXs1X/AljlKkbJ8qpVIW4clayyef9gWhFbNHWAA==\n",
+        new: "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEYAGMWO8XgCamYKMJS6jc/qgvSlAd\n"
+        "AjPuDPRcXU22YxgBrz+zoN19MzuRyW87qEt9/AmtoNP5GrobzUvQSyJFVw==\n",
+    }
+    answer = [
+        entry(name, armour.format("BEGIN") + text + armour.format("END"), name == new)
+        for name, text in published.items()
+    ]
+    keys = leaks.load(saved({"public_keys": answer}))
+
+    body = (
+        b'[{"source":"commit","token":"some_token","type":"some_type",'
+        b'"url":"https://example.com/base-repo-url/"}]'
+    )
+    assert len(body) == 104  # the Content-Length shown
+    signature = (
+        "MEQCIQDaMKqrGnE27S0kgMrEK0eYBmyG0LeZismAEz/BgZyt7AIf"
+        "Xt9fErtRS4XaeSt/AO1RtBY66YcAdjxji410VQV4xg=="
+    )
+    assert leaks.verified(body, new, signature, keys)
+    assert not leaks.verified(body + b"\n", new, signature, keys)
+    assert not leaks.verified(body, old, signature, keys)
+    assert leaks.parse(body) == [
+        leaks.Leak("some_token", "some_type", "https://example.com/base-repo-url/", "commit")
+    ]
+
+    body = b'[{"token":"some_token","type":"some_type","url":"some_url"}]'
+    signature = (
+        "MEUCIQDKZokqnCjrRtw0tni+2Ltvl/uiMJ1EGumEsp1BsNr32AIg"
+        "QY1YXD2nlj+XNfGK4rBfkMJ1JDOQcYXxa2sY8FNkrKc="
+    )
+    assert leaks.verified(body, old, signature, keys)
+    assert leaks.parse(body) == [leaks.Leak("some_token", "some_type", "some_url", "")]
+
+
+def test_a_signed_body() -> None:
+    for body in (BODY, b"", b"\xff\x00", b"x" * 10**6):
+        assert leaks.verified(body, "one", sign(body), KEYS)
+        assert leaks.verified(body, "two", sign(body, OTHER), KEYS)
+
+
+GOOD = sign(BODY)
+RAW = base64.b64decode(GOOD)
+BAD: dict[str, tuple[bytes, str, str]] = {
+    "unknown identifier": (BODY, "three", GOOD),
+    "no identifier": (BODY, "", GOOD),
+    "identifier in other case": (BODY, "ONE", GOOD),
+    "another's identifier": (BODY, "two", GOOD),
+    "another key": (BODY, "one", sign(BODY, OTHER)),
+    "a key not of the file": (BODY, "one", sign(BODY, ec.generate_private_key(ec.SECP256R1()))),
+    "P-384": (BODY, "one", sign(BODY, P384)),
+    "SHA-512": (BODY, "one", sign(BODY, digest=hashes.SHA512())),
+    "a byte more": (BODY + b" ", "one", GOOD),
+    "a byte less": (BODY[:-1], "one", GOOD),
+    "a bit changed": (bytes([BODY[0] ^ 1]) + BODY[1:], "one", GOOD),
+    "parsed and written again": (json.dumps(json.loads(BODY)).encode(), "one", GOOD),
+    "no body": (b"", "one", GOOD),
+    "no signature": (BODY, "one", ""),
+    "no base64": (BODY, "one", "%%%"),
+    "base64 with rubbish in it": (BODY, "one", GOOD[:8] + "!" + GOOD[8:]),
+    "base64 cut short": (BODY, "one", GOOD.rstrip("=")[:-1]),
+    "not ASCII": (BODY, "one", "é" + GOOD),
+    "lone surrogate": (BODY, "one", "\ud800"),
+    "garbage": (BODY, "one", base64.b64encode(b"garbage").decode()),
+    "DER cut short": (BODY, "one", base64.b64encode(RAW[:-1]).decode()),
+    "DER and more": (BODY, "one", base64.b64encode(RAW + b"\0").decode()),
+    "r and s of 0": (BODY, "one", base64.b64encode(bytes.fromhex("3006020100020100")).decode()),
+    "r and s of 1": (BODY, "one", base64.b64encode(bytes.fromhex("3006020101020101")).decode()),
+    "r and s without DER": (BODY, "one", base64.b64encode(b"\1" * 64).decode()),
+    "huge": (BODY, "one", "A" * 10**6),
+}
+
+
+@pytest.mark.parametrize(("body", "identifier", "signature"), BAD.values(), ids=BAD)
+def test_what_github_did_not_sign(body: bytes, identifier: str, signature: str) -> None:
+    assert not leaks.verified(body, identifier, signature, KEYS)
+
+
+def test_without_keys_nothing_is_genuine() -> None:
+    assert not leaks.verified(BODY, "one", GOOD, {})
+
+
+SIGNATURES = st.text() | st.binary().map(lambda raw: base64.b64encode(raw).decode())
+
+
+@given(st.binary(), st.sampled_from(["one", "two"]) | st.text(), SIGNATURES)
+def test_verified_never_raises(body: bytes, identifier: str, signature: str) -> None:
+    assert leaks.verified(body, identifier, signature, KEYS) is False
+
+
+@given(st.integers(0, len(RAW) - 1), st.integers(1, 255))
+def test_no_changed_signature_is_good(position: int, change: int) -> None:
+    changed = bytearray(RAW)
+    changed[position] ^= change
+    assert not leaks.verified(BODY, "one", base64.b64encode(changed).decode(), KEYS)
+
+
+@given(st.integers(0, len(BODY) - 1), st.integers(1, 255))
+def test_no_changed_body_is_good(position: int, change: int) -> None:
+    changed = bytearray(BODY)
+    changed[position] ^= change
+    assert not leaks.verified(bytes(changed), "one", GOOD, KEYS)
+
+
+# parse
+
+
+def test_a_report() -> None:
+    first, second = key_format.generate(), key_format.generate("dev")
+    body = json.dumps(
+        [
+            {"token": first, "type": "a", "url": "https://example.com/x", "source": "content"},
+            {"token": second, "type": "a", "url": "", "source": "npm", "later": {"more": 1}},
+        ]
+    ).encode()
+    assert leaks.parse(body) == [
+        leaks.Leak(first, "a", "https://example.com/x", "content"),
+        leaks.Leak(second, "a", "", "npm"),
+    ]
+    assert leaks.parse(b" [ ] ") == []
+
+
+@pytest.mark.parametrize("name", ["url", "source"])
+@pytest.mark.parametrize("value", [(), None, 5, ["x"]], ids=["missing", "null", "5", "list"])
+def test_a_key_counts_without_its_place(name: str, value: object) -> None:
+    (leak,) = leaks.parse(report(**{name: value}))
+    assert getattr(leak, name) == ""
+    assert leak.token == "t"
+
+
+@pytest.mark.parametrize("name", ["token", "type"])
+@pytest.mark.parametrize("value", [(), None, 5, "", ["x"]])
+def test_a_match_needs_a_token_and_a_type(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match="Match 1 of the report has no token or no type"):
+        leaks.parse(report(**{name: value}))
+
+
+@pytest.mark.parametrize("match", [None, 1, "text", [], {}])
+def test_which_match_is_wrong(match: object) -> None:
+    good = {"token": "t", "type": "a"}
+    with pytest.raises(ValueError, match="Match 2 of"):
+        leaks.parse(json.dumps([good, match, good]).encode())
+
+
+NO_LIST = {
+    "empty": b"",
+    "text": b"hello",
+    "object": b'{"token": "t", "type": "a"}',
+    "null": b"null",
+    "a string": b'"t"',
+    "two lists": b"[][]",
+    "cut short": BODY[:-1],
+    "not UTF-8": b'[{"token": "\xff", "type": "a"}]',
+    "UTF-16": BODY.decode().encode("utf-16"),
+    "UTF-8 with a mark": b"\xef\xbb\xbf" + BODY,
+    "NUL": b"\0",
+    "deep lists": b"[" * 500_000,
+    "deep objects": b'[{"token":' * 300_000,
+    "deep and closed": b"[" * 200_000 + b"]" * 200_000,
+    "a number too long": b"[" + b"9" * 100_000 + b"]",
+}
+
+
+@pytest.mark.parametrize("body", NO_LIST.values(), ids=NO_LIST)
+def test_what_is_no_report(body: bytes) -> None:
+    with pytest.raises(ValueError, match="A report is a JSON list of at most 1000"):
+        leaks.parse(body)
+
+
+def test_how_many_matches() -> None:
+    match = {"token": "t", "type": "a", "url": "u", "source": "s"}
+    assert len(leaks.parse(json.dumps([match] * leaks.MAX_LEAKS).encode())) == leaks.MAX_LEAKS
+    for count in (leaks.MAX_LEAKS + 1, 100_000):
+        with pytest.raises(ValueError, match="at most 1000"):
+            leaks.parse(json.dumps([match] * count).encode())
+
+
+@pytest.mark.parametrize("name", ["type", "url", "source"])
+def test_what_is_logged_holds_no_key(name: str) -> None:
+    key = key_format.generate()
+    padding = "x" * (leaks.MAX_TEXT - 11)  # the limit falls into the key
+    for text, logged in {
+        f"https://example.com/?key={key}&x": "https://example.com/?key=hk_live_***&x",
+        # These would be put together by what takes out the characters that can't be printed.
+        f"{key[:3]}\0{key[3:]}": "hk_live_***",
+        f"{key[:20]}\u200b{key[20:]}": "hk_live_***",
+        "https://a/" + key.replace("_", "%5F"): "https://a/hk_live_***",
+        padding + key: padding + "hk_live_***",
+    }.items():
+        (leak,) = leaks.parse(report(**{name: text}))
+        assert getattr(leak, "kind" if name == "type" else name) == logged
+
+
+@pytest.mark.parametrize("name", ["type", "url", "source"])
+def test_what_is_logged_is_short_and_printable(name: str) -> None:
+    field = "kind" if name == "type" else name
+    (leak,) = leaks.parse(report(**{name: "a\r\nb\x1b[31m\u202ec\ud800é " + "x" * 10_000}))
+    logged = getattr(leak, field)
+    assert logged.startswith("ab[31mcé xxx")
+    assert len(logged) == leaks.MAX_TEXT
+    assert logged.isprintable()
+
+
+def test_a_leak_does_not_show_its_token() -> None:
+    key = key_format.generate()
+    (leak,) = leaks.parse(report(token=key))
+    assert leak.token == key
+    assert key not in repr(leak) and key not in str(leak) and key not in f"{[leak]}"
+
+
+@pytest.mark.parametrize("tail", [b"", b"]]", b',{"token": 1}]', b"\xff"])
+def test_an_error_does_not_show_the_token(tail: bytes) -> None:
+    key = key_format.generate()
+    with pytest.raises(ValueError) as caught:
+        leaks.parse(report(token=key)[:-1] + tail)
+    # Not in what caused it either: an error reporter shows that too.
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+    assert key not in repr(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.sampled_from(["token", "type", "url", "source"]) | st.text(), inner)
+    ),
+)
+
+
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+@example(BODY)
+@example(rb'[{"token":"\ud800","type":"\u0000","url":"\ud83d"}]')
+def test_parse_raises_nothing_but_value_error(body: bytes) -> None:
+    try:
+        found = leaks.parse(body)
+    except ValueError as error:
+        assert type(error) is ValueError
+        return
+    for leak in found:
+        for text in (leak.kind, leak.url, leak.source):
+            assert len(text) <= leaks.MAX_TEXT
+            assert text.isprintable()
+        json.dumps(leaks.feedback(leak, False)).encode("ascii")
+
+
+# feedback
+
+
+def test_feedback() -> None:
+    key = key_format.generate()
+    (leak,) = leaks.parse(report(token=key))
+    assert leaks.feedback(leak, True) == {
+        "token_hash": hashlib.sha256(key.encode()).hexdigest(),
+        "token_type": "hokusai_api_key",
+        "label": "true_positive",
+    }
+    assert leaks.feedback(leak, False)["label"] == "false_positive"
+
+
+def test_feedback_never_holds_a_key() -> None:
+    key = key_format.generate()
+    (leak,) = leaks.parse(report(token=key, type=key, url=key, source=key))
+    assert key not in json.dumps([leaks.feedback(leak, True), leaks.feedback(leak, False)])
+
+
+# PATTERN
+
+
+def older(length: int, environment: str = "live") -> str:
+    return f"hk_{environment}_" + "".join(random.choices(BASE62, k=length))
+
+
+def test_the_pattern_finds_every_key_and_all_of_it() -> None:
+    for _ in range(500):
+        for environment in key_format.ENVIRONMENTS:
+            for key in (
+                key_format.generate(environment),
+                older(32, environment),
+                older(40, environment),
+            ):
+                assert key_format.importable(key)
+                for text in (f"{key}", f'"{key}"', f"K={key}\n", f"\\n{key}\\n", f"%3D{key}%26é"):
+                    assert PATTERN.findall(text) == [key]
+                assert PATTERN.findall(f"{key} {key},é{key}é") == [key] * 3
+
+
+@pytest.mark.parametrize("length", sorted(set(range(60)) - {32, 40, 46}))
+def test_the_pattern_finds_no_part_of_something_longer_or_shorter(length: int) -> None:
+    assert not PATTERN.search(older(length))
+
+
+def test_what_the_pattern_does_not_find() -> None:
+    key = key_format.generate()
+    body = key.removeprefix("hk_live_")
+    for text in (body, f"hk_prod_{body}", f"HK_LIVE_{body}", key.replace("_", "-"), f"hk_{body}"):
+        assert not PATTERN.search(text)
+
+
+@given(st.from_regex(PATTERN, fullmatch=True))
+def test_a_match_is_importable_but_for_its_checksum(text: str) -> None:
+    if key_format.importable(text):
+        return
+    body = text.split("_", 2)[2]
+    assert len(body) == 46
+    assert key_format.checksum(body[:40]) != body[40:]
+
+
+def test_the_pattern_is_one_that_hyperscan_takes() -> None:
+    """Nothing of what its reference lists as unsupported ("Pattern Support"): lookaround,
+    backreferences, atomic groups, possessive quantifiers, conditions. Compiled and tried once with
+    Hyperscan 5.4 itself, which is no dependency."""
+    assert leaks.PATTERN.isascii()
+    assert set(re.findall(r"\(\?.", leaks.PATTERN)) == {"(?:"}
+    assert set(re.findall(r"\\.", leaks.PATTERN)) == {r"\b"}
+    assert not re.search(r"[*+?}][+?]", leaks.PATTERN)
