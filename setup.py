@@ -19,6 +19,7 @@ SERVER = [
     "cryptography",
     "flask",
     "limits>=3",
+    "prometheus-client>=0.20",
     "pydantic-settings>=2.3",
     "requests>=2.31",
     "urllib3>=2",

@@ -24,7 +24,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 
-from . import BackendUnavailable
+from . import BackendUnavailable, metrics
 
 VERSION_TABLE = "hokusai_auth_alembic_version"
 #: Seconds that SQLite waits for another process's write before it gives up.
@@ -175,11 +175,29 @@ class Database:
             yield change
         for event in change.events:
             _audit_log.info("%s", json.dumps(event))
+            metrics.EVENTS.labels(event["event"]).inc()
 
     def generation(self) -> int:
         """The number that every change makes larger. Raises BackendUnavailable."""
         with self.reading() as connection:
             return int(connection.execute(_GENERATION).scalar_one())
+
+    def state(self, name: str) -> int | None:
+        """The number kept under `name`, or None. Raises BackendUnavailable."""
+        with self.reading() as connection:
+            return connection.execute(
+                sa.select(STATE.c.value).where(STATE.c.name == name)
+            ).scalar_one_or_none()
+
+    def set_state(self, name: str, value: int, event: str, by: Actor, **detail: object) -> None:
+        """Keep `value` under `name`, as `by` wants it. Raises BackendUnavailable."""
+        with self.changing() as change:
+            row = STATE.c.name == name
+            if not change.connection.execute(
+                sa.update(STATE).where(row).values(value=value)
+            ).rowcount:
+                change.connection.execute(sa.insert(STATE).values(name=name, value=value))
+            change.audit(event, by, "", **detail)
 
     def migrate(self) -> None:
         """Create or upgrade the tables. Safe to run from several processes at once."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from mlflow_hokusai_auth.core.breaker import Breaker
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import Backend, BackendUnavailable, Throttled
+from . import Backend, BackendUnavailable, Throttled, metrics
 
 #: Seconds for which a backend that failed several times in a row is left alone, at most.
 COOL_DOWN = 1.0
@@ -34,25 +34,40 @@ class Guarded:
         with self._lock:
             ticket = self._breaker.begin(self._timer())
         if ticket is None:
+            self._count("skipped")
             raise BackendUnavailable(
                 f"{self.name} failed repeatedly and is left alone for a second"
             )
+        began = self._timer()
         try:
             answer = self._backend.lookup(key, address)
         except Throttled:
+            self._count("throttled", began)
             # It answers; and its limit may be this key's only, which must not stop the others.
             with self._lock:
                 self._breaker.succeeded(ticket)
             raise
         except BaseException as error:
+            self._count("failed", began)
             # Spread, so that the servers of a site do not all come back at once.
             cool_down = COOL_DOWN * random.uniform(0.5, 1)  # noqa: S311
             with self._lock:
                 first = self._breaker.closed
                 opened = self._breaker.failed(ticket, self._timer(), cool_down)
+            if opened:
+                metrics.BREAKER_OPEN.labels(self.name).set(1)
             if opened and first:
                 _log.warning("%s is left alone, as it keeps failing: %s", self.name, error)
             raise
         with self._lock:
+            recovered = not self._breaker.closed
             self._breaker.succeeded(ticket)
+        if recovered:
+            metrics.BREAKER_OPEN.labels(self.name).set(0)
+        self._count("rejected" if isinstance(answer, Rejected) else "accepted", began)
         return answer
+
+    def _count(self, result: str, began: float | None = None) -> None:
+        metrics.AUTHORITY_CALLS.labels(self.name, result).inc()
+        if began is not None:
+            metrics.AUTHORITY_SECONDS.labels(self.name).observe(self._timer() - began)

@@ -20,6 +20,7 @@ from mlflow_hokusai_auth.core.types import Principal, Rejected
 from .database import KEYS, NOBODY, Actor, Change, Database, StoreError
 from .records import (
     EVERY,
+    STATES,
     KeyConflict,
     KeyFilter,
     KeyNotFound,
@@ -150,6 +151,19 @@ class LocalStore:
             yield from records
             if token is None:
                 return
+
+    def counts(self, soon: float) -> tuple[dict[str, int], int]:
+        """How many keys are in each state, and how many active ones end within `soon` seconds."""
+        now = time.time()
+        count = sa.select(sa.func.count()).select_from(KEYS)
+        ending = KEYS.c.expires_at <= now + soon
+        with self.database.reading() as connection:
+
+            def of(state: str, *more: sa.ColumnElement[bool]) -> int:
+                query = count.where(*conditions(KeyFilter(state=state), now), *more)
+                return int(connection.execute(query).scalar_one())
+
+            return {state: of(state) for state in STATES}, of("active", ending)
 
     def get(self, key_id: str) -> KeyRecord:
         """The key with this id."""
@@ -319,6 +333,6 @@ def _leave_an_admin(change: Change, going: KeyRecord) -> None:
     )
     if not any(_is_admin(from_row(row)) for row in rows):
         raise KeyConflict(
-            f"{going.key_id} is the last key that may manage keys. Make another one first, or use "
-            "--force (force=true)."
+            f"{going.key_id} is the last key that may manage keys. Make another one first, "
+            "or force it: keys can then be made on the server's command line only."
         )

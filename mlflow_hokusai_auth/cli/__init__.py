@@ -12,7 +12,7 @@ from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.client.commands import doctor, whoami
 
 from .keys import keys
-from .server import audit, demo, explain, routes
+from .server import audit, demo, explain, log_level, routes
 
 
 @click.group()
@@ -21,5 +21,5 @@ def main() -> None:
     """Hokusai API keys for MLflow."""
 
 
-for command in (keys, audit, routes, explain, demo, whoami, doctor):
+for command in (keys, audit, log_level, routes, explain, demo, whoami, doctor):
     main.add_command(command)

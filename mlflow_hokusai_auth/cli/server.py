@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from .output import Mistake, date, json_option, print_fields, print_json, print_table, seconds
-from .store import opened, require_server
+from .store import actor, opened, require_server
 
 #: Characters of one value of an event that are shown to people.
 _MAX_DETAIL = 60
@@ -134,3 +135,17 @@ def _short(detail: Mapping[str, Any]) -> str:
             text = json.dumps(value, ensure_ascii=False)
         shown.append(f"{name}={text if len(text) <= _MAX_DETAIL else text[:_MAX_DETAIL] + '…'}")
     return " ".join(shown)
+
+
+@click.command("log-level")
+@click.argument("level", type=click.Choice(["debug", "info", "warning", "error"]))
+def log_level(level: str) -> None:
+    """Set how much running servers log, within a second and without a restart."""
+    with opened() as store:
+        store.database.set_state(
+            "log_level",
+            getattr(logging, level.upper()),
+            "log_level.changed",
+            actor(),
+            level=level,
+        )

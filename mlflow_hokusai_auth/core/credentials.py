@@ -26,7 +26,7 @@ _PLACES = {
     _AUTHORIZATION: "Authorization",
     _GATEWAY: "X-MLflow-Authorization",
 }
-_QUERY_PLACE = "?api_key="
+QUERY_PLACE = "?api_key="
 
 
 def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | Deny | None:
@@ -62,10 +62,10 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
             found.setdefault(key, []).append(place)
     if query_key and request.query:
         for key in _query_values(request.query):
-            if _QUERY_PLACE in seen:
+            if QUERY_PLACE in seen:
                 return Deny("KEY_CONFLICT", "?api_key= was sent more than once. Send it once.")
-            seen.add(_QUERY_PLACE)
-            found.setdefault(key, []).append(_QUERY_PLACE)
+            seen.add(QUERY_PLACE)
+            found.setdefault(key, []).append(QUERY_PLACE)
     if len(found) > 1:
         if any(browser.PLACE in places for places in found.values()):
             return Deny(

@@ -41,6 +41,8 @@ CODES = {
     "SCOPE_MISSING": Code(403, "PERMISSION_DENIED", "Scope missing"),
     "ADDRESS_REFUSED": Code(403, "PERMISSION_DENIED", "Address not allowed"),
     "CROSS_SITE": Code(403, "PERMISSION_DENIED", "Cross-site request refused"),
+    "INTERCEPTED": Code(403, "PERMISSION_DENIED", "Refused by a rule of this server"),
+    "INTERCEPTOR_FAILED": Code(503, "TEMPORARILY_UNAVAILABLE", "A rule of this server failed"),
     "BODY_TOO_LARGE": Code(413, "INVALID_PARAMETER_VALUE", "Body too large"),
     "AUTHORITY_UNAVAILABLE": Code(
         503, "TEMPORARILY_UNAVAILABLE", "Authentication service unavailable"

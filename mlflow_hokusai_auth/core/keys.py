@@ -27,9 +27,20 @@ _CHECKSUMMED = re.compile(
     rf"hk_(?:live|test|dev)_([0-9A-Za-z]{{{_RANDOM}}})([0-9A-Za-z]{{{_CHECKSUM}}})", re.ASCII
 )
 _IMPORTABLE = re.compile(r"hk_(?:live|test|dev)_(?:[0-9A-Za-z]{32}|[0-9A-Za-z]{40})", re.ASCII)
-# Web servers log a target as it came, so an underscore may stand there as %5F.
+
+
+def _spelt(text: str) -> str:
+    """A pattern for `text`, each character of it as it is or percent-encoded."""
+    return "".join(f"(?:{character}|%{ord(character):02x})" for character in text)
+
+
+# Web servers log a target as it came, so any part of it may be encoded: %5F for the underscore.
 _IN_TEXT = re.compile(
-    r"hk(?:_|%5F)(live|test|dev|jobs|session)(?:_|%5F)[A-Za-z0-9_%-]{4,}", re.ASCII | re.IGNORECASE
+    _spelt("hk_")
+    + f"({'|'.join(_spelt(name) for name in (*ENVIRONMENTS, 'jobs', 'session'))})"
+    + _spelt("_")
+    + "[A-Za-z0-9_%-]{4,}",
+    re.ASCII | re.IGNORECASE,
 )
 
 

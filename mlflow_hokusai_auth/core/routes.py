@@ -60,6 +60,13 @@ PUBLIC  POST              logout
 PUBLIC  GET               static/hokusai.css  static/hokusai.svg  static/login.js
 KEY     GET               keys  static/keys.js
 
+ADMIN   GET               metrics
+
+# Whether the server can do its work: in a word for load balancers, part by part for who has a key.
+[hokusai /api/health/]
+PUBLIC  GET               mlflow
+KEY     GET               mlflow/detailed
+
 # What MLflow's pages ask about who is signed in.
 [ui /{api,ajax-api}/2.0/mlflow/]
 KEY     GET               users/current

@@ -41,12 +41,18 @@ REGISTRY_READS = frozenset({"experiments", "server", "ui", "hokusai"})
 #: The one change beyond those kinds: the experiment that a first run needs.
 _REGISTRY_WRITES = "/mlflow/experiments/create"
 
-KNOWN = frozenset({*GENERAL, *REGISTRY, *ADMIN})
+#: The server's metrics, and nothing else: for a Prometheus.
+METRICS = "metrics:read"
+_METRICS_RULE = "GET /hokusai/metrics"
+
+KNOWN = frozenset({*GENERAL, *REGISTRY, *ADMIN, METRICS})
 
 
 @lru_cache(maxsize=4096)
 def granted(scopes: frozenset[str], operation: Operation) -> Access:
     """The most that `scopes` (none of them an administrator's) allow on what `operation` is about."""
+    if METRICS in scopes and operation.rule == _METRICS_RULE:
+        return operation.access
     general = max((GENERAL.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)
     registry = max((REGISTRY.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)
     if operation.kind in REGISTRY_READS and not operation.rule.endswith(_REGISTRY_WRITES):

@@ -112,6 +112,8 @@ class Deny:
     #: Seconds after which it is worth to ask again, for a refusal that passes.
     retry_after: float | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    #: Whose key was refused, where that is known.
+    principal: Principal | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,6 @@ def blueprint(
     @routes.after_request
     def describe_answer(response: flask.Response) -> flask.Response:
         response.headers["Cache-Control"] = "no-store"
-        response.headers["X-Request-Id"] = identity.request_id()
         return response
 
     for error, status, error_code in (

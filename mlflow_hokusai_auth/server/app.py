@@ -8,6 +8,8 @@ loop of its workers.
 
 from __future__ import annotations
 
+import atexit
+import copy
 import gc
 import logging
 import os
@@ -34,10 +36,24 @@ from mlflow_hokusai_auth.backends.uses import UseCounter
 from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.keys import redact
 
-from . import api, authority, identity, jobs, leaks, settings, validation, web
+from . import (
+    api,
+    authority,
+    health,
+    identity,
+    interceptors,
+    jobs,
+    leaks,
+    metrics,
+    settings,
+    switches,
+    validation,
+    web,
+)
 from .aliases import Prefixes
 from .gate import Cors, Gate
 from .limits import Limits
+from .observe import Observer
 from .sessions import SessionAuthority
 
 if TYPE_CHECKING:
@@ -94,6 +110,10 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         limits=Limits(
             config.redis_url.get_secret_value(), failures_per_minute=config.failures_per_minute
         ),
+        observer=Observer(sample=config.log_reads),
+        interceptors=interceptors.load(refuse_on_error=config.interceptor_errors == "refuse"),
+        headers=settings.header_policy_of(config),
+        debug_headers=config.debug_headers,
         count=UseCounter(store.database).add,
         trusted=networks(config.trusted_proxies),
         mode=config.mode,
@@ -103,12 +123,16 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         api.blueprint(store, gate, leak_keys),
         validation.blueprint(),
         web.blueprint(store, sessions, gate, config.session_lifetime),
-        web.account(),
+        web.account(gate),
+        web.monitoring(store, gate),
+        health.blueprint(health.Health(health.checks(store, authority.probe(config, store)))),
     ):
         flask_app.register_blueprint(blueprint)
     identity.install(flask_app)
+    metrics.describe(config.mode, config.policy, ",".join(config.backend))
     _redact_logs()
-    _show_audit_log()
+    _show_own_logs()
+    switches.follow(store.database)
     app: AsgiGate | WSGIApplication
     if os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         from mlflow.server.fastapi_app import create_fastapi_app
@@ -141,38 +165,66 @@ def _cors() -> Cors:
     )
 
 
-class _RedactKeys(logging.Filter):
-    """Cuts keys out of what the web server logs of a request's path."""
+def _redact_logs() -> None:
+    """Cut keys out of all that this process logs: of MLflow's own and the web server's lines as well.
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    Where records are made, since a handler's or a logger's filter sees those of its own only.
+    """
+    make = logging.getLogRecordFactory()
+
+    def made(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        record.msg = _clean(record.msg)
         if isinstance(record.args, tuple):
             record.args = tuple(_clean(item) for item in record.args)
         elif isinstance(record.args, dict):
-            # In place: gunicorn's mapping of atoms answers for names that it does not hold.
-            for name, item in record.args.items():
-                record.args[name] = _clean(item)
-        return True
+            cleaned = {name: _clean(item) for name, item in record.args.items()}
+            if cleaned != record.args:
+                # A copy of its class: gunicorn's mapping of atoms answers for names that it lacks.
+                record.args = copy.copy(record.args)
+                record.args.update(cleaned)
+        if record.exc_info and record.exc_info[0] is not None:
+            text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+            if (redacted := redact(text)) != text:
+                record.exc_info, record.exc_text = None, redacted
+        return record
+
+    logging.setLogRecordFactory(made)
 
 
 def _clean(item: Any) -> Any:
-    return redact(item) if isinstance(item, str) and "hk" in item else item
+    """`item` if it has no key in it, else its text without."""
+    if item is None or isinstance(item, (int, float)):
+        return item
+    try:
+        text = str(item)
+    except Exception:
+        return item
+    # Looked at first, as that is quick: an encoded key has a percent sign.
+    if "hk_" not in text and "%" not in text:
+        return item
+    redacted = redact(text)
+    return item if redacted == text else redacted
 
 
-def _redact_logs() -> None:
-    for name in ("uvicorn.access", "gunicorn.access"):
-        logging.getLogger(name).addFilter(_RedactKeys())
+def _show_own_logs() -> None:
+    """Write our own logs to standard error, unless the operator's configuration has them."""
+    for name in ("audit", "decisions", "headers"):
+        log = logging.getLogger(f"mlflow_hokusai_auth.{name}")
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
+        _write(log, "%(message)s")
+    # Without a handler of its own, Python would drop what is below a warning, whatever the level.
+    _write(logging.getLogger("mlflow_hokusai_auth"), "%(levelname)s %(name)s: %(message)s")
 
 
-def _show_audit_log() -> None:
-    """Write the audit log to standard error, unless the operator's logging configuration has it."""
-    log = logging.getLogger("mlflow_hokusai_auth.audit")
-    if log.level == logging.NOTSET:
-        log.setLevel(logging.INFO)
-    if not log.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.propagate = False
+def _write(log: logging.Logger, form: str) -> None:
+    if log.hasHandlers():
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(form))
+    log.addHandler(handler)
+    log.propagate = False
 
 
 def _refuse_static_prefix(static_prefix: str | None) -> None:
@@ -209,9 +261,14 @@ def bootstrap(options: dict[str, Any]) -> None:
         store = LocalStore(config.database_uri.get_secret_value())
         store.migrate()
         authority.build(config, store)
+        interceptors.load(refuse_on_error=False)
         if config.leak_public_keys:
             leaks.load(config.leak_public_keys)
         jobs.issue()
+        metrics.prepare()
+        atexit.register(metrics.clear)
+        if config.metrics_bind:
+            metrics.serve(config.metrics_bind, store)
         _say_loudly(config)
     except _MISTAKES as error:
         raise SystemExit(f"hokusai-auth can't start: {error}") from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,10 +13,11 @@ from mlflow_hokusai_auth.core.denials import Refusal
 from mlflow_hokusai_auth.core.forwarding import dropped, identity
 from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 
-from . import graphql
+from . import graphql, observe
 from . import identity as caller
 from .aliases import raw_without, slash_location
 from .gate import BODY_LIMITS, MISMOUNTED, TOO_LARGE, Gate, reads_only
+from .observe import Exchange, request_id
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -49,18 +51,20 @@ class AsgiGate:
             raise RuntimeError(f"hokusai-auth refuses the scope type {kind!r}")
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, method: str) -> None:
+        began = time.perf_counter()
         query: bytes = scope.get("query_string", b"")
         # In place, because uvicorn's access log prints this very scope afterwards.
         scope["query_string"] = without_query_key(query)
         prefix, path = self._gate.prefixes.split(scope["path"])
         request = Request(method, path or "/", query, tuple(scope["headers"]), self._address(scope))
+        exchange = Exchange(request, prefix, request_id(request.headers), began)
         if scope.get("root_path"):
             verdict: Allow | Deny = MISMOUNTED
         else:
             verdict, receive = await self._verdict(request, receive)
-            verdict = self._gate.conclude(request, verdict)
+        verdict = self._gate.conclude(exchange, verdict)
         if isinstance(verdict, Deny):
-            refusal = self._gate.refusal(request, verdict, "" if path else prefix)
+            refusal = self._gate.refusal(exchange, verdict, "" if path else prefix)
             await _refuse(scope, send, refusal, method)
         elif prefix and not path and scope["type"] == "http":
             await _redirect(send, slash_location(prefix), scope["query_string"])
@@ -70,14 +74,47 @@ class AsgiGate:
                 inner["path"] = path
                 inner["raw_path"] = raw_without(prefix, path, scope.get("raw_path"))
             inner["headers"] = [
-                item for item in scope["headers"] if not dropped(item[0], verdict)
-            ] + list(identity(verdict))
+                *(
+                    item
+                    for item in scope["headers"]
+                    if not dropped(item[0], verdict, self._gate.headers)
+                ),
+                *identity(verdict),
+                *exchange.added,
+            ]
+            if self._gate.debug_headers:
+                observe.show_headers(exchange, inner["headers"])
             if verdict.principal is not None:
                 inner["state"] = {**scope.get("state", {}), "username": verdict.principal.owner}
-            caller.current.set(caller.Caller(verdict.principal, request.address))
-            if verdict.headers:
-                send = _with_headers(send, verdict.headers)
-            await self._app(inner, receive, send)
+            caller.current.set(
+                caller.Caller(verdict.principal, request.address, exchange.request_id)
+            )
+            exchange.passed = True
+            try:
+                await self._app(inner, receive, self._answering(send, exchange, verdict))
+            except BaseException:
+                exchange.broke_off = True
+                raise
+            finally:
+                self._gate.observer.over(exchange)
+
+    def _answering(self, send: Send, exchange: Exchange, allow: Allow) -> Send:
+        """`send`, with the gate's headers; tells `exchange` how MLflow answers."""
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent = message.get("headers", ())
+                exchange.started(message["status"], _content_type(sent, message["status"]))
+                added = [
+                    (name.lower().encode("latin-1"), value.encode("latin-1"))
+                    for name, value in self._gate.response_headers(exchange, allow)
+                ]
+                message = {**message, "headers": [*sent, *added]}
+            else:
+                exchange.sent += len(message.get("body", b""))
+            await send(message)
+
+        return sending
 
     async def _verdict(self, request: Request, receive: Receive) -> tuple[Allow | Deny, Receive]:
         """The verdict, and from where MLflow receives the body."""
@@ -124,15 +161,12 @@ async def _read(receive: Receive, limit: int) -> tuple[bytes | None, Receive]:
     return body if len(body) <= limit else None, again
 
 
-def _with_headers(send: Send, headers: tuple[tuple[str, str], ...]) -> Send:
-    added = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers]
-
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), *added]}
-        await send(message)
-
-    return sending
+def _content_type(headers: Iterable[tuple[bytes, bytes]], status: int) -> str:
+    # Looked up only where it tells something.
+    if status != 403:
+        return ""
+    found = {name.lower(): value for name, value in headers}
+    return found.get(b"content-type", b"").decode("latin-1")
 
 
 async def _refuse(scope: Scope, send: Send, refusal: Refusal, method: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 from mlflow_hokusai_auth.backends import Authority, Backend
 from mlflow_hokusai_auth.backends.cache import CachedBackend
@@ -10,6 +11,7 @@ from mlflow_hokusai_auth.backends.chain import Chain
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.service import AuthService
 from mlflow_hokusai_auth.backends.shared import SharedCache
+from mlflow_hokusai_auth.core import keys
 
 from .settings import Settings
 
@@ -32,6 +34,21 @@ def build(settings: Settings, store: LocalStore) -> Authority:
         for backend in [_backend(name, settings, store) for name in settings.backend]
     ]
     return cached[0] if len(cached) == 1 else Chain(cached)
+
+
+def probe(settings: Settings, store: LocalStore) -> Callable[[], str]:
+    """What asks every authority of `settings.backend` about a key that nobody has.
+
+    Any verdict on it shows that the authority works. Raises what the authority does.
+    """
+    backends = [_backend(name, settings, store) for name in settings.backend]
+
+    def ask() -> str:
+        for backend in backends:
+            backend.lookup(keys.generate("test"), "")
+        return f"{', '.join(settings.backend)} answers"
+
+    return ask
 
 
 def _backend(name: str, settings: Settings, store: LocalStore) -> Backend:

@@ -14,7 +14,7 @@ from mlflow_hokusai_auth.backends import Authority, BackendUnavailable, Throttle
 from mlflow_hokusai_auth.core import browser, credentials
 from mlflow_hokusai_auth.core.addresses import Network, client_address
 from mlflow_hokusai_auth.core.denials import CODES, Refusal, redirect, render
-from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.policy import Policy, plan, settle
 from mlflow_hokusai_auth.core.types import (
@@ -29,7 +29,9 @@ from mlflow_hokusai_auth.core.types import (
 )
 
 from .aliases import Prefixes, slash_location
+from .interceptors import Interceptors
 from .limits import Limits
+from .observe import Exchange, Observer
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +92,12 @@ class Gate:
     prefixes: Prefixes
     cors: Cors
     limits: Limits = field(default_factory=Limits)
+    observer: Observer = field(default_factory=Observer)
+    interceptors: Interceptors = Interceptors()  # noqa: RUF009 - frozen
+    #: What the operator says of the headers that MLflow gets.
+    headers: HeaderPolicy = HeaderPolicy()  # noqa: RUF009 - frozen
+    #: Whether to log the names of each request's headers, before and after that.
+    debug_headers: bool = False
     #: Called with the id of each key that opens a request.
     count: Callable[[str], object] = str
     #: Proxies whose word on the client's address is taken.
@@ -132,26 +140,46 @@ class Gate:
             return replace(_UNAVAILABLE, retry_after=_soon())
         return self._settle(need, principal)
 
-    def conclude(self, request: Request, verdict: Allow | Deny) -> Allow | Deny:
-        """`verdict` as the mode has it: only "enforce" refuses. Counts what failed."""
+    def conclude(self, exchange: Exchange, verdict: Allow | Deny) -> Allow | Deny:
+        """`verdict` as the mode has it: only "enforce" refuses. Notes it in `exchange`."""
+        exchange.decided = time.perf_counter()
+        exchange.verdict = verdict
         if isinstance(verdict, Allow):
-            return verdict
-        if self.mode == "enforce" or _is_ours(request):
-            return self._or_too_often(request, verdict)
-        _log.warning(
-            "observe: would refuse %s %r: %s (%s)",
-            request.method,
-            redact(request.path),
-            verdict.code,
-            verdict.message,
-        )
+            exchange.operation = verdict.operation
+            return self._intercepted(exchange, verdict) if self.interceptors else verdict
+        request = exchange.request
+        exchange.operation = classify(request.method, request.path)
+        if verdict is MISMOUNTED or self.mode == "enforce" or exchange.operation.kind == "hokusai":
+            exchange.verdict = self._or_too_often(request, verdict)
+            return exchange.verdict
         return self._let_pass(request)
 
-    def refusal(self, request: Request, deny: Deny, bare_prefix: str = "") -> Refusal:
+    def response_headers(self, exchange: Exchange, allow: Allow) -> Sequence[tuple[str, str]]:
+        """What to add to MLflow's answer, which has begun."""
+        added = (*allow.headers, ("X-Request-Id", exchange.request_id))
+        if not self.interceptors:
+            return added
+        return (*added, *self.interceptors.on_response(exchange.view(), exchange.status))
+
+    def _intercepted(self, exchange: Exchange, allow: Allow) -> Allow | Deny:
+        answer = self.interceptors.on_request(exchange.view())
+        if isinstance(answer, Deny):
+            exchange.verdict = answer
+            return answer
+        exchange.added = [(n.lower().encode("ascii"), v.encode("ascii")) for n, v in answer]
+        return allow
+
+    def refusal(self, exchange: Exchange, deny: Deny, bare_prefix: str = "") -> Refusal:
         """The response for `deny`, which for a page that a browser asks for is the way to sign in.
 
-        `bare_prefix` is the prefix of a path that consists of nothing else.
+        `bare_prefix` is the prefix of a path that consists of nothing else. Tells of the refusal.
         """
+        refusal = self._response(exchange.request, deny, bare_prefix)
+        exchange.status, exchange.sent = refusal.status, len(refusal.body)
+        self.observer.over(exchange)
+        return replace(refusal, headers=(*refusal.headers, ("X-Request-Id", exchange.request_id)))
+
+    def _response(self, request: Request, deny: Deny, bare_prefix: str) -> Refusal:
         if deny.code in _SIGN_IN and browser.wants_page(request):
             query = credentials.without_query_key(request.query)
             location = browser.login_location(replace(request, query=query))
@@ -166,6 +194,8 @@ class Gate:
             verdict = self.limits.admit(verdict)
             if isinstance(verdict, Allow) and verdict.principal is not None:
                 self.count(verdict.principal.key_id)
+        elif isinstance(principal, Principal):
+            verdict = replace(verdict, principal=principal)
         return verdict
 
     def _or_too_often(self, request: Request, deny: Deny) -> Deny:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -12,19 +10,18 @@ import flask
 from mlflow_hokusai_auth.backends.database import Actor
 from mlflow_hokusai_auth.core.types import Principal
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
-
 
 class Caller(NamedTuple):
-    """The verified principal, or None on a public route, and the client's address."""
+    """The verified principal, or None on a public route; the client's address; the request's id."""
 
     principal: Principal | None
     address: str
+    request_id: str
 
 
 #: Set by both adapters before they call MLflow; a thread pool that MLflow hands the request to
 #: copies it along with the context.
-current: ContextVar[Caller] = ContextVar("hokusai_caller", default=Caller(None, ""))  # noqa: B039
+current: ContextVar[Caller] = ContextVar("hokusai_caller", default=Caller(None, "", ""))  # noqa: B039
 
 
 def install(app: flask.Flask) -> None:
@@ -48,15 +45,5 @@ def actor() -> Actor:
     """The caller as the audit log names it."""
     caller = current.get()
     if caller.principal is None:
-        return Actor("", "", caller.address, request_id())
-    return Actor(caller.principal.owner, caller.principal.key_id, caller.address, request_id())
-
-
-def request_id() -> str:
-    """The client's X-Request-Id, if it is a plain one, or one made for this request."""
-    found = flask.g.get("hokusai_request_id")
-    if found is None:
-        sent = flask.request.headers.get("X-Request-Id", "")
-        found = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
-        flask.g.hokusai_request_id = found
-    return str(found)
+        return Actor("", "", caller.address, caller.request_id)
+    return Actor(caller.principal.owner, caller.principal.key_id, caller.address, caller.request_id)

@@ -24,6 +24,8 @@ from mlflow_hokusai_auth.backends.shared import COOL_DOWN, client
 from mlflow_hokusai_auth.core.breaker import Breaker
 from mlflow_hokusai_auth.core.types import Allow, Deny
 
+from . import metrics
+
 #: Attempts to sign in from one address, in any minute.
 SIGN_INS_PER_MINUTE = 10
 #: Addresses that are told apart at a time; while there are more, all count as one.
@@ -83,6 +85,7 @@ class Limits:
         headers = _headers(item.amount, left, reset)
         if admitted:
             return replace(allow, headers=allow.headers + headers)
+        metrics.RATE_LIMITED.labels("key").inc()
         return Deny(
             "RATE_LIMITED",
             f"Key {name} may be used {item.amount} times in an hour, and has been. The next request "
@@ -111,6 +114,7 @@ class Limits:
     def _count(self, item: RateLimitItem, kind: str, name: str) -> float | None:
         if self._addresses.hit(item, kind, name):
             return None
+        metrics.RATE_LIMITED.labels(kind).inc()
         reset = self._addresses.get_window_stats(item, kind, name).reset_time
         return max(reset - time.time(), 1.0)
 

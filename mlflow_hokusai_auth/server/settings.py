@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mlflow_hokusai_auth.core.addresses import networks
+from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Access
 
@@ -160,6 +161,34 @@ class Settings(BaseSettings):
         description="File with the public keys of GitHub's secret scanning, as its API gives them. "
         "Reports of leaked keys are believed if one of them signed, and not at all without it.",
     )
+    log_reads: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the requests which only read that the decision log tells of; refusals, "
+        "failures and changes are always told.",
+    )
+    metrics_bind: str = Field(
+        "",
+        description="Address, such as 127.0.0.1:9464, at which metrics are read without a key. Always "
+        "to be had at /hokusai/metrics with the scope metrics:read.",
+    )
+    interceptor_errors: Literal["ignore", "refuse"] = Field(
+        "ignore", description="What an exception in an interceptor does to a request."
+    )
+    forward_headers: CommaList = Field(
+        ("*",),
+        description="Headers of a request that MLflow gets, comma-separated; x-* for all that begin "
+        "so. All of them by default, as they were sent: to strip some broke registration once.",
+    )
+    remove_headers: CommaList = Field(
+        (), description="Headers that MLflow does not get, in the same form."
+    )
+    debug_headers: bool = Field(
+        False,
+        description="Whether to log the names of each request's headers before and after that, with "
+        "fingerprints of credentials.",
+    )
     query_key: bool = Field(
         True,
         description="Whether a key in ?api_key= counts. It is removed from the query either way.",
@@ -169,6 +198,8 @@ class Settings(BaseSettings):
         "backend",
         "prefixes",
         "trusted_proxies",
+        "forward_headers",
+        "remove_headers",
         "registry_admin_emails",
         "registry_admin_scopes",
         "registry_admin_roles",
@@ -193,6 +224,14 @@ class Settings(BaseSettings):
         networks(value)
         return value
 
+    @field_validator("metrics_bind")
+    @classmethod
+    def _check_bind(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and not (host and port.isdecimal() and 0 < int(port[:6]) < 65536):
+            raise ValueError("must look like 127.0.0.1:9464")
+        return value
+
     @field_validator("service_url")
     @classmethod
     def _check_url(cls, value: str) -> str:
@@ -215,6 +254,8 @@ class Settings(BaseSettings):
             raise ValueError("HOKUSAI_AUTH_BACKEND names the service: set HOKUSAI_AUTH_SERVICE_URL")
         if self.redis_url.get_secret_value() and not self.secret_key.get_secret_value():
             raise ValueError("HOKUSAI_AUTH_REDIS_URL needs HOKUSAI_AUTH_SECRET_KEY")
+        if problem := header_policy_of(self).problem():
+            raise ValueError(f"HOKUSAI_AUTH_FORWARD_HEADERS, _REMOVE_HEADERS: {problem}")
         return self
 
     @field_validator("prefixes")
@@ -245,6 +286,12 @@ def load() -> Settings:
     if settings is None or found:
         raise SettingsError("; ".join(found))
     return settings
+
+
+def header_policy_of(settings: Settings) -> HeaderPolicy:
+    """What the settings say of the headers that MLflow gets."""
+    lists = (settings.forward_headers, settings.remove_headers)
+    return HeaderPolicy(*(tuple(name.lower() for name in names) for names in lists))
 
 
 def policy_of(settings: Settings) -> Policy:

@@ -23,7 +23,7 @@ from mlflow_hokusai_auth.core import browser, denials, keys, policy
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.types import Allow, Credential, Deny, NeedKey, Request
 
-from . import api, identity
+from . import api, identity, metrics
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -86,14 +86,19 @@ def blueprint(
             status = denials.CODES[verdict.code].status
             if status in (429, 503):
                 return _login_page(status, verdict.message)
-            sessions.refused(Actor("", "", address, identity.request_id()), verdict.code)
+            sessions.refused(
+                Actor("", "", address, identity.current.get().request_id), verdict.code
+            )
             return _login_page(401, _REFUSED)
         assert verdict.principal is not None
         by = Actor(
-            verdict.principal.owner, verdict.principal.key_id, address, identity.request_id()
+            verdict.principal.owner,
+            verdict.principal.key_id,
+            address,
+            identity.current.get().request_id,
         )
         for token in browser.session_tokens(request):
-            sessions.end(token, address=address, request_id=identity.request_id())
+            sessions.end(token, address=address, request_id=identity.current.get().request_id)
         # Relative to /hokusai/, and never out of this server: see `local_path`.
         response = _see("../" + browser.local_path(flask.request.args.get("next", "/"))[1:])
         _set_cookie(response, request, sessions.begin(key, lifetime, by), lifetime)
@@ -106,7 +111,7 @@ def blueprint(
             return _login_page(403, _CROSS_SITE)
         address = identity.current.get().address
         for token in browser.session_tokens(request):
-            sessions.end(token, address=address, request_id=identity.request_id())
+            sessions.end(token, address=address, request_id=identity.current.get().request_id)
         response = _see("login")
         _set_cookie(response, request, "", 0)
         return response
@@ -155,7 +160,7 @@ def blueprint(
     return routes
 
 
-def account() -> flask.Blueprint:
+def account(gate: Gate) -> flask.Blueprint:
     """What MLflow's pages ask about who is signed in, to show it, and what they offer to do."""
     routes = flask.Blueprint("hokusai_account", __name__)
 
@@ -170,14 +175,32 @@ def account() -> flask.Blueprint:
     @routes.get("/api/3.0/mlflow/users/current/permissions")
     @routes.get("/ajax-api/3.0/mlflow/users/current/permissions")
     def permissions() -> flask.Response:
-        # MLflow's pages offer only what is granted here. So all of it is: it is the gate that refuses.
-        grant = {"resource_type": "experiment", "resource_pattern": "*", "permission": "MANAGE"}
-        return flask.jsonify(is_admin=False, permissions=[{**grant, "workspace": "default"}])
+        # MLflow's pages offer only what is granted here; what is refused, the gate decides.
+        writes = "write" in policy.abilities(identity.principal(), gate.policy)
+        grant = {
+            "resource_type": "experiment",
+            "resource_pattern": "*",
+            "permission": "MANAGE" if writes else "READ",
+            "workspace": "default",
+        }
+        return flask.jsonify(is_admin=False, permissions=[grant])
 
     @routes.get("/api/3.0/mlflow/users/roles/list")
     @routes.get("/ajax-api/3.0/mlflow/users/roles/list")
     def roles() -> flask.Response:
         return flask.jsonify(roles=[])
+
+    return routes
+
+
+def monitoring(store: LocalStore, gate: Gate) -> flask.Blueprint:
+    """`/hokusai/metrics`, in Prometheus's text format."""
+    routes = flask.Blueprint("hokusai_monitoring", __name__)
+
+    @routes.get("/hokusai/metrics")
+    def scrape() -> flask.Response:
+        gate.observer.settle()
+        return flask.Response(metrics.text(store), content_type=metrics.CONTENT_TYPE)
 
     return routes
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.wsgi import ClosingIterator
 
 from mlflow_hokusai_auth.core.credentials import without_query_key
 from mlflow_hokusai_auth.core.forwarding import dropped, identity
 from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 
-from . import graphql
+from . import graphql, observe
 from . import identity as caller
 from .aliases import slash_location
 from .gate import BODY_LIMITS, TOO_LARGE, Gate, reads_only
+from .observe import Exchange, request_id
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -51,6 +54,7 @@ class _WsgiGate:
         self._gate = gate
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        began = time.perf_counter()
         prefix, path = environ["SCRIPT_NAME"], environ["PATH_INFO"]
         headers = _headers(environ)
         request = Request(
@@ -63,9 +67,10 @@ class _WsgiGate:
                 [value for name, value in headers.items() if name == b"x-forwarded-for"],
             ),
         )
-        verdict = self._gate.conclude(request, self._verdict(request, environ))
+        exchange = Exchange(request, prefix, request_id(request.headers), began)
+        verdict = self._gate.conclude(exchange, self._verdict(request, environ))
         if isinstance(verdict, Deny):
-            refusal = self._gate.refusal(request, verdict, "" if path else prefix)
+            refusal = self._gate.refusal(exchange, verdict, "" if path else prefix)
             start_response(_status(refusal.status), list(refusal.headers))
             return [] if request.method == "HEAD" else [refusal.body]
         if prefix and not path:
@@ -74,14 +79,27 @@ class _WsgiGate:
             start_response(_status(308), [("Location", location), ("Content-Length", "0")])
             return []
         for name in headers:
-            if dropped(name, verdict):
+            if dropped(name, verdict, self._gate.headers):
                 del environ[_variable(name)]
-        for name, value in identity(verdict):
+        for name, value in (*identity(verdict), *exchange.added):
             environ[_variable(name)] = value.decode("ascii")
-        caller.current.set(caller.Caller(verdict.principal, request.address))
-        if verdict.headers:
-            start_response = _with_headers(start_response, verdict.headers)
-        return self._app(environ, start_response)
+        if self._gate.debug_headers:
+            observe.show_headers(exchange, tuple(_headers(environ).items()))
+        caller.current.set(caller.Caller(verdict.principal, request.address, exchange.request_id))
+        exchange.passed = True
+        try:
+            answering = self._answering(start_response, exchange, verdict)
+            answer: Iterable[bytes] = self._app(environ, answering)
+        except BaseException:
+            exchange.broke_off = True
+            self._gate.observer.over(exchange)
+            raise
+        # A file is sent by the server itself, which must see that it is one.
+        file: type = environ.get("wsgi.file_wrapper", type(None))
+        if isinstance(answer, file):
+            self._gate.observer.over(exchange)
+            return answer
+        return ClosingIterator(answer, lambda: self._gate.observer.over(exchange))
 
     def _verdict(self, request: Request, environ: Environ) -> Allow | Deny:
         step = self._gate.plan(request)
@@ -100,6 +118,21 @@ class _WsgiGate:
     def _settle(self, need: NeedKey) -> Allow | Deny:
         return self._gate.peek(need) or self._gate.ask(need)
 
+    def _answering(
+        self, start_response: StartResponse, exchange: Exchange, allow: Allow
+    ) -> StartResponse:
+        """`start_response`, with the gate's headers; tells `exchange` how MLflow answers."""
+
+        def starting(status: str, sent: list[tuple[str, str]], *exc_info: Any) -> Any:
+            found = {name.lower(): value for name, value in sent}
+            exchange.started(int(status.split()[0]), found.get("content-type", ""))
+            length = found.get("content-length", "")
+            exchange.sent = int(length) if length.isdecimal() else 0
+            added = self._gate.response_headers(exchange, allow)
+            return start_response(status, [*sent, *added], *exc_info)
+
+        return starting
+
 
 def _read(environ: Environ, limit: int) -> bytes | None:
     """The body, which can be read again afterwards; None if it may have more than `limit` bytes."""
@@ -112,15 +145,6 @@ def _read(environ: Environ, limit: int) -> bytes | None:
     body: bytes = environ["wsgi.input"].read(int(length))
     environ["wsgi.input"] = io.BytesIO(body)
     return body
-
-
-def _with_headers(
-    start_response: StartResponse, headers: tuple[tuple[str, str], ...]
-) -> StartResponse:
-    def starting(status: str, sent: list[tuple[str, str]], *exc_info: Any) -> Any:
-        return start_response(status, [*sent, *headers], *exc_info)
-
-    return starting
 
 
 def _headers(environ: Environ) -> dict[bytes, bytes]:

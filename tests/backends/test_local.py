@@ -477,7 +477,7 @@ def test_regression_26_the_last_key_that_manages_keys_stays(store: LocalStore, s
         lambda: store.revoke(last),
         lambda: store.edit(last, {"scopes": ["mlflow:write"]}),
     ):
-        with pytest.raises(KeyConflict, match=f"{last} is the last key.*--force"):
+        with pytest.raises(KeyConflict, match=f"{last} is the last key.*force it"):
             change()
     assert store.get(last).state(time.time()) == "active"
     assert scope in store.get(last).scopes

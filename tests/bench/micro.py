@@ -119,9 +119,10 @@ async def _added(gate: Gate, path: str) -> float:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         nonlocal reached
         reached += 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
 
-    async def nothing(*_: Any) -> Any:
-        raise AssertionError("the gate answered")
+    async def nothing(*_: Any) -> None: ...
 
     async def batch(application: Callable[..., Awaitable[None]], calls: int) -> float:
         begun = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
@@ -18,6 +19,8 @@ from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.operations import rules
 from mlflow_hokusai_auth.server import openapi
 from tests.harness import Server
+
+pytestmark = pytest.mark.slow  # `make test` has to be short
 
 _turns = itertools.count()
 _PATH = "/api/2.0/hokusai/openapi.json"

@@ -44,6 +44,9 @@ OURS = {
     "POST /hokusai/login",
     "POST /hokusai/logout",
     "GET /hokusai/keys",
+    "GET /hokusai/metrics",
+    "GET /api/health/mlflow",
+    "GET /api/health/mlflow/detailed",
     "GET /hokusai/static/hokusai.css",
     "GET /hokusai/static/hokusai.svg",
     "GET /hokusai/static/login.js",
@@ -61,6 +64,7 @@ OURS = {
 #: What needs no key: MLflow's own health, and ours to sign in, and to be told of leaks.
 PUBLIC = {
     "GET /health",
+    "GET /api/health/mlflow",
     "POST /api/2.0/hokusai/keys/leaked",
     "GET /hokusai/login",
     "POST /hokusai/login",
@@ -95,6 +99,7 @@ GETS_THAT_DO_MORE = """
     WRITE mlflow/gateway-proxy
     ADMIN /metrics
     ADMIN hokusai/keys
+    ADMIN /hokusai/metrics
     ADMIN hokusai/keys/export
     ADMIN hokusai/keys/{key_id}
     ADMIN mlflow/webhooks

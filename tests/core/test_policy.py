@@ -60,7 +60,14 @@ def test_every_scope_is_at_its_level() -> None:
     levels = {scope: access for access, scopes in LEVELS.items() for scope in scopes}
     general = {**scopes.GENERAL, **scopes.REGISTRY, **dict.fromkeys(scopes.ADMIN, Access.ADMIN)}
     assert levels == general
-    assert set(levels) == scopes.KNOWN
+    assert set(levels) | {scopes.METRICS} == scopes.KNOWN
+
+
+def test_metrics_are_for_their_scope_and_nothing_else_is() -> None:
+    metrics = NeedKey(need(Access.READ).credential, classify("GET", "/hokusai/metrics"))
+    assert isinstance(settle(metrics, whose("metrics:read"), NOW, Policy()), Allow)
+    for scope in scopes.KNOWN - scopes.ADMIN - {"metrics:read"}:
+        assert isinstance(settle(metrics, whose(scope), NOW, Policy()), Deny), scope
 
 
 @pytest.mark.parametrize("needed", list(LEVELS))

@@ -23,6 +23,8 @@ from tests.harness import HOKUSAI_AUTH, SERVERS, Server, free_port, serve
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+pytestmark = pytest.mark.slow  # `make test` has to be short
+
 OWNER = "ACME Corp."
 LIMIT = 15
 #: Seconds for which a replaced key goes on.

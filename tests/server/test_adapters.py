@@ -131,7 +131,9 @@ GATE = make_gate()
 @pytest.fixture(autouse=True, scope="module")
 def clock() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "time", SimpleNamespace(time=lambda: NOW))
+        patch.setattr(
+            gate, "time", SimpleNamespace(time=lambda: NOW, perf_counter=time.perf_counter)
+        )
         yield
 
 

@@ -15,6 +15,7 @@ from mlflow_hokusai_auth.core.types import Allow, NeedKey, Request
 from mlflow_hokusai_auth.server import authority, settings
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.gate import Cors, Gate
+from mlflow_hokusai_auth.server.observe import Exchange
 from tests.standin import Standin
 
 #: What the service does -> the code of the refusal of a key that is not known here yet.
@@ -77,7 +78,7 @@ def ask(gate: Gate, key: str) -> str | None:
     step = gate.plan(request)
     if isinstance(step, NeedKey):
         step = gate.peek(step) or gate.ask(step)
-    verdict = gate.conclude(request, step)
+    verdict = gate.conclude(Exchange(request, "", "", 0.0), step)
     return None if isinstance(verdict, Allow) else verdict.code
 
 

@@ -1,0 +1,761 @@
+"""What a person does, in a real Chromium: signs in, looks around in MLflow, manages keys.
+
+And what other people's pages do to that person's browser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import RestException
+
+from mlflow_hokusai_auth.backends.cache import MAX_UNCONFIRMED
+from mlflow_hokusai_auth.backends.database import Actor
+from mlflow_hokusai_auth.backends.records import KeyFilter
+from mlflow_hokusai_auth.backends.sessions import Sessions
+from tests.harness import Server
+
+playwright_api = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed (it is in the extra `test`)"
+)
+Browser, BrowserContext, Page = (
+    playwright_api.Browser,
+    playwright_api.BrowserContext,
+    playwright_api.Page,
+)
+expect = playwright_api.expect
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PREFIXES = ("", "/api/mlflow")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing (Debian: apt install chromium)"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with playwright_api.sync_playwright() as api:
+        chromium = api.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGS))
+        yield chromium
+        chromium.close()
+
+
+class Person:
+    """Somebody with a browser of their own, and what went wrong in it."""
+
+    def __init__(self, context: BrowserContext, server: Server) -> None:
+        self.context = context
+        self.server = server
+        self.wrong: list[str] = []
+        self.dialogs: list[str] = []
+        context.add_init_script(
+            "addEventListener('securitypolicyviolation', e =>"
+            " console.error('CSP', e.violatedDirective, e.blockedURI))"
+        )
+        self.page: Page = context.new_page()
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.wrong.append(f"page error: {error}"))
+        self.page.on("requestfailed", self._failed)
+        self.page.on("response", self._response)
+        self.page.on("dialog", self._dialog)
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error" and not _by_the_way(message.location["url"]):
+            self.wrong.append(f"console: {message.text}")
+
+    def _failed(self, request: Any) -> None:
+        # What a page was still asking for when it was left.
+        if "ERR_ABORTED" not in (request.failure or ""):
+            self.wrong.append(f"failed: {request.url} {request.failure}")
+
+    def _response(self, response: Any) -> None:
+        if response.status >= 400 and not _by_the_way(response.url):
+            self.wrong.append(f"{response.status} {response.request.method} {response.url}")
+
+    def _dialog(self, dialog: Any) -> None:
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    def open(self, path: str) -> Page:
+        self.page.goto(self.server.origin + path)
+        return self.page
+
+    @property
+    def dialog(self) -> Any:
+        """The one that is open."""
+        return self.page.locator("dialog[open]")
+
+    def sign_in(self, key: str) -> None:
+        """With the form that is shown."""
+        self.page.get_by_label("API key").fill(key)
+        self.page.keyboard.press("Enter")
+
+    def hold(self, key: str) -> None:
+        """Be signed in with `key` without the form, which only takes ten attempts a minute."""
+        store = self.server.store
+        record = store.find(key)
+        assert record is not None
+        by = Actor(record.owner, record.key_id)
+        token = Sessions(store.database).begin(key, 3600, by)
+        self.context.add_cookies(
+            [
+                {
+                    "name": "hokusai_session",
+                    "value": token,
+                    "url": self.server.origin,
+                    "httpOnly": True,
+                    "sameSite": "Strict",
+                }
+            ]
+        )
+
+
+def _by_the_way(url: str) -> bool:
+    """MLflow's pages always ask for its assistant, which is off unless the operator switches it on."""
+    return "/ajax-api/3.0/mlflow/assistant/" in url
+
+
+NewPerson = Callable[..., Person]
+
+
+@pytest.fixture
+def person(browser: Browser, server: Server) -> Iterator[NewPerson]:
+    contexts: list[BrowserContext] = []
+
+    def new(key: str | None = None, **options: Any) -> Person:
+        contexts.append(
+            browser.new_context(
+                viewport={"width": 1280, "height": 900}, locale="en-GB", reduced_motion="reduce"
+            )
+            if not options
+            else browser.new_context(locale="en-GB", **options)
+        )
+        contexts[-1].set_default_timeout(15_000)
+        one = Person(contexts[-1], server)
+        if key is not None:
+            one.hold(key)
+        return one
+
+    yield new
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def seen(server: Server) -> dict[str, str]:
+    """What there is to see in MLflow: an experiment's id, and names."""
+    admin = server.key("mlflow:admin")
+
+    def make(path: str, name: str) -> Any:
+        body = json.dumps({"name": name}).encode()
+        headers = {"Content-Type": "application/json"}
+        return json.loads(
+            server.request(
+                "POST", f"/api/2.0/mlflow/{path}", key=admin, headers=headers, body=body
+            )[2]
+        )
+
+    made = make("experiments/create", "wave-heights")
+    make("registered-models/create", "great-wave")
+    return {"id": made["experiment_id"], "experiment": "wave-heights", "model": "great-wave"}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_the_whole_way(
+    prefix: str,
+    person: NewPerson,
+    server: Server,
+    seen: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sign in, look at MLflow, make a key, hand it over, see it used, revoke it."""
+    admin = person()
+    admin.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    there = f"{prefix}/#/experiments/{seen['id']}"
+    page = admin.open(there)
+    expect(page).to_have_title("Sign in · MLflow")
+    admin.sign_in(server.key("mlflow:admin"))
+    page.wait_for_url(f"{server.origin}{there}**")
+    expect(page.get_by_text(seen["experiment"]).first).to_be_visible()
+    # Not by its role: MLflow shows newcomers a hint, which hides all else from assistive technology.
+    expect(page.get_by_label("Account menu for test")).to_be_visible()
+    admin.open(f"{prefix}/#/models/{seen['model']}")
+    expect(page.get_by_text(seen["model"]).first).to_be_visible()
+
+    admin.open(f"{prefix}/hokusai/keys")
+    name = f"by hand {prefix or '/'}"
+    page.get_by_role("button", name="New key").click()
+    admin.dialog.get_by_label("Owner").fill("Kanagawa")
+    admin.dialog.get_by_role("textbox", name="Name").fill(name)
+    admin.dialog.get_by_label("model:write").check()
+    admin.dialog.get_by_role("button", name="Create key").click()
+    made = page.get_by_role("dialog", name="Copy the key now")
+    made.get_by_role("button", name="Copy", exact=True).click()
+    expect(made.get_by_text("Copied.")).to_be_visible()
+    key = page.evaluate("navigator.clipboard.readText()")
+    assert server.store.find(key) is not None
+    made.get_by_role("button", name="Copy both lines").click()
+    expect(made.get_by_role("status")).to_have_text("Copied.")
+    lines = page.evaluate("navigator.clipboard.readText()").splitlines()
+    assert lines == [f"HOKUSAI_API_KEY={key}", f"MLFLOW_TRACKING_URI={server.origin}{prefix}"]
+    made.get_by_role("button", name="Done").click()
+    assert key not in page.content()
+    row = page.get_by_role("row").filter(has_text=name)
+    expect(row.get_by_text("never")).to_have_count(1)  # no last use
+    expect(page.get_by_role("button", name="New key")).to_be_focused()
+
+    for line in lines:
+        monkeypatch.setenv(*line.split("=", 1))
+    client = MlflowClient(tracking_uri=f"{server.origin}{prefix}")
+    assert [model.name for model in client.search_registered_models()] == [seen["model"]]
+    _until(lambda: bool(admin.open(f"{prefix}/hokusai/keys")) and row.get_by_role("img").count())
+    expect(row.get_by_role("img", name="use")).to_be_visible()
+
+    supplier = person()
+    supplier.open(f"{prefix}/#/models/{seen['model']}")
+    supplier.sign_in(key)
+    expect(supplier.page.get_by_text(seen["model"]).first).to_be_visible()
+
+    row.get_by_role("button", name=f"Revoke {name}").click()
+    admin.dialog.get_by_role("button", name="Revoke key").click()
+    expect(page.locator("#status")).to_have_text(f"{name} revoked, and refused everywhere.")
+    expect(row).to_contain_text("revoked")
+    supplier.page.reload()
+    expect(supplier.page).to_have_title("Sign in · MLflow")
+    with pytest.raises(RestException, match="revoked"):
+        client.search_registered_models()
+
+    page.get_by_role("button", name="Sign out").click()
+    expect(page).to_have_title("Sign in · MLflow")
+    admin.open(f"{prefix}/hokusai/keys")
+    expect(page).to_have_title("Sign in · MLflow")
+    assert admin.wrong == supplier.wrong == []
+
+
+def test_the_keyboard_is_enough(person: NewPerson, server: Server) -> None:
+    admin = person(server.key("mlflow:admin"))
+    page = admin.open("/hokusai/keys")
+    press = page.keyboard.press
+    new_key = page.get_by_role("button", name="New key")
+
+    def tab_to(name: str) -> None:
+        for _ in range(30):
+            press("Tab")
+            focus = page.evaluate(
+                "(e => e.ariaLabel || e.labels?.[0]?.textContent || e.textContent)"
+                "(document.activeElement)"
+            )
+            if focus.strip().startswith(name):
+                return
+        raise AssertionError(f"Tab does not lead to {name!r}")
+
+    tab_to("New key")
+    press("Enter")
+    expect(admin.dialog.get_by_label("Owner")).to_be_focused()
+    press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(new_key).to_be_focused()
+    press("Enter")
+    page.keyboard.type("Keyboard only")
+    press("Enter")
+    expect(admin.dialog.get_by_role("alert")).to_have_text("Choose at least one scope.")
+    tab_to("mlflow:read")
+    press("Space")
+    press("Enter")
+    made = page.get_by_role("dialog", name="Copy the key now")
+    expect(made).to_be_visible()
+    press("Escape")
+    expect(made.get_by_role("status")).to_contain_text("Not copied yet.")
+    # Without permission to write to the clipboard, so the page has to copy in the older way.
+    tab_to("Copy")
+    press("Enter")
+    expect(made.get_by_role("status")).to_have_text("Copied.")
+    press("Escape")
+    expect(made).to_be_hidden()
+    expect(new_key).to_be_focused()
+    row = page.get_by_role("row").filter(has_text="Keyboard only")
+    edit = row.get_by_role("button", name="Edit")
+    edit.focus()
+    press("Enter")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Keyboard still")
+    press("Enter")
+    row = page.get_by_role("row").filter(has_text="Keyboard still")
+    expect(row.get_by_role("button", name="Edit")).to_be_focused()
+    assert admin.wrong == []
+
+
+def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
+    """Take in, edit, rotate; mistakes are said in the dialog; the list can be filtered and paged."""
+    admin = person(server.key("mlflow:admin"))
+    page = admin.open("/hokusai/keys")
+    old = "hk_live_" + "a1B2" * 8
+    page.get_by_role("button", name="New key").click()
+    admin.dialog.get_by_label("Owner").fill("Fuji")
+    admin.dialog.get_by_label("model:read").check()
+    admin.dialog.get_by_label("Networks").fill("192.0.2.999")
+    admin.dialog.get_by_label("Expires", exact=True).select_option("in … days")
+    admin.dialog.get_by_label("Days until it expires").fill("5")
+    page.get_by_text("Take in an existing key").click()
+    admin.dialog.get_by_label("Key that was handed out before").fill(old)
+    admin.dialog.get_by_role("button", name="Create key").click()
+    expect(admin.dialog.get_by_role("alert")).to_contain_text(
+        "networks.0: must be an address or network"
+    )
+    admin.dialog.get_by_label("Networks").fill("192.0.2.0/24\n2001:db8::/32")
+    admin.dialog.get_by_role("button", name="Create key").click()
+    expect(page.locator("#status")).to_have_text("Fuji taken in.")
+    record = server.store.find(old)
+    assert record is not None and record.expires_at is not None
+    assert record.networks == ("192.0.2.0/24", "2001:db8::/32")
+    assert abs(record.expires_at - time.time() - 5 * 86400) < 60
+
+    row = page.locator(f"#{record.key_id}")
+    row.get_by_role("button", name="Edit").click()
+    admin.dialog.get_by_label("Requests an hour").fill("7")
+    admin.dialog.get_by_label("Expires", exact=True).select_option("never")
+    admin.dialog.get_by_role("button", name="Save").click()
+    expect(row).to_contain_text("7 / hour")
+    edited = server.store.get(record.key_id)
+    assert (edited.rate_limit_per_hour, edited.expires_at) == (7, None)
+    assert (edited.owner, edited.networks, edited.scopes) == (
+        "Fuji",
+        record.networks,
+        record.scopes,
+    )
+
+    row.get_by_role("button", name="Rotate").click()
+    admin.dialog.get_by_label("1 hour").check()
+    admin.dialog.get_by_role("button", name="Rotate key").click()
+    admin.dialog.get_by_role("button", name="Done").click()
+    expect(row).to_contain_text("rotated")
+    rotated = server.store.get(record.key_id)
+    assert rotated.expires_at is not None
+    assert abs(rotated.expires_at - time.time() - 3600) < 60
+
+    assert (
+        admin.wrong == [f"400 POST {server.origin}/api/2.0/hokusai/keys/import"]
+        or [line for line in admin.wrong if "400" not in line] == []
+    )
+    admin.wrong.clear()
+    page.get_by_role("searchbox").fill("fuji")
+    page.get_by_label("State").select_option("Rotated")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    admin.open("/hokusai/keys?query=fuji&max_results=1")
+    page.get_by_role("link", name="Older keys").click()
+    expect(page.locator(f"#{record.key_id}")).to_be_visible()
+    page.get_by_role("link", name="Newest").click()
+    expect(page.locator(f"#{rotated.replaced_by}")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Export").click()
+    assert record.key_id in Path(download.value.path()).read_text()
+    admin.open("/hokusai/keys?query=nobody-is-called-that")
+    expect(page.get_by_text("No key is like that")).to_be_visible()
+    assert admin.wrong == []
+
+
+def test_the_last_key_that_may_manage_takes_a_second_word(
+    person: NewPerson, server: Server
+) -> None:
+    store = server.store
+    admins = [one for one in store.each(KeyFilter(state="active")) if "mlflow:admin" in one.scopes]
+    record, key = store.create(owner="Last", scopes=["mlflow:admin"])
+    admin = person(key)
+    page = admin.open("/hokusai/keys")
+    for one in admins:
+        store.revoke(one.key_id)
+    try:
+        page.get_by_role("button", name="Revoke Last").click()
+        force = admin.dialog.get_by_label("Revoke it all the same")
+        expect(force).to_be_hidden()
+        admin.dialog.get_by_role("button", name="Revoke key").click()
+        expect(admin.dialog.get_by_role("alert")).to_contain_text(
+            "the last key that may manage keys"
+        )
+        force.check()
+        admin.dialog.get_by_role("button", name="Revoke key").click()
+        # It was the key of this very session.
+        expect(page).to_have_title("Sign in · MLflow")
+        assert page.url == f"{server.origin}/hokusai/login?next=%2Fhokusai%2Fkeys"
+        assert store.get(record.key_id).revoked_at is not None
+    finally:
+        server._keys.clear()
+
+
+def test_one_who_may_not_manage_sees_their_own_key(person: NewPerson, server: Server) -> None:
+    others = server.store.create(owner="Somebody else", scopes=["mlflow:read"])[0]
+    record, key = server.store.create(
+        owner="Oi", name="Brush", scopes=["model:read"], rate_limit_per_hour=1000
+    )
+    one = person(key)
+    page = one.open("/hokusai/keys")
+    expect(page.get_by_role("heading", name="Your API key")).to_be_visible()
+    expect(page.get_by_text("999 of 1,000 requests left")).to_be_visible()
+    assert others.key_id not in page.content() and "Somebody else" not in page.content()
+    assert page.get_by_role("button").all_inner_texts() == ["Sign out", "Rotate"]
+    page.get_by_role("button", name="Rotate").click()
+    one.dialog.get_by_role("button", name="Rotate key").click()
+    new = one.dialog.get_by_label("Key of Brush").input_value()
+    found = server.store.find(new)
+    assert found is not None and found.key_id == server.store.get(record.key_id).replaced_by
+    page.wait_for_timeout(MAX_UNCONFIRMED * 1000 + 100)
+    one.dialog.get_by_role("button", name="Done").click()
+    expect(page.get_by_text("use the key that replaces it")).to_be_visible()
+    assert one.wrong == []
+
+
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'><svg onload=alert(1)>",
+    "javascript:alert(1)",
+    "{{7*7}}${7*7}<%= 7*7 %>",
+    "</title></textarea></dialog><iframe srcdoc='<script>parent.alert(1)</script>'>",
+    "\\u003cimg src=x onerror=alert(1)\\u003e &lt;b&gt;",
+)
+
+
+def test_what_a_key_is_called_is_text(person: NewPerson, server: Server) -> None:
+    made = [
+        server.store.create(owner=f"{text} owner", name=f"{text} name", note=f"{text} note",
+                            scopes=["model:read"])[0]
+        for text in PAYLOADS
+    ]  # fmt: skip
+    admin = person(server.key("mlflow:admin"))
+    page = admin.open("/hokusai/keys")
+    for record in made:
+        row = page.locator(f"#{record.key_id}")
+        expect(row.locator(".name")).to_have_text(record.name)
+        expect(row.locator(".owner")).to_have_text(record.owner)
+        expect(row.locator(".note")).to_have_text(record.note)
+        row.get_by_role("button", name="Revoke").click()
+        expect(page.locator("#revoke h2")).to_have_text(f"Revoke {record.name}?")
+        page.keyboard.press("Escape")
+        row.get_by_role("button", name="Edit").click()
+        assert admin.dialog.get_by_role("textbox", name="Owner").input_value() == record.owner
+        assert admin.dialog.get_by_label("Note").input_value() == record.note
+        admin.dialog.get_by_role("button", name="Save").click()
+        row.get_by_role("button", name="Rotate").click()
+        admin.dialog.get_by_role("button", name="Rotate key").click()
+        expect(page.locator("#made label").first).to_have_text(f"Key of {record.name}")
+        admin.dialog.get_by_role("button", name="Done").click()
+        expect(page.locator("#status")).to_have_text(f"{record.name} rotated.")
+    assert (
+        page.locator("img:not(.brand img), svg:not(.spark), iframe, script:not([src])").count() == 0
+    )
+    page = admin.open("/hokusai/keys?query=" + quote(PAYLOADS[1]))
+    assert page.get_by_role("searchbox").input_value() == PAYLOADS[1]
+    victim = person(server.store.create(owner=PAYLOADS[1], scopes=["model:read"])[1])
+    expect(victim.open("/hokusai/keys").locator(".who b")).to_have_text(PAYLOADS[1])
+    victim.open("/")  # MLflow's own page shows the owner, too
+    expect(victim.page.get_by_label("Account menu for")).to_be_visible()
+    assert admin.wrong == victim.wrong == []
+    assert admin.dialogs == victim.dialogs == []
+
+
+class Elsewhere:
+    """Another origin, whose pages are what `pages` has for a path."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, str] = {}
+        pages = self.pages
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = pages.get(self.path, "").encode()
+                self.send_response(200 if body else 404)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.end_headers()
+                self.wfile.write(b"<!doctype html><link rel=icon href=data:,>" + body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def url(self, host: str, body: str) -> str:
+        """Where a page with this `body` is: on `host`, which is this machine in any case."""
+        path = f"/{len(self.pages)}"
+        self.pages[path] = body
+        return f"http://{host}:{self.http.server_port}{path}"
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Elsewhere]:
+    other = Elsewhere()
+    yield other
+    other.http.shutdown()
+    other.http.server_close()
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[str]:
+    """A proxy that has the server below a path of its own, which it does not tell the server."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {name: value for name, value in self.headers.items() if name != "Connection"}
+            path = self.path.removeprefix("/outer")
+            status, answer, content = server.request(
+                self.command, path, headers=headers, body=body or None
+            )
+            self.send_response(status)
+            for name, value in answer.items():
+                if name not in ("content-length", "transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_DELETE = pass_on
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as front:
+        threading.Thread(target=front.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{front.server_port}/outer"
+        front.shutdown()
+
+
+def test_behind_a_proxy_with_a_prefix_of_its_own(
+    person: NewPerson, server: Server, proxy: str
+) -> None:
+    admin = person()
+    page = admin.page
+    page.goto(f"{proxy}/hokusai/keys?query=Outer")
+    expect(page).to_have_title("Sign in · MLflow")
+    admin.sign_in(server.key("mlflow:admin"))
+    page.wait_for_url(f"{proxy}/hokusai/keys?query=Outer")
+    page.get_by_role("button", name="New key").click()
+    admin.dialog.get_by_label("Owner").fill("Outer")
+    admin.dialog.get_by_label("mlflow:read").check()
+    admin.dialog.get_by_role("button", name="Create key").click()
+    lines = page.get_by_label("To hand over with it")
+    expect(lines).to_have_value(re.compile(f"MLFLOW_TRACKING_URI={re.escape(proxy)}$"))
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Revoke Outer").click()
+    admin.dialog.get_by_role("button", name="Revoke key").click()
+    expect(page.locator("#status")).to_have_text("Outer revoked, and refused everywhere.")
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url(f"{proxy}/hokusai/login")
+    assert admin.wrong == []
+
+
+#: From the first, another port of the server's host, browsers send the session's cookie along.
+HOSTS = pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["same-site", "cross-site"])
+
+
+@HOSTS
+@pytest.mark.parametrize("path", ["/hokusai/login", "/hokusai/keys"])
+def test_no_page_is_shown_in_a_frame(
+    host: str, path: str, person: NewPerson, server: Server, elsewhere: Elsewhere
+) -> None:
+    victim = person(server.key("mlflow:admin"))
+    victim.page.goto(elsewhere.url(host, f'<iframe src="{server.origin}{path}"></iframe>'))
+    frame = victim.page.frames[1]
+    frame.wait_for_load_state()
+    # A browser does not show the page, or is not even sent it.
+    assert frame.url.startswith("chrome-error:") or "CROSS_SITE" in frame.content()
+    assert frame.locator("form, table, button").count() == 0
+
+
+ATTACK = """async (server) => {
+  const said = [];
+  const ask = async (method, path, options = {}) => {
+    try {
+      const answer = await fetch(server + path, {method, credentials: "include", ...options});
+      said.push([method, path, answer.status, await answer.text()]);
+    } catch (error) { said.push([method, path, 0, ""]); }
+  };
+  const key = JSON.stringify({owner: "forged", scopes: ["mlflow:admin"]});
+  const types = ["application/json", "text/plain", "application/x-www-form-urlencoded"];
+  await ask("GET", "/hokusai/keys");
+  await ask("GET", "/hokusai/keys", {mode: "no-cors"});
+  await ask("GET", "/api/2.0/hokusai/keys");
+  await ask("GET", "/api/2.0/hokusai/keys/export");
+  await ask("GET", "/api/2.0/hokusai/whoami");
+  await ask("GET", "/ajax-api/2.0/mlflow/users/current");
+  for (const type of types) {
+    await ask("POST", "/api/2.0/hokusai/keys", {body: key, headers: {"Content-Type": type}});
+    await ask("POST", "/api/2.0/mlflow/experiments/create",
+      {body: '{"name": "forged"}', headers: {"Content-Type": type}});
+  }
+  await ask("POST", "/api/2.0/hokusai/keys", {body: key, mode: "no-cors"});
+  await ask("POST", "/hokusai/logout", {mode: "no-cors"});
+  await new Promise((done) => {
+    const image = new Image();
+    image.onload = image.onerror = done;
+    image.src = server + "/api/2.0/hokusai/keys";
+  });
+  return said;
+}"""
+
+
+@HOSTS
+def test_another_site_gets_nothing_done(
+    host: str, person: NewPerson, server: Server, elsewhere: Elsewhere
+) -> None:
+    admin = server.key("mlflow:admin")
+    victim = person(admin)
+    victim.page.goto(elsewhere.url(host, "<p>Look here"))
+    for method, path, status, text in victim.page.evaluate(ATTACK, server.origin):
+        assert status in (0, 401, 403), (method, path)
+        assert "key_" not in text and '"owner"' not in text, (method, path)
+
+    forged = '{"owner":"forged","scopes":["mlflow:admin"],"note":"'
+    theirs = server.store.create(owner="thief", scopes=["mlflow:read"])[1]
+    for action, encoding, name, value in (
+        ("/api/2.0/hokusai/keys", "text/plain", forged, '"}'),
+        ("/hokusai/logout", "application/x-www-form-urlencoded", "x", ""),
+        ("/hokusai/login", "application/x-www-form-urlencoded", "key", theirs),
+    ):
+        form = (
+            f'<form method=post enctype="{encoding}" action="{server.origin}{action}">'
+            f"<input name='{name}' value='{value}'><button>Win</button></form>"
+        )
+        victim.page.goto(elsewhere.url(host, form))
+        with victim.page.expect_navigation():
+            victim.page.get_by_role("button").click()
+        assert victim.page.url.startswith(server.origin)
+
+    assert not list(server.store.each(KeyFilter(owner="forged")))
+    by_name = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=forged"
+    assert server.request("GET", by_name, key=admin)[0] == 404
+    # Still signed in, and still as the same.
+    expect(victim.open("/hokusai/keys").locator(".who b")).to_have_text("test")
+
+
+def test_a_link_from_elsewhere_needs_no_second_sign_in(
+    person: NewPerson, server: Server, elsewhere: Elsewhere, seen: dict[str, str]
+) -> None:
+    for prefix in PREFIXES:
+        one = person(server.key("mlflow:read"))
+        there = f"{server.origin}{prefix}/?from=chat#/models/{seen['model']}"
+        one.page.goto(elsewhere.url("localhost", f'<a href="{there}">See</a>'))
+        one.wrong.clear()
+        one.page.get_by_role("link").click()
+        expect(one.page.get_by_text(seen["model"]).first).to_be_visible()
+        assert one.page.url == there
+        assert one.wrong == []
+    stranger = person()
+    stranger.page.goto(elsewhere.url("localhost", f'<a href="{there}">See</a>'))
+    stranger.wrong.clear()
+    stranger.page.get_by_role("link").click()
+    expect(stranger.page.get_by_role("button", name="Sign in")).to_be_visible()
+    stranger.page.wait_for_timeout(300)
+    assert stranger.page.url.endswith(f"#/models/{seen['model']}")
+    assert stranger.wrong == []
+
+
+TARGETS = (
+    "//127.0.0.2/",
+    "/\\127.0.0.2/",
+    "/\t/127.0.0.2/",
+    "http://127.0.0.2/",
+    "javascript:alert(1)",
+    "/javascript:alert(1)",
+    "/../../..//127.0.0.2/",
+    '"><img src=x onerror=alert(1)>',
+)
+
+
+def test_signing_in_leads_nowhere_else(
+    person: NewPerson, server: Server, elsewhere: Elsewhere
+) -> None:
+    """However one was sent to the sign-in page: `next` names a place on this server."""
+    one = person(server.key("mlflow:read"))
+    page = one.page
+    page.route("**/static-files/**", lambda route: route.abort())  # it matters where, not what
+    for target in TARGETS:
+        login = f"/hokusai/login?next={quote(target)}"
+        page.goto(elsewhere.url("localhost", f'<a href="{server.origin}{login}">See</a>'))
+        page.get_by_role("link").click()
+        page.wait_for_url(lambda url: "/hokusai/login" not in url and "localhost" not in url)
+        assert page.url.startswith(f"{server.origin}/"), target
+        one.open(login)
+        assert page.locator("img, a, script:not([src]), [onerror]").count() == 1, target  # the mark
+    for target in TARGETS[:2]:
+        one.open(f"/hokusai/login?next={quote(target)}")
+        one.sign_in(server.key("mlflow:read"))
+        page.wait_for_url(f"{server.origin}/")
+    assert one.dialogs == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_sticks_out(width: int, person: NewPerson, server: Server) -> None:
+    store = server.store
+    store.create(owner="o" * 255, name="n" * 255, note="w" * 500, scopes=["mlflow:write"])
+    long = [f"2001:db8:{n:x}:ffff:ffff:ffff:ffff:0/112" for n in range(1, 65)]
+    store.create(owner="Wide", scopes=["model:read", "model:write", "mlflow:read", "mlflow:write"],
+                 networks=tuple(long), rate_limit_per_hour=10**9)  # fmt: skip
+    admin = person(
+        server.key("mlflow:admin"),
+        viewport={"width": width, "height": 800},
+        color_scheme="dark",
+    )
+    page = admin.open("/hokusai/keys")
+    for summary in page.locator("td summary").all():
+        summary.click()
+
+    def fits() -> bool:
+        return bool(
+            page.evaluate(
+                "[document.scrollingElement, ...document.querySelectorAll('dialog[open]')]"
+                ".every(e => e.scrollWidth <= e.clientWidth)"
+            )
+        )
+
+    assert fits()
+    for name in ("rotate", "edit", "revoke"):
+        page.locator(f"[data-open={name}]").first.click()
+        assert fits(), name
+        page.keyboard.press("Escape")
+    page.get_by_role("button", name="New key").click()
+    assert fits()
+    admin.dialog.get_by_label("Owner").fill("W" * 255)
+    admin.dialog.get_by_label("model:read").check()
+    admin.dialog.get_by_role("button", name="Create key").click()
+    expect(page.get_by_role("dialog", name="Copy the key now")).to_be_visible()
+    assert fits()
+    for path in ("/hokusai/login", "/hokusai/keys?state=wrong"):
+        admin.open(path)
+        assert fits(), path
+
+
+def _until(done: Callable[[], object], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        with contextlib.suppress(InterruptedError):
+            time.sleep(0.5)
