@@ -104,7 +104,7 @@ class Server:
 
 def environment(folder: Path, **extra: str) -> dict[str, str]:
     """The test's environment without anything of MLflow's or ours, and with `extra`."""
-    ours = ("MLFLOW_", "_MLFLOW_", "HOKUSAI_")
+    ours = ("MLFLOW_", "_MLFLOW_", "HOKUSAI_", "PROMETHEUS_")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
         "HOME": str(folder),

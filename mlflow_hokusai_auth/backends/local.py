@@ -311,7 +311,9 @@ def _get(connection: sa.Connection, key_id: str) -> KeyRecord:
     if key_id.isascii() and key_id.isprintable():
         row = connection.execute(sa.select(KEYS).where(KEYS.c.key_id == key_id)).one_or_none()
     if row is None:
-        raise KeyNotFound(f"There is no key {key_id!r}; `hokusai-auth keys list` shows them.")
+        raise KeyNotFound(
+            f"There is no key {key_format.redact(key_id)!r}; `hokusai-auth keys list` shows them."
+        )
     return from_row(row)
 
 

@@ -13,6 +13,7 @@ import hmac
 import re
 from urllib.parse import quote
 
+from .keys import redact
 from .types import Operation, Request
 
 #: The place of a session's token, as messages name it.
@@ -96,7 +97,8 @@ def login_location(request: Request) -> str:
     target = quote(request.path, safe="/:@!$&'()*+,;=~-._")
     if request.query:
         target += "?" + request.query.decode("latin-1")
-    return f"{up}{LOGIN[1:]}?next={quote(target, safe='/')}"
+    # Whoever put a key there should not find it in another address as well.
+    return f"{up}{LOGIN[1:]}?next={quote(redact(target), safe='/')}"
 
 
 def local_path(text: str) -> str:

@@ -41,20 +41,17 @@ class HeaderPolicy:
                 return f"{pattern!r} is no header's name, such as x-tenant or x-forwarded-*"
         if removed := sorted(name for name in _NEEDED if _matches(name, self.remove)):
             return f"{', '.join(removed)} can't be removed: HTTP needs it"
-        if any(pattern.startswith("x-hokusai-") for pattern in self.forward):
+        if any(pattern.replace("_", "-").startswith("x-hokusai-") for pattern in self.forward):
             return "x-hokusai-* can't be forwarded: these tell MLflow whom the gate has verified"
         return None
 
 
-_AS_SENT = HeaderPolicy()
-
-
-def dropped(name: bytes, allow: Allow, policy: HeaderPolicy = _AS_SENT) -> bool:
-    """Whether the header `name` (lower case) is kept from MLflow."""
+def dropped(name: bytes, allow: Allow, policy: HeaderPolicy | None = None) -> bool:
+    """Whether the header `name` (lower case) is kept from MLflow; `policy` is None without one."""
     spelling = name.replace(b"_", b"-") if b"_" in name else name
     if spelling.startswith(_IDENTITY):
         return True
-    if policy is not _AS_SENT and not _forwarded(spelling.decode("latin-1"), policy):
+    if policy is not None and not _forwarded(spelling.decode("latin-1"), policy):
         return True
     if not _may_leave(allow):
         return False
@@ -84,9 +81,10 @@ def _forwarded(name: str, policy: HeaderPolicy) -> bool:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of `patterns` means `name`, spelt with hyphens; both spellings are one header."""
     return any(
         name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
-        for pattern in patterns
+        for pattern in (pattern.replace("_", "-") for pattern in patterns)
     )
 
 

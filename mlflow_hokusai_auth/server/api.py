@@ -19,7 +19,7 @@ from mlflow_hokusai_auth.backends.database import StoreError
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.records import KeyConflict, KeyFilter, KeyNotFound, KeyRecord
 from mlflow_hokusai_auth.core import policy
-from mlflow_hokusai_auth.core.keys import problem
+from mlflow_hokusai_auth.core.keys import problem, redact
 
 from . import identity, leaks, openapi, schemas
 from .schemas import describe
@@ -169,7 +169,9 @@ def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], 
     given = {name: value for name, value in query.items() if value}
     for name, value in given.items():
         if not value.isprintable() or len(value) > 255:
-            raise StoreError(f"{name[:40]!r} must be printable text of at most 255 characters.")
+            raise StoreError(
+                f"{redact(name)[:40]!r} must be printable text of at most 255 characters."
+            )
     results = given.get("max_results", "100")
     if not (results.isascii() and results.isdigit()) or len(results) > 9:
         raise StoreError("max_results must be a whole number.")

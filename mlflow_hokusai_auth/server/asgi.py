@@ -67,7 +67,9 @@ class AsgiGate:
             refusal = self._gate.refusal(exchange, verdict, "" if path else prefix)
             await _refuse(scope, send, refusal, method)
         elif prefix and not path and scope["type"] == "http":
-            await _redirect(send, slash_location(prefix), scope["query_string"])
+            exchange.status = 308
+            self._gate.observer.over(exchange)
+            await _redirect(send, slash_location(prefix), scope["query_string"], exchange)
         else:
             inner = dict(scope)
             if prefix:
@@ -181,8 +183,11 @@ async def _refuse(scope: Scope, send: Send, refusal: Refusal, method: str) -> No
     await send({"type": "http.response.body", "body": body})
 
 
-async def _redirect(send: Send, location: str, query: bytes) -> None:
-    target = location.encode("ascii") + (b"?" + query if query else b"")
-    headers = [(b"location", target), (b"content-length", b"0")]
+async def _redirect(send: Send, location: str, query: bytes, exchange: Exchange) -> None:
+    headers = [
+        (b"location", location.encode("ascii") + (b"?" + query if query else b"")),
+        (b"content-length", b"0"),
+        (b"x-request-id", exchange.request_id.encode("ascii")),
+    ]
     await send({"type": "http.response.start", "status": 308, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

@@ -95,7 +95,7 @@ class Gate:
     observer: Observer = field(default_factory=Observer)
     interceptors: Interceptors = Interceptors()  # noqa: RUF009 - frozen
     #: What the operator says of the headers that MLflow gets.
-    headers: HeaderPolicy = HeaderPolicy()  # noqa: RUF009 - frozen
+    headers: HeaderPolicy | None = None
     #: Whether to log the names of each request's headers, before and after that.
     debug_headers: bool = False
     #: Called with the id of each key that opens a request.
@@ -192,10 +192,10 @@ class Gate:
         verdict = settle(need, principal, time.time(), self.policy)
         if isinstance(verdict, Allow):
             verdict = self.limits.admit(verdict)
-            if isinstance(verdict, Allow) and verdict.principal is not None:
-                self.count(verdict.principal.key_id)
-        elif isinstance(principal, Principal):
-            verdict = replace(verdict, principal=principal)
+        if isinstance(principal, Principal):
+            if isinstance(verdict, Deny):
+                return replace(verdict, principal=principal)
+            self.count(principal.key_id)
         return verdict
 
     def _or_too_often(self, request: Request, deny: Deny) -> Deny:
@@ -205,9 +205,8 @@ class Gate:
         wait = self.limits.failed(request.address)
         if wait is None:
             return deny
-        return Deny(
-            "RATE_LIMITED", "Too many requests with a wrong key came from here.", retry_after=wait
-        )
+        said = "Too many requests with a wrong key came from here."
+        return Deny("RATE_LIMITED", said, retry_after=wait, principal=deny.principal)
 
     def _let_pass(self, request: Request) -> Allow:
         operation = classify(request.method, request.path)

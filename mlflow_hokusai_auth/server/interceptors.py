@@ -131,7 +131,9 @@ def load(*, refuse_on_error: bool) -> Interceptors:
 def _headers(answer: Mapping[str, str] | None) -> list[tuple[str, str]]:
     added = []
     for name, value in (answer or {}).items():
-        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value) or _RESERVED.fullmatch(name):
+        # WSGI makes one header of both spellings.
+        reserved = _RESERVED.fullmatch(name.replace("_", "-"))
+        if reserved or not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise ValueError("a header that can't be added")
         added.append((name, value))
     return added

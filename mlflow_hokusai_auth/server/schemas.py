@@ -21,7 +21,7 @@ from mlflow_hokusai_auth.backends.local import OVERLAP
 from mlflow_hokusai_auth.backends.records import KeyRecord
 from mlflow_hokusai_auth.core import scopes as known_scopes
 from mlflow_hokusai_auth.core.addresses import networks as parsed_networks
-from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
+from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
 
 #: Seconds: 20 years for a key, 90 days for the overlap of a rotation.
 MAX_LIFETIME = 20 * 365 * 86400
@@ -51,7 +51,9 @@ def _note(text: str) -> str:
 
 def _scope(text: str) -> str:
     if text not in known_scopes.KNOWN:
-        raise ValueError(f"unknown scope {text!r}; known: {', '.join(sorted(known_scopes.KNOWN))}")
+        raise ValueError(
+            f"unknown scope {redact(text)!r}; known: {', '.join(sorted(known_scopes.KNOWN))}"
+        )
     return text
 
 
@@ -249,7 +251,7 @@ def parse(model: type[_Model], body: object) -> _Model:
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
                 message = f"unknown; known: {', '.join(model.model_fields)}"
-            said.append(f"{where[:80]}: {message}")
+            said.append(f"{redact(where)[:80]}: {message}")
         raise StoreError("; ".join(said[:10]) + ".") from None
 
 

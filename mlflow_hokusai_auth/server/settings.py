@@ -254,7 +254,8 @@ class Settings(BaseSettings):
             raise ValueError("HOKUSAI_AUTH_BACKEND names the service: set HOKUSAI_AUTH_SERVICE_URL")
         if self.redis_url.get_secret_value() and not self.secret_key.get_secret_value():
             raise ValueError("HOKUSAI_AUTH_REDIS_URL needs HOKUSAI_AUTH_SECRET_KEY")
-        if problem := header_policy_of(self).problem():
+        headers = header_policy_of(self)
+        if headers is not None and (problem := headers.problem()):
             raise ValueError(f"HOKUSAI_AUTH_FORWARD_HEADERS, _REMOVE_HEADERS: {problem}")
         return self
 
@@ -288,10 +289,11 @@ def load() -> Settings:
     return settings
 
 
-def header_policy_of(settings: Settings) -> HeaderPolicy:
-    """What the settings say of the headers that MLflow gets."""
+def header_policy_of(settings: Settings) -> HeaderPolicy | None:
+    """What the settings say of the headers that MLflow gets; None if that is nothing."""
     lists = (settings.forward_headers, settings.remove_headers)
-    return HeaderPolicy(*(tuple(name.lower() for name in names) for names in lists))
+    policy = HeaderPolicy(*(tuple(name.lower() for name in names) for names in lists))
+    return None if policy == HeaderPolicy() else policy
 
 
 def policy_of(settings: Settings) -> Policy:

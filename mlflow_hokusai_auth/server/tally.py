@@ -43,6 +43,7 @@ class Tally:
         # Appending to it and taking from it need no lock.
         self._queue: deque[tuple[Exchange, str]] = deque()
         self._thread: threading.Thread | None = None
+        self._settling = threading.Lock()
 
     def add(self, exchange: Exchange, outcome: str) -> None:
         """Have a request counted soon. Does no I/O."""
@@ -59,23 +60,22 @@ class Tally:
     def settle(self) -> None:
         """Count all that is over by now."""
         counts: Counter[Any] = Counter()
-        while self._queue:
-            try:
+        with self._settling:
+            while self._queue:
                 exchange, outcome = self._queue.popleft()
-            except IndexError:  # another thread was faster
-                break
-            try:
-                counts.update(_counters(exchange, outcome))
-                _time(exchange)
-                tracing.record(exchange, outcome)
-            except Exception:
-                _log.exception("A request was not counted")
-        # By tens and hundreds under load, which is what makes it cheap.
-        for counter, count in counts.items():
-            counter.inc(count)
+                try:
+                    counts.update(_counters(exchange, outcome))
+                    _time(exchange)
+                    tracing.record(exchange, outcome)
+                except Exception:
+                    _log.exception("A request was not counted")
+            # By tens and hundreds under load, which is what makes it cheap.
+            for counter, count in counts.items():
+                counter.inc(count)
 
     def _forget_thread(self) -> None:
         self._thread = None
+        self._settling = threading.Lock()
 
     def _count_on(self) -> None:
         while True:

@@ -13,6 +13,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from mlflow_hokusai_auth import __version__
+from mlflow_hokusai_auth.core.keys import redact
 
 if TYPE_CHECKING:
     from .observe import Exchange
@@ -37,7 +38,7 @@ def record(exchange: Exchange, outcome: str) -> None:
         kind=SpanKind.SERVER,
         start_time=began,
         attributes={
-            "http.request.method": exchange.request.method[:16],
+            "http.request.method": redact(exchange.request.method[:16]),
             "http.route": rule.partition(" ")[2],
             "http.response.status_code": exchange.status,
             "client.address": exchange.request.address,

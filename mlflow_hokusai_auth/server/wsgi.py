@@ -76,7 +76,10 @@ class _WsgiGate:
         if prefix and not path:
             query = environ["QUERY_STRING"]
             location = slash_location(prefix) + (f"?{query}" if query else "")
-            start_response(_status(308), [("Location", location), ("Content-Length", "0")])
+            exchange.status = 308
+            self._gate.observer.over(exchange)
+            told = [("X-Request-Id", exchange.request_id), ("Content-Length", "0")]
+            start_response(_status(308), [("Location", location), *told])
             return []
         for name in headers:
             if dropped(name, verdict, self._gate.headers):

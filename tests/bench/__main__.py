@@ -20,6 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+# As under `mlflow server`, where processes add up their counts; before anything of ours is imported.
+os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="bench-metrics-"))
+
 from tests.bench import load, micro, store
 from tests.harness import SERVERS, Server, serve
 

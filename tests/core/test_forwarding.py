@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core.forwarding import dropped, identity
+from mlflow_hokusai_auth.core.forwarding import HeaderPolicy, dropped, identity
 from mlflow_hokusai_auth.core.operations import UNKNOWN
 from mlflow_hokusai_auth.core.types import Access, Allow, Credential, Operation, Principal
 
@@ -77,3 +77,71 @@ def test_a_route_that_nobody_knows_is_not_trusted_with_the_key() -> None:
     assert dropped(b"x-api-key", verdict)
     assert not dropped(b"authorization", verdict)
     assert identity(verdict) == ()
+
+
+# What the operator says of headers
+
+
+@pytest.mark.parametrize(
+    ("policy", "name", "reaches"),
+    [
+        (HeaderPolicy(), b"x-tenant", True),
+        (HeaderPolicy(remove=("x-tenant",)), b"x-tenant", False),
+        (HeaderPolicy(remove=("x-tenant",)), b"x_tenant", False),
+        (HeaderPolicy(remove=("x_tenant",)), b"x-tenant", False),
+        (HeaderPolicy(remove=("x_tenant*",)), b"x-tenant-id", False),
+        (HeaderPolicy(remove=("x-tenant",)), b"x-tenants", True),
+        (HeaderPolicy(remove=("x-forwarded-*",)), b"x-forwarded-for", False),
+        (HeaderPolicy(remove=("x-forwarded-*",)), b"x-forwarded", True),
+        (HeaderPolicy(forward=("accept*",)), b"accept-encoding", True),
+        (HeaderPolicy(forward=("accept*",)), b"user-agent", False),
+        (HeaderPolicy(forward=("x-*",), remove=("x-api-key",)), b"x-api-key", False),
+        (HeaderPolicy(forward=("x-*",), remove=("x-api-key",)), b"x-tenant", True),
+        (HeaderPolicy(forward=("*",)), b"x-hokusai-user-id", False),
+        (HeaderPolicy(forward=()), b"authorization", False),
+        (HeaderPolicy(forward=("a.b",)), b"axb", False),
+        (HeaderPolicy(forward=("accept",)), b"\xff", False),
+    ],
+)
+def test_which_headers_reach_mlflow(policy: HeaderPolicy, name: bytes, reaches: bool) -> None:
+    for verdict in (PUBLIC, allow("Authorization")):
+        assert dropped(name, verdict, policy) is not reaches
+
+
+NEEDED = ("host", "content-length", "content-type", "content-encoding", "transfer-encoding")
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_what_http_needs_reaches_mlflow_whatever_is_said(name: str) -> None:
+    for policy in (HeaderPolicy(()), HeaderPolicy(("x",), (name,)), HeaderPolicy(remove=("*",))):
+        assert not dropped(name.encode(), PUBLIC, policy)
+
+
+def test_a_policy_gives_no_key_to_a_provider() -> None:
+    policy = HeaderPolicy(forward=("x-api-key", "cookie"))
+    verdict = allow("X-API-Key", outbound=True)
+    assert dropped(b"x-api-key", verdict, policy) and dropped(b"cookie", verdict, policy)
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        (HeaderPolicy(), None),
+        (HeaderPolicy((), ()), None),
+        (HeaderPolicy(("accept", "x-*", "x_y"), ("x-forwarded-*", "cookie")), None),
+        (HeaderPolicy(("x-*-y",)), "no header's name"),
+        (HeaderPolicy(("X-Tenant",)), "no header's name"),
+        (HeaderPolicy(("x tenant",)), "no header's name"),
+        (HeaderPolicy(remove=("x-é",)), "no header's name"),
+        (HeaderPolicy(remove=("x\n",)), "no header's name"),
+        (HeaderPolicy(remove=("host",)), "host can't be removed"),
+        (HeaderPolicy(remove=("content_type",)), "content-type can't be removed"),
+        (HeaderPolicy(remove=("content-*",)), "content-encoding, content-length, content-type"),
+        (HeaderPolicy(remove=("*",)), "can't be removed"),
+        (HeaderPolicy(("x-hokusai-user-id",)), "can't be forwarded"),
+        (HeaderPolicy(("x_hokusai_*",)), "can't be forwarded"),
+    ],
+)
+def test_a_policy_that_can_t_be_is_told(policy: HeaderPolicy, says: str | None) -> None:
+    problem = policy.problem()
+    assert problem is None if says is None else says in str(problem)

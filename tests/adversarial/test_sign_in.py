@@ -1,0 +1,215 @@
+"""Vectors 42 to 50 as far as they need no browser: sessions, sign-in, and who may ask how often.
+
+What a real browser does with other sites' pages is in `tests/e2e/test_browser.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from mlflow_hokusai_auth.core import keys
+from tests.harness import SERVERS, Server, serve
+
+pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+
+PAGE = {"Accept": "text/html"}
+WHOAMI = "/api/2.0/hokusai/whoami"
+
+
+@pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("site")
+    with serve(folder, SERVERS[request.param], HOKUSAI_AUTH_TRUSTED_PROXIES="127.0.0.1") as running:
+        yield running
+
+
+_addresses = iter(range(1, 250))
+
+
+def sign_in(
+    site: Server, key: str, *, address: str = "", next: str = "/", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    return site.request(
+        "POST",
+        f"/hokusai/login?{urlencode({'next': next})}",
+        headers={
+            "Content-Type": "application/x-www-form-urlencoded",
+            "Origin": site.origin,
+            "Host": site.origin.removeprefix("http://"),
+            # An address of its own for each, as attempts are limited by it.
+            "X-Forwarded-For": address or f"198.51.100.{next_address()}",
+            **headers,
+        },
+        body=urlencode({"key": key}).encode(),
+    )
+
+
+def next_address() -> int:
+    return next(_addresses)
+
+
+def cookie(headers: dict[str, str]) -> str:
+    return headers["set-cookie"].partition(";")[0]
+
+
+def test_a_session_is_fresh_and_the_one_before_ends(site: Server) -> None:
+    planted = f"hokusai_session={keys.session_token()}"
+    status, headers, _ = sign_in(site, site.key("mlflow:read"), Cookie=planted)
+    first = cookie(headers)
+    assert status == 303 and first != planted
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(headers["set-cookie"].split("; "))
+    assert site.request("GET", WHOAMI, headers={"Cookie": first})[0] == 200
+    second = cookie(sign_in(site, site.key("mlflow:read"), Cookie=first)[1])
+    assert second != first
+    assert refused_within_a_second(site, first)
+    assert site.request("GET", WHOAMI, headers={"Cookie": second})[0] == 200
+
+
+def test_elsewhere_than_on_loopback_the_cookie_is_for_https_only(site: Server) -> None:
+    host = "registry.example.com"
+    over = {"Host": host, "Origin": f"https://{host}"}
+    status, headers, _ = sign_in(site, site.key("mlflow:read"), **over)
+    # MLflow knows no such host here, which it says after the gate has let the request pass.
+    if status == 303:
+        assert headers["set-cookie"].startswith("__Host-hokusai_session=")
+        assert "Secure" in headers["set-cookie"]
+    else:
+        assert status == 403
+
+
+def test_signing_out_and_the_key_s_end_are_the_session_s(site: Server) -> None:
+    record, key = site.store.create(owner="leaves", scopes=["mlflow:read"])
+    one, other = (cookie(sign_in(site, key)[1]) for _ in range(2))
+    host = site.origin.removeprefix("http://")
+    out = {"Cookie": one, "Origin": site.origin, "Host": host}
+    assert site.request("POST", "/hokusai/logout", headers=out)[0] == 303
+    assert refused_within_a_second(site, one)
+    assert site.request("GET", WHOAMI, headers={"Cookie": other})[0] == 200
+    site.store.revoke(record.key_id)
+    assert refused_within_a_second(site, other)
+
+
+def refused_within_a_second(site: Server, session: str) -> bool:
+    began = time.monotonic()
+    while True:
+        asked = time.monotonic()
+        status, _, body = site.request("GET", WHOAMI, headers={"Cookie": session})
+        if status == 401:
+            return bool(json.loads(body)["error"] == "SESSION_ENDED")
+        if asked - began > 1:
+            return False
+
+
+def test_a_cookie_s_request_must_come_from_our_own_page(site: Server) -> None:
+    session = cookie(sign_in(site, site.key("mlflow:admin"))[1])
+    token = {"Cookie": session}
+    path, body = "/api/2.0/hokusai/keys", b'{"owner": "x", "scopes": ["mlflow:admin"]}'
+    host = site.origin.removeprefix("http://")
+    for headers in (
+        {},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": f"{site.origin}.evil.example"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": site.origin},
+        {"Sec-Fetch-Site": "same-site", "Origin": site.origin},
+        {"Sec-Fetch-Site": "same-origin", "Origin": site.origin},  # without the page's token
+        {"Sec-Fetch-Site": "same-origin", "X-CSRF-Token": "0" * 64},
+        {"Content-Type": "text/plain", "Origin": "http://127.0.0.1:1"},
+    ):
+        sent = {**token, "Host": host, **headers}
+        status, _, answer = site.request("POST", path, headers=sent, body=body)
+        assert status == 403 and json.loads(answer)["error"] == "CROSS_SITE", headers
+    read = {**token, "Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}
+    assert site.request("GET", WHOAMI, headers=read)[0] == 403
+
+
+def test_a_form_from_elsewhere_signs_nobody_in(site: Server) -> None:
+    for origin in ("https://evil.example", "null"):
+        status, headers, _ = sign_in(site, site.key("mlflow:read"), Origin=origin)
+        assert status == 403 and "set-cookie" not in headers
+
+
+def test_attempts_are_limited_and_tell_nothing_apart(site: Server) -> None:
+    store = site.store
+    revoked, gone = store.create(owner="a", scopes=["mlflow:read"])
+    store.revoke(revoked.key_id)
+    expired = store.create(owner="b", scopes=["mlflow:read"], expires_at=time.time() - 1)[1]
+    elsewhere = store.create(owner="c", scopes=["mlflow:read"], networks=("203.0.113.9/32",))[1]
+    wrong = [keys.generate(), gone, expired, elsewhere, "hk_live_x", ""]
+    answers = {sign_in(site, key)[::2] for key in wrong}
+    assert len(answers) == 1 and next(iter(answers))[0] == 401
+    address = "192.0.2.77"
+    statuses = [sign_in(site, keys.generate(), address=address)[0] for _ in range(12)]
+    workers = 2  # gunicorn's, which count each for itself
+    assert statuses[:10] == [401] * 10
+    if "gunicorn" not in str(site.process.args):
+        assert statuses[10:] == [429] * 2
+    # Not the first address that the client names, but the one that the proxy was called by.
+    spoofed = [
+        sign_in(site, keys.generate(), address=f"10.0.0.{n}, 192.0.2.78")[0]
+        for n in range(10 * workers + 1)
+    ]
+    assert 429 in spoofed
+
+
+def test_pages_lead_to_the_sign_in_and_programs_get_json(site: Server) -> None:
+    for path, location in (
+        ("/", "hokusai/login?next=/"),
+        ("/mlflow/", "hokusai/login?next=/"),
+        ("/api/mlflow", "mlflow/hokusai/login?next=/"),
+        ("/get-artifact?path=a%20b", "hokusai/login?next=/get-artifact%3Fpath%3Da%2520b"),
+    ):
+        status, headers, _ = site.request("GET", path, headers=PAGE)
+        assert (status, headers["location"]) == (303, location)
+        status, headers, body = site.request("GET", path)
+        assert status == 401 and json.loads(body)["error"] == "KEY_MISSING"
+        assert "Basic" not in headers["www-authenticate"]
+    # A program that sends a key is told about the key.
+    assert site.request("GET", "/", key=keys.generate(), headers=PAGE)[0] == 401
+
+
+def test_no_key_goes_along_to_the_sign_in(tmp_path: Path) -> None:
+    key = keys.generate()
+    with serve(tmp_path, HOKUSAI_AUTH_QUERY_KEY="false") as server:
+        status, headers, _ = server.request("GET", f"/get-artifact?api_key={key}", headers=PAGE)
+        assert status == 303 and headers["location"] == "hokusai/login?next=/get-artifact"
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"), [("/hokusai/login", 4096), ("/api/2.0/hokusai/keys/leaked", 2**20)]
+)
+def test_nothing_large_is_read_from_somebody_without_a_key(
+    site: Server, path: str, limit: int
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+    assert b" 413 " in site.raw(
+        f"{head}Content-Length: {limit + 1}\r\n\r\n".encode() + b"x" * (limit + 1)
+    )
+    chunk = b"x" * (limit + 1)
+    chunked = f"{head}Transfer-Encoding: chunked\r\n\r\n{len(chunk):x}\r\n".encode() + chunk
+    assert b" 413 " in site.raw(chunked + b"\r\n0\r\n\r\n").partition(b"\r\n")[0]
+
+
+def test_pages_may_not_be_framed_or_kept(site: Server) -> None:
+    for path, key in (("/hokusai/login", None), ("/hokusai/keys", site.key("mlflow:admin"))):
+        status, headers, _ = site.request("GET", path, key=key)
+        policy = headers["content-security-policy"]
+        assert status == 200 and "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy and policy.startswith("default-src 'none'")
+        assert headers["cache-control"] == "no-store"
+        assert headers["referrer-policy"] == "same-origin"
+
+
+def test_too_many_wrong_keys_are_told_to_wait_and_a_good_one_is_served(tmp_path: Path) -> None:
+    with serve(tmp_path, HOKUSAI_AUTH_FAILURES_PER_MINUTE="5") as server:
+        statuses = [server.request("GET", "/version", key=keys.generate())[0] for _ in range(7)]
+        assert statuses == [401] * 5 + [429] * 2
+        assert server.request("GET", "/version", key=server.key("mlflow:read"))[0] == 200

@@ -1,0 +1,318 @@
+"""What goes wrong is told apart: by one metric and one line of the log for each of eight faults.
+
+And a request is found again by its X-Request-Id, and nothing that strangers send adds a series.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import json
+import random
+import re
+import sqlite3
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mlflow_hokusai_auth.core import keys
+from tests.e2e.test_running import wait_until
+from tests.harness import Server, serve
+from tests.standin import Standin
+
+pytestmark = pytest.mark.slow  # a server of its own, and thousands of requests
+
+METRICS = "/hokusai/metrics"
+EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+BROKEN = "/api/2.0/mlflow-artifacts/artifacts/broken"
+RULE = """
+def on_request(request):
+    if request.path.endswith("/broken"):
+        raise RuntimeError("a rule that fails")
+"""
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Standin]:
+    with Standin() as standin:
+        yield standin
+
+
+@pytest.fixture(scope="module")
+def server(service: Standin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One worker with a rule of its site's, which fails; it asks the store, then the service."""
+    folder = tmp_path_factory.mktemp("apart")
+    plugins = folder / "plugins"
+    (plugins / "site-1.dist-info").mkdir(parents=True)
+    (plugins / "site_rule.py").write_text(RULE)
+    (plugins / "site-1.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: site\nVersion: 1\n"
+    )
+    (plugins / "site-1.dist-info/entry_points.txt").write_text(
+        "[mlflow_hokusai_auth.interceptor]\nsite = site_rule\n"
+    )
+    with serve(
+        folder,
+        PYTHONPATH=str(plugins),
+        HOKUSAI_AUTH_BACKEND="local,service",
+        HOKUSAI_AUTH_SERVICE_URL=service.url,
+        HOKUSAI_AUTH_INTERCEPTOR_ERRORS="refuse",
+    ) as running:
+        # MLflow makes what tables it misses when it is first asked.
+        assert running.request("GET", EXPERIMENT, key=running.key("mlflow:read"))[0] == 200
+        yield running
+
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(server: Server) -> Samples:
+    status, _, body = server.request("GET", METRICS, key=server.key("metrics:read"))
+    assert status == 200
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+
+
+@contextlib.contextmanager
+def without(database: Path, table: str) -> Iterator[None]:
+    """The database, for a while, with `table` under another name."""
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
+        connection.execute("PRAGMA legacy_alter_table=ON")  # leaves what refers to it alone
+        connection.execute(f"ALTER TABLE {table} RENAME TO gone")
+        yield
+        connection.execute(f"ALTER TABLE gone RENAME TO {table}")
+
+
+@dataclass
+class World:
+    """Where faults are provoked; `ask` sends a request with an id of its own."""
+
+    server: Server
+    service: Standin
+    ids: list[str]
+
+    def ask(self, key: str, path: str = EXPERIMENT, **headers: str) -> int:
+        request_id = f"told-apart-{random.getrandbits(64):x}"
+        self.ids.append(request_id)
+        headers = {"X-Request-Id": request_id, **headers}
+        status, got, _ = self.server.request("GET", path, key=key, headers=headers)
+        assert got["x-request-id"] == request_id
+        return status
+
+
+def wrong_key(world: World) -> int:
+    return world.ask(keys.generate())
+
+
+def missing_scope(world: World) -> int:
+    return world.ask(world.server.key("metrics:read"))
+
+
+def service_down(world: World) -> int:
+    world.service.go()
+    try:
+        return world.ask(keys.generate())
+    finally:
+        world.service.come_back()
+
+
+def store_down(world: World) -> int:
+    with without(world.server.folder / "hokusai_auth.db", "hokusai_auth_keys"):
+        return world.ask(keys.generate())
+
+
+def mlflow_fails(world: World) -> int:
+    with without(world.server.folder / "mlflow.db", "experiments"):
+        return world.ask(world.server.key("mlflow:read"))
+
+
+def bad_host(world: World) -> int:
+    return world.ask(world.server.key("mlflow:read"), Host="evil.example")
+
+
+def rate_limit(world: World) -> int:
+    fields = {"owner": "often", "scopes": ["mlflow:read"], "rate_limit_per_hour": 1}
+    key = world.server.store.create(**fields)[1]
+    assert world.server.request("GET", EXPERIMENT, key=key)[0] == 200
+    return world.ask(key)
+
+
+def rule_fails(world: World) -> int:
+    return world.ask(world.server.key("mlflow:read"), BROKEN)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How it is brought about, what the client gets, and what tells it from all others."""
+
+    provoke: Callable[[World], int]
+    status: int
+    metric: str
+    labels: dict[str, str]
+    outcome: str
+    reason: str
+    #: In the log besides, where two faults are one to whoever asks.
+    says: str = ""
+
+    def value(self, found: Samples) -> float:
+        labels = self.labels.items()
+        return sum(
+            v for (n, ls), v in found.items() if n == self.metric and labels <= dict(ls).items()
+        )
+
+
+DECISIONS, REQUESTS = "hokusai_auth_decisions_total", "hokusai_auth_requests_total"
+CALLS, LIMITED = "hokusai_auth_authority_calls_total", "hokusai_auth_rate_limited_total"
+RULES = "hokusai_auth_interceptor_errors_total"
+UNASKED = "A request was refused with 503: "
+FAULTS = [
+    Fault(
+        wrong_key, 401, DECISIONS, {"outcome": "refused", "reason": "KEY_UNKNOWN"},
+        "refused", "KEY_UNKNOWN",
+    ),
+    Fault(
+        missing_scope, 403, DECISIONS, {"outcome": "refused", "reason": "SCOPE_MISSING"},
+        "refused", "SCOPE_MISSING",
+    ),
+    Fault(
+        service_down, 503, CALLS, {"authority": "service", "result": "failed"},
+        "unavailable", "AUTHORITY_UNAVAILABLE", UNASKED + "the auth service can't be asked",
+    ),
+    Fault(
+        store_down, 503, CALLS, {"authority": "local", "result": "failed"},
+        "unavailable", "AUTHORITY_UNAVAILABLE", UNASKED + "the key store can't be read",
+    ),
+    Fault(mlflow_fails, 503, REQUESTS, {"outcome": "mlflow_error"}, "mlflow_error", "ok"),
+    Fault(bad_host, 403, REQUESTS, {"outcome": "host"}, "host", "ok"),
+    Fault(rate_limit, 429, LIMITED, {"by": "key"}, "refused", "RATE_LIMITED"),
+    Fault(rule_fails, 503, RULES, {"name": "site"}, "unavailable", "INTERCEPTOR_FAILED"),
+]  # fmt: skip
+TIMES = 3
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.provoke.__name__)
+def test_a_fault_has_a_metric_and_a_line_of_its_own(
+    server: Server, service: Standin, fault: Fault
+) -> None:
+    server.key("mlflow:read"), server.key("metrics:read")
+    before, said = samples(server), server.log
+    world = World(server, service, [])
+    for _ in range(TIMES):
+        assert fault.provoke(world) == fault.status
+    wait_until(lambda: fault.value(samples(server)) >= fault.value(before) + TIMES)
+    after = samples(server)
+    rises = {one.provoke.__name__: one.value(after) - one.value(before) for one in FAULTS}
+    assert {name: rise for name, rise in rises.items() if rise} == {fault.provoke.__name__: TIMES}
+    log = server.log.removeprefix(said)
+    lines = [json.loads(text) for text in log.splitlines() if text.startswith("{")]
+    told = [one for one in lines if one.get("request_id") in world.ids]
+    assert [one["request_id"] for one in told] == world.ids
+    assert {(one["outcome"], one["reason"]) for one in told} == {(fault.outcome, fault.reason)}
+    for other in FAULTS:
+        if other.says:
+            assert log.count(other.says) == (TIMES if other is fault else 0)
+
+
+def test_the_faults_differ_in_what_tells_them_apart() -> None:
+    for tells in (
+        lambda one: (one.metric, *one.labels.items()),
+        lambda one: (one.outcome, one.reason, one.says),
+    ):
+        assert len({tells(one) for one in FAULTS}) == len(FAULTS) == 8
+
+
+# Series
+
+MORE = 2000
+
+
+def word() -> str:
+    return "".join(random.choices(string.ascii_letters, k=random.randint(3, 12)))
+
+
+METHODS = [*(lambda name=name: name for name in ("GET", "POST", "PUT", "DELETE")), word]
+PATHS = [
+    lambda: f"/{word()}",
+    lambda: f"/mlflow/{word()}/{word()}",
+    lambda: f"/api/mlflow/api/2.0/mlflow/{word()}",
+    lambda: f"/api/2.0/mlflow/experiments/get?experiment_id={word()}",
+    lambda: f"/api/2.0/mlflow-artifacts/artifacts/{word()}",
+    lambda: f"/api/2.0/hokusai/keys/{word()}",
+    lambda: f"/hokusai/{word()}",
+    lambda: f"/ajax-api/2.0/mlflow/{word()}?{word()}={word()}",
+]
+
+
+def test_whatever_is_asked_for_makes_no_more_series(server: Server) -> None:
+    good = server.key("mlflow:read")
+    shapes = list(itertools.product(METHODS, PATHS, (lambda: good, keys.generate, word)))
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+
+    def ask(shape: tuple[Callable[[], str], ...]) -> None:
+        method, path, key = (make() for make in shape)
+        agent = {"X-API-Key": key, "User-Agent": word(), "X-Request-Id": word(), word(): word()}
+        connection.request(method, path, headers=agent)
+        connection.getresponse().read()
+
+    every = Fault(wrong_key, 0, REQUESTS, {}, "", "")
+    started = every.value(samples(server))
+    with contextlib.closing(connection):
+        for shape in shapes:
+            ask(shape)
+        # Until all is counted, the scrape at the beginning included.
+        wait_until(lambda: every.value(samples(server)) > started + len(shapes))
+        before = samples(server)
+        for number in range(MORE):
+            ask(shapes[number % len(shapes)])
+        wait_until(lambda: every.value(samples(server)) > every.value(before) + MORE)
+    after = samples(server)
+    assert set(after) - set(before) == set()
+    assert len(after) == len(before)
+
+
+# Request ids
+
+ANSWERS = {
+    "health": ("/health", ""),
+    "refused": (EXPERIMENT, "none"),
+    "refused for good": ("/gateway/secrets", "mlflow:read"),
+    "way to sign in": ("/", "page"),
+    "sign-in": ("/hokusai/login", ""),
+    "found": (EXPERIMENT, "mlflow:read"),
+    "not found": ("/api/2.0/mlflow/runs/get?run_id=none", "mlflow:read"),
+    "no such route": ("/no/such/route", "mlflow:admin"),
+    "whoami": ("/api/2.0/hokusai/whoami", "mlflow:read"),
+    "no such key": ("/api/2.0/hokusai/keys/none", "mlflow:admin"),
+    "metrics": (METRICS, "metrics:read"),
+    "a rule that fails": (BROKEN, "mlflow:read"),
+    "bad host": (EXPERIMENT, "host"),
+}
+
+
+@pytest.mark.parametrize("answer", [*ANSWERS, "prefix"])
+def test_every_answer_has_the_request_s_id(server: Server, answer: str) -> None:
+    path, who = ANSWERS.get(answer, ("/mlflow", "mlflow:read"))
+    more = {"page": {"Accept": "text/html"}, "host": {"Host": "evil.example"}}.get(who, {})
+    scope = "mlflow:read" if who == "host" else who
+    key = server.key(scope) if ":" in scope else None
+    for sent, plain in (
+        ("aB3.-_:x", True),
+        ("x" * 64, True),
+        ("x" * 65, False),
+        ("a b", False),
+        ("a,b", False),
+        ("\xe4", False),
+        (keys.generate(), False),
+        (None, False),
+    ):
+        headers = {**more, **({} if sent is None else {"X-Request-Id": sent})}
+        got = server.request("GET", path, key=key, headers=headers)[1]["x-request-id"]
+        assert got == sent if plain else re.fullmatch("[0-9a-f]{16}", got), sent

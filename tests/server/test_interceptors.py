@@ -1,0 +1,260 @@
+"""Interceptors: what they may do, and that nothing they do breaks a request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlflow_hokusai_auth.core.types import Deny
+from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server.interceptors import Interceptors, Refusal, RequestView, load
+from tests.server.test_adapters import KEYS, Adapter, both, inner_headers, make_gate, with_key
+
+VIEW = RequestView("GET", "/version", "", "id-1", "GET /version", "key_1", "me", "192.0.2.1")
+
+
+def answering(request: Any = None, response: Any = None) -> SimpleNamespace:
+    """One that gives these answers, or raises them."""
+
+    def give(answer: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return SimpleNamespace(
+        on_request=lambda view: give(request), on_response=lambda view, status: give(response)
+    )
+
+
+def errors(name: str) -> float:
+    return float(metrics.INTERCEPTOR_ERRORS.labels(name)._value.get())
+
+
+def test_they_are_asked_in_order_and_all_are_heard() -> None:
+    asked: list[str] = []
+
+    def one(name: str) -> SimpleNamespace:
+        def on_request(view: RequestView) -> dict[str, str]:
+            assert view is VIEW
+            asked.append(name)
+            return {"X-Name": name}
+
+        def on_response(view: RequestView, status: int) -> dict[str, str]:
+            return {"X-Status": f"{name} {status}"}
+
+        return SimpleNamespace(on_request=on_request, on_response=on_response)
+
+    both_of_them = Interceptors((("a", one("a")), ("b", one("b"))))
+    assert both_of_them.on_request(VIEW) == [("X-Name", "a"), ("X-Name", "b")]
+    assert asked == ["a", "b"]
+    assert both_of_them.on_response(VIEW, 201) == [("X-Status", "a 201"), ("X-Status", "b 201")]
+
+
+def test_one_may_have_either_method_only() -> None:
+    found = Interceptors((("none", object()), ("some", answering({"X-A": "1"}, None))))
+    assert found.on_request(VIEW) == [("X-A", "1")]
+    assert found.on_response(VIEW, 200) == []
+    assert not Interceptors() and found
+
+
+def test_the_first_refusal_ends_it() -> None:
+    def never(view: RequestView) -> None:
+        pytest.fail("asked although the request is refused")
+
+    found = Interceptors(
+        (
+            ("a", answering({"X-A": "1"})),
+            ("b", answering(Refusal("Not on Sundays."))),
+            ("c", SimpleNamespace(on_request=never)),
+        )
+    )
+    assert found.on_request(VIEW) == Deny("INTERCEPTED", "Not on Sundays.")
+
+
+def test_a_response_that_has_begun_can_t_be_refused() -> None:
+    found = Interceptors((("a", answering(None, Refusal("too late"))),), refuse_on_error=True)
+    assert found.on_response(VIEW, 200) == []
+
+
+@pytest.mark.parametrize("refuse", [True, False])
+def test_an_exception_is_counted_and_ignored_or_refused(
+    refuse: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    canary = KEYS["read"]
+    broken = answering(RuntimeError(canary), RuntimeError(canary))
+    found = Interceptors(
+        (("broken", broken), ("good", answering({"X-A": "1"}, {"X-B": "2"}))), refuse
+    )
+    before = errors("broken")
+    answer = found.on_request(VIEW)
+    if refuse:
+        assert isinstance(answer, Deny) and answer.code == "INTERCEPTOR_FAILED"
+        assert canary not in answer.message
+    else:
+        assert answer == [("X-A", "1")]
+    assert found.on_response(VIEW, 200) == [("X-B", "2")]
+    assert errors("broken") == before + 2
+    said = [one.getMessage() for one in caplog.records if one.levelno >= logging.INFO]
+    assert said == ["Interceptor broken failed: RuntimeError"] * 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"X-A": "a\r\nX-B: b"},
+        {"X-A": "a\n"},
+        {"X-A": "é"},
+        {"X-A": 1},
+        {"X-A": None},
+        {"X A": "a"},
+        {"X-A:": "a"},
+        {"": "a"},
+        {"é": "a"},
+        {1: "a"},
+        "X-A: a",
+        ["X-A"],
+        7,
+        *(
+            {name: "a"}
+            for name in (
+                "Content-Length",
+                "transfer-encoding",
+                "Connection",
+                "HOST",
+                "Set-Cookie",
+                "X-Hokusai-User-Id",
+                "x_hokusai_user_id",
+                "Content_Length",
+            )
+        ),
+    ],
+    ids=repr,
+)
+def test_headers_that_can_t_be_are_not_added(answer: Any) -> None:
+    found = Interceptors((("bad", answering(answer, answer)), ("good", answering({"X-G": "1"}))))
+    before = errors("bad")
+    assert found.on_request(VIEW) == [("X-G", "1")]
+    assert found.on_response(VIEW, 200) == []
+    assert errors("bad") == before + 2
+
+
+def test_one_bad_header_takes_the_others_of_its_answer_along() -> None:
+    found = Interceptors((("bad", answering({"X-Good": "1", "Host": "evil"})),), True)
+    assert isinstance(found.on_request(VIEW), Deny)
+
+
+# Through the adapters
+
+
+@both
+def test_what_is_added_reaches_mlflow_and_the_client(adapter: Adapter) -> None:
+    one = answering({"X-Site": "for MLflow"}, {"X-Seen": "for the client"})
+    answer = adapter(with_key("read"), make_gate(interceptors=Interceptors((("a", one),))))
+    assert answer.status == 200
+    assert ("x-site", "for MLflow") in inner_headers(answer)
+    assert answer.header("x-seen") == ["for the client"] and not answer.header("x-site")
+
+
+@both
+@pytest.mark.parametrize(
+    ("answer", "refuse", "verdict"),
+    [
+        (Refusal("No."), False, (403, "INTERCEPTED")),
+        (ValueError(), True, (503, "INTERCEPTOR_FAILED")),
+        (ValueError(), False, (200, "ALLOW")),
+    ],
+)
+def test_who_is_refused_does_not_reach_mlflow(
+    adapter: Adapter, answer: Any, refuse: bool, verdict: tuple[int, str]
+) -> None:
+    found = Interceptors((("a", answering(answer)),), refuse)
+    got = adapter(with_key("read"), make_gate(interceptors=found))
+    assert got.verdict == verdict
+    assert len(got.header("x-request-id")) == 1
+
+
+@both
+def test_they_see_no_key_and_only_what_the_gate_allows(adapter: Adapter) -> None:
+    seen: list[RequestView] = []
+    gate = make_gate(interceptors=Interceptors((("a", SimpleNamespace(on_request=seen.append)),)))
+    target = f"/mlflow/version?api_key={KEYS['read']}"
+    assert adapter(with_key("unknown", "GET", target), gate).status == 400
+    assert adapter(with_key("unknown"), gate).status == 401
+    assert seen == []
+    assert adapter(with_key("read", "GET", target), gate).status == 200
+    (view,) = seen
+    assert (view.path, view.prefix, view.rule) == ("/version", "/mlflow", "GET /version")
+    assert (view.key_id, view.owner) == ("key_read", "read@example.com")
+    assert KEYS["read"][8:] not in repr(view)
+
+
+# Loading
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Installs a distribution with these entry points, and a module with this text."""
+
+    def made(module: str, text: str, **points: str) -> None:
+        (tmp_path / f"{module}.py").write_text(text)
+        info = tmp_path / f"{module}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+        lines = [f"{name} = {value}" for name, value in points.items()]
+        (info / "entry_points.txt").write_text(
+            "\n".join(["[mlflow_hokusai_auth.interceptor]", *lines, ""])
+        )
+
+    monkeypatch.syspath_prepend(tmp_path)
+    return made
+
+
+GOOD = """
+class Added:
+    def on_request(self, request):
+        return {"X-Class": type(self).__name__}
+
+one = Added()
+"""
+
+
+def test_those_that_are_installed_are_loaded_by_name(install: Callable[..., None]) -> None:
+    install("interceptors_b", GOOD, b="interceptors_b:Added", c="interceptors_b:one")
+    install(
+        "interceptors_a", "def on_request(request): return {'X-Module': 'a'}", a="interceptors_a"
+    )
+    found = load(refuse_on_error=True)
+    assert [name for name, _ in found.installed] == ["a", "b", "c"]
+    assert found.refuse_on_error
+    assert found.on_request(VIEW) == [("X-Module", "a"), ("X-Class", "Added"), ("X-Class", "Added")]
+
+
+def test_none_are_installed_here() -> None:
+    assert not load(refuse_on_error=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "says"),
+    [
+        ("import no_such_module", "{module}:A", "ModuleNotFoundError"),
+        ("", "{module}:A", "AttributeError"),
+        ("class A:\n    def __init__(self): raise OSError('secret')", "{module}:A", "OSError"),
+        ("1 /", "{module}", "SyntaxError"),
+        ("", "no_such_module", "ModuleNotFoundError"),
+    ],
+)
+def test_one_that_can_t_be_loaded_stops_the_start(
+    install: Callable[..., None], request: pytest.FixtureRequest, text: str, value: str, says: str
+) -> None:
+    module = f"interceptor_{abs(hash(request.node.name))}"
+    install(module, text, broken=value.format(module=module))
+    with pytest.raises(
+        ValueError, match=rf"interceptor broken \(.*\) can't be loaded: {says}$"
+    ) as it:
+        load(refuse_on_error=False)
+    assert "secret" not in str(it.value) and it.value.__cause__ is None
