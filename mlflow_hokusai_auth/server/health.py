@@ -48,10 +48,17 @@ class Health:
 
     def look(self) -> dict[str, Any]:
         """`{"status": "ok" or "failing", "checks": {name: {"ok", "latency_ms", "found"}}}`."""
-        with self._lock:
+        before = self._found
+        # Whoever asks while somebody looks is told what was found before: this must not hold threads.
+        if not self._lock.acquire(blocking=before is None):
+            assert before is not None
+            return before[1]
+        try:
             if self._found is None or time.monotonic() - self._found[0] > FRESH:
                 self._found = (time.monotonic(), self._look())
             return self._found[1]
+        finally:
+            self._lock.release()
 
     def _look(self) -> dict[str, Any]:
         began = time.monotonic()

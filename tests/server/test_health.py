@@ -268,3 +268,27 @@ class TestArtifactFolder:
                 ), said
         finally:
             shutil.rmtree(folder)
+
+
+def test_while_somebody_looks_the_others_are_told_what_was_found_before() -> None:
+    looking, go_on = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        if not first:
+            looking.set()
+            go_on.wait(10)
+        return "answers"
+
+    first = [True]
+    watched = Health({"part": slow})
+    found = watched.look()
+    first.clear()
+    watched._found = (watched._found[0] - FRESH - 1, found)  # type: ignore[index]
+    with ThreadPoolExecutor(1) as other:
+        asked = other.submit(watched.look)
+        assert looking.wait(5)
+        began = time.monotonic()
+        assert watched.look() is found
+        assert time.monotonic() - began < 1
+        go_on.set()
+        assert asked.result(5) is not found

@@ -1,0 +1,241 @@
+"""Health of a running server, whose parts break one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_hokusai_auth.core import keys
+from tests.conftest import Postgresql
+from tests.e2e.test_running import wait_until
+from tests.harness import PREFIXES, Server, serve
+from tests.standin import Standin
+
+pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+
+SUMMARY = "/api/health/mlflow"
+DETAILED = f"{SUMMARY}/detailed"
+PARTS = ["artifact_root", "key_authority", "key_store", "migrations", "mlflow_store"]
+EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+#: Longer than what was found is told again, and a look that hangs.
+SOON = 15
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(tmp_path_factory.mktemp("health")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Standin]:
+    with Standin() as standin:
+        yield standin
+
+
+def details(server: Server, key: str | None = None) -> dict[str, Any]:
+    status, _, body = server.request("GET", DETAILED, key=key or server.key("mlflow:read"))
+    found = json.loads(body)
+    assert status == (200 if found["status"] == "ok" else 503), body
+    return found
+
+
+def becomes(server: Server, *failing: str, key: str | None = None) -> dict[str, Any]:
+    """Wait until these parts fail, and no other; what is then told of the parts."""
+    known = key or server.key("mlflow:read")
+
+    def failed() -> list[str]:
+        status, _, body = server.request("GET", DETAILED, key=known)
+        assert status in (200, 503), body
+        parts = json.loads(body).get("checks")
+        return [] if parts is None else sorted(name for name in parts if not parts[name]["ok"])
+
+    wait_until(lambda: failed() == sorted(failing), SOON)
+    status, _, body = server.request("GET", SUMMARY)
+    assert status == (503 if failing else 200)
+    assert json.loads(body) == {"status": "failing" if failing else "ok"}
+    assert server.request("GET", "/health")[::2] == (200, b"OK")
+    return details(server, known)["checks"]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+class TestWhoIsTold:
+    def test_that_the_process_lives_everybody_as_ever(self, server: Server, prefix: str) -> None:
+        status, _, body = server.request("GET", f"{prefix}/health")
+        assert (status, body) == (200, b"OK")
+
+    def test_a_word_for_everybody(self, server: Server, prefix: str) -> None:
+        status, headers, body = server.request("GET", prefix + SUMMARY)
+        assert (status, json.loads(body)) == (200, {"status": "ok"})
+        assert headers["cache-control"] == "no-store"
+
+    def test_the_parts_for_who_has_a_key(self, server: Server, prefix: str) -> None:
+        assert server.request("GET", prefix + DETAILED)[0] == 401
+        assert server.request("GET", prefix + DETAILED, key=keys.generate())[0] == 401
+        for scope in ("model:read", "mlflow:admin"):
+            status, headers, body = server.request("GET", prefix + DETAILED, key=server.key(scope))
+            found = json.loads(body)
+            assert (status, found["status"], sorted(found["checks"])) == (200, "ok", PARTS)
+            for part in found["checks"].values():
+                assert part["ok"] is True
+                assert 0 <= part["latency_ms"] < 3000
+                assert part["found"]
+            assert headers["cache-control"] == "no-store"
+
+    @pytest.mark.parametrize("path", ["/health/", "/health/x", f"{SUMMARY}/", f"{SUMMARY}/more"])
+    def test_nothing_else_is_public(self, server: Server, prefix: str, path: str) -> None:
+        assert server.request("GET", prefix + path)[0] == 401
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+    def test_it_is_only_read(self, server: Server, prefix: str, method: str) -> None:
+        assert server.request(method, prefix + SUMMARY)[0] == 401
+
+
+@contextlib.contextmanager
+def renamed(database: Path, table: str) -> Iterator[None]:
+    """While the context lasts, the table has another name."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA legacy_alter_table = ON")  # leave what refers to it alone
+        connection.execute(f"ALTER TABLE {table} RENAME TO {table}_gone")
+        try:
+            yield
+        finally:
+            connection.execute(f"ALTER TABLE {table}_gone RENAME TO {table}")
+
+
+class TestOneByOne:
+    @pytest.fixture(autouse=True)
+    def well_before_and_after(self, server: Server) -> Iterator[None]:
+        becomes(server)
+        yield
+        becomes(server)
+
+    def test_the_keys_table(self, server: Server) -> None:
+        # Known while it lasts: a known key counts for less than a second without its store.
+        with renamed(server.folder / "hokusai_auth.db", "hokusai_auth_keys"):
+            wait_until(lambda: server.request("GET", SUMMARY)[0] == 503, SOON)
+            assert json.loads(server.request("GET", SUMMARY)[2]) == {"status": "failing"}
+            assert server.request("GET", "/health")[0] == 200
+
+    def test_the_key_store_itself(self, server: Server) -> None:
+        with renamed(server.folder / "hokusai_auth.db", "hokusai_auth_state"):
+            parts = becomes(server, "key_store")
+            assert "no such table" in parts["key_store"]["found"]
+
+    def test_mlflow_s_database(self, server: Server) -> None:
+        with renamed(server.folder / "mlflow.db", "experiments"):
+            parts = becomes(server, "mlflow_store")
+            assert "sql" not in parts["mlflow_store"]["found"].lower()
+            assert server.request("GET", EXPERIMENT, key=server.key("mlflow:read"))[0] >= 500
+
+    def test_the_artifact_folder(self, server: Server) -> None:
+        # Tests may run as root, who may read and write everything; not a file as a folder, though.
+        folder = server.folder / "artifacts"
+        path = "/api/2.0/mlflow-artifacts/artifacts/file.txt"
+        key = server.key("mlflow:write")
+        assert server.request("PUT", path, key=key, body=b"x")[0] == 200
+        folder.rename(server.folder / "kept")
+        folder.touch()
+        parts = becomes(server, "artifact_root")
+        assert parts["artifact_root"]["found"] == "the artifact folder is no folder"
+        assert server.request("PUT", path, key=key, body=b"x")[0] == 500
+        # Gone altogether is not broken: the next artifact makes it anew.
+        folder.unlink()
+        becomes(server)
+        assert server.request("PUT", path, key=key, body=b"x")[0] == 200
+
+
+def test_the_auth_service(tmp_path: Path, service: Standin) -> None:
+    with serve(
+        tmp_path,
+        HOKUSAI_AUTH_BACKEND="local,service",
+        HOKUSAI_AUTH_SERVICE_URL=service.url,
+        HOKUSAI_AUTH_SERVICE_TIMEOUT="1",
+    ) as server:
+        assert becomes(server)["key_authority"]["found"] == "local, service answers"
+        # To be asked by a check costs the service no more than one question in five seconds.
+        before = len(service.calls)
+        answers: list[int] = []
+        crowd = [
+            threading.Thread(target=lambda: answers.append(server.request("GET", SUMMARY)[0]))
+            for _ in range(50)
+        ]
+        for client in crowd:
+            client.start()
+        for client in crowd:
+            client.join()
+        assert answers == [200] * 50
+        assert len(service.calls) - before <= 1 + 1  # may begin just when the last look is old
+
+        def told(words: str) -> bool:
+            return words in becomes(server, "key_authority")["key_authority"]["found"]
+
+        service.behave("broken")
+        wait_until(lambda: told("answers 500"), SOON)
+        service.behave("slow", seconds=30)
+        wait_until(lambda: told("took more than 1 s"), SOON)
+        service.behave("strict")
+        service.go()
+        wait_until(lambda: told("can't be asked"), SOON)
+        # Keys of the store are not affected.
+        assert server.request("GET", EXPERIMENT, key=server.key("mlflow:read"))[0] == 200
+        service.come_back()
+        becomes(server)
+
+
+def test_with_the_service_alone_nobody_may_ask_for_the_parts_while_it_is_down(
+    tmp_path: Path, service: Standin
+) -> None:
+    key = service.add(scopes=["mlflow:read"])
+    with serve(
+        tmp_path,
+        HOKUSAI_AUTH_BACKEND="service",
+        HOKUSAI_AUTH_SERVICE_URL=service.url,
+        HOKUSAI_AUTH_CACHE_TTL="1",
+    ) as server:
+        becomes(server, key=key)
+        service.go()
+        wait_until(lambda: server.request("GET", SUMMARY)[0] == 503, SOON)
+        wait_until(lambda: server.request("GET", DETAILED, key=key)[0] == 503, SOON)
+        assert server.request("GET", "/health")[0] == 200
+        service.come_back()
+        becomes(server, key=key)
+
+
+def test_a_database_that_is_down_is_told_of_without_its_password(
+    tmp_path: Path, postgresql: Postgresql
+) -> None:
+    uri = postgresql.uri.replace("postgres@", "postgres:canary@")
+    with serve(tmp_path, HOKUSAI_AUTH_DATABASE_URI=uri) as server:
+        key = server.key("mlflow:read")
+        becomes(server, key=key)
+        postgresql.stop()
+        try:
+            wait_until(lambda: server.request("GET", SUMMARY)[0] == 503, SOON)
+            assert json.loads(server.request("GET", SUMMARY)[2]) == {"status": "failing"}
+            answer = server.request("GET", DETAILED, key=key)
+            assert answer[0] == 503  # the key can't be looked up
+            assert b"canary" not in answer[2]
+            assert server.request("GET", "/health")[0] == 200
+        finally:
+            postgresql.start()
+        becomes(server, key=key)
+        assert "canary" not in server.log
+
+
+def test_with_workspaces_it_is_ok_as_well(tmp_path: Path) -> None:
+    with serve(tmp_path, ("--workers", "1", "--enable-workspaces")) as server:
+        becomes(server)
+
+
+@pytest.mark.parametrize("kind", ["gunicorn", "waitress"])
+def test_other_ways_of_serving_tell_the_same(servers: dict[str, Server], kind: str) -> None:
+    assert sorted(becomes(servers[kind])) == PARTS
+    assert servers[kind].request("GET", DETAILED)[0] == 401

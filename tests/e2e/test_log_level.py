@@ -1,0 +1,139 @@
+"""`hokusai-auth log-level`: takes effect in every process of a running server, without a restart."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mlflow_hokusai_auth.core import keys
+from tests.e2e.test_running import wait_until
+from tests.harness import HOKUSAI_AUTH, Server, serve
+from tests.standin import Standin
+
+pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+
+#: What is logged at the level of info, for each key that the service rejects.
+INFO = "The auth service rejects a key"
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Standin]:
+    with Standin() as standin:
+        yield standin
+
+
+@pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
+def server(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    service: Standin,
+) -> Iterator[Server]:
+    """Four workers."""
+    preload = ("--gunicorn-opts", "--preload")
+    with serve(
+        tmp_path_factory.mktemp("levels"),
+        ("--workers", "4", *(preload if request.param == "gunicorn" else ())),
+        HOKUSAI_AUTH_BACKEND="local,service",
+        HOKUSAI_AUTH_SERVICE_URL=service.url,
+        HOKUSAI_AUTH_NEGATIVE_CACHE_TTL="0",
+    ) as running:
+        # Until all of them serve, as one that starts later takes the level as it is then.
+        if request.param == "uvicorn":
+            wait_until(lambda: running.log.count("Application startup complete") == 4, 60)
+        else:
+            wait_until(lambda: running.log.count("Booting worker") == 4, 60)
+        yield running
+
+
+def told(server: Server, level: str) -> int:
+    return server.log.count(f"The level of logging is {level} now\n")
+
+
+def set_level(server: Server, level: str) -> None:
+    done = subprocess.run(
+        [*HOKUSAI_AUTH, "log-level", level], env=server.environ, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def processes(server: Server) -> int:
+    """How many follow the level: each worker, and gunicorn's master if it loads the server itself."""
+    return 5 if "Booting worker" in server.log else 4
+
+
+def follows(server: Server, level: str) -> None:
+    before = told(server, level.upper())
+    set_level(server, level)
+    began = time.monotonic()
+    wait_until(lambda: told(server, level.upper()) == before + processes(server), 2)
+    assert time.monotonic() - began < 2
+
+
+def ask_everybody(server: Server) -> None:
+    """Unknown keys over enough connections that each worker gets some."""
+    connections = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(24)]
+    for connection in connections:
+        connection.request("GET", "/version", headers={"X-API-Key": keys.generate()})
+        response = connection.getresponse()
+        response.read()
+        assert response.status == 401
+        connection.close()
+
+
+def test_it_takes_effect_in_every_worker_within_two_seconds_and_back(server: Server) -> None:
+    def shown() -> int:
+        before = server.log.count(INFO)
+        ask_everybody(server)
+        return server.log.count(INFO) - before
+
+    assert shown() == 0
+    follows(server, "debug")
+    assert shown() == 24
+    follows(server, "info")
+    assert shown() == 24
+    follows(server, "warning")
+    assert shown() == 0
+    follows(server, "error")
+    assert shown() == 0
+    follows(server, "debug")
+    follows(server, "warning")
+
+
+def test_it_changes_neither_the_audit_log_nor_that_of_decisions(server: Server) -> None:
+    follows(server, "error")
+    before = server.log.count('"event": "request"')
+    ask_everybody(server)
+    wait_until(lambda: server.log.count('"event": "request"') == before + 24)
+    follows(server, "warning")
+
+
+def test_it_is_audited(server: Server) -> None:
+    began = time.time()
+    follows(server, "info")
+    follows(server, "warning")
+    events = server.store.database.audited(event="log_level", since=began - 1)[-2:]
+    assert [event["event"] for event in events] == ["log_level.changed"] * 2
+    assert [event["detail"] for event in events] == [{"level": "info"}, {"level": "warning"}]
+    assert all(event["actor"].startswith("cli:") for event in events)
+    listed = subprocess.run(
+        [*HOKUSAI_AUTH, "audit", "--event", "log_level", "--json"],
+        env=server.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(listed.stdout.splitlines()[-1])["detail"] == {"level": "warning"}
+
+
+def test_a_level_that_is_none_is_refused(server: Server) -> None:
+    done = subprocess.run(
+        [*HOKUSAI_AUTH, "log-level", "loud"], env=server.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "'loud' is not one of" in done.stderr
+    assert server.store.database.state("log_level") in (None, logging.WARNING)

@@ -1,0 +1,468 @@
+"""What a running server counts, added up over its workers, and who may read it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import RestException
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.parser import text_string_to_metric_families
+
+from mlflow_hokusai_auth.core import keys
+from tests.e2e.test_running import wait_until
+from tests.harness import PREFIXES, Server, environment, free_port, serve
+from tests.standin import Standin
+
+pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+
+PATH = "/hokusai/metrics"
+EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+DAY = 86400.0
+WORKERS = ("--workers", "4")
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Four workers, whose authorities are the store and a service that is down."""
+    with (
+        Standin() as gone,
+        serve(
+            tmp_path_factory.mktemp("metrics"),
+            WORKERS,
+            HOKUSAI_AUTH_BACKEND="local,service",
+            HOKUSAI_AUTH_SERVICE_URL=gone.url,
+            HOKUSAI_AUTH_METRICS_BIND=f"127.0.0.1:{free_port()}",
+        ) as running,
+    ):
+        gone.go()
+        yield running
+
+
+def bound(server: Server) -> int:
+    return int(server.environ["HOKUSAI_AUTH_METRICS_BIND"].rpartition(":")[2])
+
+
+def parsed(text: bytes) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def scrape(server: Server) -> Samples:
+    status, _, body = server.request("GET", PATH, key=server.key("metrics:read"))
+    assert status == 200, body
+    return parsed(body)
+
+
+def read(samples: Samples, name: str, **labels: str) -> float:
+    """The sum over all series of this name with these labels."""
+    wanted = labels.items()
+    return sum(value for (n, has), value in samples.items() if n == name and wanted <= has)
+
+
+def series(samples: Samples, name: str) -> dict[frozenset[tuple[str, str]], float]:
+    return {labels: value for (n, labels), value in samples.items() if n == name}
+
+
+@contextlib.contextmanager
+def growth(server: Server) -> Iterator[Callable[..., float]]:
+    """In the context, what tells by how much a metric grew since its beginning."""
+    before = scrape(server)
+
+    def grown(name: str, **labels: str) -> float:
+        return read(scrape(server), name, **labels) - read(before, name, **labels)
+
+    yield grown
+
+
+def becomes(grown: Callable[..., float], value: float, name: str, **labels: str) -> None:
+    """Wait for it: a request is counted right after its response has gone out."""
+    wait_until(lambda: grown(name, **labels) >= value)
+    assert grown(name, **labels) == value
+
+
+def folder_of(server: Server) -> Path:
+    """Where the workers keep their counts; the command's own environment does not show it."""
+    for pid in server.workers():
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            name, _, value = entry.partition(b"=")
+            if name == b"PROMETHEUS_MULTIPROC_DIR":
+                return Path(value.decode())
+    raise AssertionError("no worker has PROMETHEUS_MULTIPROC_DIR")
+
+
+def pid_of(file: Path) -> int:
+    return int(file.stem.rpartition("_")[2])
+
+
+class TestManyWorkers:
+    CONNECTIONS = 32
+    EACH = 15
+
+    def test_counts_of_all_workers_add_up_whichever_is_asked(self, server: Server) -> None:
+        key = server.key("mlflow:read")
+        with growth(server) as grown:
+            self.crowd(server, {"X-API-Key": key}, 200)
+            self.crowd(server, {}, 401)
+            asked = self.CONNECTIONS * self.EACH
+            counted = {"kind": "experiments", "access": "read", "prefix": "/mlflow"}
+            for end in (
+                {"status": "200", "outcome": "allowed"},
+                {"status": "401", "outcome": "refused"},
+            ):
+                becomes(grown, asked, "hokusai_auth_requests_total", **counted, **end)
+            becomes(grown, asked, "hokusai_auth_decisions_total", reason="KEY_MISSING")
+            becomes(grown, asked, "hokusai_auth_mlflow_seconds_count", access="read")
+        # It was not one worker that answered everybody.
+        counts = [
+            sum(
+                value
+                for name, value, *_ in MmapedDict.read_all_values_from_file(str(file))
+                if '"hokusai_auth_requests_total"' in name and '"experiments"' in name
+            )
+            for file in folder_of(server).glob("counter_*.db")
+        ]
+        assert len([count for count in counts if count]) > 1, counts
+        assert sum(counts) >= 2 * asked
+
+        # Each connection stays with one worker, and all tell the same.
+        connections = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(24)]
+        told = []
+        for connection in connections * 2:
+            connection.request("GET", PATH, headers={"X-API-Key": server.key("metrics:read")})
+            samples = parsed(connection.getresponse().read())
+            told.append(
+                {
+                    labels: value
+                    for labels, value in series(samples, "hokusai_auth_requests_total").items()
+                    if ("kind", "hokusai") not in labels
+                }
+            )
+        for connection in connections:
+            connection.close()
+        assert all(counts == told[0] for counts in told)
+
+    def crowd(self, server: Server, headers: dict[str, str], status: int) -> None:
+        answers: list[int] = []
+
+        def client() -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            for _ in range(self.EACH):
+                connection.request("GET", f"/mlflow{EXPERIMENT}", headers=headers)
+                response = connection.getresponse()
+                response.read()
+                answers.append(response.status)
+            connection.close()
+
+        threads = [threading.Thread(target=client) for _ in range(self.CONNECTIONS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [status] * self.CONNECTIONS * self.EACH
+
+
+class TestWhoMayRead:
+    @pytest.mark.parametrize("prefix", PREFIXES)
+    def test_a_key_for_metrics_and_an_administrator_s(self, server: Server, prefix: str) -> None:
+        for scope in ("metrics:read", "mlflow:admin"):
+            status, headers, body = server.request("GET", prefix + PATH, key=server.key(scope))
+            assert status == 200
+            assert headers["content-type"].startswith("text/plain; version=")
+            assert b"# TYPE hokusai_auth_requests_total counter" in body
+
+    @pytest.mark.parametrize("prefix", PREFIXES)
+    @pytest.mark.parametrize("scope", ["model:write", "mlflow:read", "mlflow:write", "full_access"])
+    def test_no_other_key(self, server: Server, prefix: str, scope: str) -> None:
+        assert server.request("GET", prefix + PATH, key=server.key(scope))[0] == 403
+
+    @pytest.mark.parametrize("prefix", PREFIXES)
+    def test_nobody_without_a_key(self, server: Server, prefix: str) -> None:
+        status, _, body = server.request("GET", prefix + PATH)
+        assert status == 401
+        assert b"hokusai_auth_requests" not in body
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("GET", EXPERIMENT),
+            ("GET", "/version"),
+            ("GET", "/"),
+            ("GET", "/metrics"),
+            ("GET", "/api/2.0/mlflow/metrics/get-history?run_id=x&metric_key=y"),
+            ("POST", "/api/2.0/mlflow/registered-models/create"),
+            ("POST", "/graphql"),
+            ("GET", "/api/2.0/hokusai/keys"),
+            ("POST", "/api/2.0/hokusai/keys"),
+            ("POST", PATH),
+            ("GET", f"{PATH}/"),
+            ("GET", f"{PATH}/more"),
+        ],
+    )
+    def test_a_key_for_metrics_opens_nothing_else(
+        self, server: Server, method: str, path: str
+    ) -> None:
+        for prefix in PREFIXES:
+            answer = server.request(
+                method,
+                prefix + path,
+                key=server.key("metrics:read"),
+                headers={"Content-Type": "application/json"},
+                body=b"{}" if method == "POST" else None,
+            )
+            assert answer[0] == 403, (prefix, answer)
+
+    def test_head_goes_with_get_and_tells_nothing(self, server: Server) -> None:
+        status, _, body = server.request("HEAD", PATH, key=server.key("metrics:read"))
+        assert (status, body) == (200, b"")
+        assert server.request("HEAD", PATH, key=server.key("model:write"))[0] == 403
+
+    def test_nobody_is_asked_on_the_port_of_metrics_bind(self, server: Server) -> None:
+        with growth(server) as grown:
+            for _ in range(5):
+                assert server.request("GET", "/version", key=server.key("mlflow:read"))[0] == 200
+            labels = {"kind": "server", "access": "read", "outcome": "allowed"}
+            becomes(grown, 5, "hokusai_auth_requests_total", **labels)
+        connection = http.client.HTTPConnection("127.0.0.1", bound(server), timeout=30)
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        assert response.status == 200
+        there, here = parsed(response.read()), scrape(server)
+        connection.close()
+        name = "hokusai_auth_requests_total"
+        assert read(there, name, **labels) == read(here, name, **labels)
+        assert series(there, "hokusai_auth_keys") == series(here, "hokusai_auth_keys") != {}
+        assert server.request("GET", "/metrics")[0] == 401  # but not on the server's own
+        # And on that address only.
+        with socket.socket() as other, pytest.raises(ConnectionRefusedError):
+            other.connect(("127.0.0.2", bound(server)))
+
+    def test_a_port_in_use_stops_the_start_with_a_message(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            env = environment(tmp_path, HOKUSAI_AUTH_METRICS_BIND=address, TMPDIR=str(tmp_path))
+            done = subprocess.run(
+                [sys.executable, "-m", "mlflow", "server", "--app-name", "hokusai-auth"]
+                + ["--port", str(free_port())],
+                env=env,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        assert done.returncode == 1, done.stderr
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith("hokusai-auth can't start: ")
+        assert address in last and "in use" in last
+        assert "Traceback" not in done.stderr
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith("hokusai-auth-")]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_has_nothing_to_say_against_the_text(server: Server) -> None:
+    text = server.request("GET", PATH, key=server.key("metrics:read"))[2]
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+class TestWhatIsCounted:
+    def test_registrations_by_step_and_end(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{server.origin}/api/mlflow")
+        monkeypatch.setenv("HOKUSAI_API_KEY", server.key("model:write"))
+        client = MlflowClient()
+        with growth(server) as grown:
+            client.create_registered_model("counted")
+            version = client.create_model_version("counted", "s3://bucket/model")
+            assert version.version in ("1", 1)
+            with pytest.raises(RestException, match="RESOURCE_ALREADY_EXISTS"):
+                client.create_registered_model("counted")
+            # Neither is a step of registering.
+            client.update_model_version("counted", "1", "described")
+            client.search_registered_models()
+            monkeypatch.setenv("HOKUSAI_API_KEY", server.key("model:read"))
+            with pytest.raises(RestException, match="SCOPE_MISSING"):
+                client.create_registered_model("refused")
+            with pytest.raises(RestException, match="SCOPE_MISSING"):
+                client.create_model_version("counted", "s3://bucket/model")
+            expected = {
+                "model": {"tried": 3, "succeeded": 1, "rejected": 1, "refused": 1, "failed": 0},
+                "version": {"tried": 2, "succeeded": 1, "rejected": 0, "refused": 1, "failed": 0},
+            }
+            for step, results in expected.items():
+                for result, count in results.items():
+                    becomes(
+                        grown, count, "hokusai_auth_registrations_total", step=step, result=result
+                    )
+
+    def test_the_time_of_the_gate_and_of_mlflow(self, server: Server) -> None:
+        with growth(server) as grown:
+            for _ in range(7):
+                path = "/api/2.0/mlflow/experiments/create"
+                answer = server.request(
+                    "POST",
+                    path,
+                    key=server.key("mlflow:write"),
+                    headers={"Content-Type": "application/json"},
+                    body=b"{}",
+                )
+                assert answer[0] == 400
+            for _ in range(3):
+                assert server.request("GET", EXPERIMENT)[0] == 401  # never gets to MLflow
+            name = "hokusai_auth_mlflow_seconds"
+            becomes(grown, 7, f"{name}_count", access="write")
+            becomes(grown, 7, f"{name}_bucket", access="write", le="+Inf")
+            assert 0 < grown(f"{name}_sum", access="write") < 7 * 10
+            reads = grown(f"{name}_count", access="read")
+            assert reads == 0
+            assert grown("hokusai_auth_gate_seconds_sum") > 0
+            assert grown("hokusai_auth_gate_seconds_count") >= 10
+
+    def test_the_store_s_keys_by_state_and_those_about_to_end(self, server: Server) -> None:
+        before = scrape(server)
+        now = time.time()
+        make = server.store.create
+        scopes = ["mlflow:read"]
+        make(owner="far", scopes=scopes, expires_at=now + 8 * DAY)
+        make(owner="soon", scopes=scopes, expires_at=now + 6 * DAY)
+        make(owner="gone", scopes=scopes, expires_at=now - 1)
+        replaced = make(owner="old", scopes=scopes, expires_at=now + DAY)[0]
+        server.store.rotate(replaced.key_id)  # the new one ends with it, and is not replaced
+        revoked = make(owner="leaver", scopes=scopes, expires_at=now + DAY)[0]
+        server.store.revoke(revoked.key_id)
+        after = scrape(server)
+        grown = {
+            state: read(after, "hokusai_auth_keys", state=state)
+            - read(before, "hokusai_auth_keys", state=state)
+            for state in ("active", "deprecated", "expired", "revoked")
+        }
+        assert grown == {"active": 3, "deprecated": 1, "expired": 1, "revoked": 1}
+        soon = "hokusai_auth_keys_expiring"
+        assert read(after, soon) - read(before, soon) == 2
+
+    def test_keys_in_the_query(self, server: Server) -> None:
+        key = server.key("mlflow:read")
+        with growth(server) as grown:
+            assert server.request("GET", f"/version?api_key={key}")[0] == 200
+            assert server.request("GET", "/version", key=key)[0] == 200
+            becomes(grown, 1, "hokusai_auth_query_keys_total")
+
+    def test_what_is_running(self, server: Server) -> None:
+        samples = scrape(server)
+        ((labels, value),) = series(samples, "hokusai_auth_info").items()
+        assert value == 1
+        assert {"policy": "scopes", "authority": "local,service"}.items() <= dict(labels).items()
+        modes = {
+            dict(labels)["mode"]: n for labels, n in series(samples, "hokusai_auth_mode").items()
+        }
+        assert modes == {"enforce": 1, "observe": 0, "off": 0}
+
+    def test_nothing_that_a_client_makes_up_becomes_a_label(self, server: Server) -> None:
+        # Warm: each series that is fixed has been seen.
+        ask = ("GET", "/api/2.0/mlflow/made-up/0")
+        assert server.request(*ask, key=server.key("mlflow:read"))[0] == 403
+        before = set(scrape(server))
+        for number in range(20):
+            path = f"/api/2.0/mlflow/made-up/{number}"
+            assert server.request("GET", path, key=server.key("mlflow:read"))[0] == 403
+            server.request("GET", path, headers={"X-Request-Id": f"r-{number}"})
+            server.request(f"MADE{number}", path, key=server.key("mlflow:read"))
+        new = {labels for name, labels in set(scrape(server)) - before if "made" in str(labels)}
+        assert not new
+        assert len(set(scrape(server)) - before) < 20
+
+
+def test_a_worker_that_was_killed_no_longer_tells_of_its_breaker_but_its_counts_stay(
+    server: Server,
+) -> None:
+    connections = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(24)]
+    unavailable = {"kind": "server", "outcome": "unavailable"}
+    so_far = read(scrape(server), "hokusai_auth_requests_total", **unavailable)
+    for _ in range(8):
+        for connection in connections:
+            connection.request("GET", "/version", headers={"X-API-Key": keys.generate()})
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 503
+    for connection in connections:
+        connection.close()
+
+    def breakers() -> list[dict[frozenset[tuple[str, str]], float]]:
+        open_port = http.client.HTTPConnection("127.0.0.1", bound(server), timeout=30)
+        open_port.request("GET", "/metrics")
+        samples = parsed(open_port.getresponse().read())
+        open_port.close()
+        # Second, as it forgets the dead for the others, too.
+        return [series(s, "hokusai_auth_breaker_open") for s in (samples, scrape(server))]
+
+    is_open = {frozenset({("authority", "service")}): 1.0}
+    wait_until(lambda: breakers() == [is_open, is_open])
+    failed = {"authority": "service", "result": "failed"}
+    wait_until(
+        lambda: (
+            read(scrape(server), "hokusai_auth_requests_total", **unavailable) == so_far + 8 * 24
+        )
+    )
+    before = scrape(server)
+    assert read(before, "hokusai_auth_authority_calls_total", **failed) >= 5
+
+    folder = folder_of(server)
+
+    def serving() -> set[int]:
+        found = {pid_of(file) for file in folder.glob("gauge_*.db")}
+        return {pid for pid in found if Path(f"/proc/{pid}").exists()}
+
+    killed = serving()
+    assert len(killed) == 4
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    # The supervisor starts others, which ask the service nothing and so have no breaker to tell of.
+    wait_until(lambda: len(serving() - killed) == 4 and not killed & serving(), 60)
+    wait_until(lambda: answers(server), 60)
+    assert breakers() == [{}, {}]
+    after = scrape(server)
+    for name, labels in (
+        ("hokusai_auth_authority_calls_total", failed),
+        ("hokusai_auth_requests_total", unavailable),
+        ("hokusai_auth_registrations_total", {}),
+        ("hokusai_auth_query_keys_total", {}),
+    ):
+        assert read(after, name, **labels) == read(before, name, **labels), name
+
+
+def answers(server: Server) -> bool:
+    try:
+        return server.request("GET", PATH, key=server.key("metrics:read"))[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_folder_of_counts_goes_with_the_server(tmp_path: Path, number: int) -> None:
+    with serve(tmp_path, ("--workers", "2"), TMPDIR=str(tmp_path)) as server:
+        folder = folder_of(server)
+        assert folder.parent == tmp_path
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert list(folder.glob("*.db"))
+        # As service managers do it: only the command itself is told, and passes it on.
+        server.process.send_signal(number)
+        server.process.wait(30)
+        assert not folder.exists()
