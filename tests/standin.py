@@ -146,7 +146,7 @@ class Standin:
             "user_id": grant.user_id,
             "service_id": grant.service_id,
             "scopes": grant.scopes,
-            "rate_limit_per_hour": 1000,
+            "rate_limit_per_hour": 1_000_000,
             "billing_plan": "free",
             "monthly_prediction_limit": None,
             "error": None,

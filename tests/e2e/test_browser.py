@@ -230,6 +230,8 @@ def test_the_whole_way(
 
     for line in lines:
         monkeypatch.setenv(*line.split("=", 1))
+    # Another test of this process may have set MLflow's tracking URI, which then goes first.
+    monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", server.origin)
     client = MlflowClient(tracking_uri=f"{server.origin}{prefix}")
     assert [model.name for model in client.search_registered_models()] == [seen["model"]]
     _until(lambda: bool(admin.open(f"{prefix}/hokusai/keys")) and row.get_by_role("img").count())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,11 @@ def test_graphql_reads_no_body_of_a_key_that_may_not_read(
         assert answer.startswith((b"HTTP/1.1 401 ", b"HTTP/1.1 403 "))
 
 
+def would_refuse(server: Server) -> list[str]:
+    lines = [line for line in server.log.splitlines() if '"would_refuse"' in line]
+    return [json.loads(line)["reason"] for line in lines]
+
+
 def test_observe_refuses_nobody_and_says_whom_it_would(tmp_path: Path) -> None:
     with serve(tmp_path, HOKUSAI_AUTH_MODE="observe") as server:
         reader = server.key("mlflow:read")
@@ -62,12 +68,12 @@ def test_observe_refuses_nobody_and_says_whom_it_would(tmp_path: Path) -> None:
         assert server.request("GET", "/api/mlflow" + EXPERIMENT, key=reader)[0] == 200
         wrong = "hk_live_" + "b" * 32
         assert server.request("GET", EXPERIMENT, key=wrong)[0] == 200
-        would = [json.loads(line) for line in server.log.splitlines() if '"would_refuse"' in line]
-        assert [line["reason"] for line in would] == [
-            "KEY_MISSING",
-            "SCOPE_MISSING",
-            "KEY_UNKNOWN",
-        ]
+        expected = ["KEY_MISSING", "SCOPE_MISSING", "KEY_UNKNOWN"]
+        deadline = time.monotonic() + 5
+        # A line is written once the answer is sent.
+        while (found := would_refuse(server)) != expected:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
         assert "mode is observe" in server.log
         assert wrong not in server.log
         assert server.request("GET", KEYS)[0] == 401

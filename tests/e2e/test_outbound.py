@@ -33,7 +33,8 @@ PROVIDERS = ("openai", "groq", "anthropic", "gemini", "typesafe")
 PROVIDER_KEY = "the-own-key-of-{}"
 USER_AGENTS = ("python-requests/2", "claude-cli/1.0", "codex_cli_rs/0.1", "geminicli/1.0")
 SESSION = "the-text-of-a-session"
-COOKIES = f"hokusai_session={SESSION}; __Host-hokusai_session={SESSION}; other=x"
+#: Another's than ours: one of ours beside a key is refused, as nobody knows whose request that is.
+COOKIES = f"the_session_of_a_proxy={SESSION}; other=x"
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 GEMINI = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}

@@ -22,7 +22,6 @@ import pytest
 
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.browser import csrf_token, login_location
-from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.types import Request
 from tests.harness import HOKUSAI_AUTH, Server, serve
 from tests.server.test_leaks import SIGNER, entry, pem, sign
@@ -430,6 +429,7 @@ def locked(told: Told, admin: str) -> None:
 
 
 def test_the_way_to_sign_in_repeats_no_key() -> None:
-    for place, query in ((f"/{keys.generate()}", b""), ("/", f"token={keys.generate()}".encode())):
+    key = keys.generate()
+    for place, query in ((f"/{key}", b""), ("/", f"token={key}".encode())):
         location = login_location(Request("GET", place, query, ()))
-        assert redact(location) == location
+        assert key[8:] not in location and "next=" in location
