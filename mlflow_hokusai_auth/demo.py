@@ -80,9 +80,7 @@ def run(*, keep: bool) -> int:
             )
             if client.returncode:
                 return client.returncode
-            print(
-                f"\nThe MLflow UI is at {origin}/ and {uri}/: any user name, the key as password."
-            )
+            print(f"\nThe MLflow UI is at {origin}/ and {uri}/: sign in with the key.")
             if keep:
                 print(f"The key: {made['key']}\nStop the server with Ctrl-C.", flush=True)
                 with contextlib.suppress(KeyboardInterrupt):
