@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 from . import Authority
+
+_Answer = TypeVar("_Answer")
 
 
 class Chain:
@@ -23,23 +26,21 @@ class Chain:
 
     def peek(self, key: str, address: str) -> Principal | Rejected | None:
         """What `lookup` would answer, if all of that is known here already. Does no I/O."""
-        rejections: list[Rejected] = []
-        for authority in self._authorities:
-            answer = authority.peek(key, address)
-            if not isinstance(answer, Rejected):
-                return answer
-            rejections.append(answer)
-        return _loudest(rejections)
+        return _first(authority.peek(key, address) for authority in self._authorities)
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
         """Whom `key` belongs to. Raises BackendUnavailable, or Throttled."""
-        rejections: list[Rejected] = []
-        for authority in self._authorities:
-            answer = authority.lookup(key, address)
-            if not isinstance(answer, Rejected):
-                return answer
-            rejections.append(answer)
-        return _loudest(rejections)
+        return _first(authority.lookup(key, address) for authority in self._authorities)
+
+
+def _first(answers: Iterable[_Answer | Rejected]) -> _Answer | Rejected:
+    """The first answer that is no rejection, no later one being asked for; else the loudest of them."""
+    rejections: list[Rejected] = []
+    for answer in answers:
+        if not isinstance(answer, Rejected):
+            return answer
+        rejections.append(answer)
+    return _loudest(rejections)
 
 
 def _loudest(rejections: Iterable[Rejected]) -> Rejected:
