@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from mlflow_hokusai_auth.backends import cache
-from mlflow_hokusai_auth.backends.database import AUDIT, KEYS, Actor
+from mlflow_hokusai_auth.backends.database import Actor
 from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.backends.tables import AUDIT, KEYS
 from mlflow_hokusai_auth.backends.uses import UseCounter
 from mlflow_hokusai_auth.cli import main
 from mlflow_hokusai_auth.core import keys

@@ -1,4 +1,4 @@
-"""The database of the embedded store: its tables, its schema's version, and how it is written to.
+"""The database of the embedded store: its schema's version, and how it is written to.
 
 SQLite by default, PostgreSQL for servers on several hosts. Every change of what a lookup may answer
 adds one to `generation` in the same transaction, which is how processes that cache identities learn of
@@ -23,71 +23,18 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
+from sqlalchemy.dialects import postgresql, sqlite
 
 from . import BackendUnavailable, metrics
+from .tables import AUDIT, STATE
 
 VERSION_TABLE = "hokusai_auth_alembic_version"
 #: Seconds that SQLite waits for another process's write before it gives up.
 BUSY_TIMEOUT = 5.0
 
-_metadata = sa.MetaData()
-KEYS = sa.Table(
-    "hokusai_auth_keys",
-    _metadata,
-    sa.Column("key_id", sa.String(32), primary_key=True),
-    sa.Column("digest", sa.String(64), nullable=False, unique=True),
-    sa.Column("environment", sa.String(8), nullable=False),
-    sa.Column("owner", sa.String(255), nullable=False),
-    sa.Column("name", sa.String(255), nullable=False),
-    sa.Column("scopes", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.Float(53), nullable=False),
-    sa.Column("expires_at", sa.Float(53)),
-    sa.Column("revoked_at", sa.Float(53)),
-    sa.Column("note", sa.Text, nullable=False),
-    sa.Column("networks", sa.JSON, nullable=False),
-    sa.Column("rate_limit_per_hour", sa.Integer),
-    sa.Column("deprecated_at", sa.Float(53)),
-    sa.Column("replaced_by", sa.String(32)),
-    sa.Column("last_used_at", sa.Float(53)),
-)
-STATE = sa.Table(
-    "hokusai_auth_state",
-    _metadata,
-    sa.Column("name", sa.String(32), primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)
-#: How often a key was used in a minute, counted since the epoch.
-USES = sa.Table(
-    "hokusai_auth_uses",
-    _metadata,
-    sa.Column("key_id", sa.String(32), primary_key=True),
-    sa.Column("minute", sa.BigInteger, primary_key=True),
-    sa.Column("uses", sa.BigInteger, nullable=False),
-)
-SESSIONS = sa.Table(
-    "hokusai_auth_sessions",
-    _metadata,
-    sa.Column("digest", sa.String(64), primary_key=True),
-    sa.Column("key_id", sa.String(255), nullable=False),
-    sa.Column("owner", sa.String(255), nullable=False),
-    sa.Column("sealed_key", sa.Text, nullable=False),
-    sa.Column("expires_at", sa.Float(53), nullable=False),
-)
-AUDIT = sa.Table(
-    "hokusai_auth_audit",
-    _metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("at", sa.Float(53), nullable=False),
-    sa.Column("event", sa.String(32), nullable=False),
-    sa.Column("actor", sa.String(255), nullable=False),
-    sa.Column("actor_key_id", sa.String(255), nullable=False),
-    sa.Column("address", sa.String(64), nullable=False),
-    sa.Column("request_id", sa.String(64), nullable=False),
-    sa.Column("key_id", sa.String(255), nullable=False),
-    sa.Column("detail", sa.JSON, nullable=False),
-)
 # Built once: to build a statement takes longer than to execute it.
 _GENERATION = sa.select(STATE.c.value).where(STATE.c.name == "generation")
+_STATES = sa.select(STATE.c.name, STATE.c.value)
 _BUMP = sa.update(STATE).where(STATE.c.name == "generation").values(value=STATE.c.value + 1)
 
 _audit_log = logging.getLogger("mlflow_hokusai_auth.audit")
@@ -182,12 +129,11 @@ class Database:
         with self.reading() as connection:
             return int(connection.execute(_GENERATION).scalar_one())
 
-    def state(self, name: str) -> int | None:
-        """The number kept under `name`, or None. Raises BackendUnavailable."""
+    def states(self) -> dict[str, int]:
+        """The numbers kept under their names. Raises BackendUnavailable."""
         with self.reading() as connection:
-            return connection.execute(
-                sa.select(STATE.c.value).where(STATE.c.name == name)
-            ).scalar_one_or_none()
+            rows = connection.execute(_STATES)
+            return {row.name: row.value for row in rows}
 
     def set_state(self, name: str, value: int, event: str, by: Actor, **detail: object) -> None:
         """Keep `value` under `name`, as `by` wants it. Raises BackendUnavailable."""
@@ -199,8 +145,16 @@ class Database:
                 change.connection.execute(sa.insert(STATE).values(name=name, value=value))
             change.audit(event, by, "", **detail)
 
+    def insert(self, table: sa.Table) -> Any:
+        """An INSERT into `table` that can say what to do about a row that is there already."""
+        dialect = sqlite if self.engine.dialect.name == "sqlite" else postgresql
+        return dialect.insert(table)
+
     def migrate(self) -> None:
-        """Create or upgrade the tables. Safe to run from several processes at once."""
+        """Create or upgrade the tables; those of a newer version that this one can use stay.
+
+        Safe to run from several processes at once.
+        """
         if self.engine.dialect.name == "sqlite":
             _create_private(self._url.database)
         with _unavailable("read"), self.engine.connect() as connection:
@@ -209,23 +163,22 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(4857534149)")
-            config = _alembic_config()
-            config.attributes["connection"] = connection
-            try:
-                command.upgrade(config, "head")
-            except CommandError:
-                raise StoreError(
-                    "the key store was migrated by a newer version of mlflow-hokusai-auth; run that "
-                    "one, or restore the backup from before."
-                ) from None
+            if not _usable(connection):
+                config = _alembic_config()
+                config.attributes["connection"] = connection
+                try:
+                    command.upgrade(config, "head")
+                except CommandError:
+                    raise StoreError(
+                        "the key store was migrated by a newer version of mlflow-hokusai-auth; run "
+                        "that one, or restore the backup from before."
+                    ) from None
             connection.commit()
 
     def is_current(self) -> bool:
-        """Whether the tables are there, in the version that this code needs."""
+        """Whether the tables are there, in a version that this code can use."""
         with self.reading() as connection:
-            context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-            head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
-            return context.get_current_revision() == head
+            return _usable(connection)
 
     def audited(
         self,
@@ -252,6 +205,20 @@ class Database:
         with self.reading() as connection:
             rows = connection.execute(query).mappings().all()
         return [dict(row) for row in reversed(rows)]
+
+
+def _usable(connection: sa.Connection) -> bool:
+    """Whether this code can use the tables: they are its own, or those of a newer one that says so.
+
+    So that a newer version can be replaced by the one before, without touching the store.
+    """
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    found = context.get_current_revision()
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    if found is None or head is None or found <= head:
+        return found == head
+    since = sa.select(STATE.c.value).where(STATE.c.name == "usable_since")
+    return int(connection.execute(since).scalar_one_or_none() or found) <= int(head)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mlflow_hokusai_auth.core import keys as key_format
 from mlflow_hokusai_auth.core.scopes import ADMIN
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from .database import KEYS, NOBODY, Actor, Change, Database, StoreError
+from .database import NOBODY, Actor, Change, Database, StoreError
 from .records import (
     EVERY,
     STATES,
@@ -28,6 +28,7 @@ from .records import (
     conditions,
     from_row,
 )
+from .tables import KEYS
 
 #: Seconds for which a key goes on after its rotation, unless told otherwise.
 OVERLAP = 86400.0

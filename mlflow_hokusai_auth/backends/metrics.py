@@ -55,4 +55,5 @@ EVENT_NAMES = (
     "session.ended",
     "session.refused",
     "log_level.changed",
+    "mode.changed",
 )

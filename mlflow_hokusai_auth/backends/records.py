@@ -8,7 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .database import KEYS, StoreError
+from .database import StoreError
+from .tables import KEYS
 
 STATES = ("active", "deprecated", "expired", "revoked")
 

@@ -16,7 +16,8 @@ from cryptography.fernet import Fernet
 
 from mlflow_hokusai_auth.core.keys import session_token
 
-from .database import SESSIONS, Actor, Database
+from .database import Actor, Database
+from .tables import SESSIONS
 
 _FIND = sa.select(SESSIONS.c.sealed_key, SESSIONS.c.expires_at).where(
     SESSIONS.c.digest == sa.bindparam("digest")

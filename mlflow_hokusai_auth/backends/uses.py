@@ -1,79 +1,38 @@
-"""How often each key is used, by the minute: counted in memory, written in the background.
-
-A request only adds one to a number. What a process has counted and not yet written is lost if it is
-killed, at most `INTERVAL` seconds of it.
-"""
+"""How often each key is used, by the minute."""
 
 from __future__ import annotations
 
-import atexit
-import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from functools import partial
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from .database import KEYS, USES, Database
+from .batch import Batch
+from .database import Database
+from .tables import KEYS, USES
 
-#: Seconds between two writes.
-INTERVAL = 5.0
 #: Seconds for which the minutes' counts are kept.
 KEPT = 31 * 86400.0
 #: Hours that `by_hour` tells of.
 HOURS = 24
-
-_log = logging.getLogger(__name__)
 
 
 class UseCounter:
     """Counts uses of keys in this process, for `database`."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, int]] = Counter()
-        self._writer: threading.Thread | None = None
+        self._batch: Batch[tuple[str, int]] = Batch("Uses of keys", partial(_write, database))
+        self.write = self._batch.write
 
     def add(self, key_id: str) -> None:
         """Count one use, now. Does no I/O."""
-        minute = int(time.time()) // 60
-        with self._lock:
-            self._counts[key_id, minute] += 1
-            if self._writer is None or not self._writer.is_alive():
-                # On first use, so that it lives in the process that serves (pre-fork).
-                self._writer = threading.Thread(
-                    target=self._write_on, name="hokusai-auth-uses", daemon=True
-                )
-                self._writer.start()
-                atexit.register(self.write)
-
-    def write(self) -> None:
-        """Write what was counted since the last time; on failure it is kept for the next."""
-        with self._lock:
-            counts, self._counts = self._counts, Counter()
-        if not counts:
-            return
-        try:
-            _write(self._database, counts)
-        except Exception as error:
-            _log.warning("Uses of keys are not written for now: %s", error)
-            with self._lock:
-                self._counts.update(counts)
-
-    def _write_on(self) -> None:
-        while True:
-            time.sleep(INTERVAL)
-            self.write()
+        self._batch.add((key_id, int(time.time()) // 60))
 
 
 def _write(database: Database, counts: Counter[tuple[str, int]]) -> None:
-    insert: Any = (
-        sqlite.insert(USES) if database.engine.dialect.name == "sqlite" else postgresql.insert(USES)
-    )
+    insert = database.insert(USES)
     statement = insert.on_conflict_do_update(
         index_elements=["key_id", "minute"],
         set_={"uses": USES.c.uses + insert.excluded.uses},

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from mlflow_hokusai_auth.core.types import MODES
+
 from .output import Mistake, date, json_option, print_fields, print_json, print_table, seconds
 from .store import actor, opened, require_server
 
@@ -149,3 +151,66 @@ def log_level(level: str) -> None:
             actor(),
             level=level,
         )
+
+
+@click.command()
+@click.argument("mode", required=False, type=click.Choice([*MODES, "default"]))
+@click.option("--report", is_flag=True, help="What observe let pass that enforce would refuse.")
+@click.option(
+    "--since", metavar="TIME", default="7d", show_default=True, help="How far --report looks back."
+)
+@json_option
+def mode(mode: str | None, report: bool, since: str, as_json: bool) -> None:
+    """Show or set whether running servers ask for keys, within a second or two and without a restart.
+
+    \b
+    enforce   refuse what must not be
+    observe   refuse nothing, but keep account of what would be: see --report
+    off       do not even look; every answer says X-Hokusai-Auth-Mode: off
+    default   what each server's HOKUSAI_AUTH_MODE says
+
+    Keys are managed by those who may in every mode. HOKUSAI_AUTH_FORCE_MODE, where a server was
+    started with it, counts more.
+    """
+    if mode and report:
+        raise Mistake("give a mode to set, or --report")
+    after = time.time() - seconds(since, "--since")
+    with opened() as store:
+        from mlflow_hokusai_auth.backends import observed
+
+        if report:
+            rows = observed.report(store.database, after)
+        elif mode:
+            number = MODES.index(mode) if mode in MODES else -1
+            store.database.set_state("mode", number, "mode.changed", actor(), mode=mode)
+        number = store.database.states().get("mode", -1)
+        changes = store.database.audited(event="mode.changed", limit=1)
+    if report:
+        return _show_observed(rows, as_json)
+    said = MODES[number] if number >= 0 else "default"
+    change = changes[-1] if changes else None
+    if as_json:
+        last = change and {"since": change["at"], "by": change["actor"]}
+        return print_json({"mode": said, **(last or {"since": None, "by": None})})
+    click.echo(said if said != "default" else "default: what HOKUSAI_AUTH_MODE of each server says")
+    if change:
+        click.echo(f"since {date(change['at'], form='%Y-%m-%d %H:%M:%SZ')}, by {change['actor']}")
+
+
+def _show_observed(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        return print_json(rows)
+    print_table(
+        [
+            {
+                "requests": row["requests"],
+                "reason": row["reason"],
+                "route": row["rule"],
+                "key_id": row["key_id"],
+                "owner": row["owner"],
+                "address": row["address"],
+                "last": date(row["last_at"]),
+            }
+            for row in rows
+        ]
+    )

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+#: How the gate treats a request: "enforce"; "observe" (log what would be refused, and let it pass);
+#: "off" (do not even look). Key stores keep a mode's place in this list.
+MODES = ("enforce", "observe", "off")
+
 
 class Access(IntEnum):
     """What an operation needs, in rising order: a key that may do one may do all below it."""

@@ -9,9 +9,7 @@ loop of its workers.
 from __future__ import annotations
 
 import atexit
-import copy
 import gc
-import logging
 import os
 import sys
 import traceback
@@ -31,10 +29,10 @@ except ImportError as error:
 from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.database import StoreError
 from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.backends.observed import Observed
 from mlflow_hokusai_auth.backends.sessions import Sessions
 from mlflow_hokusai_auth.backends.uses import UseCounter
 from mlflow_hokusai_auth.core.addresses import networks
-from mlflow_hokusai_auth.core.keys import redact
 
 from . import (
     api,
@@ -44,6 +42,7 @@ from . import (
     interceptors,
     jobs,
     leaks,
+    logs,
     metrics,
     settings,
     switches,
@@ -83,7 +82,7 @@ def create_app() -> AsgiGate | WSGIApplication:
         config = settings.load()
         _refuse_static_prefix(os.environ.get("_MLFLOW_STATIC_PREFIX"))
         store = LocalStore(config.database_uri.get_secret_value())
-        if not store.is_current():
+        if config.force_mode != "off" and not store.is_current():
             raise StoreError(
                 "the key store's tables are missing or of another version. Start the server with "
                 "`mlflow server --app-name hokusai-auth`, which migrates them."
@@ -102,6 +101,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     from mlflow.server import app as flask_app
 
     sessions = Sessions(store.database)
+    mode = switches.Mode(config.mode, config.force_mode)
     gate = Gate(
         authority=SessionAuthority(jobs.recognised(authority.build(config, store)), sessions),
         policy=settings.policy_of(config),
@@ -110,13 +110,13 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         limits=Limits(
             config.redis_url.get_secret_value(), failures_per_minute=config.failures_per_minute
         ),
-        observer=Observer(sample=config.log_reads),
+        observer=Observer(sample=config.log_reads, observed=Observed(store.database).add),
         interceptors=interceptors.load(refuse_on_error=config.interceptor_errors == "refuse"),
         headers=settings.header_policy_of(config),
         debug_headers=config.debug_headers,
         count=UseCounter(store.database).add,
         trusted=networks(config.trusted_proxies),
-        mode=config.mode,
+        mode=mode,
     )
     leak_keys = leaks.load(config.leak_public_keys) if config.leak_public_keys else {}
     for blueprint in (
@@ -129,10 +129,10 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     ):
         flask_app.register_blueprint(blueprint)
     identity.install(flask_app)
-    metrics.describe(config.mode, config.policy, ",".join(config.backend))
-    _redact_logs()
-    _show_own_logs()
-    switches.follow(store.database)
+    metrics.describe(config.policy, ",".join(config.backend))
+    logs.cut_keys()
+    logs.show_own()
+    switches.follow(store.database, mode)
     app: AsgiGate | WSGIApplication
     if os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         from mlflow.server.fastapi_app import create_fastapi_app
@@ -163,68 +163,6 @@ def _cors() -> Cors:
         "|".join(security_utils.LOCALHOST_ORIGIN_PATTERNS),
         enabled=MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE.get() != "true",
     )
-
-
-def _redact_logs() -> None:
-    """Cut keys out of all that this process logs: of MLflow's own and the web server's lines as well.
-
-    Where records are made, since a handler's or a logger's filter sees those of its own only.
-    """
-    make = logging.getLogRecordFactory()
-
-    def made(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = make(*args, **kwargs)
-        record.msg = _clean(record.msg)
-        if isinstance(record.args, tuple):
-            record.args = tuple(_clean(item) for item in record.args)
-        elif isinstance(record.args, dict):
-            cleaned = {name: _clean(item) for name, item in record.args.items()}
-            if cleaned != record.args:
-                # A copy of its class: gunicorn's mapping of atoms answers for names that it lacks.
-                record.args = copy.copy(record.args)
-                record.args.update(cleaned)
-        if record.exc_info and record.exc_info[0] is not None:
-            text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
-            if (redacted := redact(text)) != text:
-                record.exc_info, record.exc_text = None, redacted
-        return record
-
-    logging.setLogRecordFactory(made)
-
-
-def _clean(item: Any) -> Any:
-    """`item` if it has no key in it, else its text without."""
-    if item is None or isinstance(item, (int, float)):
-        return item
-    try:
-        text = str(item)
-    except Exception:
-        return item
-    # Looked at first, as that is quick: an encoded key has a percent sign.
-    if "hk_" not in text and "%" not in text:
-        return item
-    redacted = redact(text)
-    return item if redacted == text else redacted
-
-
-def _show_own_logs() -> None:
-    """Write our own logs to standard error, unless the operator's configuration has them."""
-    for name in ("audit", "decisions", "headers"):
-        log = logging.getLogger(f"mlflow_hokusai_auth.{name}")
-        if log.level == logging.NOTSET:
-            log.setLevel(logging.INFO)
-        _write(log, "%(message)s")
-    # Without a handler of its own, Python would drop what is below a warning, whatever the level.
-    _write(logging.getLogger("mlflow_hokusai_auth"), "%(levelname)s %(name)s: %(message)s")
-
-
-def _write(log: logging.Logger, form: str) -> None:
-    if log.hasHandlers():
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(form))
-    log.addHandler(handler)
-    log.propagate = False
 
 
 def _refuse_static_prefix(static_prefix: str | None) -> None:
@@ -259,7 +197,12 @@ def bootstrap(options: dict[str, Any]) -> None:
         # By default uvicorn believes X-Forwarded-For of everybody on this machine.
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
         store = LocalStore(config.database_uri.get_secret_value())
-        store.migrate()
+        try:
+            store.migrate()
+        except (BackendUnavailable, StoreError) as error:
+            if config.force_mode != "off":
+                raise
+            print(f"hokusai-auth: starts all the same, as it is off: {error}", file=sys.stderr)
         authority.build(config, store)
         interceptors.load(refuse_on_error=False)
         if config.leak_public_keys:
@@ -269,18 +212,27 @@ def bootstrap(options: dict[str, Any]) -> None:
         atexit.register(metrics.clear)
         if config.metrics_bind:
             metrics.serve(config.metrics_bind, store)
-        _say_loudly(config)
+        _say_loudly(config, store)
     except _MISTAKES as error:
         raise SystemExit(f"hokusai-auth can't start: {error}") from None
 
 
-def _say_loudly(config: settings.Settings) -> None:
+def _say_loudly(config: settings.Settings, store: LocalStore) -> None:
     """What an operator must not overlook, on standard error at each start."""
-    if config.mode == "off":
+    mode = switches.Mode(config.mode, config.force_mode)
+    if not config.force_mode:
+        mode.follow(store.database.states())
+    if mode.now == "off":
         print("hokusai-auth: MODE IS off. NOBODY IS ASKED FOR A KEY.", file=sys.stderr)
-    elif config.mode == "observe":
+    elif mode.now == "observe":
         print(
             "hokusai-auth: mode is observe. Nobody is refused; what would be is logged.",
+            file=sys.stderr,
+        )
+    if not config.force_mode and mode.now != config.mode:
+        print(
+            f"hokusai-auth: mode is {mode.now}, as `hokusai-auth mode` said, and not "
+            f"HOKUSAI_AUTH_MODE={config.mode}.",
             file=sys.stderr,
         )
     if "service" in config.backend and config.service_url.startswith("http://"):

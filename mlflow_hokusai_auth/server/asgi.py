@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -69,7 +69,8 @@ class AsgiGate:
         elif prefix and not path and scope["type"] == "http":
             exchange.status = 308
             self._gate.observer.over(exchange)
-            await _redirect(send, slash_location(prefix), scope["query_string"], exchange)
+            query = scope["query_string"]
+            await _redirect(send, slash_location(prefix), query, self._gate.marks(exchange))
         else:
             inner = dict(scope)
             if prefix:
@@ -107,10 +108,7 @@ class AsgiGate:
             if message["type"] == "http.response.start":
                 sent = message.get("headers", ())
                 exchange.started(message["status"], _content_type(sent, message["status"]))
-                added = [
-                    (name.lower().encode("latin-1"), value.encode("latin-1"))
-                    for name, value in self._gate.response_headers(exchange, allow)
-                ]
+                added = _encoded(self._gate.response_headers(exchange, allow))
                 message = {**message, "headers": [*sent, *added]}
             else:
                 exchange.sent += len(message.get("body", b""))
@@ -175,19 +173,23 @@ async def _refuse(scope: Scope, send: Send, refusal: Refusal, method: str) -> No
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    headers = [
-        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers
-    ]
+    headers = _encoded(refusal.headers)
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     body = b"" if method == "HEAD" else refusal.body
     await send({"type": "http.response.body", "body": body})
 
 
-async def _redirect(send: Send, location: str, query: bytes, exchange: Exchange) -> None:
+def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+async def _redirect(
+    send: Send, location: str, query: bytes, added: Sequence[tuple[str, str]]
+) -> None:
     headers = [
         (b"location", location.encode("ascii") + (b"?" + query if query else b"")),
         (b"content-length", b"0"),
-        (b"x-request-id", exchange.request_id.encode("ascii")),
+        *_encoded(added),
     ]
     await send({"type": "http.response.start", "status": 308, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

@@ -32,6 +32,7 @@ from .aliases import Prefixes, slash_location
 from .interceptors import Interceptors
 from .limits import Limits
 from .observe import Exchange, Observer
+from .switches import Mode
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ TOO_LARGE = Deny("BODY_TOO_LARGE", "Send less: nothing that belongs here is as l
 _THROTTLED = Deny(
     "RATE_LIMITED", "This key, or its authority, is asked too often. Try again a little later."
 )
-
+#: On every answer while nobody is asked for a key, so that it can't be overlooked.
+_OFF = ("X-Hokusai-Auth-Mode", "off")
 
 #: Bytes of a body that somebody without a key may send, by rule: a form with a key in it, and what
 #: GitHub reports. Nothing else is read from them.
@@ -102,8 +104,7 @@ class Gate:
     count: Callable[[str], object] = str
     #: Proxies whose word on the client's address is taken.
     trusted: tuple[Network, ...] = ()
-    #: "enforce", "observe" (log what would be refused, let it pass) or "off" (do not even look).
-    mode: str = "enforce"
+    mode: Mode = field(default_factory=Mode)
 
     def address(self, peer: str, forwarded_for: Sequence[bytes]) -> str:
         """The client's address, for a request from the socket address `peer`."""
@@ -113,7 +114,7 @@ class Gate:
 
     def plan(self, request: Request) -> Allow | Deny | NeedKey:
         """The first half of the verdict; does no I/O."""
-        if self.mode == "off" and not _is_ours(request):
+        if self.mode.now == "off" and not _is_ours(request):
             return self._let_pass(request)
         return plan(request, self.policy)
 
@@ -149,17 +150,23 @@ class Gate:
             return self._intercepted(exchange, verdict) if self.interceptors else verdict
         request = exchange.request
         exchange.operation = classify(request.method, request.path)
-        if verdict is MISMOUNTED or self.mode == "enforce" or exchange.operation.kind == "hokusai":
+        ours = exchange.operation.kind == "hokusai"
+        if verdict is MISMOUNTED or self.mode.now == "enforce" or ours:
             exchange.verdict = self._or_too_often(request, verdict)
             return exchange.verdict
         return self._let_pass(request)
 
     def response_headers(self, exchange: Exchange, allow: Allow) -> Sequence[tuple[str, str]]:
         """What to add to MLflow's answer, which has begun."""
-        added = (*allow.headers, ("X-Request-Id", exchange.request_id))
+        added = (*allow.headers, *self.marks(exchange))
         if not self.interceptors:
             return added
         return (*added, *self.interceptors.on_response(exchange.view(), exchange.status))
+
+    def marks(self, exchange: Exchange) -> tuple[tuple[str, str], ...]:
+        """The headers that every answer has."""
+        request_id = ("X-Request-Id", exchange.request_id)
+        return (request_id, _OFF) if self.mode.now == "off" else (request_id,)
 
     def _intercepted(self, exchange: Exchange, allow: Allow) -> Allow | Deny:
         answer = self.interceptors.on_request(exchange.view())
@@ -177,7 +184,7 @@ class Gate:
         refusal = self._response(exchange.request, deny, bare_prefix)
         exchange.status, exchange.sent = refusal.status, len(refusal.body)
         self.observer.over(exchange)
-        return replace(refusal, headers=(*refusal.headers, ("X-Request-Id", exchange.request_id)))
+        return replace(refusal, headers=(*refusal.headers, *self.marks(exchange)))
 
     def _response(self, request: Request, deny: Deny, bare_prefix: str) -> Refusal:
         if deny.code in _SIGN_IN and browser.wants_page(request):

@@ -32,6 +32,7 @@ from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.metrics import EVENT_NAMES, EVENTS
+from mlflow_hokusai_auth.core.types import MODES
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -103,10 +104,14 @@ def clear() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def describe(mode: str, policy: str, authority: str) -> None:
-    """Tell, in metrics, what is running."""
-    for name in ("enforce", "observe", "off"):
+def show_mode(mode: str) -> None:
+    """Tell, in metrics, which mode this process is in."""
+    for name in MODES:
         MODE.labels(name).set(name == mode)
+
+
+def describe(policy: str, authority: str) -> None:
+    """Tell, in metrics, what is running."""
     # From 0, as Prometheus sees no increase in what begins with 1.
     for event in EVENT_NAMES:
         EVENTS.labels(event)

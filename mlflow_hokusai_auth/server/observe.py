@@ -12,10 +12,11 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlflow_hokusai_auth.backends.observed import WouldRefuse
 from mlflow_hokusai_auth.core.credentials import QUERY_PLACE
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.types import Access, Allow, Deny, Operation, Request
@@ -100,10 +101,19 @@ def request_id(headers: Sequence[tuple[bytes, bytes]]) -> str:
 
 
 class Observer:
-    """Tells of requests: `sample` is the share of those that only read, and went well, to log."""
+    """Tells of requests: `sample` is the share of those that only read, and went well, to log.
 
-    def __init__(self, *, sample: float = 0.0) -> None:
+    `observed` is called for those that mode observe let pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        sample: float = 0.0,
+        observed: Callable[[WouldRefuse], object] = repr,
+    ) -> None:
         self._sample = sample
+        self._observed = observed
         self._tally = Tally()
         self.settle = self._tally.settle
 
@@ -113,6 +123,8 @@ class Observer:
             exchange.ended = time.perf_counter()
             outcome = outcome_of(exchange)
             self._tally.add(exchange, outcome)
+            if exchange.passed and isinstance(exchange.verdict, Deny):
+                self._observed(_would_refuse(exchange, exchange.verdict))
             if self._is_told(exchange, outcome):
                 level = logging.INFO if outcome in _WELL else logging.WARNING
                 if log.isEnabledFor(level):
@@ -195,6 +207,18 @@ def line(exchange: Exchange, outcome: str) -> dict[str, Any]:
     if operation is None or not operation.rule:
         told["path"] = redact(exchange.request.path)[:200]
     return told
+
+
+def _would_refuse(exchange: Exchange, deny: Deny) -> WouldRefuse:
+    principal = deny.principal
+    return WouldRefuse(
+        deny.code,
+        exchange.operation.rule if exchange.operation else "",
+        principal.key_id if principal else "",
+        exchange.request.address,
+        principal.owner if principal else "",
+        int(time.time()) // 60,
+    )
 
 
 def reason_of(verdict: Allow | Deny | None) -> str:

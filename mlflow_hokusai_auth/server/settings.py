@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableError
 
 from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
@@ -23,6 +25,8 @@ from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Access
 
 PREFIX = "HOKUSAI_AUTH_"
+#: Where Docker and Kubernetes put secrets: a file for each, with the setting's name in lower case.
+SECRETS = Path("/run/secrets")
 
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
@@ -48,7 +52,12 @@ class Settings(BaseSettings):
     mode: Literal["enforce", "observe", "off"] = Field(
         "enforce",
         description="enforce; observe: log what would be refused and let it pass; off: check "
-        "nothing. Also the way back, should the gate be at fault.",
+        "nothing. What `hokusai-auth mode` says of running servers counts more.",
+    )
+    force_mode: Literal["", "enforce", "observe", "off"] = Field(
+        "",
+        description="The mode, whatever `hokusai-auth mode` says. The last resort: with off, the "
+        "server starts even if its key store can't be reached.",
     )
     backend: CommaList = Field(
         ("local",),
@@ -270,12 +279,17 @@ class Settings(BaseSettings):
         return value
 
 
-def load() -> Settings:
-    """The settings in the environment; raises SettingsError, which names every wrong one."""
+def load(secrets: Path = SECRETS) -> Settings:
+    """The settings in the environment and, where it has none, in files of the folder `secrets`.
+
+    Raises SettingsError, which names every wrong one.
+    """
     problems = [_unknown(name) for name in sorted(os.environ) if name.startswith(PREFIX)]
     settings = None
     try:
-        settings = Settings()
+        settings = Settings(_secrets_dir=secrets if secrets.is_dir() else None)
+    except UnreadableError as error:
+        problems.append(f"{error}: {error.__cause__}")
     except ValidationError as error:
         for item in error.errors(include_url=False, include_input=False, include_context=False):
             message = item["msg"].removeprefix("Value error, ")

@@ -78,8 +78,8 @@ class _WsgiGate:
             location = slash_location(prefix) + (f"?{query}" if query else "")
             exchange.status = 308
             self._gate.observer.over(exchange)
-            told = [("X-Request-Id", exchange.request_id), ("Content-Length", "0")]
-            start_response(_status(308), [("Location", location), *told])
+            told = [("Location", location), ("Content-Length", "0")]
+            start_response(_status(308), [*told, *self._gate.marks(exchange)])
             return []
         for name in headers:
             if dropped(name, verdict, self._gate.headers):

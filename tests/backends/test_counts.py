@@ -20,14 +20,6 @@ NONE = dict.fromkeys(STATES, 0)
 
 
 @pytest.fixture
-def store(database_uri: str) -> Iterator[LocalStore]:
-    store = LocalStore(database_uri)
-    store.migrate()
-    yield store
-    store.database.engine.dispose()
-
-
-@pytest.fixture
 def clock() -> Iterator[time_machine.Traveller]:
     with time_machine.travel(START, tick=False) as traveller:
         yield traveller

@@ -22,14 +22,7 @@ import time_machine
 from alembic import command
 
 from mlflow_hokusai_auth.backends import BackendUnavailable, local
-from mlflow_hokusai_auth.backends.database import (
-    AUDIT,
-    KEYS,
-    Actor,
-    Database,
-    StoreError,
-    _alembic_config,
-)
+from mlflow_hokusai_auth.backends.database import Actor, Database, StoreError, _alembic_config
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.records import (
     STATES,
@@ -38,6 +31,7 @@ from mlflow_hokusai_auth.backends.records import (
     KeyNotFound,
     KeyRecord,
 )
+from mlflow_hokusai_auth.backends.tables import AUDIT, KEYS
 from mlflow_hokusai_auth.core import keys, scopes
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
@@ -45,14 +39,6 @@ OPERATOR = Actor("Operator", "key_op", "192.0.2.7", "r-1")
 START = 1_800_000_000.0
 
 sqlite_only = pytest.mark.parametrize("database_uri", ["sqlite"], indirect=True)
-
-
-@pytest.fixture
-def store(database_uri: str) -> Iterator[LocalStore]:
-    store = LocalStore(database_uri)
-    store.migrate()
-    yield store
-    store.database.engine.dispose()
 
 
 @pytest.fixture

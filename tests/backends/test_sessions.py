@@ -13,8 +13,9 @@ import time_machine
 from cryptography.fernet import Fernet, InvalidToken
 
 from mlflow_hokusai_auth.backends import BackendUnavailable
-from mlflow_hokusai_auth.backends.database import SESSIONS, Actor, Database
+from mlflow_hokusai_auth.backends.database import Actor, Database
 from mlflow_hokusai_auth.backends.sessions import Sessions
+from mlflow_hokusai_auth.backends.tables import SESSIONS
 from mlflow_hokusai_auth.core import keys
 
 ACME = Actor("ACME", "key_1", "192.0.2.7", "r-1")

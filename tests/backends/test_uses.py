@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 import time_machine
 
-from mlflow_hokusai_auth.backends import uses
-from mlflow_hokusai_auth.backends.database import USES
+from mlflow_hokusai_auth.backends import batch
 from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.backends.tables import USES
 from mlflow_hokusai_auth.backends.uses import HOURS, KEPT, UseCounter, by_hour
 
 #: The beginning of an hour.
@@ -23,15 +23,7 @@ START = 1_800_000_000 - 1_800_000_000 % 3600
 
 @pytest.fixture(autouse=True)
 def nothing_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uses, "INTERVAL", 3600)
-
-
-@pytest.fixture
-def store(database_uri: str) -> Iterator[LocalStore]:
-    store = LocalStore(database_uri)
-    store.migrate()
-    yield store
-    store.database.engine.dispose()
+    monkeypatch.setattr(batch, "INTERVAL", 3600)
 
 
 @pytest.fixture
@@ -166,7 +158,7 @@ def test_a_database_that_fails_loses_no_use(
         assert total(store, key_id) == expected
     counter.write()
     assert total(store, key_id) == expected
-    logged = [record for record in caplog.records if record.name == uses.__name__]
+    logged = [record for record in caplog.records if record.name == batch.__name__]
     assert {record.levelno for record in logged} == {logging.WARNING}
 
 
@@ -183,7 +175,7 @@ def test_what_is_counted_while_a_write_fails_is_kept_too(
 
     use(counter, key_id)
     with monkeypatch.context() as patched:
-        patched.setattr(uses, "_write", fails)
+        patched.setattr(counter._batch, "_write", fails)
         counter.write()
     counter.write()
     assert minutes(store) == {(key_id, START // 60): 1, (key_id, START // 60 + 1): 2}
@@ -198,7 +190,7 @@ def test_uses_of_another_authority_s_keys_are_not_written(store: LocalStore) -> 
     counter.write()
     assert [name for name, _ in minutes(store)] == [key_id]
     # Nor do they wait for ever.
-    assert not counter._counts
+    assert not counter._batch._counts
 
 
 def test_what_is_old_is_forgotten(store: LocalStore, clock: time_machine.Traveller) -> None:
@@ -247,46 +239,47 @@ def test_processes_that_write_at_once_lose_no_use(
     uri = store_uri(store)
 
     def serve(number: int) -> None:
-        counter = UseCounter(LocalStore(uri).database)
+        database = LocalStore(uri).database
+        counter = UseCounter(database)
         # In another order in each, which must not have one wait for the other for ever.
         for _ in range(10):
             for key_id in key_ids if number % 2 else key_ids[::-1]:
                 use(counter, key_id)
             counter.write()
-        while counter._counts:
+        while counter._batch._counts:
             counter.write()
-        counter._database.engine.dispose()
+        database.engine.dispose()
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(serve, range(4)))
     assert [total(store, key_id) for key_id in key_ids] == [40] * 5
-    assert not [record for record in caplog.records if record.name == uses.__name__]
+    assert not [record for record in caplog.records if record.name == batch.__name__]
 
 
 @pytest.mark.parametrize("database_uri", ["sqlite"], indirect=True)
 def test_uses_are_written_in_the_background(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uses, "INTERVAL", 0.02)
+    monkeypatch.setattr(batch, "INTERVAL", 0.02)
     counter = UseCounter(store.database)
-    assert counter._writer is None
+    assert counter._batch._writer is None
     key_id = made(store)
     writers = set()
     for expected in (1, 2):
         use(counter, key_id)
-        writers.add(counter._writer)
+        writers.add(counter._batch._writer)
         ends = time.monotonic() + 10
         while total(store, key_id) < expected and time.monotonic() < ends:
             time.sleep(0.01)
         assert total(store, key_id) == expected
-    assert writers == {counter._writer} and counter._writer.daemon
-    monkeypatch.setattr(uses, "INTERVAL", 3600)
+    assert writers == {counter._batch._writer} and counter._batch._writer.daemon
+    monkeypatch.setattr(batch, "INTERVAL", 3600)
 
 
 @pytest.mark.parametrize("database_uri", ["sqlite"], indirect=True)
 def test_a_process_that_was_forked_has_a_writer_of_its_own(store: LocalStore) -> None:
     counter = UseCounter(store.database)
-    counter._writer = threading.Thread(target=int)  # which fork does not bring along
+    counter._batch._writer = threading.Thread(target=int)  # which fork does not bring along
     use(counter, "key_1")
-    assert counter._writer.is_alive()
+    assert counter._batch._writer.is_alive()
     counter.write()

@@ -12,9 +12,9 @@ from statistics import quantiles
 
 import sqlalchemy as sa
 
-from mlflow_hokusai_auth.backends.database import KEYS, USES
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.records import KeyFilter
+from mlflow_hokusai_auth.backends.tables import KEYS, USES
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.server import api
 from tests.conftest import Postgresql

@@ -136,4 +136,4 @@ def test_a_level_that_is_none_is_refused(server: Server) -> None:
     )
     assert done.returncode == 2
     assert "'loud' is not one of" in done.stderr
-    assert server.store.database.state("log_level") in (None, logging.WARNING)
+    assert server.store.database.states().get("log_level") in (None, logging.WARNING)

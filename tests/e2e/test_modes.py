@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Server, serve
+from mlflow_hokusai_auth.server import switches
+from tests.e2e.test_running import wait_until
+from tests.harness import HOKUSAI_AUTH, PREFIXES, Server, environment, free_port, serve
 
 pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
 
@@ -88,6 +91,156 @@ def test_off_asks_nobody_and_says_so(tmp_path: Path) -> None:
         body = b'{"owner": "me", "scopes": ["mlflow:admin"]}'
         assert server.request("POST", KEYS, headers=JSON, body=body)[0] == 401
         assert server.request("GET", KEYS, key=server.key("mlflow:write"))[0] == 403
+
+
+def hokusai_auth(server: Server, *arguments: str) -> str:
+    done = subprocess.run(
+        [*HOKUSAI_AUTH, *arguments], env=server.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "gunicorn"])
+def test_every_process_of_every_replica_follows_a_change_of_mode(tmp_path: Path, kind: str) -> None:
+    options = ("--workers", "2", *(("--gunicorn-opts", "--log-level info") * (kind == "gunicorn")))
+    # Two replicas of two workers on one store.
+    with serve(tmp_path / "a", options) as one:
+        uri = one.environ["HOKUSAI_AUTH_DATABASE_URI"]
+        with serve(tmp_path / "b", options, HOKUSAI_AUTH_DATABASE_URI=uri) as other:
+            replicas = (one, other)
+            ready = "Application startup complete" if kind == "uvicorn" else "Booting worker"
+            wait_until(lambda: all(r.log.count(ready) == 2 for r in replicas), 60)
+
+            def asked(key: str | None = None) -> set[tuple[int, str | None]]:
+                """Status and header of answers to more connections than there are processes."""
+                answers = [
+                    r.request("GET", EXPERIMENT, key=key) for r in replicas for _ in range(8)
+                ]
+                return {(a[0], a[1].get("x-hokusai-auth-mode")) for a in answers}
+
+            def follow(mode: str) -> None:
+                told = f"The mode is {mode} now"
+                before = [replica.log.count(told) for replica in replicas]
+                hokusai_auth(one, "mode", mode)
+                began = time.monotonic()
+                wait_until(
+                    lambda: [replica.log.count(told) - 2 for replica in replicas] == before, 10
+                )
+                assert time.monotonic() - began < 3
+
+            assert asked() == {(401, None)}
+            follow("observe")
+            assert asked() == {(200, None)}
+            follow("off")
+            assert asked() == {(200, "off")}
+            # A key is not asked for, and not looked up either.
+            assert asked("hk_live_" + "c" * 32) == {(200, "off")}
+            metrics_key = one.key("metrics:read")
+            for replica in replicas:
+                text = replica.request("GET", "/hokusai/metrics", key=metrics_key)[2].decode()
+                assert 'hokusai_auth_mode{mode="off"} 1.0' in text
+                assert 'hokusai_auth_mode{mode="enforce"} 0.0' in text
+            # Refusals and redirects say so, too.
+            for path, status in ((KEYS, 401), ("/api/mlflow", 308)):
+                answer = one.request("GET", path)
+                assert (answer[0], answer[1]["x-hokusai-auth-mode"]) == (status, "off"), path
+            follow("enforce")
+            assert asked() == {(401, None)}
+            assert asked(one.key("mlflow:read")) == {(200, None)}
+            # Whoever starts later, or again, goes on with what was said.
+            follow("observe")
+            settings = {"HOKUSAI_AUTH_DATABASE_URI": uri, "HOKUSAI_AUTH_MODE": "enforce"}
+            with serve(tmp_path / "c", options, **settings) as late:
+                assert late.request("GET", EXPERIMENT)[0] == 200
+                assert "and not HOKUSAI_AUTH_MODE=enforce" in late.log
+            follow("enforce")
+    events = one.store.database.audited(event="mode.changed")
+    said = ["observe", "off", "enforce", "observe", "enforce"]
+    assert [event["detail"] for event in events] == [{"mode": mode} for mode in said]
+    assert all(event["actor"].startswith("cli:") for event in events)
+    assert json.loads(hokusai_auth(one, "mode", "--json"))["mode"] == "enforce"
+    assert hokusai_auth(one, "mode").startswith("enforce\nsince 20")
+
+
+def test_default_is_what_the_server_was_started_with(tmp_path: Path) -> None:
+    with serve(tmp_path, HOKUSAI_AUTH_MODE="observe") as server:
+        for mode, status in (("enforce", 401), ("default", 200)):
+            hokusai_auth(server, "mode", mode)
+            wait_until(lambda s=status: server.request("GET", EXPERIMENT)[0] == s, 10)
+        assert json.loads(hokusai_auth(server, "mode", "--json"))["mode"] == "default"
+
+
+def test_the_report_says_who_would_have_been_refused(tmp_path: Path) -> None:
+    with serve(tmp_path, HOKUSAI_AUTH_MODE="observe") as server:
+        reader = server.key("mlflow:read")
+        key_id = server.store.page()[0][0].key_id
+        for _ in range(3):
+            server.request("POST", CREATE, key=reader, headers=JSON, body=b"{}")
+        for _ in range(2):
+            server.request("GET", EXPERIMENT)
+        server.request("GET", "/no/such/route", key=server.key("mlflow:admin"))
+        wait_until(
+            lambda: len(json.loads(hokusai_auth(server, "mode", "--report", "--json"))) == 2, 20
+        )
+        rows = json.loads(hokusai_auth(server, "mode", "--report", "--json"))
+        assert [(r["requests"], r["reason"], r["rule"], r["key_id"], r["owner"]) for r in rows] == [
+            (3, "SCOPE_MISSING", "POST /api/2.0/mlflow/experiments/create", key_id, "test"),
+            (2, "KEY_MISSING", "GET /api/2.0/mlflow/experiments/get", "", ""),
+        ]
+        assert {row["address"] for row in rows} == {"127.0.0.1"}
+        table = hokusai_auth(server, "mode", "--report")
+        assert table.splitlines()[1].split()[:2] == ["3", "SCOPE_MISSING"]
+        assert hokusai_auth(server, "mode", "--report", "--since", "1s") == "none\n"
+
+
+def test_forcing_a_mode_counts_more_than_the_store(tmp_path: Path) -> None:
+    with serve(tmp_path, HOKUSAI_AUTH_FORCE_MODE="off") as server:
+        hokusai_auth(server, "mode", "enforce")
+        # As long as a process may take to see it.
+        wait_until(lambda: server.store.database.states()["mode"] == 0)
+        time.sleep(2 * switches.POLL)
+        assert server.request("GET", EXPERIMENT)[0] == 200
+
+
+def test_forced_off_it_serves_without_its_key_store(tmp_path: Path) -> None:
+    """The last resort: neither the store nor the authority is there, and models are registered."""
+    nowhere = f"postgresql://u:p@127.0.0.1:{free_port()}/gone"
+    with serve(
+        tmp_path, HOKUSAI_AUTH_FORCE_MODE="off", HOKUSAI_AUTH_DATABASE_URI=nowhere
+    ) as server:
+        assert "starts all the same" in server.log
+        for prefix in PREFIXES:
+            answer = server.request("GET", prefix + EXPERIMENT)
+            assert (answer[0], answer[1]["x-hokusai-auth-mode"]) == (200, "off")
+        assert server.request("GET", KEYS, key="hk_live_" + "d" * 32)[0] == 503
+        assert server.request("GET", "/health")[0] == 200
+
+
+def test_forced_off_is_the_only_way_to_serve_without_it(tmp_path: Path) -> None:
+    nowhere = f"postgresql://u:p@127.0.0.1:{free_port()}/gone"
+    with (
+        pytest.raises(
+            AssertionError, match="hokusai-auth can't start: the key store can't be read"
+        ),
+        serve(tmp_path, HOKUSAI_AUTH_MODE="off", HOKUSAI_AUTH_DATABASE_URI=nowhere),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "arguments", [["strict"], ["off", "--report"], ["--report", "--since", "x"]]
+)
+def test_a_mode_that_is_none_is_refused(tmp_path: Path, arguments: list[str]) -> None:
+    done = subprocess.run(
+        [*HOKUSAI_AUTH, "mode", *arguments],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (1, 2)
+    assert len(done.stderr.strip().splitlines()[-1]) > 20
+    assert "Traceback" not in done.stderr
 
 
 def test_the_admin_policy_locks_everybody_else_out(tmp_path: Path) -> None:

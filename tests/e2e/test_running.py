@@ -78,6 +78,7 @@ def wait_until(condition, seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
 
 
 class TestLargeBodies:

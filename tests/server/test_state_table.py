@@ -16,6 +16,7 @@ from mlflow_hokusai_auth.server import authority, settings
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.gate import Cors, Gate
 from mlflow_hokusai_auth.server.observe import Exchange
+from mlflow_hokusai_auth.server.switches import Mode
 from tests.standin import Standin
 
 #: What the service does -> the code of the refusal of a key that is not known here yet.
@@ -67,7 +68,7 @@ def build(
         settings.policy_of(config),
         Prefixes(()),
         Cors((), ""),
-        mode=config.mode,
+        mode=Mode(config.mode),
     )
     return gate, store
 

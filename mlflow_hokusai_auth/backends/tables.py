@@ -1,0 +1,75 @@
+"""The tables of the embedded store. Times are in seconds since the epoch."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+_metadata = sa.MetaData()
+KEYS = sa.Table(
+    "hokusai_auth_keys",
+    _metadata,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("environment", sa.String(8), nullable=False),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("expires_at", sa.Float(53)),
+    sa.Column("revoked_at", sa.Float(53)),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("networks", sa.JSON, nullable=False),
+    sa.Column("rate_limit_per_hour", sa.Integer),
+    sa.Column("deprecated_at", sa.Float(53)),
+    sa.Column("replaced_by", sa.String(32)),
+    sa.Column("last_used_at", sa.Float(53)),
+)
+STATE = sa.Table(
+    "hokusai_auth_state",
+    _metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+#: How often a key was used in a minute, counted since the epoch.
+USES = sa.Table(
+    "hokusai_auth_uses",
+    _metadata,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("minute", sa.BigInteger, primary_key=True),
+    sa.Column("uses", sa.BigInteger, nullable=False),
+)
+SESSIONS = sa.Table(
+    "hokusai_auth_sessions",
+    _metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("key_id", sa.String(255), nullable=False),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("sealed_key", sa.Text, nullable=False),
+    sa.Column("expires_at", sa.Float(53), nullable=False),
+)
+AUDIT = sa.Table(
+    "hokusai_auth_audit",
+    _metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at", sa.Float(53), nullable=False),
+    sa.Column("event", sa.String(32), nullable=False),
+    sa.Column("actor", sa.String(255), nullable=False),
+    sa.Column("actor_key_id", sa.String(255), nullable=False),
+    sa.Column("address", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("key_id", sa.String(255), nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+)
+#: What mode observe would have refused.
+OBSERVED = sa.Table(
+    "hokusai_auth_observed",
+    _metadata,
+    sa.Column("reason", sa.String(32), primary_key=True),
+    sa.Column("rule", sa.String(255), primary_key=True),
+    sa.Column("key_id", sa.String(255), primary_key=True),
+    sa.Column("address", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("first_at", sa.Float(53), nullable=False),
+    sa.Column("last_at", sa.Float(53), nullable=False),
+)
