@@ -7,7 +7,7 @@ export PIP_NO_INPUT = 1
 # By file, as tests of one file share their servers; those with servers first, as they take longest.
 PARALLEL = --numprocesses 2 --dist loadfile
 
-.PHONY: demo serve test test-matrix test-slow lint bench dist clean
+.PHONY: demo serve stack stack-down image test test-matrix test-slow test-docker lint bench bench-scale dist check-dist check-tag smoke smoke-image programs clean
 
 # What a user of the server installs.
 $(VENV)/server.stamp: setup.py pyproject.toml
@@ -26,17 +26,31 @@ demo: $(VENV)/server.stamp
 serve: $(VENV)/server.stamp
 	$(VENV)/bin/mlflow server --app-name hokusai-auth $(ARGS)
 
+# Two replicas behind nginx, with PostgreSQL, Redis and Prometheus, in containers.
+stack:
+	docker/stack up
+
+stack-down:
+	docker/stack down
+
+image:
+	docker/stack compose build
+
 test: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest tests/e2e tests -m 'not slow' $(PARALLEL) $(ARGS)
+	$(VENV)/bin/python -m pytest tests/e2e tests -m 'not slow and not docker' $(PARALLEL) $(ARGS)
 
 test-slow: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -m slow $(PARALLEL) $(ARGS)
+	$(VENV)/bin/python -m pytest -m 'slow and not docker' $(PARALLEL) $(ARGS)
+
+# Real containers; skipped where no Docker engine answers.
+test-docker: $(VENV)/test.stamp
+	$(VENV)/bin/python -m pytest tests/docker -m docker $(ARGS)
 
 # The tests that touch MLflow's internals, on older MLflow, each in an environment of its own.
 MATRIX ?= 3.4.0 3.12.0
 # (Not `mlflow models serve`: that of 3.4 does not start with a FastAPI of today.)
 MATRIX_TESTS = tests/e2e/test_registration.py tests/e2e/test_every_route.py tests/client \
-	tests/adversarial tests/core/test_operations.py
+	tests/adversarial tests/core/test_operations.py tests/contract/test_mlflow.py
 test-matrix: $(MATRIX:%=test-mlflow-%)
 
 test-mlflow-%:
@@ -50,13 +64,40 @@ lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/python .ci/find_keys.py
 
 bench: $(VENV)/test.stamp
 	$(VENV)/bin/python -m tests.bench $(ARGS)
 
+# With PostgreSQL and Redis, 1 to 4 workers and two replicas; ARGS=--docs writes docs/scale.md.
+bench-scale: $(VENV)/test.stamp
+	$(VENV)/bin/python -m tests.bench.scale $(ARGS)
+
 dist: $(VENV)/test.stamp
 	rm -rf dist
 	$(VENV)/bin/python -m build --outdir dist .
+
+# That both archives are what an index takes, install, and load in an environment of their own.
+check-dist: dist
+	$(VENV)/bin/twine check --strict dist/*
+	bash .ci/check-dist dist/*
+
+# That `hokusai-auth smoke` is content with a server from the wheel, and with one from the image.
+smoke: dist
+	bash .ci/smoke dist/*.whl
+
+smoke-image: dist image
+	bash .ci/smoke dist/*.whl $${SERVER_IMAGE:-mlflow-hokusai-auth:latest}
+
+# That the version of the tag $TAG is the package's, and that the changelog tells of it.
+check-tag:
+	bash .ci/check-tag "$$TAG"
+
+# What tests need besides Python, from Debian; those that miss theirs are skipped.
+programs:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		redis-server postgresql chromium prometheus
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

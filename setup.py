@@ -30,6 +30,7 @@ POSTGRES = ["psycopg[binary]>=3.1"]
 REDIS = ["redis>=5"]
 TEST = [
     "build",
+    "check-jsonschema",
     "gunicorn",
     "httptools",
     "hypothesis",
@@ -37,11 +38,13 @@ TEST = [
     "mypy",
     "opentelemetry-sdk",
     "playwright",
+    "pre-commit",
     "pytest",
     "pytest-xdist",
     "ruff",
     "schemathesis>=4",
     "time-machine",
+    "twine",
     "types-cachetools",
     "types-requests",
     "types-setuptools",
@@ -56,6 +59,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
     packages=find_packages(include=["mlflow_hokusai_auth", "mlflow_hokusai_auth.*"]),
     package_data={
         "mlflow_hokusai_auth": ["py.typed", "server/static/*", "server/templates/hokusai/*"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import click
 
 from mlflow_hokusai_auth import __version__
-from mlflow_hokusai_auth.client.commands import doctor, whoami
+from mlflow_hokusai_auth.client.commands import doctor, smoke, whoami
 
 from .keys import keys
-from .server import audit, demo, explain, log_level, routes
+from .server import audit, demo, explain, log_level, mode, routes
 
 
 @click.group()
@@ -21,5 +21,5 @@ def main() -> None:
     """Hokusai API keys for MLflow."""
 
 
-for command in (keys, audit, log_level, routes, explain, demo, whoami, doctor):
+for command in (keys, audit, mode, log_level, routes, explain, demo, whoami, doctor, smoke):
     main.add_command(command)

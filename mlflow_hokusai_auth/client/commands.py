@@ -1,4 +1,4 @@
-"""`hokusai-auth whoami` and `doctor`: what a supplier needs when something does not work.
+"""`hokusai-auth whoami`, `doctor` and `smoke`: what a supplier needs when something does not work.
 
 MLflow is imported only when one of them runs, as the other commands need not wait for that.
 """
@@ -6,10 +6,16 @@ MLflow is imported only when one of them runs, as the other commands need not wa
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from .doctor import Check
+    from .smoke import Check as TimedCheck
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _WORDS = {True: "ok", False: "FAIL", None: "skip"}
@@ -48,15 +54,50 @@ def doctor(as_json: bool) -> None:
     checks = []
     for check in examine():
         checks.append(check)
-        if as_json:
-            continue
-        click.echo(f"{_WORDS[check.ok]:6}{check.check}: {check.found}")
-        if check.fix:
-            click.echo(f"{'':6}fix: {check.fix}")
+        if not as_json:
+            _tell(check)
     if as_json:
         click.echo(json.dumps([check._asdict() for check in checks], indent=2))
     if any(check.ok is False for check in checks):
         sys.exit(1)
+
+
+@click.command("smoke")
+@click.argument("url")
+@_json_option
+def smoke(url: str, as_json: bool) -> None:
+    """Register a tiny model at URL, load it again and delete it, in half a minute at most.
+
+    Also checks that nobody gets in without a key. Safe in production: it touches only what it makes.
+    The key comes from HOKUSAI_API_KEY or wherever else MLflow takes it from.
+    """
+    from .smoke import smoke as run
+
+    # As Ctrl-C, so that what was made is deleted: `timeout` and CI end programs so.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        report = run(url, (lambda check: None) if as_json else _tell)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if as_json:
+        checks = [check._asdict() for check in report.checks]
+        told = {"url": report.url, "ok": report.ok, "seconds": report.seconds, "checks": checks}
+        click.echo(json.dumps(told, indent=2))
+    else:
+        click.echo(f"{'all is well' if report.ok else 'FAILED'}, {report.seconds:.1f} s")
+    if report.stuck:
+        # Python would wait for the threads of MLflow's downloads.
+        os._exit(1)
+    if not report.ok:
+        sys.exit(1)
+
+
+def _tell(check: Check | TimedCheck) -> None:
+    took = getattr(check, "seconds", None)
+    seconds = "" if took is None else f" ({took:.2f} s)"
+    click.echo(f"{_WORDS[check.ok]:6}{check.check}: {check.found}{seconds}")
+    if check.fix:
+        click.echo(f"{'':6}fix: {check.fix}")
 
 
 def _lines(answer: dict[str, Any]) -> dict[str, str]:

@@ -10,11 +10,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlparse
 
 import mlflow
@@ -88,22 +88,44 @@ class _Seen:
     identity: dict[str, Any] = field(default_factory=dict)
 
 
+_S = TypeVar("_S", bound=_Seen)
+
+
 def examine() -> Iterator[Check]:
     """Look at MLflow's tracking URI and the key in use; each check is given when it is done."""
-    seen = _Seen(str(mlflow.get_tracking_uri()))
+    return run(_CHECKS, _Seen(str(mlflow.get_tracking_uri())), _call)
+
+
+def run(
+    checks: Sequence[tuple[str, tuple[str, ...], Callable[[_S], _Verdict]]],
+    seen: _S,
+    call: Callable[[Callable[[_S], _Verdict], _S], _Verdict],
+) -> Iterator[Check]:
+    """Do `checks`, each by `call(look, seen)`, but for those whose needs did not pass."""
     passed = set()
-    for name, needs, look in _CHECKS:
+    for name, needs, look in checks:
         lacking = next((need for need in needs if need not in passed), None)
         if lacking:
             ok, found, fix = None, f'not checked, as "{lacking}" did not pass', ""
         else:
-            try:
-                ok, found, fix = look(seen)
-            except MlflowException as error:
-                ok, found, fix = False, str(error), "Change what this message of MLflow's names."
+            ok, found, fix = call(look, seen)
         if ok:
             passed.add(name)
         yield Check(name, ok, one_line(found, seen.key), one_line(fix, seen.key))
+
+
+def _call(look: Callable[[_Seen], _Verdict], seen: _Seen) -> _Verdict:
+    try:
+        return look(seen)
+    except MlflowException as error:
+        return False, str(error), "Change what this message of MLflow's names."
+
+
+def fix_for(error: MlflowException, otherwise: str) -> str:
+    """What to do about a refusal of this package's server, or `otherwise` if it is none."""
+    said = getattr(error, "json", {})
+    code = said.get("error") if isinstance(said, dict) else None
+    return _REFUSED.get(str(code), "Tell the server's operator.") if code else otherwise
 
 
 def one_line(text: str, key: str = "") -> str:
@@ -180,10 +202,7 @@ def _accepted(seen: _Seen) -> _Verdict:
     try:
         answer = HokusaiAuthClient(seen.uri).whoami(timeout=TIMEOUT, max_retries=0)
     except MlflowException as error:
-        said = getattr(error, "json", {})
-        code = said.get("error") if isinstance(said, dict) else None
-        fix = _REFUSED.get(str(code), "Tell the server's operator.") if code else _NOT_OURS
-        return False, str(error), fix
+        return False, str(error), fix_for(error, _NOT_OURS)
     if "key_id" not in answer:
         return False, "the answer is not that of a server with this package", _NOT_OURS
     seen.identity = answer

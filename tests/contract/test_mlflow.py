@@ -1,0 +1,452 @@
+"""What we take from MLflow that MLflow does not promise: it is there, in the form that we need.
+
+Run on every supported version (`make test-matrix`). A failure says what of ours depends on it. A new
+import of MLflow's, or a new variable of its environment, needs a row here.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flask
+import mlflow
+import mlflow.environment_variables
+import pytest
+import requests
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import ErrorCode
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.tracking.request_header import registry as header_registry
+from mlflow.utils import request_utils, rest_utils
+
+import mlflow_hokusai_auth
+from mlflow_hokusai_auth.client.artifacts import HokusaiArtifactRepository
+from mlflow_hokusai_auth.core.denials import CODES
+
+SOURCE = Path(mlflow_hokusai_auth.__file__).parent
+VERSION = tuple(int(part) for part in mlflow.__version__.split(".")[:2])
+URI = "http://127.0.0.1:9/api/mlflow"
+
+_CLIENT = "client/: requests go the way that MLflow's own do"
+#: What we import, or read as an attribute of a module or class that we import -> what for.
+IMPORTS = {
+    "mlflow": "everything",
+    "mlflow.__version__": "doctor and the metric of versions",
+    "mlflow.version.VERSION": "server/mlflow_routes.py, run as a program",
+    "mlflow.get_tracking_uri": "client/profile.py: whose key it is; whoami, doctor",
+    "mlflow.get_registry_uri": "client/profile.py: whose key it is without a tracking server",
+    "mlflow.set_tracking_uri": "client/smoke_gate.py",
+    "mlflow.set_registry_uri": "client/smoke_gate.py",
+    "mlflow.MlflowClient": "client/smoke_job.py",
+    "mlflow.artifacts.download_artifacts": "client/smoke_job.py: loads models:/name/1",
+    "mlflow.exceptions.MlflowException": _CLIENT,
+    "mlflow.exceptions.MlflowException.invalid_parameter_value": "client/admin.py: mistakes",
+    "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository": "doctor, smoke",
+    "mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository": "server/health.py",
+    "mlflow.store.artifact.mlflow_artifacts_repo.MlflowArtifactsRepository": "client/artifacts.py",
+    "mlflow.store.entities.PagedList": "client/admin.py: pages of keys",
+    "mlflow.tracking._tracking_service.utils._get_store": f"{_CLIENT}: credentials, TLS",
+    "mlflow.tracking.request_auth.abstract_request_auth_provider.RequestAuthProvider": (
+        "client/auth_provider.py"
+    ),
+    "mlflow.tracking.request_header.abstract_request_header_provider.RequestHeaderProvider": (
+        "client/header_provider.py"
+    ),
+    "mlflow.tracking.request_header.registry._request_header_provider_registry": (
+        "doctor: whether MLflow knows the plugin"
+    ),
+    "mlflow.utils.rest_utils.http_request": _CLIENT,
+    "mlflow.utils.rest_utils.verify_rest_response": "client/admin.py: refusals as RestException",
+    "mlflow.utils.workspace_context.set_server_request_workspace": "server/health.py",
+    "mlflow.environment_variables.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "server/app.py: CORS",
+    "mlflow.server.app": "server/app.py: the Flask app that our pages and API are added to",
+    "mlflow.server.fastapi_app.create_fastapi_app": "server/app.py: what uvicorn serves",
+    "mlflow.server.handlers": "server/health.py",
+    "mlflow.server.handlers._get_tracking_store": "server/health.py: mlflow_store",
+    "mlflow.server.handlers._is_serving_proxied_artifacts": "server/health.py: artifact_root",
+    "mlflow.server.handlers._get_artifact_repo_mlflow_artifacts": "server/health.py: artifact_root",
+    "mlflow.server.security_utils": "server/app.py: CORS headers on refusals",
+    "mlflow.server.security_utils.get_allowed_origins_from_env": "server/app.py: CORS",
+    "mlflow.server.security_utils.LOCALHOST_ORIGIN_PATTERNS": "server/app.py: CORS",
+}
+#: Those that we do without on older versions.
+SINCE = {
+    "mlflow.server.security_utils": (3, 5),
+    "mlflow.environment_variables.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": (3, 5),
+    "mlflow.utils.workspace_context": (3, 10),
+    "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": (3, 11),
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": (3, 5),
+}
+#: Variables that our code names -> what for.
+VARIABLES = {
+    "_MLFLOW_SGI_NAME": "server/app.py: ASGI or WSGI",
+    "_MLFLOW_STATIC_PREFIX": "server/app.py: refuses --static-prefix",
+    "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": "server/jobs.py: jobs started with Basic",
+    "MLFLOW_TRACKING_USERNAME": "server/jobs.py: the jobs' credential",
+    "MLFLOW_TRACKING_PASSWORD": "server/jobs.py: the jobs' credential; doctor",
+    "MLFLOW_TRACKING_TOKEN": "doctor: other credentials",
+    "MLFLOW_TRACKING_AUTH": "client/header_provider.py: whether the other provider is active",
+    "MLFLOW_TRACKING_URI": "demo.py",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "client/smoke.py: its deadline",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "client/smoke.py: its deadline",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "client/smoke.py: its output",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "demo.py",
+    "MLFLOW_DISABLE_TELEMETRY": "demo.py",
+}
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        yield str(path.relative_to(SOURCE)), ast.parse(path.read_text())
+
+
+def imported(tree: ast.Module) -> dict[str, str]:
+    """Names in a module -> what of MLflow's they are. (`import mlflow.x` binds `mlflow`.)"""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "mlflow":
+                    names[alias.asname or alias.name] = alias.name
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlflow":
+            names |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return names
+
+
+def absent(name: str) -> bool:
+    """Whether the MLflow at hand is too old for `name`."""
+    return any(at > VERSION for start, at in SINCE.items() if name.startswith(start))
+
+
+def is_open(dotted: str) -> bool:
+    """Whether what is read of this is as fixed as an import: a module's or a class's attribute."""
+    return not absent(dotted) and isinstance(pkgutil.resolve_name(dotted), (ModuleType, type))
+
+
+def used() -> dict[str, str]:
+    """What of MLflow's our source imports or reads -> the file that does."""
+    found = {}
+    for file, tree in trees():
+        names = imported(tree)
+        found |= dict.fromkeys(names.values(), file)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                base = names.get(node.value.id)
+                if base and is_open(base):
+                    found[f"{base}.{node.attr}"] = file
+    return found
+
+
+def test_every_import_of_ours_has_a_row_and_every_row_an_import() -> None:
+    found = used()
+    new = {name: file for name, file in found.items() if name not in IMPORTS}
+    assert not new, f"add what these are needed for to IMPORTS: {new}"
+    old = {name for name in IMPORTS if name not in found and not absent(name)}
+    assert not old, f"nothing imports these any more: {old}"
+
+
+def test_every_variable_that_we_name_has_a_row() -> None:
+    pattern = re.compile(r"_?MLFLOW_[A-Z_]+")
+    named = {
+        node.value
+        for _, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and pattern.fullmatch(node.value)
+        and not node.value.endswith("_")  # a beginning of names
+    }
+    assert named == set(VARIABLES)
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_what_we_import_is_there(name: str) -> None:
+    if absent(name):
+        pytest.skip(f"not in MLflow {mlflow.__version__}, and not needed there")
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"MLflow {mlflow.__version__} has no {name}, for {IMPORTS[name]}: {error}")
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_variables_are_still_called_so(name: str) -> None:
+    if absent(name):
+        pytest.skip(f"not in MLflow {mlflow.__version__}")
+    known = {getattr(one, "name", "") for one in vars(mlflow.environment_variables).values()}
+    handlers = importlib.import_module("mlflow.server.handlers")
+    known.add(handlers.STATIC_PREFIX_ENV_VAR)
+    assert name in known, f"{VARIABLES[name]}"
+
+
+# What the server relies on
+
+
+@pytest.mark.parametrize("sgi", ["uvicorn", "gunicorn", "waitress"])
+def test_mlflow_server_starts_our_app_and_says_how(
+    sgi: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """server/app.py: which kind of application it makes; wsgi_app.py: waitress takes an object."""
+
+    class Started(Exception):
+        pass
+
+    def exec_cmd(command: list[str], extra_env: dict[str, str], **_: Any) -> None:
+        raise Started(command, extra_env)
+
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    monkeypatch.setattr(mlflow.server, "_exec_cmd", exec_cmd)
+    name = "hokusai-auth-wsgi" if sgi == "waitress" else "hokusai-auth"
+    given = {
+        "host": "127.0.0.1",
+        "port": 5000,
+        "app_name": name,
+        "workers": 1,
+        "file_store_path": "sqlite://",
+        "registry_store_uri": "sqlite://",
+        "default_artifact_root": "mlflow-artifacts:/",
+        "static_prefix": "/prefix",
+        **({} if sgi == "uvicorn" else {f"{sgi}_opts": "--threads=4"}),
+    }
+    wanted = inspect.signature(mlflow.server._run_server).parameters.values()
+    rest = {one.name: None for one in wanted if one.default is inspect.Parameter.empty}
+    with pytest.raises(Started) as caught:
+        mlflow.server._run_server(**{**rest, **given})
+    command, environ = caught.value.args
+    target = "wsgi_app:app" if sgi == "waitress" else "app:create_app"
+    called = f"mlflow_hokusai_auth.server.{target}{'()' if sgi == 'gunicorn' else ''}"
+    assert called in " ".join(command).split(), command
+    assert environ["_MLFLOW_SGI_NAME"] == sgi
+    assert environ["_MLFLOW_STATIC_PREFIX"] == "/prefix"
+
+
+def test_the_applications_are_as_we_wrap_them() -> None:
+    """server/app.py wraps both; server/mlflow_routes.py walks their routes."""
+    app = pkgutil.resolve_name("mlflow.server.app")
+    create = pkgutil.resolve_name("mlflow.server.fastapi_app.create_fastapi_app")
+    assert isinstance(app, flask.Flask)
+    made = create(flask_app=app)
+    assert inspect.iscoroutinefunction(type(made).__call__) and made.router.routes
+
+
+def test_the_handlers_need_no_arguments() -> None:
+    """server/health.py calls them from a thread of its own."""
+    for name in IMPORTS:
+        if name.startswith("mlflow.server.handlers._"):
+            parameters = inspect.signature(pkgutil.resolve_name(name)).parameters.values()
+            assert all(one.default is not one.empty for one in parameters), name
+
+
+@pytest.mark.skipif(VERSION < (3, 5), reason="no security middleware before 3.5")
+def test_origins_are_as_mlflow_s_middleware_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """server/app.py, `_cors`: lists of texts, the second of patterns for re.fullmatch."""
+    utils = importlib.import_module("mlflow.server.security_utils")
+    monkeypatch.delenv("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", raising=False)
+    assert not utils.get_allowed_origins_from_env()
+    monkeypatch.setenv("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "https://a.example,https://b.example")
+    assert utils.get_allowed_origins_from_env() == ["https://a.example", "https://b.example"]
+    pattern = "|".join(utils.LOCALHOST_ORIGIN_PATTERNS)
+    assert re.fullmatch(pattern, "http://localhost:5000")
+    assert not re.fullmatch(pattern, "http://evil.example")
+    switch = mlflow.environment_variables.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE
+    assert switch.get() == "false"
+
+
+@pytest.mark.skipif(VERSION < (3, 15), reason="read by MLflow itself since then")
+def test_mlflow_looks_for_the_user_where_we_put_it() -> None:
+    """server/identity.py sets `g.mlflow_authenticated_user`; jobs are recorded as that user's."""
+    jobs = importlib.import_module("mlflow.server.jobs")
+    assert "mlflow_authenticated_user" in inspect.getsource(jobs)
+
+
+# What the client relies on
+
+
+#: Our entry points' groups -> what of MLflow reads them.
+GROUPS = {
+    "mlflow.app": "mlflow.server",
+    "mlflow.app.client": "mlflow.server",
+    "mlflow.artifact_repository": "mlflow.store.artifact.artifact_repository_registry",
+    "mlflow.request_header_provider": "mlflow.tracking.request_header.registry",
+    "mlflow.request_auth_provider": "mlflow.tracking.request_auth.registry",
+}
+
+
+def test_mlflow_reads_the_groups_of_our_entry_points() -> None:
+    ours = {point.group for point in distribution("mlflow-hokusai-auth").entry_points}
+    assert ours - {"console_scripts"} == set(GROUPS)
+    for group, module in GROUPS.items():
+        source = inspect.getsource(importlib.import_module(module))
+        assert f'"{group}"' in source, f"{module} does not load {group}"
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Any:
+    fresh = header_registry.RequestHeaderProviderRegistry()
+    monkeypatch.setattr(header_registry, "_request_header_provider_registry", fresh)
+    return fresh
+
+
+def provider(answer: Any) -> type:
+    class Provider:
+        def in_context(self) -> bool:
+            return True
+
+        def request_headers(self) -> dict[str, str]:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    return Provider
+
+
+def test_header_providers_are_joined_and_their_errors_logged(
+    registry: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """header_provider.py gives the key once however often it is registered, and never raises."""
+    for answer in ({"X": "1"}, {"X": "2"}, ValueError("the text")):
+        registry.register(provider(answer))
+    assert header_registry.resolve_request_headers() == {"X": "1 2"}
+    assert len(list(registry)) == 3
+
+
+def test_the_request_in_hand_can_be_seen_from_a_provider(
+    registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """header_provider.py reads the URL from the frame of `http_request`, and adds a hook there."""
+    call: dict[str, Any] = {}
+
+    class Looks:
+        def in_context(self) -> bool:
+            frame = inspect.currentframe()
+            while frame and frame.f_code.co_name != "http_request":
+                frame = frame.f_back
+            assert frame is not None and frame.f_globals["__name__"] == "mlflow.utils.rest_utils"
+            call.update(frame.f_locals)
+            frame.f_locals["kwargs"]["hooks"] = {"response": [call.setdefault]}
+            return False
+
+        def request_headers(self) -> dict[str, str]:
+            raise AssertionError
+
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr(
+        rest_utils, "_get_http_response_with_retries", lambda *_, **options: sent.update(options)
+    )
+    registry.register(Looks)
+    credentials = rest_utils.MlflowHostCreds(f"{URI}/")
+    rest_utils.http_request(credentials, "/x", "GET", extra_headers={"A": "b"}, timeout=5)
+    assert call["url"] == f"{URI}/x" and call["extra_headers"] == {"A": "b"}
+    assert call["host_creds"] is credentials and hasattr(credentials, "use_databricks_sdk")
+    assert sent["hooks"] == {"response": [call.setdefault]} and sent["timeout"] == 5
+
+
+def test_requests_take_the_options_that_we_give() -> None:
+    """client/admin.py and doctor: one attempt, an answer whatever its status."""
+    parameters = inspect.signature(rest_utils.http_request).parameters
+    assert {"timeout", "max_retries", "raise_on_status", "extra_headers"} <= set(parameters)
+    credentials = pkgutil.resolve_name("mlflow.tracking._tracking_service.utils._get_store")(URI)
+    found = credentials.get_host_creds()
+    assert found.host == URI and {"verify", "client_cert_path"} <= set(dir(found))
+
+
+def test_the_statuses_that_mlflow_s_client_tries_again() -> None:
+    """core/denials.py: `Retry-After` on 429 and 503, and no other refusal may be among these."""
+    retried = {408, 429, 500, 502, 503, 504}
+    assert set(request_utils._TRANSIENT_FAILURE_RESPONSE_CODES) == retried
+    assert {code.status for code in CODES.values()} & retried == {429, 503}
+    default = mlflow.environment_variables.MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER
+    assert default.get() is True, "core/denials.py: RETRY_AFTER would count for nothing"
+
+
+def test_a_refusal_is_a_rest_exception() -> None:
+    """core/denials.py writes MLflow's form; doctor reads our code from the exception's `json`."""
+    response = requests.Response()
+    response.status_code = 401
+    body = {"error_code": "UNAUTHENTICATED", "message": "Do this.", "error": "KEY_MISSING"}
+    response._content = json.dumps(body).encode()
+    with pytest.raises(RestException, match=r"UNAUTHENTICATED: Do this\.") as caught:
+        rest_utils.verify_rest_response(response, "/x")
+    assert isinstance(caught.value, MlflowException)
+    assert caught.value.error_code == "UNAUTHENTICATED" and caught.value.json == body
+
+
+@pytest.mark.parametrize("error_code", sorted({code.error_code for code in CODES.values()}))
+def test_mlflow_knows_our_error_codes(error_code: str) -> None:
+    """core/denials.py: MLflow's client warns of others, and takes them for internal errors."""
+    assert error_code in dict(ErrorCode.items())
+
+
+def test_artifacts_still_lose_the_prefix_and_ours_keep_it() -> None:
+    """client/artifacts.py: were the first to fail, MLflow would do it itself, and ours could go."""
+    service = "/api/2.0/mlflow-artifacts/artifacts"
+    resolve = MlflowArtifactsRepository.resolve_uri
+    assert list(inspect.signature(resolve).parameters) == ["artifact_uri", "tracking_uri"]
+    assert resolve("mlflow-artifacts:/", URI) == f"http://127.0.0.1:9{service}"
+    assert issubclass(HokusaiArtifactRepository, MlflowArtifactsRepository)
+    assert issubclass(MlflowArtifactsRepository, HttpArtifactRepository)
+
+
+def test_an_artifact_repository_has_what_we_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """doctor asks at `artifact_uri` with `_host_creds`; smoke lists and deletes."""
+    repository = MlflowArtifactsRepository("mlflow-artifacts:/", URI)
+    assert repository.artifact_uri.endswith("/api/2.0/mlflow-artifacts/artifacts")
+    assert repository._host_creds.host == repository.artifact_uri
+    for method in (repository.list_artifacts, repository.delete_artifacts):
+        assert all(
+            one.default is not one.empty for one in inspect.signature(method).parameters.values()
+        )
+
+
+#: Methods of MLflow's client -> parameters that we name.
+METHODS = {
+    "create_experiment": (),
+    "delete_experiment": (),
+    "get_experiment": (),
+    "get_experiment_by_name": (),
+    "create_run": ("run_name",),
+    "get_run": (),
+    "delete_run": (),
+    "search_runs": (),
+    "log_metric": (),
+    "log_artifacts": (),
+    "list_artifacts": (),
+    "create_registered_model": (),
+    "delete_registered_model": (),
+    "search_registered_models": (),
+    "create_model_version": ("await_creation_for",),
+    "get_model_version": (),
+    "get_model_version_by_alias": (),
+    "set_registered_model_alias": (),
+}
+
+
+def test_the_client_has_the_methods_of_smoke() -> None:
+    """client/smoke_job.py"""
+    tree = ast.parse((SOURCE / "client" / "smoke_job.py").read_text())
+    called = {node.func.attr for node in ast.walk(tree) if _is_of_client(node)}
+    assert called == set(METHODS) - {"get_experiment"}  # which smoke_gate.py calls
+    for name, parameters in METHODS.items():
+        method = getattr(mlflow.MlflowClient, name)
+        assert set(parameters) <= set(inspect.signature(method).parameters), name
+
+
+def _is_of_client(node: ast.AST) -> bool:
+    """Whether this is `client.x(…)` or `job.client().x(…)`."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    of = node.func.value
+    return (isinstance(of, ast.Name) and of.id == "client") or (
+        isinstance(of, ast.Call) and isinstance(of.func, ast.Attribute) and of.func.attr == "client"
+    )

@@ -1,0 +1,447 @@
+"""No setting is read that is not documented, and none is documented that changes nothing.
+
+Each case starts a server twice, by `create_app` and the environment, without and with the setting, and
+sends it requests. MLflow's part of it is a Flask application that tells what it was sent.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import os
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import flask
+import mlflow.server
+import pytest
+from pydantic import AliasChoices, SecretStr
+from werkzeug.test import Client, TestResponse
+
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.server import app, interceptors, leaks, metrics
+from mlflow_hokusai_auth.server.settings import PREFIX, Settings
+from tests.backends.test_service import certificate  # noqa: F401 - a fixture
+from tests.harness import free_port
+from tests.server import test_leaks as signed
+from tests.standin import Grant, Standin
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGE = ROOT / "mlflow_hokusai_auth"
+README = (ROOT / "README.md").read_text("utf-8")
+READ = "/version"
+WRITE = "/api/2.0/mlflow/experiments/create"
+ADMIN = "/api/2.0/mlflow/webhooks"
+ASSISTANT = "/ajax-api/3.0/mlflow/assistant/config"
+
+
+def stand_in() -> flask.Flask:
+    """What stands in for MLflow."""
+    made = flask.Flask("mlflow")
+
+    @made.route("/<path:path>", methods=["GET", "POST"])
+    def anything(path: str) -> flask.Response:
+        return flask.jsonify(dict(flask.request.headers))
+
+    return made
+
+
+class Server:
+    """What `create_app` returns, and its store."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self.store = store
+        self._client = Client(app.create_app(), use_cookies=False)
+
+    def ask(self, path: str = READ, key: str = "", **more: Any) -> TestResponse:
+        headers = {"X-API-Key": key, **more.pop("headers", {})}
+        more["environ_overrides"] = {"REMOTE_ADDR": "127.0.0.1"}
+        # Read to its end, after which the server tells of the request.
+        return self._client.open(path, headers=headers, buffered=True, **more)
+
+    def status(self, path: str = READ, key: str = "", **more: Any) -> int:
+        return self.ask(path, key, **more).status_code
+
+    def key(self, *scopes: str, **grant: Any) -> str:
+        return self.store.create(owner="test", scopes=scopes, **grant)[1]
+
+
+@dataclass
+class World:
+    """What is around the servers of one case."""
+
+    folder: Path
+    service: Standin
+    patch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture
+    fixture: Callable[[str], Any]
+
+    def set(self, name: str, value: Value) -> None:
+        self.patch.setenv(name, value if isinstance(value, str) else value(self))
+
+    def start(self) -> Server:
+        """As `mlflow server` does it, first in the command and then in a worker."""
+        self.patch.setattr(mlflow.server, "app", stand_in())
+        app.bootstrap({})
+        return Server(LocalStore("sqlite:///hokusai_auth.db"))
+
+    def logged(self, name: str) -> int:
+        return sum(one.name == f"mlflow_hokusai_auth.{name}" for one in self.caplog.records)
+
+
+Value = str | Callable[[World], str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`look` sees `default` without the setting, and `changed` when it has the value `to`."""
+
+    to: Value
+    look: Callable[[World], object]
+    default: object
+    changed: object
+    given: dict[str, Value] = field(default_factory=dict)
+
+
+def service_url(world: World) -> str:
+    return world.service.url
+
+
+def redis_url(world: World) -> str:
+    return str(world.fixture("redis_url"))
+
+
+def certificate_file(world: World) -> str:
+    return str(world.fixture("certificate"))
+
+
+SERVICE: dict[str, Value] = {"BACKEND": "service", "SERVICE_URL": service_url}
+REFUSED_TO_START = "refused to start"
+
+
+def status(path: str = READ, *scopes: str, **more: Any) -> Callable[[World], int]:
+    """The answer to a request with a key that has these scopes."""
+
+    def look(world: World) -> int:
+        server = world.start()
+        return server.status(path, server.key(*scopes), **more)
+
+    return look
+
+
+def by_service(path: str = READ, **grant: Any) -> Callable[[World], int]:
+    """The answer to a request with a key that the service gives this."""
+    return lambda world: world.start().status(path, world.service.add(**grant))
+
+
+def without_a_key(world: World) -> int:
+    return world.start().status()
+
+
+def first_then(change: Callable[[World, str], object], known: bool = True) -> Any:
+    """The answer to a key that the service knew, or did not, when it was asked first."""
+
+    def look(world: World) -> int:
+        server = world.start()
+        world.service.behave("strict")
+        key = world.service.add() if known else keys.generate()
+        assert server.status(key=key) == (200 if known else 401)
+        change(world, key)
+        time.sleep(0.1)
+        return server.status(key=key)
+
+    return look
+
+
+def forget(world: World, key: str) -> None:
+    del world.service.grants[key]
+
+
+def learn(world: World, key: str) -> None:
+    world.service.grants[key] = Grant()
+
+
+def be_gone(world: World, key: str) -> None:
+    world.service.behave("status", status=503)
+
+
+def slow(world: World) -> int:
+    world.service.behave("slow", seconds=0.5)
+    return by_service()(world)
+
+
+def secure(world: World) -> int:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate_file(world))
+    with Standin(tls=context) as service:
+        world.set("HOKUSAI_AUTH_SERVICE_URL", service.url)
+        return world.start().status(key=service.add())
+
+
+def through_a_proxy(world: World) -> int:
+    for name in ("NO_PROXY", "no_proxy"):
+        world.set(name, "")
+    world.set("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    return by_service()(world)
+
+
+def calls_of_two_servers(world: World) -> int:
+    key = world.service.add()
+    before = len(world.service.calls)
+    for _ in range(2):
+        assert world.start().status(key=key) == 200
+    return len(world.service.calls) - before
+
+
+def other_store(world: World) -> int:
+    other = LocalStore(f"sqlite:///{world.folder}/other.db")
+    other.migrate()
+    key = other.create(owner="test", scopes=["mlflow:read"])[1]
+    return world.start().status(key=key)
+
+
+def from_a_network(world: World) -> int:
+    server = world.start()
+    key = server.key("mlflow:read", networks=["192.0.2.0/24"])
+    return server.status(key=key, headers={"X-Forwarded-For": "192.0.2.7"})
+
+
+def failures(world: World) -> list[int]:
+    server = world.start()
+    return [server.status(key=keys.generate()) for _ in range(2)]
+
+
+def session(world: World) -> int:
+    """The answer to a session a moment after somebody signed in."""
+    server = world.start()
+    form, here = {"key": server.key("mlflow:read")}, {"Origin": "http://localhost"}
+    page = server.ask("/hokusai/login", method="POST", data=form, headers=here)
+    assert page.status_code == 303, page.text
+    cookie = page.headers["Set-Cookie"].partition(";")[0]
+    time.sleep(0.6)
+    return server.status(headers={"Cookie": cookie})
+
+
+def leak_keys(world: World) -> str:
+    path = world.folder / "public.json"
+    path.write_text(json.dumps({"public_keys": [signed.entry("one", signed.pem(signed.SIGNER))]}))
+    return str(path)
+
+
+def leak(world: World) -> int:
+    sent = {leaks.IDENTIFIER_HEADER: "one", leaks.SIGNATURE_HEADER: signed.sign(signed.BODY)}
+    path = "/api/2.0/hokusai/keys/leaked"
+    return world.start().status(path, method="POST", data=signed.BODY, headers=sent)
+
+
+def lines(name: str) -> Callable[[World], int]:
+    """Lines that one good read leaves in a log."""
+
+    def look(world: World) -> int:
+        assert status(READ, "mlflow:read")(world) == 200
+        return world.logged(name)
+
+    return look
+
+
+METRICS = f"127.0.0.1:{free_port()}"
+
+
+def metrics_elsewhere(world: World) -> object:
+    world.start()
+    try:
+        with urllib.request.urlopen(f"http://{METRICS}/metrics") as answer:
+            return answer.status
+    except urllib.error.URLError:
+        return "nobody there"
+
+
+def broken_interceptor(world: World) -> int:
+    def fail(_: object) -> None:
+        raise RuntimeError
+
+    point = SimpleNamespace(
+        name="broken", value="broken", load=lambda: SimpleNamespace(on_request=fail)
+    )
+    world.patch.setattr(interceptors, "entry_points", lambda group: [point])
+    return status(READ, "mlflow:read")(world)
+
+
+def tenant_arrives(world: World) -> bool:
+    server = world.start()
+    sent = {"X-Tenant": "one", "User-Agent": "test"}
+    return "X-Tenant" in server.ask(key=server.key("mlflow:read"), headers=sent).text
+
+
+def key_in_query(world: World) -> int:
+    server = world.start()
+    return server.status(f"{READ}?api_key={server.key('mlflow:read')}")
+
+
+def no_store(world: World) -> int:
+    world.set("HOKUSAI_AUTH_DATABASE_URI", "sqlite:////nowhere/at/all.db")
+    return without_a_key(world)
+
+
+SHARED = {**SERVICE, "SECRET_KEY": "s" * 32}
+CASES: dict[str, Case] = {
+    "mode": Case("off", without_a_key, 401, 200),
+    "force_mode": Case("off", no_store, REFUSED_TO_START, 200),
+    "backend": Case("service", by_service(), 401, 200, {"SERVICE_URL": service_url}),
+    "database_uri": Case(lambda w: f"sqlite:///{w.folder}/other.db", other_store, 401, 200),
+    "policy": Case("authenticated", status(WRITE, "mlflow:read", method="POST"), 403, 200),
+    "empty_scopes": Case("none", by_service(scopes=[]), 200, 403, SERVICE),
+    "registry_admin_emails": Case(
+        "a@example.com", by_service(ADMIN, extra={"email": "A@example.com"}), 403, 200, SERVICE
+    ),
+    "registry_admin_scopes": Case("ops", status(ADMIN, "ops"), 403, 200),
+    "registry_admin_roles": Case(
+        "chief", by_service(ADMIN, extra={"roles": ["chief"]}), 403, 200, SERVICE
+    ),
+    "assistant": Case("true", status(ASSISTANT, "mlflow:admin"), 403, 200),
+    "service_url": Case(service_url, by_service(), REFUSED_TO_START, 200, {"BACKEND": "service"}),
+    "service_id": Case("website", by_service(service_id="website"), 401, 200, SERVICE),
+    "service_timeout": Case("0.2", slow, 200, 503, SERVICE),
+    "service_ca_bundle": Case(certificate_file, secure, 503, 200, SERVICE),
+    "service_environment_proxies": Case("true", through_a_proxy, 200, 503, SERVICE),
+    "cache_ttl": Case("0.05", first_then(forget), 200, 401, SERVICE),
+    "negative_cache_ttl": Case("0", first_then(learn, known=False), 401, 200, SERVICE),
+    "stale_if_error": Case("60", first_then(be_gone), 503, 200, {**SERVICE, "CACHE_TTL": "0.05"}),
+    "redis_url": Case(redis_url, calls_of_two_servers, 2, 1, SHARED),
+    # Without it, each of the two would have one of its own, and find nothing of the other's.
+    "secret_key": Case(
+        "s" * 32, calls_of_two_servers, REFUSED_TO_START, 1, {**SERVICE, "REDIS_URL": redis_url}
+    ),
+    "trusted_proxies": Case("127.0.0.1", from_a_network, 403, 200),
+    "prefixes": Case("/x", status(f"/x{READ}", "mlflow:read"), 403, 200),
+    "failures_per_minute": Case("1", failures, [401, 401], [401, 429]),
+    "session_lifetime": Case("0.5", session, 200, 401),
+    "leak_public_keys": Case(leak_keys, leak, 404, 200),
+    "log_reads": Case("1", lines("decisions"), 0, 1),
+    "metrics_bind": Case(METRICS, metrics_elsewhere, "nobody there", 200),
+    "interceptor_errors": Case("refuse", broken_interceptor, 200, 503),
+    "forward_headers": Case("user-agent", tenant_arrives, True, False),
+    "remove_headers": Case("x-tenant", tenant_arrives, True, False),
+    "debug_headers": Case("true", lines("headers"), 0, 1),
+    "query_key": Case("false", key_in_query, 200, 401),
+}
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
+) -> Iterator[World]:
+    """Whatever a start leaves behind in its process is undone at the end."""
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    (tmp_path / "metrics").mkdir()
+    monkeypatch.setenv(metrics.DIRECTORY, str(tmp_path / "metrics"))
+    for name in ("FORWARDED_ALLOW_IPS", *app.jobs._OURS):
+        # Set first, so that it is put back.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
+    monkeypatch.setattr(app.gc, "freeze", lambda: None)
+    # It would look into the store of each server until the tests are over.
+    monkeypatch.setattr(app.switches, "follow", lambda *_: None)
+    listening = []
+    start = metrics.start_http_server
+
+    def listen(*args: Any, **options: Any) -> None:
+        listening.append(start(*args, **options)[0])
+
+    monkeypatch.setattr(metrics, "start_http_server", listen)
+    with Standin() as service:
+        yield World(tmp_path, service, monkeypatch, caplog, request.getfixturevalue)
+    for one in listening:
+        one.shutdown()
+        one.server_close()
+
+
+def seen(world: World, case: Case) -> object:
+    try:
+        return case.look(world)
+    except SystemExit:
+        return REFUSED_TO_START
+
+
+def test_every_setting_has_a_case() -> None:
+    assert set(CASES) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_setting_changes_what_the_server_does(name: str, world: World) -> None:
+    case, variable = CASES[name], PREFIX + name.upper()
+    for other, value in case.given.items():
+        world.set(PREFIX + other, value)
+    assert variable not in os.environ
+    assert seen(world, case) == case.default
+    world.set(variable, case.to)
+    assert seen(world, case) == case.changed
+
+
+# What is documented
+
+
+def documented() -> dict[str, str]:
+    """The table of the README: names of settings, and their defaults."""
+    rows = README.partition("| variable `HOKUSAI_AUTH_…` |")[2].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip().strip("`") for cell in row.split("|")[1:3]] for row in rows]
+    assert len({name for name, _ in cells}) == len(cells), "a setting stands twice"
+    return dict(cells)
+
+
+def default(name: str) -> str:
+    """As one would write it into the environment."""
+    value = Settings.model_fields[name].default
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def test_the_readme_has_every_setting_with_its_default() -> None:
+    assert documented() == {name.upper(): default(name) for name in Settings.model_fields}
+
+
+def variables() -> Iterator[tuple[str, str]]:
+    """Module and name of each variable that the package may read: texts that look like one of ours,
+    whatever is done with them, and the variables of options of the command line."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if re.fullmatch(r"_?HOKUSAI_[A-Z0-9_]+", node.value):
+                    yield path.name, node.value
+            elif isinstance(node, ast.keyword) and node.arg in ("envvar", "auto_envvar_prefix"):
+                for name in ast.walk(node.value):
+                    if isinstance(name, ast.Constant):
+                        yield path.name, str(name.value)
+
+
+def test_every_variable_that_is_read_is_documented() -> None:
+    read = set(variables())
+    # Only the settings' names are put together, and the table has all of them.
+    assert {(where, name) for where, name in read if name.endswith("_")} == {
+        ("settings.py", PREFIX)
+    }
+    names = {name for _, name in read if name != PREFIX} - {PREFIX + name for name in documented()}
+    for setting in Settings.model_fields.values():
+        if isinstance(setting.validation_alias, AliasChoices):
+            names |= {str(name) for name in setting.validation_alias.choices[1:]}
+    undocumented = {name for name in names if not re.search(rf"\b{name}\b", README)}
+    assert not undocumented
+    assert {"HOKUSAI_API_KEY", "AUTH_SERVICE_URL", "KEEP"} <= names

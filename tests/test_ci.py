@@ -1,0 +1,265 @@
+"""The workflows and hooks: that they are valid, agree with the rest of the tree, and can fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mlflow_hokusai_auth.core import keys
+
+ROOT = Path(__file__).parent.parent
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+CI = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+RELEASE = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+MAKEFILE = (ROOT / "Makefile").read_text()
+#: What lets a command fail unseen.
+NEUTRALISED = re.compile(r"\|\| *(true|:|echo|exit 0)|\bset \+e")
+
+
+def jobs() -> Iterator[tuple[str, dict[str, Any]]]:
+    for workflow in (CI, RELEASE):
+        yield from workflow["jobs"].items()
+
+
+def steps() -> list[dict[str, Any]]:
+    return [step for _, job in jobs() for step in job.get("steps", [])]
+
+
+def commands() -> list[str]:
+    return [step["run"] for step in steps() if "run" in step]
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, **more
+    )
+
+
+def tool(name: str) -> Path:
+    """A program beside this Python."""
+    return Path(sys.executable).parent / name
+
+
+# The workflows
+
+
+def test_the_workflows_are_what_github_takes() -> None:
+    assert [path.name for path in WORKFLOWS] == ["ci.yml", "release.yml"]
+    schema = ("--builtin-schema", "vendor.github-workflows")
+    done = run(tool("check-jsonschema"), *schema, *WORKFLOWS)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("change", [("timeout-minutes:", "timeout:"), ("runs-on:", "run-on:")])
+def test_a_wrong_workflow_is_seen(change: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "ci.yml").write_text(WORKFLOWS[0].read_text().replace(*change, 1))
+    schema = ("--builtin-schema", "vendor.github-workflows")
+    assert run(tool("check-jsonschema"), *schema, tmp_path / "ci.yml").returncode == 1
+
+
+def test_every_target_that_is_called_exists() -> None:
+    called = []
+    for command in commands():
+        for version in CI["jobs"]["mlflow"]["strategy"]["matrix"]["mlflow"]:
+            command = command.replace("${{ matrix.mlflow }}", version)
+            assert re.fullmatch(r"make( [\w.-]+)+", command), command
+            called += command.split()[1:]
+    assert {"lint", "test", "test-slow", "test-docker", "check-dist", "smoke"} <= set(called)
+    for target in dict.fromkeys(called):
+        done = run("make", "--dry-run", target)
+        assert done.returncode == 0, done.stderr
+
+
+def test_nothing_passes_whatever_happens() -> None:
+    for name, job in jobs():
+        assert "continue-on-error" not in job, name
+        assert "if" not in job, name
+    for step in steps():
+        assert not {"continue-on-error", "if"} & set(step), step
+    recipes = [line for line in MAKEFILE.splitlines() if line.startswith("\t")]
+    scripts = {ROOT / name for name in re.findall(r"bash (\.ci/\S+)", MAKEFILE)}
+    assert {path.name for path in scripts} == {"check-dist", "check-tag", "smoke"}
+    for text in (*commands(), *recipes, *(path.read_text() for path in scripts)):
+        assert not NEUTRALISED.search(text), text
+    assert not [line for line in recipes if re.match(r"\t@?-", line)]
+    for path in scripts:
+        assert "\nset -euo pipefail\n" in path.read_text(), path
+
+
+def test_every_job_is_bounded_and_may_do_little() -> None:
+    for workflow in (CI, RELEASE):
+        assert workflow["permissions"] == {"contents": "read"}
+        assert workflow["concurrency"]
+    may = {name: job["permissions"] for name, job in jobs() if "permissions" in job}
+    assert may == {"publish": {"id-token": "write"}}
+    assert [n for n, job in jobs() if "uses" not in job and "timeout-minutes" not in job] == []
+    used = [step["uses"] for step in steps() if "uses" in step]
+    assert [one for one in used if not re.search(r"@(v\d+|release/v\d+)$", one)] == []
+
+
+def test_nothing_of_an_event_is_part_of_a_command() -> None:
+    assert [one for one in commands() if re.search(r"\$\{\{(?! matrix\.)", one)] == []
+
+
+def test_the_versions_are_those_that_are_promised() -> None:
+    claimed = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.py").read_text())
+    assert CI["jobs"]["test"]["strategy"]["matrix"]["python"] == claimed
+    assert f'python_requires=">={claimed[0]}"' in (ROOT / "setup.py").read_text()
+    matrix = re.search(r"^MATRIX \?= (.+)$", MAKEFILE, re.MULTILINE)
+    assert matrix is not None
+    assert CI["jobs"]["mlflow"]["strategy"]["matrix"]["mlflow"] == matrix[1].split()
+
+
+def test_nothing_is_published_that_did_not_run() -> None:
+    made = RELEASE["jobs"]
+    publishing = [n for n, job in made.items() if "pypi-publish" in str(job.get("steps"))]
+    assert publishing == ["publish"]
+    assert set(made["publish"]["needs"]) == {"ci", "smoke"}
+    assert made["ci"]["uses"] == "./.github/workflows/ci.yml"
+    assert {made[name]["needs"] for name in ("ci", "smoke")} == {"tag"}
+    # One call of make builds once, so what is smoked is what is kept, and what is kept is published.
+    assert "make check-dist smoke smoke-image" in commands()
+    kept, taken = (
+        [step["with"] for step in steps() if f"actions/{which}-artifact" in step.get("uses", "")]
+        for which in ("upload", "download")
+    )
+    assert [(one["name"], one["path"]) for one in kept] == [("dist", "dist/")]
+    assert [(one["name"], one["path"]) for one in taken] == [("dist", "dist/")]
+    # It builds nothing itself.
+    assert not any("run" in step or "checkout" in step["uses"] for step in made["publish"]["steps"])
+
+
+@pytest.mark.parametrize(
+    ("tag", "changelog", "says"),
+    [
+        ("v1.2.3", "## 1.2.3 - 2030-01-01", ""),
+        ("v1.2.3", "## [1.2.3]", ""),
+        ("v1.2.3", "## 1.2.30", "no section"),
+        ("v1.2.3", "## 1x2.3", "no section"),
+        ("v1.2.3", "## Unreleased", "no section"),
+        ("1.2.3", "## 1.2.3", "The tag is"),
+        ("v1.2.4", "## 1.2.3", "The tag is"),
+        ("", "## 1.2.3", "The tag is"),
+        ("v$(false)`false`", "## 1.2.3", "The tag is"),
+    ],
+)
+def test_a_tag_names_the_version(tag: str, changelog: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "mlflow_hokusai_auth").mkdir()
+    (tmp_path / "mlflow_hokusai_auth/__init__.py").write_text('__version__ = "1.2.3"\n')
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n{changelog}\n\n- Something.\n")
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    done = run("make", "check-tag", cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "TAG": tag})
+    assert (done.returncode == 0) == (not says)
+    assert says in done.stderr
+
+
+# Keys in files
+
+
+@pytest.mark.parametrize("environment", keys.ENVIRONMENTS)
+def test_a_key_in_a_file_is_found(environment: str, tmp_path: Path) -> None:
+    new = keys.generate(environment)
+    texts = {
+        "new": f"a\nkey = '{new}'\n",
+        "older": new[:-6],
+        "oldest": f"\\n{new[:-14]}.",
+        "binary": f"\0\xff{new}\0",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="latin-1")
+        done = run(sys.executable, ".ci/find_keys.py", tmp_path / name)
+        assert done.returncode == 1
+        assert f"{name}:{2 if name == 'new' else 1}: an API key" in done.stderr
+        assert new[12:30] not in done.stderr + done.stdout
+
+
+def test_what_is_no_key_passes(tmp_path: Path) -> None:
+    good = keys.generate()
+    damaged = good[:-1] + ("a" if good[-1] != "a" else "b")
+    made_up = ["hk_live_…", "hk_live_" + "a" * 32, "hk_test_" + "aB3" * 15, "hk_live_", "hk_live_x"]
+    for text in (damaged, good[:30], "x" + good[8:], *made_up):
+        (tmp_path / "file").write_text(text)
+        assert run(sys.executable, ".ci/find_keys.py", tmp_path / "file").returncode == 0, text
+
+
+# The hooks
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of its own with all that git has, or would add, of this one."""
+    folder = tmp_path_factory.mktemp("tree")
+    listed = run("git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard")
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    run("git", "init", "-q", cwd=folder, check=True)
+    (folder / ".git/info/exclude").write_text(".venv\n")
+    run("git", "add", "--all", cwd=folder, check=True)
+    return folder
+
+
+def hook(name: str, tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PRE_COMMIT_HOME": str(tree / ".git/pre-commit")}
+    return run(tool("pre-commit"), "run", name, *options, cwd=tree, env=env)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+#: What each hook must not let pass: a file, and a part of it and what takes its place.
+VIOLATIONS = {
+    "keys": ("README.md", "# mlflow", "# {key}\n# mlflow"),
+    "ruff": ("mlflow_hokusai_auth/core/keys.py", "import re\n", "import re\nimport os\n"),
+    "ruff-format": ("mlflow_hokusai_auth/core/keys.py", "import re\n", "import re  \n\n"),
+    # Every good key would open everything.
+    "auth": ("mlflow_hokusai_auth/core/policy.py", "may < operation.access", "may < Access.KEY"),
+    "vectors": ("tests/vectors/mlflow_routes.txt", " GET /version\n", " GET /versions\n"),
+}
+
+
+def test_every_hook_has_a_violation_and_fetches_nothing() -> None:
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [one["repo"] for one in repositories] == ["local"]
+    hooks = [one for repository in repositories for one in repository["hooks"]]
+    assert {one["language"] for one in hooks} == {"system"}
+    assert {one["id"] for one in hooks} == set(VIOLATIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VIOLATIONS)
+def test_a_hook_fails_on_a_violation(name: str, tree: Path) -> None:
+    where, old, new = VIOLATIONS[name]
+    before = (tree / where).read_text()
+    edit(tree / where, old, new.replace("{key}", keys.generate()))
+    run("git", "add", where, cwd=tree, check=True)
+    try:
+        done = hook(name, tree)
+    finally:
+        (tree / where).write_text(before)
+        run("git", "add", where, cwd=tree, check=True)
+    assert (done.returncode, "Failed" in done.stdout) == (1, True), done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VIOLATIONS)
+def test_a_hook_passes_on_the_tree(name: str, tree: Path) -> None:
+    done = hook(name, tree, "--all-files")
+    assert (done.returncode, "Passed" in done.stdout) == (0, True), done.stdout[-3000:]
