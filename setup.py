@@ -31,6 +31,7 @@ REDIS = ["redis>=5"]
 TEST = [
     "build",
     "check-jsonschema",
+    "docker",
     "gunicorn",
     "httptools",
     "hypothesis",

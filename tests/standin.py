@@ -69,19 +69,26 @@ class Call:
 class Standin:
     """The service on 127.0.0.1 and a port of its own, while the context lasts."""
 
-    def __init__(self, port: int = 0, key_file: Path | None = None, tls: Any = None) -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        key_file: Path | None = None,
+        tls: Any = None,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.grants: dict[str, Grant] = {}
         self.behaviour = Behaviour()
         self.calls: list[Call] = []
         self.connections = 0
         self._key_file = key_file
+        self._host = host
         self._port = port
         self._tls = tls
         self._server: _Server | None = None
 
     @property
     def url(self) -> str:
-        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}"
+        return f"http{'s' if self._tls else ''}://{self._host}:{self._port}"
 
     def __enter__(self) -> Standin:
         self.come_back()
@@ -108,7 +115,7 @@ class Standin:
 
     def come_back(self) -> None:
         """Listen (again), on the same port as before."""
-        self._server = _Server(self, self._port, self._tls)
+        self._server = _Server(self, (self._host, self._port), self._tls)
         self._port = self._server.server_address[1]
 
     def verdict(self, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
@@ -164,12 +171,12 @@ class _Server(ThreadingHTTPServer):
     # As large as a test's crowd: a connection that waits for its first SYN again is slow.
     request_queue_size = 256
 
-    def __init__(self, standin: Standin, port: int, tls: Any) -> None:
+    def __init__(self, standin: Standin, address: tuple[str, int], tls: Any) -> None:
         self.standin = standin
         self.ending = threading.Event()
         self._tls = tls
         self._open: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(address, _Handler)
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -360,10 +367,12 @@ _KINDS: dict[str, Callable[[_Handler, Behaviour], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A stand-in for the Hokusai auth service.")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--key-file", type=Path, required=True)
     options = parser.parse_args()
-    with Standin(options.port, options.key_file) as standin, contextlib.suppress(KeyboardInterrupt):
+    standin = Standin(options.port, options.key_file, host=options.host)
+    with standin, contextlib.suppress(KeyboardInterrupt):
         print(f"The stand-in answers at {standin.url}", flush=True)
         while True:
             time.sleep(3600)

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,66 +21,31 @@ from typing import Any
 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="bench-metrics-"))
 
 from tests.bench import load, micro, store
+from tests.bench.rows import (
+    CONNECTIONS,
+    LOG_BATCH,
+    Row,
+    interval,
+    log_batch,
+    machine,
+    new_run,
+    ratio,
+    side,
+)
 from tests.harness import SERVERS, Server, serve
 
-CONNECTIONS = 8
 MEGABYTES = 300
-_EXPERIMENT = f"{micro.STATIC}?experiment_id=0"
 _UNKNOWN_KEY = "hk_live_" + "0" * 40
-
-
-@dataclass(frozen=True)
-class Row:
-    """One request that both servers are loaded with."""
-
-    name: str
-    method: str = "GET"
-    path: str = _EXPERIMENT
-    #: What the gate's path has in front of it; the bare server knows no such prefix.
-    prefix: str = ""
-    #: "" for no key, None for one that is good.
-    key: str | None = None
-    body: str = ""
-    #: The least ratio of throughput that is hoped for.
-    goal: float | None = None
-    #: Both sides are the bare server: what differs then is noise.
-    control: bool = False
-
-    def request(self, server: Server, key: str, *, gated: bool) -> str:
-        """The bytes of the request, each of them as one character.
-
-        Both servers get the same ones, the key included: what it costs to receive a header is not
-        the gate's doing. Only the prefix is left out where there is no gate to know it.
-        """
-        prefix = self.prefix if gated else ""
-        if self.key is not None:
-            key = self.key
-        lines = [
-            f"{self.method} {prefix}{self.path} HTTP/1.1",
-            f"Host: 127.0.0.1:{server.port}",
-            "User-Agent: mlflow-python-client/3",
-            "Accept-Encoding: gzip, deflate",
-            "Accept: */*",
-            "Connection: keep-alive",
-            *([f"X-API-Key: {key}"] if key else []),
-        ]
-        if self.body:
-            lines += ["Content-Type: application/json", f"Content-Length: {len(self.body)}"]
-        return "\r\n".join(lines) + "\r\n\r\n" + self.body
 
 
 def rows(run_id: str) -> list[Row]:
     """Everything that is measured over HTTP."""
-    metrics = [
-        {"key": f"metric_{i}", "value": 0.5, "timestamp": "STAMP", "step": 1} for i in range(10)
-    ]
-    batch = json.dumps({"run_id": run_id, "metrics": metrics}).replace('"STAMP"', load.STAMP)
     return [
         Row("experiments/get", goal=0.97),
         Row("experiments/get, /api/mlflow", prefix=micro.ALIAS),
         Row("version", path="/version"),
         Row("health (public)", path="/health"),
-        Row("runs/log-batch, 10 metrics", "POST", "/api/2.0/mlflow/runs/log-batch", body=batch),
+        Row("runs/log-batch, 10 metrics", "POST", LOG_BATCH, body=log_batch(run_id)),
         Row("experiments/get, no key: 401", key=""),
         Row("experiments/get, wrong key: 401", key=_UNKNOWN_KEY),
         Row("experiments/get, bare twice", control=True),
@@ -100,7 +62,13 @@ def main() -> None:
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[0]})
-    result: dict[str, Any] = {"machine": _machine(cores), "rounds": options.rounds}
+    result: dict[str, Any] = {
+        "machine": machine(
+            f"servers on {cores[-1]}, load on {cores[0]}",
+            " ".join(["mlflow server", *SERVERS["uvicorn"], "(SQLite, no job execution)"]),
+        ),
+        "rounds": options.rounds,
+    }
     print("\n".join(f"{name}: {value}" for name, value in result["machine"].items()))
     result["micro"] = micro.costs()
     print("\nIn process, median µs")
@@ -144,13 +112,13 @@ def _http(bare: Server, gate: Server, core: int, options: argparse.Namespace) ->
     print(f"{'µs CPU':>14}  {'CPU ratio':19}goal")
     key = gate.key("mlflow:write")
     # Each server has a run of its own; the ids are of one length.
-    on_bare, on_gate = rows(_new_run(bare, "")), rows(_new_run(gate, key))
+    on_bare, on_gate = rows(new_run(bare, "")), rows(new_run(gate, key))
     listed = []
     for row, twin in zip(on_bare, on_gate, strict=True):
         if options.only not in row.name:
             continue
-        plain = _side(bare, row.request(bare, key, gated=False))
-        other = plain if row.control else _side(gate, twin.request(gate, key, gated=True))
+        plain = side(row.request(bare, key, gated=False), bare)
+        other = plain if row.control else side(twin.request(gate, key, gated=True), gate)
         found: dict[str, list[dict[str, Any]]] = {"bare": [], "gate": []}
         for number in range(options.rounds):
             # Whoever is first has the longer pause before it.
@@ -163,10 +131,6 @@ def _http(bare: Server, gate: Server, core: int, options: argparse.Namespace) ->
                 found[name].append(answer)
         listed.append(_show(row, found))
     return listed
-
-
-def _side(server: Server, request: str) -> dict[str, Any]:
-    return {"port": server.port, "request": request, "pids": server.workers()}
 
 
 def _uploads(bare: Server, gate: Server, rounds: int) -> list[dict[str, Any]]:
@@ -205,16 +169,16 @@ def _show(row: Row, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         for name, ones in found.items()
     }
     bare, gate = middle["bare"], middle["gate"]
-    ratio, cpu = _ratio(found, "per_second"), _ratio(found, "cpu_us")
+    faster, cpu = ratio(found, "per_second"), ratio(found, "cpu_us")
     goal = ""
     if row.goal is not None:
-        goal = f"≥ {row.goal} {'met' if ratio[0] >= row.goal else 'MISSED'}"
+        goal = f"≥ {row.goal} {'met' if faster[0] >= row.goal else 'MISSED'}"
         # Rounds on both sides of the goal: this machine was too busy to tell.
-        goal += ", within the noise" if ratio[1] < row.goal <= ratio[2] else ""
+        goal += ", within the noise" if faster[1] < row.goal <= faster[2] else ""
     print(
-        f"  {row.name:33}{bare['per_second']:8.0f}{gate['per_second']:8.0f}  {_interval(ratio):19}"
+        f"  {row.name:33}{bare['per_second']:8.0f}{gate['per_second']:8.0f}  {interval(faster):19}"
         f"{bare['p50_ms']:6.1f}→{gate['p50_ms']:6.1f}{bare['p99_ms']:7.1f}→{gate['p99_ms']:6.1f}"
-        f"{bare['cpu_us']:7.0f}→{gate['cpu_us']:6.0f}  {_interval(cpu):19}{goal}",
+        f"{bare['cpu_us']:7.0f}→{gate['cpu_us']:6.0f}  {interval(cpu):19}{goal}",
         flush=True,
     )
     wanted = {"bare": {"200"}, "gate": {"200" if row.key is None else "401"}}
@@ -222,44 +186,7 @@ def _show(row: Row, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         statuses = {status for one in ones for status in one["statuses"]}
         if statuses != wanted[name]:
             print(f"    {name} answered {', '.join(sorted(statuses))}")
-    return {"row": row.name, "goal": row.goal, "ratio": ratio, "cpu_ratio": cpu, **found}
-
-
-def _ratio(found: dict[str, list[dict[str, Any]]], item: str) -> tuple[float, float, float]:
-    """Median, least and greatest of gate / bare over the rounds."""
-    pairs = zip(found["gate"], found["bare"], strict=True)
-    ratios = sorted(gate[item] / bare[item] for gate, bare in pairs)
-    return median(ratios), ratios[0], ratios[-1]
-
-
-def _interval(ratio: tuple[float, float, float]) -> str:
-    return f"{ratio[0]:.3f} [{ratio[1]:.2f}, {ratio[2]:.2f}]"
-
-
-def _new_run(server: Server, key: str) -> str:
-    status, _, answer = server.request(
-        "POST",
-        "/api/2.0/mlflow/runs/create",
-        key=key,
-        headers={"Content-Type": "application/json"},
-        body=b'{"experiment_id": "0"}',
-    )
-    assert status == 200, answer
-    return str(json.loads(answer)["run"]["info"]["run_id"])
-
-
-def _machine(cores: list[int]) -> dict[str, Any]:
-    info = Path("/proc/cpuinfo").read_text()
-    model = next((line for line in info.splitlines() if line.startswith("model name")), ": unknown")
-    packages = ("mlflow", "mlflow-hokusai-auth", "uvicorn", "h11", "starlette", "fastapi", "flask")
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    return {
-        "CPU": f"{model.partition(': ')[2]}, {len(cores)} cores; servers on {cores[-1]}, "
-        f"load on {cores[0]}",
-        "System": f"{platform.platform(terse=True)}, load average {os.getloadavg()[0]:.1f}",
-        "Versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-        "Server": " ".join(["mlflow server", *SERVERS["uvicorn"], "(SQLite, no job execution)"]),
-    }
+    return {"row": row.name, "goal": row.goal, "ratio": faster, "cpu_ratio": cpu, **found}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def measure(core: int, **job: Any) -> list[dict[str, Any]]:
 
 
 def run(sides: list[dict[str, Any]], *, seconds: float, connections: int) -> list[dict[str, Any]]:
-    """Load each of `sides` (`port`, `request`, `pids`) for `seconds`, in short turns.
+    """Load each of `sides` (`ports`, `request`, `pids`) for `seconds`, in short turns.
 
     The turns are short because what else the machine does comes and goes within seconds.
     """
@@ -92,8 +92,10 @@ def _peak(pid: int) -> float:
 
 
 class _Load:
-    def __init__(self, *, port: int, request: str, pids: list[int], connections: int) -> None:
-        self._port = port
+    def __init__(
+        self, *, ports: list[int], request: str, pids: list[int], connections: int
+    ) -> None:
+        self._ports = cycle(ports)
         self._parts = [part.encode("latin-1") for part in request.split(STAMP)]
         self._stamps = count(time.time_ns() // 1_000_000)
         self._pids = pids
@@ -113,19 +115,20 @@ class _Load:
 
     def turn(self, seconds: float) -> None:
         """Load the server for so long, and wait for what is under way then."""
-        begun, server, own = time.perf_counter(), _cpu(self._pids), time.process_time()
+        begun, server, own = time.perf_counter(), cpu(self._pids), time.process_time()
         for connection, _ in list(self._open.values()):
             self._send(connection)
         self._until(begun + seconds, again=True)
         self._until(begun + seconds + DRAIN, again=False)
         self._elapsed += time.perf_counter() - begun
-        self._server += _cpu(self._pids) - server
+        self._server += cpu(self._pids) - server
         self._own += time.process_time() - own
 
     def result(self) -> dict[str, Any]:
         """What was measured."""
         times = sorted(self._latencies)
         answers = len(times)
+        assert answers, f"no answer within {DRAIN} s"
         return {
             "per_second": answers / self._elapsed,
             "p50_ms": times[answers // 2] * 1e3,
@@ -143,7 +146,7 @@ class _Load:
                 self._take(number, again)
 
     def _connect(self) -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self._port), timeout=DRAIN)
+        connection = socket.create_connection(("127.0.0.1", next(self._ports)), timeout=DRAIN)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._open[connection.fileno()] = connection, bytearray()
         self._poll.register(connection, select.EPOLLIN)
@@ -190,7 +193,7 @@ def _complete(buffer: bytearray) -> bool:
     return len(buffer) >= head + 4 + int(length[1])
 
 
-def _cpu(pids: list[int]) -> float:
+def cpu(pids: list[int]) -> float:
     """Seconds of CPU that these processes have used, ended threads included."""
     # clock_getcpuclockid(3): how Linux forms the id of another process's clock.
     return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -19,6 +20,8 @@ from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.server import api
 from tests.conftest import Postgresql
 
+#: PostgreSQL's, the newest last; none where it is not installed.
+PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 KEY_COUNT = 100_000
 #: Keys that were used in each hour of the last day.
 BUSY = 5_000
@@ -33,16 +36,16 @@ def costs(key_count: int = KEY_COUNT) -> dict[str, tuple[float, float]]:
         with uri as where:
             store = LocalStore(where)
             store.migrate()
-            known = _fill(store, key_count)
-            for question, times in _questions(store, known).items():
-                found[f"{name}, {question}"] = times
+            known = fill(store, key_count)
+            for question, taken in _questions(store, known).items():
+                found[f"{name}, {question}"] = taken
     return found
 
 
 def _databases() -> Iterator[tuple[str, contextlib.AbstractContextManager[str]]]:
     yield "SQLite", _sqlite()
-    if programs := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        yield "PostgreSQL", _postgresql(programs[-1].parent)
+    if PROGRAMS:
+        yield "PostgreSQL", _postgresql()
 
 
 @contextlib.contextmanager
@@ -52,8 +55,8 @@ def _sqlite() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _postgresql(programs: Path) -> Iterator[str]:
-    cluster = Postgresql(programs)
+def _postgresql() -> Iterator[str]:
+    cluster = Postgresql(PROGRAMS[-1].parent)
     try:
         cluster.start()
         yield cluster.uri
@@ -61,32 +64,23 @@ def _postgresql(programs: Path) -> Iterator[str]:
         cluster.remove()
 
 
-def _fill(store: LocalStore, key_count: int) -> list[str]:
-    """Rows for `key_count` keys in all states, written in bulk; some of the keys themselves."""
-    now, known, rows = time.time(), [], []
-    for number in range(key_count):
+def fill(store: LocalStore, key_count: int, first: int = 0) -> list[str]:
+    """Rows for `key_count` keys in all states, written in bulk; some of the keys themselves.
+
+    `first` is the number of keys from earlier calls.
+    """
+    now, known = time.time(), []
+    numbers = range(first, first + key_count)
+    rows = []
+    for number in numbers:
         key = keys.generate()
         if number % 50 == 0:
             known.append(key)
-        rows.append(
-            {
-                "key_id": f"key_{number:016x}",
-                "digest": keys.digest(key),
-                "environment": "live",
-                "owner": f"Supplier {number % 997}",
-                "name": f"pipeline {number}",
-                "scopes": ["model:write"],
-                "created_at": now - number * 60,
-                "expires_at": now + 86400 if number % 5 == 0 else None,
-                "revoked_at": now if number % 7 == 0 else None,
-                "note": "",
-                "networks": [],
-            }
-        )
+        rows.append(row(number, key, now))
     hour = int(now) // 3600
     uses = [
         {"key_id": f"key_{number:016x}", "minute": (hour - ago) * 60, "uses": 1 + number % 9}
-        for number in range(min(BUSY, key_count))
+        for number in numbers[:BUSY]
         for ago in range(24)
     ]
     with store.database.changing() as change:
@@ -94,6 +88,23 @@ def _fill(store: LocalStore, key_count: int) -> list[str]:
         change.connection.execute(sa.insert(USES), uses)
         change.connection.exec_driver_sql("ANALYZE")  # as PostgreSQL does by itself after a minute
     return known
+
+
+def row(number: int, key: str, now: float) -> dict[str, Any]:
+    """The store's row for `key`, as the columns have it; every seventh is revoked, some expire."""
+    return {
+        "key_id": f"key_{number:016x}",
+        "digest": keys.digest(key),
+        "environment": "live",
+        "owner": f"Supplier {number % 997}",
+        "name": f"pipeline {number}",
+        "scopes": ["model:write"],
+        "created_at": now - number * 60,
+        "expires_at": now + 86400 if number % 5 == 0 else None,
+        "revoked_at": now if number % 7 == 0 else None,
+        "note": "",
+        "networks": [],
+    }
 
 
 def _questions(store: LocalStore, known: list[str]) -> dict[str, tuple[float, float]]:
@@ -104,17 +115,18 @@ def _questions(store: LocalStore, known: list[str]) -> dict[str, tuple[float, fl
     assert middle is not None
     unknown = keys.generate()
     return {
-        "lookup": _times(lambda: store.lookup(random.choice(known)), 5000),
-        "lookup of an unknown key": _times(lambda: store.lookup(unknown), 5000),
-        "page, the first": _times(lambda: page(KeyFilter()), 100),
-        "page, in the middle": _times(lambda: page(KeyFilter(), middle.key_id), 100),
-        "page, of one owner": _times(lambda: page(KeyFilter(owner="Supplier 7")), 100),
-        "page, active keys": _times(lambda: page(KeyFilter(state="active")), 100),
-        "page, a search that finds nothing": _times(lambda: page(KeyFilter(query="nobody")), 100),
+        "lookup": times(lambda: store.lookup(random.choice(known)), 5000),
+        "lookup of an unknown key": times(lambda: store.lookup(unknown), 5000),
+        "page, the first": times(lambda: page(KeyFilter()), 100),
+        "page, in the middle": times(lambda: page(KeyFilter(), middle.key_id), 100),
+        "page, of one owner": times(lambda: page(KeyFilter(owner="Supplier 7")), 100),
+        "page, active keys": times(lambda: page(KeyFilter(state="active")), 100),
+        "page, a search that finds nothing": times(lambda: page(KeyFilter(query="nobody")), 100),
     }
 
 
-def _times(call: Callable[[], object], calls: int) -> tuple[float, float]:
+def times(call: Callable[[], object], calls: int) -> tuple[float, float]:
+    """Milliseconds of `call`, median and 99th percentile of so many."""
     for _ in range(10):
         call()
     taken = []

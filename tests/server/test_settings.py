@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,39 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 def test_a_password_is_not_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", "postgresql://user:canary@host/db")
     assert "canary" not in repr(settings.load())
+
+
+def test_a_setting_is_read_from_its_secret_file_unless_the_environment_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "hokusai_auth_database_uri").write_text("postgresql://user:canary@host/db\n")
+    (tmp_path / "hokusai_auth_secret_key").write_text("canary" * 9)
+    (tmp_path / "somebody_else_s").write_text("")
+    config = settings.load(tmp_path)
+    assert config.database_uri.get_secret_value() == "postgresql://user:canary@host/db"
+    assert config.secret_key.get_secret_value() == "canary" * 9
+    monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", "sqlite:///other.db")
+    assert settings.load(tmp_path).database_uri.get_secret_value() == "sqlite:///other.db"
+    assert settings.load(tmp_path / "none").secret_key.get_secret_value() == ""
+    (tmp_path / "hokusai_auth_secret_key").write_text("canary")
+    with pytest.raises(settings.SettingsError, match=r"SECRET_KEY: .*32 characters") as refused:
+        settings.load(tmp_path)
+    assert "canary" not in str(refused.value)
+
+
+def test_a_secret_file_that_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secret = tmp_path / "hokusai_auth_secret_key"
+    secret.write_text("canary" * 9)
+
+    def refuse(path: Path, *_: object, **__: object) -> str:
+        # Not by the file's mode, which means nothing to root.
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(settings.SettingsError, match=f"Permission denied: '{secret}'"):
+        settings.load(tmp_path)
 
 
 def test_the_names_of_other_hokusai_services_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,2 @@
+-- Beside POSTGRES_DB, which is MLflow's: the key store.
+CREATE DATABASE hokusai;

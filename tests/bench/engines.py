@@ -1,0 +1,120 @@
+"""A PostgreSQL and a Redis of their own for a measurement, and what they tell of their work."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from tests.bench import load
+from tests.bench.store import PROGRAMS
+from tests.conftest import Postgresql, redis_server
+from tests.harness import free_port
+
+
+class Postgres:
+    """A running cluster that counts its statements."""
+
+    def __init__(self, cluster: Postgresql) -> None:
+        self._uri = cluster.uri
+        self._engine = sa.create_engine(
+            _driven(self._uri), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+        )
+        self.ask("CREATE EXTENSION pg_stat_statements")
+
+    def ask(self, statement: str, **values: Any) -> list[Any]:
+        """The rows that `statement` returns."""
+        with self._engine.connect() as connection:
+            found = connection.execute(sa.text(statement), values)
+            return list(found) if found.returns_rows else []
+
+    def create(self, name: str) -> str:
+        """The address of a new, empty database."""
+        self.ask(f"CREATE DATABASE {name}")
+        return _driven(self._uri.removesuffix("postgres") + name)
+
+    def forget(self) -> None:
+        """Count statements anew."""
+        self.ask("SELECT pg_stat_statements_reset()")
+
+    def statements(self, database: str) -> dict[str, int]:
+        """How often each statement was executed in `database`."""
+        rows = self.ask(
+            "SELECT query, sum(calls) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid "
+            "WHERE d.datname = :name GROUP BY query ORDER BY 2 DESC",
+            name=database,
+        )
+        return {query: int(calls) for query, calls in rows}
+
+    def backends(self, database: str, application: str) -> list[int]:
+        """Process ids of the connections that `application` (PGAPPNAME) has to `database`."""
+        rows = self.ask(
+            "SELECT pid FROM pg_stat_activity WHERE datname = :name AND application_name = :by",
+            name=database,
+            by=application,
+        )
+        return [pid for (pid,) in rows]
+
+    @contextlib.contextmanager
+    def most(self, database: str, application: str) -> Iterator[list[int]]:
+        """A list that gets the number of such connections, again and again; not empty at the end."""
+        found: list[int] = []
+        over = threading.Event()
+
+        def watch() -> None:
+            while not found or not over.wait(0.05):
+                found.append(len(self.backends(database, application)))
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield found
+        finally:
+            over.set()
+            thread.join()
+
+
+@contextlib.contextmanager
+def running() -> Iterator[tuple[Postgres, str]]:
+    """PostgreSQL, and the URL of a Redis."""
+    cluster = Postgresql(PROGRAMS[-1].parent)
+    port = free_port()
+    try:
+        cluster.start()
+        engine = sa.create_engine(_driven(cluster.uri), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            for setting in (
+                "shared_preload_libraries = pg_stat_statements",
+                "max_connections = 400",
+            ):
+                connection.exec_driver_sql(f"ALTER SYSTEM SET {setting}")
+        engine.dispose()
+        cluster.stop()
+        cluster.start()
+        with tempfile.TemporaryDirectory() as name, redis_server(Path(name), "--port", str(port)):
+            yield Postgres(cluster), f"redis://127.0.0.1:{port}/0"
+    finally:
+        cluster.remove()
+
+
+def memory(pid: int) -> dict[str, float]:
+    """Megabytes of a process: resident, and its share where pages are shared."""
+    fields = dict(
+        line.split(":", 1)
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    )
+    return {name: int(fields[name].split()[0]) / 1024 for name in ("Rss", "Pss")}
+
+
+def cpu(pids: list[int]) -> float:
+    """Seconds of CPU that those of the processes that still run have used."""
+    return load.cpu([pid for pid in pids if Path(f"/proc/{pid}").exists()])
+
+
+def _driven(uri: str) -> str:
+    return uri.replace("postgresql:", "postgresql+psycopg:", 1)

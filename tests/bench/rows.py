@@ -1,0 +1,114 @@
+"""What servers are loaded with over HTTP, and how two of them are compared."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.bench import load, micro
+from tests.harness import Server
+
+EXPERIMENT = f"{micro.STATIC}?experiment_id=0"
+#: At once, on each side. With 15 or more, log-batch on PostgreSQL takes all connections of MLflow's
+#: pool to wait for a second one each, for 30 seconds.
+CONNECTIONS = 8
+LOG_BATCH = "/api/2.0/mlflow/runs/log-batch"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request that both servers are loaded with."""
+
+    name: str
+    method: str = "GET"
+    path: str = EXPERIMENT
+    #: What the gate's path has in front of it; the bare server knows no such prefix.
+    prefix: str = ""
+    #: "" for no key, None for one that is good.
+    key: str | None = None
+    body: str = ""
+    #: The least ratio of throughput that is hoped for.
+    goal: float | None = None
+    #: Both sides are the bare server: what differs then is noise.
+    control: bool = False
+
+    def request(self, server: Server, key: str, *, gated: bool) -> str:
+        """The bytes of the request, each of them as one character.
+
+        Both servers get the same ones, the key included: what it costs to receive a header is not
+        the gate's doing. Only the prefix is left out where there is no gate to know it.
+        """
+        prefix = self.prefix if gated else ""
+        if self.key is not None:
+            key = self.key
+        lines = [
+            f"{self.method} {prefix}{self.path} HTTP/1.1",
+            f"Host: 127.0.0.1:{server.port}",
+            "User-Agent: mlflow-python-client/3",
+            "Accept-Encoding: gzip, deflate",
+            "Accept: */*",
+            "Connection: keep-alive",
+            *([f"X-API-Key: {key}"] if key else []),
+        ]
+        if self.body:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(self.body)}"]
+        return "\r\n".join(lines) + "\r\n\r\n" + self.body
+
+
+def log_batch(run_id: str) -> str:
+    """The body of a request that logs 10 metrics, new ones each time."""
+    metrics = [
+        {"key": f"metric_{i}", "value": 0.5, "timestamp": "STAMP", "step": 1} for i in range(10)
+    ]
+    return json.dumps({"run_id": run_id, "metrics": metrics}).replace('"STAMP"', load.STAMP)
+
+
+def side(request: str, *servers: Server) -> dict[str, Any]:
+    """What `load.measure` takes for one of the sides: `servers`, loaded evenly."""
+    pids = [pid for server in servers for pid in server.workers()]
+    return {"ports": [server.port for server in servers], "request": request, "pids": pids}
+
+
+def ratio(found: dict[str, list[dict[str, Any]]], item: str) -> tuple[float, float, float]:
+    """Median, least and greatest of gate / bare over the rounds."""
+    pairs = zip(found["gate"], found["bare"], strict=True)
+    ratios = sorted(gate[item] / bare[item] for gate, bare in pairs)
+    return median(ratios), ratios[0], ratios[-1]
+
+
+def interval(found: tuple[float, float, float]) -> str:
+    """What `ratio` found, to read."""
+    return f"{found[0]:.3f} [{found[1]:.2f}, {found[2]:.2f}]"
+
+
+def new_run(server: Server, key: str) -> str:
+    """The id of a run made for the occasion."""
+    status, _, answer = server.request(
+        "POST",
+        "/api/2.0/mlflow/runs/create",
+        key=key,
+        headers={"Content-Type": "application/json"},
+        body=b'{"experiment_id": "0"}',
+    )
+    assert status == 200, answer
+    return str(json.loads(answer)["run"]["info"]["run_id"])
+
+
+def machine(cores: str, server: str) -> dict[str, str]:
+    """What was measured on: `cores` says who runs on which, `server` what was started."""
+    info = Path("/proc/cpuinfo").read_text()
+    model = next((line for line in info.splitlines() if line.startswith("model name")), ": unknown")
+    packages = ("mlflow", "mlflow-hokusai-auth", "uvicorn", "h11", "starlette", "fastapi", "flask")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    return {
+        "CPU": f"{model.partition(': ')[2]}, {os.cpu_count()} cores; {cores}",
+        "System": f"{platform.platform(terse=True)}, load average {os.getloadavg()[0]:.1f}",
+        "Versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "Server": server,
+    }
