@@ -45,6 +45,7 @@ from . import (
     logs,
     metrics,
     settings,
+    shortcut,
     switches,
     validation,
     web,
@@ -139,7 +140,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
 
         from .asgi import AsgiGate
 
-        app = AsgiGate(create_fastapi_app(flask_app), gate)
+        whole = create_fastapi_app(flask_app)
+        app = AsgiGate(whole, gate, shortcut.build(whole, flask_app) if config.shortcut else None)
     else:
         from .wsgi import wsgi_gate
 

@@ -18,6 +18,7 @@ from . import identity as caller
 from .aliases import raw_without, slash_location
 from .gate import BODY_LIMITS, MISMOUNTED, TOO_LARGE, Gate, reads_only
 from .observe import Exchange, request_id
+from .shortcut import Shortcut
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -31,11 +32,15 @@ LOOKUP_THREADS = 8
 
 
 class AsgiGate:
-    """Calls `app` for requests that `gate` allows, and for the lifespan; for nothing else."""
+    """Calls `app` for requests that `gate` allows, and for the lifespan; for nothing else.
 
-    def __init__(self, app: App, gate: Gate) -> None:
+    What `shortcut` fits it calls instead, which answers the same.
+    """
+
+    def __init__(self, app: App, gate: Gate, shortcut: Shortcut | None = None) -> None:
         self._app = app
         self._gate = gate
+        self._shortcut = shortcut
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="hokusai-auth")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,8 +98,11 @@ class AsgiGate:
                 caller.Caller(verdict.principal, request.address, exchange.request_id)
             )
             exchange.passed = True
+            shortcut = self._shortcut
+            fits = shortcut is not None and shortcut.fits(verdict.operation, request)
+            app = shortcut.app if shortcut is not None and fits else self._app
             try:
-                await self._app(inner, receive, self._answering(send, exchange, verdict))
+                await app(inner, receive, self._answering(send, exchange, verdict))
             except BaseException:
                 exchange.broke_off = True
                 raise

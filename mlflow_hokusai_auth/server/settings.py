@@ -182,6 +182,11 @@ class Settings(BaseSettings):
         description="Address, such as 127.0.0.1:9464, at which metrics are read without a key. Always "
         "to be had at /hokusai/metrics with the scope metrics:read.",
     )
+    shortcut: bool = Field(
+        True,
+        description="Whether requests for MLflow's Flask routes go there past its FastAPI application, "
+        "which is faster and answers the same.",
+    )
     interceptor_errors: Literal["ignore", "refuse"] = Field(
         "ignore", description="What an exception in an interceptor does to a request."
     )

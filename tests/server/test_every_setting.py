@@ -7,6 +7,7 @@ sends it requests. MLflow's part of it is a Flask application that tells what it
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ from typing import Any
 import flask
 import mlflow.server
 import pytest
+from fastapi import FastAPI
+from mlflow.server import fastapi_app
 from pydantic import AliasChoices, SecretStr
 from werkzeug.test import Client, TestResponse
 
@@ -34,6 +37,7 @@ from mlflow_hokusai_auth.server.settings import PREFIX, Settings
 from tests.backends.test_service import certificate  # noqa: F401 - a fixture
 from tests.harness import free_port
 from tests.server import test_leaks as signed
+from tests.server.both_ways import ask
 from tests.standin import Grant, Standin
 
 ROOT = Path(__file__).parent.parent.parent
@@ -294,6 +298,32 @@ def no_store(world: World) -> int:
 
 
 SHARED = {**SERVICE, "SECRET_KEY": "s" * 32}
+
+
+def past_fastapi(world: World) -> bool:
+    """Whether a request under uvicorn goes past the middleware of MLflow's FastAPI application."""
+    flask_app = stand_in()
+    flask_app.add_url_rule(READ, "version", lambda: "1")
+    whole, seen = FastAPI(), []
+
+    @whole.middleware("http")
+    async def workspace_context_middleware(request: Any, call_next: Any) -> Any:
+        seen.append(request.url.path)
+        return await call_next(request)
+
+    whole.mount("/", fastapi_app._EfficientWSGIMiddleware(flask_app))
+    world.patch.setenv("_MLFLOW_SGI_NAME", "uvicorn")
+    world.patch.setattr(fastapi_app, "create_fastapi_app", lambda _: whole)
+    world.patch.setattr(mlflow.server, "app", flask_app)
+    app.bootstrap({})
+    key = LocalStore("sqlite:///hokusai_auth.db").create(owner="x", scopes=["mlflow:read"])[1]
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": READ}
+    scope |= {"query_string": b"", "headers": [(b"x-api-key", key.encode())]}
+    status, _, body = asyncio.run(ask(app.create_app(), scope, b""))
+    assert (status, body) == (200, b"1")
+    return not seen
+
+
 CASES: dict[str, Case] = {
     "mode": Case("off", without_a_key, 401, 200),
     "force_mode": Case("off", no_store, REFUSED_TO_START, 200),
@@ -329,6 +359,7 @@ CASES: dict[str, Case] = {
     "leak_public_keys": Case(leak_keys, leak, 404, 200),
     "log_reads": Case("1", lines("decisions"), 0, 1),
     "metrics_bind": Case(METRICS, metrics_elsewhere, "nobody there", 200),
+    "shortcut": Case("false", past_fastapi, True, False),
     "interceptor_errors": Case("refuse", broken_interceptor, 200, 503),
     "forward_headers": Case("user-agent", tenant_arrives, True, False),
     "remove_headers": Case("x-tenant", tenant_arrives, True, False),

@@ -1,0 +1,132 @@
+"""From ASGI to a WSGI application (PEP 3333), by one hop to a thread and back for a short answer.
+
+Starlette's bridge, which MLflow uses, is deprecated and takes a task, a stream and three hops for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import io
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+    from .asgi import Message, Receive, Scope, Send
+
+#: As many requests at once as Starlette's bridge has threads for.
+THREADS = 40
+#: Bytes up to which an answer that tells its length is sent in one piece.
+SHORT = 65536
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Bridge:
+    """Calls `app` in a thread for each request, once its body is there."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="hokusai-auth-flask")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        chunks: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            chunks.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                break
+        environ = environ_of(scope, b"".join(chunks))
+        del chunks
+        loop = asyncio.get_running_loop()
+
+        def send_from_thread(message: Message) -> None:
+            asyncio.run_coroutine_threadsafe(_sent(send, message), loop).result()
+
+        # The context has who the caller is.
+        run = contextvars.copy_context().run
+        last = await loop.run_in_executor(
+            self._threads, run, self._answer, environ, send_from_thread
+        )
+        for message in last:
+            await send(message)
+
+    def _answer(self, environ: dict[str, Any], send: Any) -> list[Message]:
+        """Call the application; send what is long or of unknown length, and return what is left."""
+        start: Message = {"type": "http.response.start"}
+        begun = False
+
+        def start_response(
+            status: str, headers: list[tuple[str, str]], exc_info: Any = None
+        ) -> Any:
+            if exc_info and begun:
+                raise exc_info[1].with_traceback(exc_info[2])
+            start["status"] = int(status.split(None, 1)[0])
+            start["headers"] = [
+                (name.strip().lower().encode("latin-1"), value.strip().encode("latin-1"))
+                for name, value in headers
+            ]
+
+        answer: Iterable[bytes] = self._app(environ, start_response)
+        try:
+            if not isinstance(answer, (list, tuple)) and not _is_short(start.get("headers", [])):
+                for chunk in answer:
+                    if not begun:
+                        send(start)
+                        begun = True
+                    send({"type": "http.response.body", "body": chunk, "more_body": True})
+                end: Message = {"type": "http.response.body", "body": b""}
+                return [end] if begun else [start, end]
+            return [start, {"type": "http.response.body", "body": b"".join(answer)}]
+        finally:
+            if close := getattr(answer, "close", None):
+                close()
+
+
+def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:
+    """The WSGI environ of an HTTP request, whose `root_path` is empty."""
+    server = scope.get("server") or ("localhost", 80)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": scope["path"].encode("utf-8").decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "SERVER_NAME": server[0],
+        "SERVER_PORT": str(server[1]),
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.get("scheme", "http"),
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    if scope.get("client"):
+        environ["REMOTE_ADDR"] = scope["client"][0]
+    for name, value in scope["headers"]:
+        variable, text = _variable(name), value.decode("latin-1")
+        environ[variable] = f"{environ[variable]},{text}" if variable in environ else text
+    return environ
+
+
+@lru_cache(maxsize=1024)
+def _variable(name: bytes) -> str:
+    variable = name.decode("latin-1").upper().replace("-", "_")
+    return variable if variable in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{variable}"
+
+
+def _is_short(headers: Headers) -> bool:
+    length = dict(headers).get(b"content-length", b"")
+    return length.isdigit() and int(length) <= SHORT
+
+
+async def _sent(send: Send, message: Message) -> None:
+    await send(message)

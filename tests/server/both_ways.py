@@ -1,0 +1,147 @@
+"""Each Flask route of MLflow, over its whole application and by the shortcut: do answers differ?
+
+Runs as a program, as an MLflow application keeps its store for as long as the process lives. Prints
+JSON: how many were compared, and what differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+GOOD, BAD = b"127.0.0.1:5000", b"evil.example"
+HOSTS = (GOOD, BAD, None)
+ORIGINS = (
+    None,
+    b"http://localhost:3000",
+    b"https://allowed.example",
+    b"https://evil.example",
+    b"null",
+)
+#: Whose answers name what is made at random: only status and headers are compared.
+RANDOM = ("/mlflow/runs/create",)
+#: Which answers differently the second time.
+ONCE = ("/mlflow/demo/generate",)
+#: What a browser may ask before a request of another origin.
+PREFLIGHT = [(b"access-control-request-method", b"POST")]
+
+
+async def ask(app: Any, scope: dict[str, Any], body: bytes) -> tuple[Any, ...]:
+    """Status, headers and body of the answer; or the exception that came instead."""
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[dict[str, Any]] = []
+    over = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await over.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    try:
+        await app(dict(scope), receive, send)
+    except Exception as error:
+        return type(error).__name__, [], str(error).encode()
+    finally:
+        over.set()
+    headers = sorted((bytes(n), bytes(v)) for n, v in sent[0]["headers"] if n != b"date")
+    return sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def without_body(answer: tuple[Any, ...]) -> tuple[Any, ...]:
+    status, headers, body = answer
+    assert body
+    return status, [header for header in headers if header[0] != b"content-length"]
+
+
+def scopes() -> Any:
+    """Requests for every route, with Hosts and Origins that MLflow likes and that it does not."""
+    from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, template
+
+    for method, rule, _ in installed_routes():
+        path = re.sub(r"\{\w+(:path)?\}", "1", template(rule))
+        for host, origin in itertools.product(HOSTS, ORIGINS):
+            for asked in {method, "HEAD" if method == "GET" else method, "OPTIONS"}:
+                headers = [(b"host", host)] if host is not None else []
+                headers += [(b"origin", origin)] if origin is not None else []
+                if asked == "OPTIONS" and host == GOOD:
+                    headers += PREFLIGHT
+                body = b"{}" if asked in ("POST", "PATCH", "PUT", "DELETE") else b""
+                if body:
+                    headers += [(b"content-type", b"application/json"), (b"content-length", b"2")]
+                yield (
+                    {
+                        "type": "http",
+                        "asgi": {"version": "3.0"},
+                        "http_version": "1.1",
+                        "method": asked,
+                        "scheme": "http",
+                        "path": path,
+                        "raw_path": path.encode(),
+                        "query_string": b"",
+                        "root_path": "",
+                        "headers": headers,
+                        "client": ("127.0.0.1", 1),
+                        "server": ("127.0.0.1", 5000),
+                        "state": {},
+                    },
+                    body,
+                )
+
+
+async def compare() -> dict[str, Any]:
+    from mlflow.server import app as flask_app
+    from mlflow.server.fastapi_app import create_fastapi_app
+
+    from mlflow_hokusai_auth.core.operations import classify
+    from mlflow_hokusai_auth.core.types import Request
+    from mlflow_hokusai_auth.server import shortcut
+
+    whole = create_fastapi_app(flask_app)
+    short = shortcut.build(whole, flask_app)
+    if short is None:
+        return {"built": False}
+    compared, differing, statuses = 0, [], set()
+    for scope, body in scopes():
+        request = Request(scope["method"], scope["path"], b"", tuple(scope["headers"]))
+        if not short.fits(classify(request.method, request.path), request):
+            continue
+        if scope["path"].endswith(ONCE):
+            await ask(whole, scope, body)
+        expected, found = await ask(whole, scope, body), await ask(short.app, scope, body)
+        if scope["path"].endswith(RANDOM):
+            expected, found = without_body(expected), without_body(found)
+        compared += 1
+        statuses.add(expected[0])
+        if expected != found:
+            differing.append([scope["method"], scope["path"], repr(scope["headers"])])
+            differing[-1] += [repr(expected)[:600], repr(found)[:600]]
+    return {
+        "built": True,
+        "compared": compared,
+        "rules": len(short._rules),
+        "statuses": sorted(map(str, statuses)),
+        "differing": differing,
+    }
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    folder = Path(sys.argv[1])
+    os.environ["_MLFLOW_SERVER_FILE_STORE"] = f"sqlite:///{folder}/mlflow.db"
+    os.environ["_MLFLOW_SERVER_REGISTRY_STORE"] = f"sqlite:///{folder}/mlflow.db"
+    os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = str(folder / "artifacts")
+    os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = "mlflow-artifacts:/"
+    os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
+    os.environ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = sys.argv[2]
+    print(json.dumps(asyncio.run(compare())))

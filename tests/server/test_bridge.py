@@ -1,0 +1,183 @@
+"""The bridge from ASGI to WSGI: its environ is Starlette's, and answers arrive as they are made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_hokusai_auth.server.bridge import SHORT, Bridge, environ_of
+from tests.server.both_ways import ask
+
+GET: dict[str, Any] = {
+    "type": "http",
+    "http_version": "1.1",
+    "method": "GET",
+    "path": "/a b",
+    "root_path": "",
+    "query_string": b"x=1",
+    "headers": [(b"host", b"h:1")],
+    "server": ("h", 1),
+}
+
+ascii_text = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=9)
+names = st.sampled_from([b"content-length", b"content-type", b"x-a", b"x_a", b"cookie", b"host"])
+
+
+@given(
+    path=st.text(max_size=20),
+    query=ascii_text,
+    headers=st.lists(st.tuples(names, st.binary(max_size=9)), max_size=6),
+    client=st.sampled_from([None, ("192.0.2.1", 5)]),
+    server=st.sampled_from([None, ("h", 1)]),
+    body=st.binary(max_size=9),
+)
+def test_the_environ_is_that_of_starlette(
+    path: str, query: str, headers: Any, client: Any, server: Any, body: bytes
+) -> None:
+    wsgi = pytest.importorskip("starlette.middleware.wsgi")
+    scope = {**GET, "path": f"/{path}", "query_string": query.encode(), "headers": headers}
+    scope |= {"client": client, "server": server}
+    try:
+        expected = wsgi.build_environ(scope, body)
+    except UnicodeEncodeError:  # a lone surrogate, which no request has
+        return
+    found = environ_of(scope, body)
+    assert found.pop("wsgi.input").read() == expected.pop("wsgi.input").read()
+    # PEP 3333 has a text there.
+    expected["SERVER_PORT"] = str(expected["SERVER_PORT"])
+    del found["wsgi.errors"], expected["wsgi.errors"]
+    assert found == expected
+
+
+def answer(app: Callable[..., Any], scope: dict[str, Any] = GET) -> tuple[Any, ...]:
+    return asyncio.run(ask(Bridge(app), scope, b"body"))
+
+
+def test_an_answer_has_its_status_headers_and_body() -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        assert environ["wsgi.input"].read() == b"body"
+        start_response("404 Not Found", [("X-One", " a "), ("x-one", "b"), ("X-L", "\xe9")])
+        return [b"one", b"two"]
+
+    headers = [(b"x-l", b"\xe9"), (b"x-one", b"a"), (b"x-one", b"b")]
+    assert answer(app) == (404, headers, b"onetwo")
+
+
+def test_what_an_application_raises_is_raised() -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        raise LookupError("gone")
+
+    assert answer(app)[0] == "LookupError"
+
+
+class Closing:
+    """A response that is an iterator, notes where it is, and whether it was closed."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self.closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("length", [None, SHORT + 1, 6])
+def test_a_response_is_closed_at_its_end_and_when_it_breaks_off(length: int | None) -> None:
+    def app(environ: Any, start_response: Any) -> Closing:
+        headers = [] if length is None else [("Content-Length", str(length))]
+        start_response("200 OK", headers)
+        return made
+
+    made = Closing(iter([b"abc", b"def"]))
+    assert answer(app)[2] == b"abcdef"
+    assert made.closed
+
+    def breaks() -> Iterator[bytes]:
+        yield b"abc"
+        raise OSError
+
+    made = Closing(breaks())
+    assert answer(app)[0] == "OSError"
+    assert made.closed
+
+
+def test_chunks_arrive_as_they_are_made_and_no_faster_than_they_are_taken() -> None:
+    taken = threading.Semaphore(0)
+    made: list[int] = []
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+
+        def chunks() -> Iterator[bytes]:
+            for number in range(5):
+                made.append(number)
+                yield bytes([number])
+                # Handed over, and not merely put aside, before the next one is made.
+                assert taken.acquire(timeout=10)
+
+        return chunks()
+
+    async def send(message: dict[str, Any]) -> None:
+        if message.get("more_body"):
+            assert made[-1] == message["body"][0]
+            await asyncio.sleep(0)
+            taken.release()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    asyncio.run(Bridge(app)(GET, receive, send))
+    assert made == [0, 1, 2, 3, 4]
+
+
+def test_a_client_that_hangs_up_before_its_body_is_there_gets_nothing_done() -> None:
+    called = []
+    messages = [
+        {"type": "http.request", "body": b"ha", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(_: Any) -> None:
+        called.append("send")
+
+    def app(*_: Any) -> list[bytes]:
+        called.append("app")
+        return []
+
+    asyncio.run(Bridge(app)(GET, receive, send))
+    assert called == []
+
+
+who: contextvars.ContextVar[int] = contextvars.ContextVar("who")
+
+
+def test_each_request_has_a_context_of_its_own() -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        before = who.get()
+        who.set(-1)
+        return [b"%d" % before]
+
+    bridge = Bridge(app)
+
+    async def one(number: int) -> tuple[bytes, int]:
+        who.set(number)
+        return (await ask(bridge, GET, b""))[2], who.get()
+
+    async def many() -> list[tuple[bytes, int]]:
+        return await asyncio.gather(*map(one, range(200)))
+
+    assert asyncio.run(many()) == [(b"%d" % number, number) for number in range(200)]
