@@ -32,6 +32,9 @@ VERSION_TABLE = "hokusai_auth_alembic_version"
 #: Seconds that SQLite waits for another process's write before it gives up.
 BUSY_TIMEOUT = 5.0
 
+#: What libpq takes for the time that a server may be out of reach, unless the URL has its own: seconds
+#: to connect, milliseconds until what was sent is acknowledged. Its own defaults are many minutes.
+_BOUNDS = {"connect_timeout": "3", "tcp_user_timeout": "5000"}
 # Built once: to build a statement takes longer than to execute it.
 _GENERATION = sa.select(STATE.c.value).where(STATE.c.name == "generation")
 _STATES = sa.select(STATE.c.name, STATE.c.value)
@@ -244,6 +247,8 @@ def _normalised(uri: str) -> sa.URL:
         ) from None
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
+    if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
+        url = url.set(query={**_BOUNDS, **url.query})
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise StoreError("DATABASE_URI must begin with sqlite:/// or postgresql://.")
     if url.get_backend_name() == "sqlite" and (url.database or ":memory:") == ":memory:":

@@ -118,6 +118,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         count=UseCounter(store.database).add,
         trusted=networks(config.trusted_proxies),
         mode=mode,
+        # One question to the auth service, and what else a lookup may wait for.
+        patience=config.service_timeout + 5.0,
     )
     leak_keys = leaks.load(config.leak_public_keys) if config.leak_public_keys else {}
     for blueprint in (

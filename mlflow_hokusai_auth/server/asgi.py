@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: Threads that wait for the key authority. Their own pool, so that a slow authority can't take the
 #: threads in which MLflow works.
 LOOKUP_THREADS = 8
+
+
+_log = logging.getLogger(__name__)
 
 
 class AsgiGate:
@@ -144,7 +148,13 @@ class AsgiGate:
         known = self._gate.peek(need)
         if known is not None:
             return known
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._gate.ask, need)
+        asked = asyncio.get_running_loop().run_in_executor(self._threads, self._gate.ask, need)
+        try:
+            return await asyncio.wait_for(asked, self._gate.patience)
+        except asyncio.TimeoutError:
+            # Its thread still waits; those that are waited for are as many as there are threads.
+            _log.error("A request was refused with 503: no answer in %g s", self._gate.patience)
+            return self._gate.unavailable()
 
     def _address(self, scope: Scope) -> str:
         client = scope.get("client")

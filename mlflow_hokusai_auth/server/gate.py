@@ -36,6 +36,8 @@ from .switches import Mode
 
 _log = logging.getLogger(__name__)
 
+#: Seconds that a client is asked to wait, at most, while keys can't be checked.
+MAX_WAIT = 30.0
 #: Refusals that signing in would answer.
 _SIGN_IN = frozenset({"KEY_MISSING", "SESSION_ENDED"})
 MISMOUNTED = Deny(
@@ -85,6 +87,28 @@ class Cors:
         )
 
 
+class Outage:
+    """How long to ask clients to wait: the longer keys can't be checked, the longer.
+
+    MLflow's client tries seven times, and after exactly as long as it is told: with a second or two
+    each time it would give up on an outage that its own growing pauses outlast.
+    """
+
+    def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
+        self._timer = timer
+        self._since: float | None = None
+
+    def wait(self) -> float:
+        """Seconds until the next try, spread so that clients do not come back all at once."""
+        now = self._timer()
+        since = self._since = self._since if self._since is not None else now
+        return random.uniform(1, 2) * min(max(now - since, 1.0), MAX_WAIT / 2)  # noqa: S311
+
+    def over(self) -> None:
+        """Keys can be checked."""
+        self._since = None
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """Everything a verdict takes. The adapters only translate to and from it."""
@@ -102,6 +126,9 @@ class Gate:
     debug_headers: bool = False
     #: Called with the id of each key that opens a request.
     count: Callable[[str], object] = str
+    #: Seconds that a request waits for the authority.
+    patience: float = 10.0
+    outage: Outage = field(default_factory=Outage)
     #: Proxies whose word on the client's address is taken.
     trusted: tuple[Network, ...] = ()
     mode: Mode = field(default_factory=Mode)
@@ -135,11 +162,16 @@ class Gate:
             return replace(_THROTTLED, retry_after=error.retry_after)
         except BackendUnavailable as error:
             _log.error("A request was refused with 503: %s", error)
-            return replace(_UNAVAILABLE, retry_after=error.retry_after or _soon())
+            return self.unavailable(error.retry_after)
         except Exception:
             _log.exception("A request was refused with 503")
-            return replace(_UNAVAILABLE, retry_after=_soon())
+            return self.unavailable()
+        self.outage.over()
         return self._settle(need, principal)
+
+    def unavailable(self, retry_after: float | None = None) -> Deny:
+        """The refusal of a request whose key nobody can tell anything of."""
+        return replace(_UNAVAILABLE, retry_after=retry_after or self.outage.wait())
 
     def conclude(self, exchange: Exchange, verdict: Allow | Deny) -> Allow | Deny:
         """`verdict` as the mode has it: only "enforce" refuses. Notes it in `exchange`."""
@@ -242,8 +274,3 @@ def reads_only(need: NeedKey, verdict: Allow | Deny) -> NeedKey | None:
 @lru_cache(maxsize=1024)
 def _alone(peer: str) -> str:
     return client_address(peer, (), ())
-
-
-def _soon() -> float:
-    """Seconds to wait, spread so that all clients of an outage do not come back at once."""
-    return random.uniform(1, 4)  # noqa: S311

@@ -6,11 +6,9 @@ Redis that fails is left alone for a second at a time, and each process counts f
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-import logging
 import math
-import random
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,8 +18,7 @@ from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
-from mlflow_hokusai_auth.backends.shared import COOL_DOWN, client
-from mlflow_hokusai_auth.core.breaker import Breaker
+from mlflow_hokusai_auth.backends.patience import NoAnswer, Patience, client
 from mlflow_hokusai_auth.core.types import Allow, Deny
 
 from . import metrics
@@ -30,14 +27,12 @@ from . import metrics
 SIGN_INS_PER_MINUTE = 10
 #: Addresses that are told apart at a time; while there are more, all count as one.
 MAX_ADDRESSES = 10_000
-#: Seconds that a question to Redis may take.
+#: Seconds that a question to Redis may take, name resolution included.
 BUDGET = 0.1
 
 _Result = TypeVar("_Result")
 _SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE)
 _ALL_SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE * 30)
-
-_log = logging.getLogger(__name__)
 
 
 class Limits:
@@ -64,8 +59,7 @@ class Limits:
                 wrap_exceptions=True,
             )
             self._shared = MovingWindowRateLimiter(storage)
-        self._lock = threading.Lock()
-        self._breaker = Breaker()
+        self._patience = Patience(BUDGET, "each process counts limits for itself")
 
     @property
     def does_io(self) -> bool:
@@ -126,28 +120,11 @@ class Limits:
         return "everybody else" if crowded else address
 
     def _ask(self, question: Callable[[MovingWindowRateLimiter], _Result]) -> _Result:
-        if self._shared is not None:
-            with self._lock:
-                ticket = self._breaker.begin(time.monotonic())
-            if ticket is not None:
-                try:
-                    answer = question(self._shared)
-                except Exception as error:
-                    self._failed(ticket, error)
-                else:
-                    with self._lock:
-                        self._breaker.succeeded(ticket)
-                    return answer
+        shared = self._shared
+        if shared is not None:
+            with contextlib.suppress(NoAnswer):
+                return self._patience.ask(lambda: question(shared))
         return question(self._keys)
-
-    def _failed(self, ticket: int, error: Exception) -> None:
-        cool_down = COOL_DOWN * random.uniform(0.5, 1)  # noqa: S311
-        with self._lock:
-            first = self._breaker.closed
-            opened = self._breaker.failed(ticket, time.monotonic(), cool_down)
-        if opened and first:
-            # Only the kind of error, as its text may quote the URL.
-            _log.warning("Limits are counted without Redis, which fails: %s", type(error).__name__)
 
 
 def _window(limiter: MovingWindowRateLimiter, item: RateLimitItem, name: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import pytest
 
 redis = pytest.importorskip("redis")
 
-from mlflow_hokusai_auth.backends import BackendUnavailable, shared  # noqa: E402
+from mlflow_hokusai_auth.backends import BackendUnavailable, patience, shared  # noqa: E402
 from mlflow_hokusai_auth.backends.cache import CachedBackend  # noqa: E402
 from mlflow_hokusai_auth.backends.shared import SharedCache  # noqa: E402
 from mlflow_hokusai_auth.core.types import Principal, Rejected  # noqa: E402
@@ -50,9 +50,9 @@ def black_hole() -> Iterator[str]:
 
 def settle(cache: SharedCache) -> None:
     """Wait for the operations that nobody waits for."""
-    for _ in range(shared._MAX_PENDING):
-        assert cache._pending.acquire(timeout=10)
-    cache._pending.release(shared._MAX_PENDING)
+    for _ in range(patience._MAX_PENDING):
+        assert cache._patience._pending.acquire(timeout=10)
+    cache._patience._pending.release(patience._MAX_PENDING)
 
 
 def entries(url: str) -> dict[bytes, bytes]:
@@ -212,15 +212,15 @@ def test_what_redis_knows_is_served_in_an_outage(url: str) -> None:
 def test_a_redis_that_comes_back_is_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "COOL_DOWN", 0.05)
+    monkeypatch.setattr(patience, "COOL_DOWN", 0.05)
     port = free_port()
     cache = SharedCache(f"redis://127.0.0.1:{port}", budget=1)
     for _ in range(10):
         assert cache.get(DIGEST) is None
-    assert not cache._breaker.closed
+    assert not cache._patience._breaker.closed
     with redis_server(tmp_path, "--port", str(port)):
         ends = time.monotonic() + 10
-        while not cache._breaker.closed and time.monotonic() < ends:
+        while not cache._patience._breaker.closed and time.monotonic() < ends:
             cache.get(DIGEST)
             time.sleep(0.01)
         cache.put(DIGEST, ALICE, 60)
@@ -234,7 +234,7 @@ def test_a_redis_that_comes_back_is_used_again(
 def test_regression_32_a_black_hole_costs_no_time(
     black_hole: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "COOL_DOWN", 0.1)
+    monkeypatch.setattr(patience, "COOL_DOWN", 0.1)
     service = Service()
     cached = CachedBackend(service, ttl=60, secret=SECRET, shared=SharedCache(black_hole))
     took = []
@@ -249,21 +249,21 @@ def test_regression_32_a_black_hole_costs_no_time(
     assert max(took[:5]) > BUDGET / 2, "it was not asked"
     assert sorted(took[5:])[-10] < 0.02
     assert sum(took[5:]) < 1
-    logged = [record for record in caplog.records if record.name == shared.__name__]
+    logged = [record for record in caplog.records if record.name == patience.__name__]
     assert [record.getMessage() for record in logged] == [
-        "Doing without Redis, which fails: TimeoutError"
+        "Redis fails (TimeoutError): identities are not shared between servers"
     ]
 
 
 def test_nobody_waits_for_the_probe(black_hole: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "COOL_DOWN", 0)
+    monkeypatch.setattr(patience, "COOL_DOWN", 0)
     cache = SharedCache(black_hole)
-    while cache._breaker.closed:
+    while cache._patience._breaker.closed:
         cache.get(DIGEST)
     took = []
     for _ in range(10):
         took.append(seconds(cache.get, DIGEST))
-        assert cache._breaker.probing
+        assert cache._patience._breaker.probing
         settle(cache)
     assert sum(took) < 10 * BUDGET / 2
 
@@ -275,7 +275,7 @@ def test_a_dead_redis_changes_nothing() -> None:
     for number in range(100):
         assert isinstance(cached.lookup(str(number), HERE), Rejected)
     assert cached.lookup("alice", HERE) == ALICE
-    assert not cache._breaker.closed
+    assert not cache._patience._breaker.closed
     settle(cache)
 
 
@@ -301,7 +301,7 @@ def test_a_server_that_drips_is_within_the_budget() -> None:
 def test_more_operations_than_it_can_do_are_skipped(black_hole: str) -> None:
     cache = SharedCache(black_hole)
     assert seconds(lambda: [cache.put(DIGEST, ALICE, 60) for _ in range(1000)]) < 1
-    assert cache._workers._work_queue.qsize() <= shared._MAX_PENDING
+    assert cache._patience._workers._work_queue.qsize() <= patience._MAX_PENDING
 
 
 # The URL

@@ -12,7 +12,7 @@ from alembic import command
 from mlflow_hokusai_auth.backends.cache import CachedBackend
 from mlflow_hokusai_auth.backends.database import _alembic_config
 from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.shared import client
+from mlflow_hokusai_auth.backends.patience import client
 from mlflow_hokusai_auth.backends.tables import AUDIT, KEYS, USES
 from mlflow_hokusai_auth.backends.uses import UseCounter
 from mlflow_hokusai_auth.core import keys

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.shared import client
+from mlflow_hokusai_auth.backends.patience import client
 from tests.bench import engines, load
 from tests.bench import store as bench_store
 from tests.bench.rows import EXPERIMENT

@@ -72,6 +72,7 @@ IMPORTS = {
     "mlflow.environment_variables.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "server/app.py: CORS",
     "mlflow.server.app": "server/app.py: the Flask app that our pages and API are added to",
     "mlflow.server.fastapi_app.create_fastapi_app": "server/app.py: what uvicorn serves",
+    "mlflow.environment_variables.MLFLOW_ENABLE_WORKSPACES": "server/shortcut.py: no short way then",
     "mlflow.server.handlers": "server/health.py",
     "mlflow.server.handlers._get_tracking_store": "server/health.py: mlflow_store",
     "mlflow.server.handlers._is_serving_proxied_artifacts": "server/health.py: artifact_root",
@@ -85,6 +86,7 @@ SINCE = {
     "mlflow.server.security_utils": (3, 5),
     "mlflow.environment_variables.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": (3, 5),
     "mlflow.utils.workspace_context": (3, 10),
+    "mlflow.environment_variables.MLFLOW_ENABLE_WORKSPACES": (3, 10),
     "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": (3, 11),
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": (3, 5),
 }

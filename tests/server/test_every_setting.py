@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -385,6 +386,10 @@ def world(
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
+    for name in ("", ".audit", ".decisions", ".headers"):
+        log = logging.getLogger(f"mlflow_hokusai_auth{name}")
+        for what in ("handlers", "level", "propagate"):
+            monkeypatch.setattr(log, what, copy(getattr(log, what)))
     monkeypatch.setattr(app.gc, "freeze", lambda: None)
     # It would look into the store of each server until the tests are over.
     monkeypatch.setattr(app.switches, "follow", lambda *_: None)

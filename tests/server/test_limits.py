@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import time_machine
 
+from mlflow_hokusai_auth.backends import patience
 from mlflow_hokusai_auth.core.types import Access, Allow, Deny, Operation, Principal
 from mlflow_hokusai_auth.server import limits as module
 from mlflow_hokusai_auth.server.limits import BUDGET, SIGN_INS_PER_MINUTE, Limits
@@ -134,7 +135,7 @@ def test_servers_that_share_a_redis_share_a_count(redis_url: str) -> None:
 def test_without_redis_a_server_counts_for_itself_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "COOL_DOWN", 0.2)
+    monkeypatch.setattr(patience, "COOL_DOWN", 0.2)
     port = free_port()
     limits = Limits(f"redis://:hunter2@127.0.0.1:{port}/0")
     options = ("--port", str(port), "--requirepass", "hunter2")
@@ -144,21 +145,21 @@ def test_without_redis_a_server_counts_for_itself_and_says_so_once(
     began = time.perf_counter()
     assert admitted(limits, 100, 150) == 100
     assert time.perf_counter() - began < 2
-    assert not limits._breaker.closed
+    assert not limits._patience._breaker.closed
     for _ in range(2):  # It is asked again now and then, and that it still fails is no news.
         time.sleep(0.25)
         assert admitted(limits, 100, 1) == 0
     with redis_server(tmp_path, *options):
         ends = time.monotonic() + 10
-        while not limits._breaker.closed and time.monotonic() < ends:
+        while not limits._patience._breaker.closed and time.monotonic() < ends:
             limits.left("key_1", 100)
             time.sleep(0.01)
         # This one knows of nothing, so all that it counts is new.
         assert admitted(limits, 100, 10) == 10
         assert Limits(f"redis://:hunter2@127.0.0.1:{port}/0").left("key_1", 100)[0] == 90
-    logged = [record for record in caplog.records if record.name == module.__name__]
+    logged = [record for record in caplog.records if record.name == patience.__name__]
     assert [record.levelno for record in logged] == [logging.WARNING]
-    assert "counted without Redis" in caplog.text
+    assert "counts limits for itself" in caplog.text
     assert "hunter2" not in caplog.text and str(port) not in caplog.text
 
 

@@ -1,0 +1,106 @@
+"""How the gate bears an authority that does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from mlflow_hokusai_auth.backends import BackendUnavailable
+from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.policy import Policy
+from mlflow_hokusai_auth.core.types import Principal, Rejected
+from mlflow_hokusai_auth.server.aliases import Prefixes
+from mlflow_hokusai_auth.server.asgi import AsgiGate
+from mlflow_hokusai_auth.server.gate import MAX_WAIT, Cors, Gate, Outage
+from tests.server.both_ways import ask
+
+
+class Stuck:
+    """An authority that answers nobody until it is told to."""
+
+    name = "stuck"
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.fails = False
+
+    def peek(self, key: str, address: str) -> None:
+        return None
+
+    def lookup(self, key: str, address: str) -> Principal | Rejected:
+        assert self.free.wait(30)
+        if self.fails:
+            raise BackendUnavailable("down")
+        return Principal("key_1", "x", frozenset({"mlflow:read"}))
+
+
+def app_behind(authority: Any, **options: Any) -> AsgiGate:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"MLflow"})
+
+    return AsgiGate(app, Gate(authority, Policy(), Prefixes(()), Cors((), ""), **options))
+
+
+def request() -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": "GET",
+        "path": "/version",
+        "query_string": b"",
+        "headers": [(b"x-api-key", keys.generate().encode())],
+    }
+
+
+def test_nobody_waits_for_ever_and_more_than_there_are_threads_do_not_either() -> None:
+    authority = Stuck()
+    gate = app_behind(authority, patience=0.3)
+
+    async def many() -> list[Any]:
+        began = time.monotonic()
+        answers = await asyncio.gather(*(ask(gate, request(), b"") for _ in range(50)))
+        assert time.monotonic() - began < 5
+        authority.free.set()
+        answers.append(await ask(gate, request(), b""))
+        return answers
+
+    *refused, served = asyncio.run(many())
+    assert {answer[0] for answer in refused} == {503}
+    assert all(float(dict(answer[1])[b"retry-after"]) >= 1 for answer in refused)
+    assert served[0] == 200
+
+
+def test_the_longer_an_outage_is_the_longer_clients_are_asked_to_wait() -> None:
+    now = 100.0
+    outage = Outage(lambda: now)
+    waits = []
+    for _ in range(7):
+        waits.append(outage.wait())
+        now += waits[-1]
+    assert 1 <= waits[0] <= 2
+    # More than the outage of a database that is restarted, less than for ever.
+    assert sum(waits) > 60 and max(waits) <= MAX_WAIT
+    outage.over()
+    assert outage.wait() <= 2
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_only_an_answer_ends_an_outage(fails: bool) -> None:
+    authority, now = Stuck(), [0.0]
+    authority.free.set()
+    authority.fails = True
+    gate = app_behind(authority, outage=Outage(lambda: now[0]))
+
+    def retry_after() -> float:
+        return float(dict(asyncio.run(ask(gate, request(), b""))[1])[b"retry-after"])
+
+    assert retry_after() <= 2
+    now[0] = 60.0
+    authority.fails = fails
+    assert asyncio.run(ask(gate, request(), b""))[0] == (503 if fails else 200)
+    authority.fails = True
+    assert (retry_after() >= MAX_WAIT / 2) is fails
