@@ -30,9 +30,10 @@ LOGIN = "/hokusai/login"
 _LOOPBACK = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.ASCII)
 _SAFE = ("GET", "HEAD", "OPTIONS")
 # What a relative reference can't turn into another origin: printable, and neither "//" nor "/\". Nor
-# does it leave the prefix: browsers take %2e for a dot.
+# does it leave the prefix: browsers take %2e for a dot, and some others what follows a ; for no part of
+# the segment.
 _LOCAL_PATH = re.compile(r"/(?:[!-.0-\[\]-~][!-\[\]-~]*)?", re.ASCII)
-_DOTS = re.compile(r"[^?#]*/(?:\.|%2e){1,2}(?:[/?#]|\Z)", re.ASCII | re.IGNORECASE)
+_DOTS = re.compile(r"[^?#]*/(?:\.|%2e){1,2}(?:[/?#;]|\Z)", re.ASCII | re.IGNORECASE)
 
 
 def cookie_name(host: str) -> str:
