@@ -28,7 +28,7 @@ SIGN_INS_PER_MINUTE = 10
 #: Addresses that are told apart at a time; while there are more, all count as one.
 MAX_ADDRESSES = 10_000
 #: Seconds that a question to Redis may take, name resolution included.
-BUDGET = 0.1
+BUDGET = 0.5
 
 _Result = TypeVar("_Result")
 _SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE)

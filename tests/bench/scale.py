@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import sqlalchemy as sa
+
 from mlflow_hokusai_auth.backends.local import LocalStore
 from tests.bench import engines, growth, load, micro, page, probes
 from tests.bench import store as bench_store
@@ -123,13 +125,18 @@ def _configuration(stand: probes.Stand, replicas: int, workers: int) -> dict[str
     return found
 
 
+def _beside(uri: str) -> str:
+    """MLflow's own database, in the PostgreSQL of the key store."""
+    return sa.make_url(uri).set(database="mlflow").render_as_string(hide_password=False)
+
+
 @contextlib.contextmanager
 def _contenders(
     stand: probes.Stand, replicas: int, workers: int
 ) -> Iterator[tuple[probes.Side, probes.Side]]:
     """So many replicas without the gate and with it, all on the same data."""
     uri = str(stand.store.database.engine.url)
-    options = ("--workers", str(workers), *_OPTIONS, uri.removesuffix("keys") + "mlflow")
+    options = ("--workers", str(workers), *_OPTIONS, _beside(uri))
     gate = {
         "HOKUSAI_AUTH_DATABASE_URI": uri,
         "HOKUSAI_AUTH_REDIS_URL": stand.redis_url,
