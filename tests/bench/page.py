@@ -123,7 +123,7 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
         "workers_connections": str(MAX_CONNECTIONS // POOL),
         "workers_idle": _round(1000 / max(idle["postgresql_cpu_ms"], 0.01)),
         "worker_mb": _round(last["gate_Pss_mb"] - last["bare_Pss_mb"]),
-        "request_us": _round(cpu("no limit") - cpu("no limit", "bare")),
+        "request_us": _round(cpu("no limit")),
         "limited_us": _round(cpu("hourly limit") - cpu("no limit")),
         "bare_us": _round(cpu("no limit", "bare")),
         "per_core": _round(1e6 / cpu("no limit")),
