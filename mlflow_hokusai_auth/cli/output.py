@@ -57,6 +57,11 @@ def date(at: float | None, *, form: str = "%Y-%m-%d %H:%MZ") -> str | None:
     return None if at is None else datetime.fromtimestamp(at, timezone.utc).strftime(form)
 
 
+def moment(at: float) -> str | None:
+    """As `date`, to the second."""
+    return date(at, form="%Y-%m-%d %H:%M:%SZ")
+
+
 def print_json(value: object) -> None:
     """`value`, to be read by people too."""
     click.echo(json.dumps(value, indent=2))

@@ -13,7 +13,16 @@ import click
 
 from mlflow_hokusai_auth.core.types import MODES
 
-from .output import Mistake, date, json_option, print_fields, print_json, print_table, seconds
+from .output import (
+    Mistake,
+    date,
+    json_option,
+    moment,
+    print_fields,
+    print_json,
+    print_table,
+    seconds,
+)
 from .store import actor, opened, require_server
 
 #: Characters of one value of an event that are shown to people.
@@ -58,7 +67,7 @@ def audit(
     print_table(
         [
             {
-                "time": date(one["at"], form="%Y-%m-%d %H:%M:%SZ"),
+                "time": moment(one["at"]),
                 "event": one["event"],
                 "actor": one["actor"],
                 "key_id": one["key_id"],
@@ -179,14 +188,12 @@ def mode(mode: str | None, report: bool, since: str, as_json: bool) -> None:
         from mlflow_hokusai_auth.backends import observed
 
         if report:
-            rows = observed.report(store.database, after)
-        elif mode:
+            return _show_observed(observed.report(store.database, after), as_json)
+        if mode:
             number = MODES.index(mode) if mode in MODES else -1
             store.database.set_state("mode", number, "mode.changed", actor(), mode=mode)
         number = store.database.states().get("mode", -1)
         changes = store.database.audited(event="mode.changed", limit=1)
-    if report:
-        return _show_observed(rows, as_json)
     said = MODES[number] if number >= 0 else "default"
     change = changes[-1] if changes else None
     if as_json:
@@ -194,7 +201,7 @@ def mode(mode: str | None, report: bool, since: str, as_json: bool) -> None:
         return print_json({"mode": said, **(last or {"since": None, "by": None})})
     click.echo(said if said != "default" else "default: what HOKUSAI_AUTH_MODE of each server says")
     if change:
-        click.echo(f"since {date(change['at'], form='%Y-%m-%d %H:%M:%SZ')}, by {change['actor']}")
+        click.echo(f"since {moment(change['at'])}, by {change['actor']}")
 
 
 def _show_observed(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:

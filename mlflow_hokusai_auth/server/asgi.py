@@ -102,9 +102,8 @@ class AsgiGate:
                 caller.Caller(verdict.principal, request.address, exchange.request_id)
             )
             exchange.passed = True
-            shortcut = self._shortcut
-            fits = shortcut is not None and shortcut.fits(verdict.operation, request)
-            app = shortcut.app if shortcut is not None and fits else self._app
+            short = self._shortcut
+            app = short.app if short and short.fits(verdict.operation, request) else self._app
             try:
                 await app(inner, receive, self._answering(send, exchange, verdict))
             except BaseException:
