@@ -21,7 +21,7 @@ def inside(address: str, texts: tuple[str, ...]) -> bool:
     return parsed is not None and any(parsed in network for network in networks(texts))
 
 
-def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Sequence[Network]) -> str:
+def client_address(peer: str, forwarded_for: Iterable[bytes], trusted: Sequence[Network]) -> str:
     """The client's address: the socket's `peer`, or, behind trusted proxies, whom they name.
 
     `forwarded_for` are the values of X-Forwarded-For, in order. Each proxy appends whom it was called
@@ -31,7 +31,7 @@ def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Sequence[
     address = _parsed(peer)
     if address is None:
         return ""
-    hops = b",".join(forwarded_for).decode("latin-1").split(",") if forwarded_for else []
+    hops = b",".join(forwarded_for).decode("latin-1").split(",")
     while hops and any(address in network for network in trusted):
         hop = _parsed(hops.pop().strip())
         if hop is None:

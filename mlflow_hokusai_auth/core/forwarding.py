@@ -9,6 +9,7 @@ its route, loses the headers that held our key.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
@@ -46,30 +47,35 @@ class HeaderPolicy:
         return None
 
 
-def dropped(name: bytes, allow: Allow, policy: HeaderPolicy | None = None) -> bool:
-    """Whether the header `name` (lower case) is kept from MLflow; `policy` is None without one."""
-    spelling = name.replace(b"_", b"-") if b"_" in name else name
-    if spelling.startswith(_IDENTITY):
-        return True
-    if policy is not None and not _forwarded(spelling.decode("latin-1"), policy):
-        return True
-    if not _may_leave(allow):
-        return False
-    # A provider would be shown them all, and all are this server's: our session, or a proxy's.
-    if spelling == b"cookie":
-        return True
-    return allow.credential is not None and spelling.decode("latin-1") in {
-        place.lower() for place in allow.credential.places
-    }
+def dropped(
+    names: Iterable[bytes], allow: Allow, policy: HeaderPolicy | None = None
+) -> frozenset[bytes]:
+    """The header `names` (lower case) that are kept from MLflow; `policy` is None without one."""
+    own = _of_this_server(allow)
+    found = []
+    for name in names:
+        spelling = name.replace(b"_", b"-")
+        if (
+            spelling.startswith(_IDENTITY)
+            or spelling in own
+            or (policy is not None and not _forwarded(spelling.decode("latin-1"), policy))
+        ):
+            found.append(name)
+    return frozenset(found)
 
 
 def identity(allow: Allow) -> tuple[tuple[bytes, bytes], ...]:
     """The identity headers of a verified request; none where they would leave the server."""
     if allow.principal is None or _may_leave(allow):
         return ()
+    return _identity(allow.principal.key_id, allow.principal.owner)
+
+
+@lru_cache(maxsize=1024)
+def _identity(key_id: str, owner: str) -> tuple[tuple[bytes, bytes], ...]:
     return (
-        (b"x-hokusai-api-key-id", allow.principal.key_id.encode("ascii")),
-        (b"x-hokusai-user-id", quote(allow.principal.owner, safe=" @:/+").encode("ascii")),
+        (b"x-hokusai-api-key-id", key_id.encode("ascii")),
+        (b"x-hokusai-user-id", quote(owner, safe=" @:/+").encode("ascii")),
     )
 
 
@@ -86,6 +92,14 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
         name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
         for pattern in (pattern.replace("_", "-") for pattern in patterns)
     )
+
+
+def _of_this_server(allow: Allow) -> frozenset[bytes]:
+    """Headers that a provider must not be shown: our credential; our session, or a proxy's."""
+    if not _may_leave(allow):
+        return frozenset()
+    places = allow.credential.places if allow.credential is not None else ()
+    return frozenset({b"cookie", *(place.lower().encode("latin-1") for place in places)})
 
 
 def _may_leave(allow: Allow) -> bool:

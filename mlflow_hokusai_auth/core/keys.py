@@ -20,6 +20,8 @@ MAX_LENGTH = 256
 
 _SESSION = "hk_session_"
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+#: The digits of a number to the base 62 × 62.
+_PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
 _RANDOM = 40
 _CHECKSUM = 6
 _SHAPE = re.compile(r"[A-Za-z0-9_-]{1,256}", re.ASCII)
@@ -46,12 +48,9 @@ _IN_TEXT = re.compile(
 
 def checksum(text: str) -> str:
     """CRC-32 of `text` (zlib's), in six base62 characters, `0-9A-Za-z`, padded with `0`."""
-    value = zlib.crc32(text.encode("ascii"))
-    digits = ""
-    for _ in range(_CHECKSUM):
-        value, index = divmod(value, 62)
-        digits = _ALPHABET[index] + digits
-    return digits
+    high, low = divmod(zlib.crc32(text.encode("ascii")), len(_PAIRS))
+    high, middle = divmod(high, len(_PAIRS))
+    return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]
 
 
 def generate(environment: str = "live") -> str:

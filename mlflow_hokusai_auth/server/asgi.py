@@ -85,15 +85,10 @@ class AsgiGate:
             if prefix:
                 inner["path"] = path
                 inner["raw_path"] = raw_without(prefix, path, scope.get("raw_path"))
-            inner["headers"] = [
-                *(
-                    item
-                    for item in scope["headers"]
-                    if not dropped(item[0], verdict, self._gate.headers)
-                ),
-                *identity(verdict),
-                *exchange.added,
-            ]
+            headers: list[tuple[bytes, bytes]] = scope["headers"]
+            gone = dropped([name for name, _ in headers], verdict, self._gate.headers)
+            kept = [item for item in headers if item[0] not in gone] if gone else headers
+            inner["headers"] = [*kept, *identity(verdict), *exchange.added]
             if self._gate.debug_headers:
                 observe.show_headers(exchange, inner["headers"])
             if verdict.principal is not None:
@@ -157,7 +152,7 @@ class AsgiGate:
 
     def _address(self, scope: Scope) -> str:
         client = scope.get("client")
-        forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        forwarded = (value for name, value in scope["headers"] if name == b"x-forwarded-for")
         return self._gate.address(client[0] if client else "", forwarded)
 
 

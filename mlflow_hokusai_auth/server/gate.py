@@ -6,7 +6,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -133,7 +133,7 @@ class Gate:
     trusted: tuple[Network, ...] = ()
     mode: Mode = field(default_factory=Mode)
 
-    def address(self, peer: str, forwarded_for: Sequence[bytes]) -> str:
+    def address(self, peer: str, forwarded_for: Iterable[bytes]) -> str:
         """The client's address, for a request from the socket address `peer`."""
         if not self.trusted:
             return _alone(peer)

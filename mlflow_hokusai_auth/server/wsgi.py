@@ -64,7 +64,7 @@ class _WsgiGate:
             tuple(headers.items()),
             self._gate.address(
                 environ.get("REMOTE_ADDR", ""),
-                [value for name, value in headers.items() if name == b"x-forwarded-for"],
+                (value for name, value in headers.items() if name == b"x-forwarded-for"),
             ),
         )
         exchange = Exchange(request, prefix, request_id(request.headers), began)
@@ -81,9 +81,8 @@ class _WsgiGate:
             told = [("Location", location), ("Content-Length", "0")]
             start_response(_status(308), [*told, *self._gate.marks(exchange)])
             return []
-        for name in headers:
-            if dropped(name, verdict, self._gate.headers):
-                del environ[_variable(name)]
+        for name in dropped(headers, verdict, self._gate.headers):
+            del environ[_variable(name)]
         for name, value in (*identity(verdict), *exchange.added):
             environ[_variable(name)] = value.decode("ascii")
         if self._gate.debug_headers:

@@ -32,14 +32,14 @@ SPELLINGS = [
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_identity_headers_are_dropped_everywhere(name: bytes) -> None:
     for verdict in (PUBLIC, allow("X-API-Key"), allow("X-API-Key", outbound=True)):
-        assert dropped(name, verdict)
+        assert dropped([name], verdict)
 
 
 @given(st.one_of(st.binary(), st.sampled_from([b"x-hokusai", b"hokusai-user", b"x-hokusais-user"])))
 def test_nothing_else_is_dropped_where_nothing_leaves_the_server(name: bytes) -> None:
     if not name.replace(b"_", b"-").startswith(b"x-hokusai-"):
-        assert not dropped(name, allow(*ALL_PLACES))
-        assert not dropped(name, PUBLIC)
+        assert not dropped([name], allow(*ALL_PLACES))
+        assert not dropped([name], PUBLIC)
 
 
 @pytest.mark.parametrize("place", ALL_PLACES[:3])
@@ -47,9 +47,9 @@ def test_a_request_that_calls_out_loses_the_header_that_held_the_key(place: str)
     verdict = allow(place, outbound=True)
     for other in ALL_PLACES[:3]:
         name = other.lower().encode()
-        assert dropped(name, verdict) == (other == place)
-        assert dropped(name.replace(b"-", b"_"), verdict) == (other == place)
-    assert not dropped(b"accept", verdict)
+        assert bool(dropped([name], verdict)) == (other == place)
+        assert bool(dropped([name.replace(b"-", b"_")], verdict)) == (other == place)
+    assert not dropped([b"accept"], verdict)
 
 
 def test_identity() -> None:
@@ -74,8 +74,8 @@ def test_an_owner_is_one_line_of_ascii(owner: str) -> None:
 
 def test_a_route_that_nobody_knows_is_not_trusted_with_the_key() -> None:
     verdict = Allow(UNKNOWN, Principal("key_1", "me", frozenset()), Credential("k", ("X-API-Key",)))
-    assert dropped(b"x-api-key", verdict)
-    assert not dropped(b"authorization", verdict)
+    assert dropped([b"x-api-key"], verdict)
+    assert not dropped([b"authorization"], verdict)
     assert identity(verdict) == ()
 
 
@@ -105,7 +105,7 @@ def test_a_route_that_nobody_knows_is_not_trusted_with_the_key() -> None:
 )
 def test_which_headers_reach_mlflow(policy: HeaderPolicy, name: bytes, reaches: bool) -> None:
     for verdict in (PUBLIC, allow("Authorization")):
-        assert dropped(name, verdict, policy) is not reaches
+        assert bool(dropped([name], verdict, policy)) is not reaches
 
 
 NEEDED = ("host", "content-length", "content-type", "content-encoding", "transfer-encoding")
@@ -114,13 +114,13 @@ NEEDED = ("host", "content-length", "content-type", "content-encoding", "transfe
 @pytest.mark.parametrize("name", NEEDED)
 def test_what_http_needs_reaches_mlflow_whatever_is_said(name: str) -> None:
     for policy in (HeaderPolicy(()), HeaderPolicy(("x",), (name,)), HeaderPolicy(remove=("*",))):
-        assert not dropped(name.encode(), PUBLIC, policy)
+        assert not dropped([name.encode()], PUBLIC, policy)
 
 
 def test_a_policy_gives_no_key_to_a_provider() -> None:
     policy = HeaderPolicy(forward=("x-api-key", "cookie"))
     verdict = allow("X-API-Key", outbound=True)
-    assert dropped(b"x-api-key", verdict, policy) and dropped(b"cookie", verdict, policy)
+    assert dropped([b"x-api-key"], verdict, policy) and dropped([b"cookie"], verdict, policy)
 
 
 @pytest.mark.parametrize(
