@@ -7,7 +7,7 @@ export PIP_NO_INPUT = 1
 # By file, as tests of one file share their servers; those with servers first, as they take longest.
 PARALLEL = --numprocesses 2 --dist loadfile
 
-.PHONY: demo serve stack stack-down image test test-matrix test-slow test-docker lint bench bench-scale dist check-dist check-tag smoke smoke-image programs clean
+.PHONY: docs mutants demo serve stack stack-down image test test-matrix test-slow test-docker soak lint fuzz bench bench-scale dist check-dist check-tag smoke smoke-image programs clean
 
 # What a user of the server installs.
 $(VENV)/server.stamp: setup.py pyproject.toml
@@ -42,6 +42,11 @@ test: $(VENV)/test.stamp
 test-slow: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest -m 'slow and not docker' $(PARALLEL) $(ARGS)
 
+# A server under load for minutes, with the figures; longer with REQUESTS=1000000.
+REQUESTS ?= 100000
+soak: $(VENV)/test.stamp
+	SOAK_REQUESTS=$(REQUESTS) $(VENV)/bin/python -m pytest tests/soak/test_soak.py -s $(ARGS)
+
 # Real containers; skipped where no Docker engine answers.
 test-docker: $(VENV)/test.stamp
 	$(VENV)/bin/python -m pytest tests/docker -m docker $(ARGS)
@@ -66,12 +71,42 @@ lint: $(VENV)/test.stamp
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/python .ci/find_keys.py
 
-bench: $(VENV)/test.stamp
+# Random bytes, guided by coverage, at what reads keys, headers and paths. Not in the tests'
+# requirements, as atheris has no wheel for every Python.
+SECONDS ?= 60
+fuzz: $(VENV)/test.stamp
+	$(PIP) install atheris
+	for name in credentials operations keys; do \
+		$(VENV)/bin/python -m tests.fuzz $$name $(SECONDS) || exit 1; done
+
+# ARGS=--docs puts the figures into docs/benchmarks.md; nginx is one of the peers where it is installed.
+bench: $(VENV)/test.stamp .venv-peers/stamp
 	$(VENV)/bin/python -m tests.bench $(ARGS)
+
+# What the bench compares with. mlflow-oidc-auth 11 has a default that Python 3.11 refuses as mutable.
+.venv-peers/stamp: $(VENV)/server.stamp
+	$(VENV)/bin/python -m venv .venv-peers
+	.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install httpx mlflow-oidc-auth==11.0.2 \
+		"mlflow[auth]==$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("mlflow"))')"
+	sed -i 's/^\(    extra_filter: .*\) = _NO_FILTER$$/\1 = __import__("dataclasses").field(default_factory=dict)/' \
+		.venv-peers/lib/python3*/site-packages/mlflow_oidc_auth/permission_kinds.py
+	touch $@
 
 # With PostgreSQL and Redis, 1 to 4 workers and two replicas; ARGS=--docs writes docs/scale.md.
 bench-scale: $(VENV)/test.stamp
 	$(VENV)/bin/python -m tests.bench.scale $(ARGS)
+
+# A site of docs/, in docs/_build; fails for a link that leads nowhere.
+docs: $(VENV)/docs.stamp
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --fresh-env -b html docs docs/_build
+
+$(VENV)/docs.stamp: $(VENV)/test.stamp
+	$(PIP) install --editable '.[docs]'
+	touch $@
+
+# Whether a test fails for each guard of core/ and server/ that is taken out; takes hours.
+mutants: $(VENV)/test.stamp
+	$(VENV)/bin/python -m tests.mutants $(ARGS)
 
 dist: $(VENV)/test.stamp
 	rm -rf dist

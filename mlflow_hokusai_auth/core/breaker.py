@@ -66,7 +66,7 @@ class Breaker:
         if ticket != self._ticket:
             return False
         self._failures += 1
-        if self._opened_at is None and self._failures < self._threshold:
+        if self._failures < self._threshold:
             return False
         self._opened_at = now
         self._cool_down = cool_down

@@ -21,6 +21,7 @@ from pydantic_settings import SettingsError as UnreadableError
 
 from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
+from mlflow_hokusai_auth.core.operations import rules
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Access
 
@@ -136,8 +137,8 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr = Field(
         SecretStr(""),
-        description="Redis that shares verified keys of the auth service between hosts: rediss:// "
-        "(verified TLS) or redis://.",
+        description="Redis that shares verified keys of the auth service, and the counts of limited "
+        "keys, between processes and hosts: rediss:// (verified TLS) or redis://.",
     )
     secret_key: SecretStr = Field(
         SecretStr(""),
@@ -281,6 +282,8 @@ class Settings(BaseSettings):
             plain = prefix.isascii() and not set(prefix) & set("%?#\\; ")
             if segments[0] or not all(segments[1:]) or not plain or {".", ".."} & set(segments):
                 raise ValueError(f"{prefix!r} must look like /mlflow or /api/mlflow")
+            if any(f" {prefix}/" in operation.rule for operation in rules()):
+                raise ValueError(f"MLflow has routes of its own below {prefix}")
         return value
 
 

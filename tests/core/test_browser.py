@@ -90,6 +90,10 @@ def test_each_host_has_its_own_cookie_only() -> None:
     assert session_tokens(request("GET", "/", both, host="localhost:5000")) == ["near"]
 
 
+def test_no_other_header_is_a_cookie() -> None:
+    assert session_tokens(request("GET", "/", ("X-Cookie", f"{SECURE}=a"))) == []
+
+
 @given(st.binary(max_size=60))
 def test_any_cookie_is_read(value: bytes) -> None:
     headers = ((b"cookie", b"hokusai_session" + value), (b"cookie", value))
@@ -324,7 +328,7 @@ def test_signing_in_is_below_the_prefix_and_leads_back(
     assert location.isascii() and location.isprintable() and " " not in location
     (target,) = parse_qs(there.query)["next"]
     back, _, asked = target.partition("?")
-    assert (unquote(back), asked.encode()) == (path, query)
+    assert (unquote(back), asked.encode(), "?" in target) == (path, query, bool(query))
     if not path.startswith("//"):
         assert local_path(target) == target
         assert returned(f"http://host{prefix}", target) == f"http://host{prefix}{target}"

@@ -61,6 +61,10 @@ def test_two_places_must_agree(one: str, two: str) -> None:
         assert set(same.places) == {one, two}
 
 
+def test_no_other_scheme_is_read_as_basic() -> None:
+    assert look(("authorization", basic(FIRST).replace("Basic", "Negotiate"))) is None
+
+
 def test_mlflows_header_counts_where_a_request_calls_out_only() -> None:
     header = PLACES["X-MLflow-Authorization"](FIRST)
     assert look(header) is None

@@ -62,6 +62,7 @@ def test_the_defaults_start_a_server(tmp_path: Path) -> None:
         ({}, {"HOKUSAI_AUTH_PREFIXES": "/"}, "must look like /mlflow"),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "/a%2Fb"}, "must look like /mlflow"),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "/a/../b"}, "must look like /mlflow"),
+        ({}, {"HOKUSAI_AUTH_PREFIXES": "/api"}, "routes of its own below /api"),
         ({}, {"HOKUSAI_AUTH_DATABASE_URI": "sqlite://"}, "in memory"),
         ({}, {"HOKUSAI_AUTH_DATABASE_URI": "not a url"}, "no database URL"),
         ({}, {"HOKUSAI_AUTH_DATABASE_URI": "mysql://u:canary@h/d"}, "must begin with"),
