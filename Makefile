@@ -55,7 +55,7 @@ test-docker: $(VENV)/test.stamp
 MATRIX ?= 3.4.0 3.12.0
 # (Not `mlflow models serve`: that of 3.4 does not start with a FastAPI of today.)
 MATRIX_TESTS = tests/e2e/test_registration.py tests/e2e/test_every_route.py tests/client \
-	tests/adversarial tests/core/test_operations.py tests/contract/test_mlflow.py tests/server/test_shortcut.py
+	tests/adversarial/test_spelling.py tests/adversarial/test_sign_in.py tests/core/test_operations.py tests/contract/test_mlflow.py tests/server/test_shortcut.py
 test-matrix: $(MATRIX:%=test-mlflow-%)
 
 test-mlflow-%:

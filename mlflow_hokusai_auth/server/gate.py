@@ -54,6 +54,8 @@ _THROTTLED = Deny(
 )
 #: On every answer while nobody is asked for a key, so that it can't be overlooked.
 _OFF = ("X-Hokusai-Auth-Mode", "off")
+#: On every answer to a key, lest a cache on the way gives it to somebody else.
+_VARY = ("Vary", "Authorization, Cookie, X-API-Key")
 
 #: Bytes of a body that somebody without a key may send, by rule: a form with a key in it, and what
 #: GitHub reports. Nothing else is read from them.
@@ -191,6 +193,8 @@ class Gate:
     def response_headers(self, exchange: Exchange, allow: Allow) -> Sequence[tuple[str, str]]:
         """What to add to MLflow's answer, which has begun."""
         added = (*allow.headers, *self.marks(exchange))
+        if allow.principal is not None:
+            added = (_VARY, *added)
         if not self.interceptors:
             return added
         return (*added, *self.interceptors.on_response(exchange.view(), exchange.status))

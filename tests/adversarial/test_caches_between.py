@@ -1,0 +1,28 @@
+"""Vector 40: what a cache or a browser on the way may keep, or pass on, of an answer to a key."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.server.sentinel import Wire, with_key
+from tests.server.test_adapters import Adapter, both
+
+
+@both
+def test_an_answer_to_a_key_is_for_that_key_only(adapter: Adapter) -> None:
+    # MLflow's own pages and files may be kept, so not `no-store`; but never for another key.
+    for wire in (with_key("read"), with_key("write", "POST", "/api/2.0/mlflow/runs/create")):
+        answer = adapter(wire)
+        assert answer.code == "ALLOW"
+        assert answer.header("vary") == ["Authorization, Cookie, X-API-Key"]
+    assert adapter(Wire(target="/health")).header("vary") == []
+
+
+@both
+@pytest.mark.parametrize("kind", ["nobody", "unknown", "typo", "scopeless"])
+def test_no_refusal_is_kept(adapter: Adapter, kind: str) -> None:
+    for headers in ((), (("Accept", "text/html"),)):
+        sent = Wire(headers=headers) if kind == "nobody" else with_key(kind, "GET", "/", *headers)
+        answer = adapter(sent)
+        assert answer.status >= 300
+        assert answer.header("cache-control") == ["no-store"]

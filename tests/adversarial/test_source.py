@@ -1,0 +1,102 @@
+"""What can only be seen in the source: no verdict by a URL that was put together, no slow comparison.
+
+`python -m tests.adversarial.test_source` prints how long lookups take, of keys that share more or less
+with a good one. There is no bound on that: a machine's own noise is larger than what it would find.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow_hokusai_auth
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.core import keys
+
+PACKAGE = Path(mlflow_hokusai_auth.__file__).parent
+TREES = {
+    str(path.relative_to(PACKAGE)): ast.parse(path.read_text("utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+SECRET = re.compile(r"secret|token|digest|signature|password|credential|session|\bkey\b", re.I)
+#: Comparisons for equality that look as if a secret was compared, by module, and why none is.
+HARMLESS = {
+    "core/browser.py": {"key == wanted"},  # a cookie's name
+    "core/credentials.py": {"session != keys.is_session_token(key)"},  # whether it is one
+    # The operator's own environment.
+    "server/jobs.py": {"environ.get(PASSWORD) == secret", "environ.get(name) == secret"},
+    "server/leaks.py": {"keys.setdefault(identifier, key) != key"},  # public keys
+}
+#: Made into SQL, which looks up a digest or an id: nothing of a secret's is in the time that takes.
+SQL = re.compile(r"[A-Z]+\.c\.(digest|key_id) == ")
+
+
+def comparisons(tree: ast.AST) -> Iterator[str]:
+    """Comparisons for equality of two variable things, one of which may be a secret."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Compare):
+            continue
+        sides = [node.left, *node.comparators]
+        equal = any(isinstance(op, (ast.Eq, ast.NotEq)) for op in node.ops)
+        fixed = any(isinstance(side, ast.Constant) for side in sides)
+        text = ast.unparse(node)
+        if equal and not fixed and SECRET.search(text) and not SQL.match(text):
+            yield text
+
+
+def test_secrets_are_compared_by_compare_digest_only() -> None:
+    found = {name: set(comparisons(tree)) for name, tree in TREES.items()}
+    assert {name: texts for name, texts in found.items() if texts} == HARMLESS
+    calls = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "hmac.compare_digest"
+    }
+    # The page's token, what Redis holds, and the jobs' secret. Of keys and sessions there are digests,
+    # by which a row is found or not.
+    assert calls == {"core/browser.py", "backends/shared.py", "server/jobs.py"}
+
+
+def test_nothing_is_decided_by_a_url_that_was_put_together() -> None:
+    # Frameworks make it with the Host header, so that Host says what the path is.
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in ("url", "base_url", "url_root"):
+                assert not re.search(r"\brequest$", ast.unparse(node.value)) or name.startswith(
+                    "client/"
+                ), (name, node.lineno)
+
+
+def main(samples: int = 100_000) -> None:
+    """Print the distribution of the time that a lookup takes, in microseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(f"sqlite:///{folder}/keys.db")
+        store.migrate()
+        good = store.create(owner="somebody", scopes=["mlflow:read"])[1]
+        body = good[8:-6]
+        other = body[:-1] + ("a" if body[-1] != "a" else "b")
+        kinds = {
+            "good": good,
+            "all but one character in common": f"hk_live_{other}{keys.checksum(other)}",
+            "nothing in common": keys.generate(),
+        }
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(samples):
+            for kind, key in kinds.items():  # in turns, so that noise is everybody's
+                began = time.perf_counter_ns()
+                store.lookup(key)
+                times[kind].append((time.perf_counter_ns() - began) / 1000)
+        for kind, taken in times.items():
+            quantiles = statistics.quantiles(taken, n=100)
+            middle = ", ".join(f"p{q} {quantiles[q - 1]:.1f}" for q in (10, 50, 90, 99))
+            print(f"{kind:32} {middle} µs")
+
+
+if __name__ == "__main__":
+    main()
