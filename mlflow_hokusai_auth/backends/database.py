@@ -29,8 +29,10 @@ from . import BackendUnavailable, metrics
 from .tables import AUDIT, STATE
 
 VERSION_TABLE = "hokusai_auth_alembic_version"
-#: Seconds that SQLite waits for another process's write before it gives up.
+#: Seconds that a change waits for another process's before it gives up.
 BUSY_TIMEOUT = 5.0
+#: Seconds after which PostgreSQL ends a change whose host says no more: it holds up all others.
+IDLE_TIMEOUT = 4.0
 
 #: What libpq takes for the time that a server may be out of reach, unless the URL has its own: seconds
 #: to connect, milliseconds until what was sent is acknowledged. Its own defaults are many minutes.
@@ -38,6 +40,10 @@ _BOUNDS = {"connect_timeout": "3", "tcp_user_timeout": "5000"}
 # Built once: to build a statement takes longer than to execute it.
 _GENERATION = sa.select(STATE.c.value).where(STATE.c.name == "generation")
 _STATES = sa.select(STATE.c.name, STATE.c.value)
+_BOUND = sa.select(
+    sa.func.set_config("lock_timeout", f"{BUSY_TIMEOUT * 1000:.0f}", True),
+    sa.func.set_config("idle_in_transaction_session_timeout", f"{IDLE_TIMEOUT * 1000:.0f}", True),
+)
 _BUMP = sa.update(STATE).where(STATE.c.name == "generation").values(value=STATE.c.value + 1)
 
 _audit_log = logging.getLogger("mlflow_hokusai_auth.audit")
@@ -119,6 +125,9 @@ class Database:
         """
         with _unavailable("changed"), self.engine.begin() as connection:
             change = Change(connection)
+            if self.engine.dialect.name == "postgresql":
+                # In the transaction, not in the URL: a pooler such as PgBouncer passes that on.
+                connection.execute(_BOUND)
             if generation:
                 # First, so that changes wait for one another here, and then see all of the last.
                 connection.execute(_BUMP)
@@ -156,11 +165,11 @@ class Database:
     def migrate(self) -> None:
         """Create or upgrade the tables; those of a newer version that this one can use stay.
 
-        Safe to run from several processes at once.
+        Safe to run from several processes at once. Raises StoreError, or BackendUnavailable.
         """
         if self.engine.dialect.name == "sqlite":
             _create_private(self._url.database)
-        with _unavailable("read"), self.engine.connect() as connection:
+        with _unavailable("read", self._url), self.engine.connect() as connection:
             # A transaction that writes from its start, so that a second process waits here.
             if self.engine.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -225,7 +234,8 @@ def _usable(connection: sa.Connection) -> bool:
 
 
 @contextmanager
-def _unavailable(done: str) -> Iterator[None]:
+def _unavailable(done: str, url: sa.URL | None = None) -> Iterator[None]:
+    """Raise BackendUnavailable for what a driver raises; it names the SQLite file of `url`."""
     try:
         yield
     except sa.exc.IntegrityError:
@@ -233,7 +243,14 @@ def _unavailable(done: str) -> Iterator[None]:
     except sa.exc.DatabaseError as error:
         # The driver's first line only: the next ones, and SQLAlchemy, tell the statement as well.
         said = str(error.orig).partition("\n")[0]
-        raise BackendUnavailable(f"the key store can't be {done}: {said}") from None
+        if url is None or url.get_backend_name() != "sqlite":
+            raise BackendUnavailable(f"the key store can't be {done}: {said}") from None
+        raise BackendUnavailable(
+            f"the key store {url.database} can't be {done}: {said}. See to its disk, restore its "
+            "backup, or name another file in HOKUSAI_AUTH_DATABASE_URI."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BackendUnavailable(f"the key store holds what it can't have: {error}") from None
     except sa.exc.TimeoutError:
         raise BackendUnavailable("the key store has no free connection") from None
 

@@ -7,12 +7,40 @@ PROMETHEUS_MULTIPROC_DIR, which must be set before this module is imported (`ser
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram
 
+#: Bytes of each file: as many series as there are in practice.
+_RESERVED = 2**17
+
+
+def _reserve(folder: str) -> None:
+    """Have the disk space for this process's files in `folder`, or exit with a message.
+
+    prometheus-client maps them into memory, where a write that finds the disk full is SIGBUS.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # What gauges take is one page, which is there from the start.
+        for kind in ("counter", "histogram"):
+            with Path(folder, f"{kind}_{os.getpid()}.db").open("ab") as file:
+                if sys.platform == "linux":
+                    os.posix_fallocate(file.fileno(), 0, _RESERVED)
+    except OSError as error:
+        print(
+            f"hokusai-auth can't start: metrics can't be kept in {folder}: {error.strerror}. See to "
+            "its disk, or name another folder in PROMETHEUS_MULTIPROC_DIR.",
+            file=sys.stderr,
+            flush=True,
+        )
+        # uvicorn's STARTUP_FAILURE, see `server.app`.
+        sys.exit(3)
+
+
 if _folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-    Path(_folder).mkdir(parents=True, exist_ok=True)
+    _reserve(_folder)
 
 #: Seconds; an authority is on another machine at most.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)

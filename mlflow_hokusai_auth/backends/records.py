@@ -47,7 +47,7 @@ class KeyRecord:
 
     def state(self, now: float) -> str:
         """One of `STATES` at `now`; "deprecated" is replaced, and good until it expires."""
-        if self.revoked_at is not None and self.revoked_at <= now:
+        if self.revoked_at is not None:
             return "revoked"
         if self.expires_at is not None and self.expires_at <= now:
             return "expired"

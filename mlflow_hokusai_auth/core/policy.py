@@ -89,7 +89,8 @@ def settle(
             f"{_in_its_words(principal.reason)}. Check that it is the key for this server, or ask "
             "the server's operator for a new one.",
         )
-    if principal.revoked_at is not None and principal.revoked_at <= now:
+    # Whenever that was: the clock may have been set back, or another host's be ahead.
+    if principal.revoked_at is not None:
         return Deny(
             "KEY_REVOKED",
             f"Key {principal.key_id} was revoked. Ask the server's operator for a new one.",
@@ -129,6 +130,8 @@ def settle(
     if may < operation.access:
         needed = Access.ADMIN if policy.kind == "admin" else operation.access
         scope = _SCOPE_FOR[needed]
+        if policy.kind == "scopes" and operation.rule == scopes.METRICS_RULE:
+            scope = scopes.METRICS
         what = operation.rule or "A route that MLflow is not known to have"
         return Deny(
             "SCOPE_MISSING",
@@ -181,9 +184,9 @@ def is_admin(principal: Principal, policy: Policy) -> bool:
 
 
 def _has_ended(principal: Principal | Rejected, now: float) -> bool:
-    if isinstance(principal, Rejected):
+    if isinstance(principal, Rejected) or principal.revoked_at is not None:
         return True
-    return any(at is not None and at <= now for at in (principal.revoked_at, principal.expires_at))
+    return principal.expires_at is not None and principal.expires_at <= now
 
 
 def _sunset(principal: Principal) -> tuple[tuple[str, str], ...]:

@@ -43,7 +43,7 @@ _REGISTRY_WRITES = "/mlflow/experiments/create"
 
 #: The server's metrics, and nothing else: for a Prometheus.
 METRICS = "metrics:read"
-_METRICS_RULE = "GET /hokusai/metrics"
+METRICS_RULE = "GET /hokusai/metrics"
 
 KNOWN = frozenset({*GENERAL, *REGISTRY, *ADMIN, METRICS})
 
@@ -51,7 +51,7 @@ KNOWN = frozenset({*GENERAL, *REGISTRY, *ADMIN, METRICS})
 @lru_cache(maxsize=4096)
 def granted(scopes: frozenset[str], operation: Operation) -> Access:
     """The most that `scopes` (none of them an administrator's) allow on what `operation` is about."""
-    if METRICS in scopes and operation.rule == _METRICS_RULE:
+    if METRICS in scopes and operation.rule == METRICS_RULE:
         return operation.access
     general = max((GENERAL.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)
     registry = max((REGISTRY.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)

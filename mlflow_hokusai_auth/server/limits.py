@@ -29,6 +29,8 @@ SIGN_INS_PER_MINUTE = 10
 MAX_ADDRESSES = 10_000
 #: Seconds that a question to Redis may take, name resolution included.
 BUDGET = 0.5
+#: Seconds by which the clock may be set back without counting anew.
+MAX_STEP = 60.0
 
 _Result = TypeVar("_Result")
 _SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE)
@@ -47,6 +49,7 @@ class Limits:
             RateLimitItemPerMinute(failures_per_minute) if failures_per_minute else None
         )
         self._keys = MovingWindowRateLimiter(MemoryStorage())
+        self._counted_at = time.time()
         self._addresses_storage = MemoryStorage()
         self._addresses = SlidingWindowCounterRateLimiter(self._addresses_storage)
         self._shared = None
@@ -124,7 +127,17 @@ class Limits:
         if shared is not None:
             with contextlib.suppress(NoAnswer):
                 return self._patience.ask(lambda: question(shared))
-        return question(self._keys)
+        return question(self._own())
+
+    def _own(self) -> MovingWindowRateLimiter:
+        """What this process counts, begun anew if the clock was set back.
+
+        What was counted in a future by then would count until that is over, not for an hour.
+        """
+        before, self._counted_at = self._counted_at, time.time()
+        if self._counted_at < before - MAX_STEP:
+            self._keys = MovingWindowRateLimiter(MemoryStorage())
+        return self._keys
 
 
 def _window(limiter: MovingWindowRateLimiter, item: RateLimitItem, name: str) -> tuple[int, int]:

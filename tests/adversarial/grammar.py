@@ -35,7 +35,7 @@ from tests.server.sentinel import PREFIXES, UI, Memory, Wire, principal
 KEYS = {**sentinel.KEYS, "session": keys.session_token()}
 #: The most that a key of each kind opens; one that is not listed opens nothing.
 GRANTS = {
-    **dict.fromkeys(["read", "other", "legacy", "expiring", "revoking"], Access.READ),
+    **dict.fromkeys(["read", "other", "legacy", "expiring"], Access.READ),
     "scopeless": Access.KEY,
     "write": Access.WRITE,
     "admin": Access.ADMIN,

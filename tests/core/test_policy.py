@@ -67,7 +67,11 @@ def test_metrics_are_for_their_scope_and_nothing_else_is() -> None:
     metrics = NeedKey(need(Access.READ).credential, classify("GET", "/hokusai/metrics"))
     assert isinstance(settle(metrics, whose("metrics:read"), NOW, Policy()), Allow)
     for scope in scopes.KNOWN - scopes.ADMIN - {"metrics:read"}:
-        assert isinstance(settle(metrics, whose(scope), NOW, Policy()), Deny), scope
+        refused = settle(metrics, whose(scope), NOW, Policy())
+        assert isinstance(refused, Deny) and refused.required_scope == "metrics:read", scope
+    for kind in ("authenticated", "admin"):
+        refused = settle(metrics, whose("metrics:read"), NOW, Policy(kind=kind))
+        assert isinstance(refused, Deny) and refused.required_scope == "mlflow:admin", kind
 
 
 @pytest.mark.parametrize("needed", list(LEVELS))
@@ -229,12 +233,12 @@ def test_the_assistant_is_off_even_for_administrators() -> None:
         ({"expires_at": NOW}, "KEY_EXPIRED"),
         ({"expires_at": NOW - 1}, "KEY_EXPIRED"),
         ({"expires_at": 0.0}, "KEY_EXPIRED"),
-        ({"revoked_at": NOW + 1}, None),
+        ({"revoked_at": NOW + 1}, "KEY_REVOKED"),
         ({"revoked_at": NOW}, "KEY_REVOKED"),
         ({"revoked_at": NOW - 1}, "KEY_REVOKED"),
         ({"revoked_at": 0.0}, "KEY_REVOKED"),
         ({"revoked_at": NOW - 1, "expires_at": NOW + 1}, "KEY_REVOKED"),
-        ({"revoked_at": NOW + 1, "expires_at": NOW - 1}, "KEY_EXPIRED"),
+        ({"revoked_at": NOW + 1, "expires_at": NOW - 1}, "KEY_REVOKED"),
     ],
 )
 def test_when_a_key_counts(times: dict[str, float], code: str | None) -> None:
@@ -270,7 +274,7 @@ def test_a_session_that_is_over_says_so_whatever_ended_it() -> None:
         refused = settle(session, ended, NOW, Policy())
         assert isinstance(refused, Deny)
         assert (refused.code, "hk_live" in refused.message) == ("SESSION_ENDED", False)
-    going_on = whose("read", expires_at=NOW + 1, revoked_at=NOW + 1)
+    going_on = whose("read", expires_at=NOW + 1)
     assert isinstance(settle(session, going_on, NOW, Policy()), Allow)
     write = replace(session, operation=need(Access.WRITE).operation)
     refused = settle(write, whose("read"), NOW, Policy())
