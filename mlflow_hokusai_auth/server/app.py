@@ -46,6 +46,7 @@ from . import (
     metrics,
     settings,
     shortcut,
+    sockets,
     switches,
     validation,
     web,
@@ -148,6 +149,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         from .wsgi import wsgi_gate
 
         app = wsgi_gate(flask_app, gate, config.prefixes)
+    sockets.send_at_once()
     # What is loaded by now lives as long as the process, and a full collection that looks through
     # all of it stops every request: without it p99 of experiments/get fell from 200 to 60 ms.
     gc.collect()
