@@ -128,11 +128,10 @@ def settle(
         )
     may = max(access(principal, operation, policy), Access.KEY)
     if may < operation.access:
-        needed = Access.ADMIN if policy.kind == "admin" else operation.access
-        scope = _SCOPE_FOR[needed]
-        if policy.kind == "scopes" and operation.rule == scopes.METRICS_RULE:
-            scope = scopes.METRICS
-        what = operation.rule or "A route that MLflow is not known to have"
+        scope = _scope_for(operation, principal, policy)
+        what = operation.rule or (
+            "A route that MLflow is not known to have (is the path of MLFLOW_TRACKING_URI right?)"
+        )
         return Deny(
             "SCOPE_MISSING",
             f"{what} needs the scope {scope}; key {principal.key_id} has "
@@ -142,6 +141,20 @@ def settle(
             current_scopes=tuple(sorted(principal.scopes)),
         )
     return Allow(operation, principal, need.credential, _sunset(principal))
+
+
+def _scope_for(operation: Operation, principal: Principal, policy: Policy) -> str:
+    """The scope to ask for: one of the registry's for a key of that kind, where it is enough."""
+    if policy.kind == "admin":
+        return _SCOPE_FOR[Access.ADMIN]
+    if policy.kind == "scopes":
+        if operation.rule == scopes.METRICS_RULE:
+            return scopes.METRICS
+        if not principal.scopes.isdisjoint(scopes.REGISTRY):
+            for scope in scopes.REGISTRY:
+                if scopes.granted(frozenset({scope}), operation) >= operation.access:
+                    return scope
+    return _SCOPE_FOR[operation.access]
 
 
 def access(principal: Principal, operation: Operation, policy: Policy) -> Access:
