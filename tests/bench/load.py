@@ -7,7 +7,6 @@ its status and its length, so that on a core of its own it waits for the server,
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -50,45 +49,12 @@ def run(sides: list[dict[str, Any]], *, seconds: float, connections: int) -> lis
     """
     loads = [_Load(**side, connections=connections) for side in sides]
     for load in loads:  # Unmeasured: connections open, caches fill.
-        load.turn(SLICE)
+        load.turn(SLICE / 2)
         load.forget()
     for number in range(max(1, round(seconds / SLICE))):
         for load in loads[:: -1 if number % 2 else 1]:
             load.turn(min(SLICE, seconds))
     return [load.result() for load in loads]
-
-
-def upload(
-    *, port: int, path: str, headers: str, megabytes: int, pids: list[int]
-) -> dict[str, float]:
-    """PUT so many megabytes; seconds, status, and by how many MB the memory of `pids` peaked."""
-    chunk = bytes(1024 * 1024)
-    head = f"PUT {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{headers}"
-    head += f"Content-Length: {megabytes * len(chunk)}\r\n\r\n"
-    before = [_reset_peak(pid) for pid in pids]
-    begun = time.perf_counter()
-    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
-        connection.sendall(head.encode())
-        # As requests does: all of it, and the answer after that, unless the server hangs up.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            for _ in range(megabytes):
-                connection.sendall(chunk)
-        status = int(connection.recv(65536)[9:12])
-    seconds = time.perf_counter() - begun
-    growth = max(_peak(pid) - was for pid, was in zip(pids, before, strict=True))
-    return {"seconds": seconds, "status": status, "growth_mb": growth}
-
-
-def _reset_peak(pid: int) -> float:
-    """Set the peak of the process's memory back to what it uses now, which is returned."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return _peak(pid)
-
-
-def _peak(pid: int) -> float:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found, f"/proc/{pid}/status has no VmHWM"
-    return int(found[1]) / 1024
 
 
 class _Load:

@@ -19,42 +19,33 @@ EXPERIMENT = f"{micro.STATIC}?experiment_id=0"
 #: pool to wait for a second one each, for 30 seconds.
 CONNECTIONS = 8
 LOG_BATCH = "/api/2.0/mlflow/runs/log-batch"
+#: In a request, stands for the id of a run of the server's own.
+RUN = "#" * 32
 
 
 @dataclass(frozen=True)
 class Row:
-    """One request that both servers are loaded with."""
+    """One request that servers are loaded with."""
 
     name: str
     method: str = "GET"
     path: str = EXPERIMENT
-    #: What the gate's path has in front of it; the bare server knows no such prefix.
+    #: What the gate's path has in front of it; others know no such prefix.
     prefix: str = ""
     #: "" for no key, None for one that is good.
     key: str | None = None
     body: str = ""
-    #: The least ratio of throughput that is hoped for.
-    goal: float | None = None
-    #: Both sides are the bare server: what differs then is noise.
-    control: bool = False
 
-    def request(self, server: Server, key: str, *, gated: bool) -> str:
-        """The bytes of the request, each of them as one character.
-
-        Both servers get the same ones, the key included: what it costs to receive a header is not
-        the gate's doing. Only the prefix is left out where there is no gate to know it.
-        """
-        prefix = self.prefix if gated else ""
-        if self.key is not None:
-            key = self.key
+    def request(self, port: int, header: str, *, prefix: str = "") -> str:
+        """The bytes of the request, each of them as one character; `header` is a whole line."""
         lines = [
             f"{self.method} {prefix}{self.path} HTTP/1.1",
-            f"Host: 127.0.0.1:{server.port}",
+            f"Host: 127.0.0.1:{port}",
             "User-Agent: mlflow-python-client/3",
             "Accept-Encoding: gzip, deflate",
             "Accept: */*",
             "Connection: keep-alive",
-            *([f"X-API-Key: {key}"] if key else []),
+            *([header] if header else []),
         ]
         if self.body:
             lines += ["Content-Type: application/json", f"Content-Length: {len(self.body)}"]
@@ -75,10 +66,12 @@ def side(request: str, *servers: Server) -> dict[str, Any]:
     return {"ports": [server.port for server in servers], "request": request, "pids": pids}
 
 
-def ratio(found: dict[str, list[dict[str, Any]]], item: str) -> tuple[float, float, float]:
-    """Median, least and greatest of gate / bare over the rounds."""
-    pairs = zip(found["gate"], found["bare"], strict=True)
-    ratios = sorted(gate[item] / bare[item] for gate, bare in pairs)
+def ratio(
+    found: dict[str, list[dict[str, Any]]], item: str, one: str = "gate", other: str = "bare"
+) -> tuple[float, float, float]:
+    """Median, least and greatest of one / other over the rounds."""
+    pairs = zip(found[one], found[other], strict=True)
+    ratios = sorted(first[item] / second[item] for first, second in pairs)
     return median(ratios), ratios[0], ratios[-1]
 
 
@@ -87,13 +80,13 @@ def interval(found: tuple[float, float, float]) -> str:
     return f"{found[0]:.3f} [{found[1]:.2f}, {found[2]:.2f}]"
 
 
-def new_run(server: Server, key: str) -> str:
-    """The id of a run made for the occasion."""
+def new_run(server: Server, header: str) -> str:
+    """The id of a run made for the occasion; `header` is the line that lets one do so."""
+    name, _, value = header.partition(": ")
     status, _, answer = server.request(
         "POST",
         "/api/2.0/mlflow/runs/create",
-        key=key,
-        headers={"Content-Type": "application/json"},
+        headers={name: value, "Content-Type": "application/json"},
         body=b'{"experiment_id": "0"}',
     )
     assert status == 200, answer

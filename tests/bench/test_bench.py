@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import micro, page, store
+from tests.bench import goals, micro, page, peers, store
 
 
 @pytest.mark.slow
@@ -18,6 +18,33 @@ def test_every_cost_is_measured() -> None:
     assert len(micro.costs()) > 5  # differences, which noise may make negative
     for question, (middle, high) in store.costs(200).items():
         assert 0 < middle <= high and store.goal(question)
+
+
+@pytest.mark.slow
+def test_every_contender_is_measured(tmp_path: Path) -> None:
+    """Those that are installed; what each answers is told where it is not what it should be."""
+    target = tmp_path / "bench.json"
+    few = ("--rounds", "1", "--seconds", "0.5", "--only", "1 worker: no key")
+    command = [sys.executable, "-m", "tests.bench", *few, "--json", str(target)]
+    done = subprocess.run(command, cwd=peers.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " answered " not in done.stdout
+    result = json.loads(target.read_text())
+    (found,) = result["rates"].values()
+    assert {peers.BARE, peers.GATE} <= set(found) == set(result["memory"]["1 worker"])
+    assert len(found) == 8 or peers.missing()
+
+
+def test_a_goal_is_missed_where_a_peer_is_faster() -> None:
+    row = {peers.BARE: 100, peers.GATE: 130, "slower": 120, "faster": 140}
+    found = {name: [{"per_second": rate}] for name, rate in row.items()}
+    result = {"rates": {"1 worker: experiments/get": found}, "transfers": {}, "micro": {}}
+    verdicts = {goal.name: goal.verdict for goal in goals.judged(result)}
+    assert verdicts == {
+        "experiments/get, to bare MLflow": "met",
+        "no slower than a peer, 2 times": "MISSED",
+        "1 worker: experiments/get, no slower than faster": "MISSED",
+    }
 
 
 @pytest.mark.slow
