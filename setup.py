@@ -28,6 +28,7 @@ SERVER = [
 ]
 POSTGRES = ["psycopg[binary]>=3.1"]
 REDIS = ["redis>=5"]
+DOCS = ["furo", "myst-parser", "sphinx"]
 TEST = [
     "build",
     "check-jsonschema",
@@ -75,6 +76,7 @@ setup(
         "server": SERVER,
         "postgres": POSTGRES,
         "redis": REDIS,
+        "docs": DOCS,
         "test": SERVER + POSTGRES + REDIS + TEST,
     },
     entry_points={

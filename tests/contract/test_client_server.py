@@ -37,7 +37,7 @@ from tests.standin import Standin
 
 from .test_authorities import endpoint
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs/supplier/giving-the-key.md").read_text()
 EXPERIMENT = "/api/2.0/mlflow/experiments/get"
 BASE = "/api/2.0/hokusai"
 
@@ -115,7 +115,7 @@ def test_doctor_knows_no_code_that_is_none() -> None:
 
 # Where a key may be
 
-#: Place in a request -> how it gets there: the environment of MLflow's client, or README's words.
+#: Place in a request -> how it gets there: the environment of MLflow's client, or the guide's words.
 WAYS: dict[str, tuple[dict[str, str], ...] | str] = {
     "X-API-Key": (
         {"HOKUSAI_API_KEY": "{}"},
@@ -135,7 +135,7 @@ WAYS: dict[str, tuple[dict[str, str], ...] | str] = {
 def test_every_place_of_a_key_has_a_way_into_it() -> None:
     assert set(WAYS) == {*credentials._PLACES.values(), credentials.QUERY_PLACE, browser.PLACE}
     for told in (way for way in WAYS.values() if isinstance(way, str)):
-        assert told in README
+        assert told in GUIDE
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_server_finds_the_key_where_mlflow_s_client_puts_it(
 
 @pytest.mark.parametrize(("name", "value"), [("X-API-Key", "KEY"), ("Authorization", "Bearer KEY")])
 def test_the_ways_without_python_are_as_documented(name: str, value: str) -> None:
-    assert f"`{name}: {value}`" in README
+    assert f"`{name}: {value}`" in GUIDE
     key = keys.generate("test")
     headers = ((name.lower().encode(), value.replace("KEY", key).encode()),)
     request = Request("GET", EXPERIMENT, b"", headers, "127.0.0.1")

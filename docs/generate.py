@@ -1,0 +1,195 @@
+"""Makes the pages that say what the code says: `python docs/generate.py [FOLDER]`, docs/ if left out.
+
+Settings, scopes and routes, the command line and the REST API. tests/docs/test_generated.py fails
+for a page that is not current.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import click
+from generate_rest import kind_of, rest, table
+from pydantic import AliasChoices, SecretStr
+
+from mlflow_hokusai_auth.cli import main as command_line
+from mlflow_hokusai_auth.core import operations, policy, scopes
+from mlflow_hokusai_auth.core.types import Access, Operation, Principal
+from mlflow_hokusai_auth.server.settings import PREFIX, Settings
+
+_CLASSES = (Access.READ, Access.WRITE, Access.ADMIN)
+
+
+def settings() -> Iterator[str]:
+    """Every field of the settings model."""
+    yield """# Every setting
+
+Settings are environment variables of `mlflow server`, and of `hokusai-auth` where the server is. They
+are read once, at start; wrong values and misspelt names stop the start, with a message that names all
+of them. Lists are separated by commas. What the environment lacks is read from a file in
+`/run/secrets` with the variable's name in lower case, as `/run/secrets/hokusai_auth_database_uri`.
+"""
+    schema = Settings.model_json_schema(by_alias=False)["properties"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        if isinstance(default, tuple):
+            default = ",".join(default)
+        text = f"{default:g}" if isinstance(default, float) else str(default)
+        text = text.lower() if isinstance(default, bool) else text
+        about = str(field.description)
+        if isinstance(field.validation_alias, AliasChoices):
+            others = [f"`{other}`" for other in field.validation_alias.choices[1:]]
+            about += f" Also read: {', '.join(sorted(others))}."
+        kind = kind_of(schema[name]).replace("list of string", "list")
+        kind = f"One of {kind}" if kind.startswith("`") else kind.capitalize()
+        yield f"\n## {PREFIX}{name.upper()}\n\n{about}\n\n"
+        yield f"{kind}. Default: {f'`{text}`' if text else 'none'}.\n"
+
+
+def scopes_page() -> Iterator[str]:
+    """What each scope grants, and what each route takes."""
+    rules = [rule for rule in operations.rules() if rule.access in _CLASSES]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    admin = sorted(scopes.ADMIN, key=lambda name: (not name.startswith("mlflow:"), name))
+    for scope in (*scopes.REGISTRY, *scopes.GENERAL, *admin, scopes.METRICS):
+        opened = tuple(rule.rule for rule in rules if _may(scope, rule))
+        alike.setdefault(opened, []).append(scope)
+    # One that opens a single route is told of in words: the table is wide enough.
+    heads = [names[0] for opened, names in alike.items() if len(opened) > 1]
+    yield """# Scopes and routes
+
+What a key may do under the policy `scopes`, the default ([policies](policies.md)). `hokusai-auth
+explain` answers for one request, `hokusai-auth routes` for all routes of the MLflow that is installed.
+
+## What each scope grants
+
+read: looks and downloads. write: creates, changes, deletes, spends money or calls out. admin: keys,
+webhooks, credentials, other users, the host. What is public, or open to any key, is left out. Of
+GraphQL (`graphql`) a mutation takes write, and a query only read.
+
+"""
+    kinds = sorted({rule.kind for rule in rules})
+    cells = [
+        [kind, *(_granted(scope, [rule for rule in rules if rule.kind == kind]) for scope in heads)]
+        for kind in kinds
+    ]
+    yield table(["routes of", *(f"`{scope}`" for scope in heads)], cells)
+    yield "\n"
+    for opened, (first, *others) in alike.items():
+        if others:
+            yield f"`{first}` has other names: {', '.join(f'`{name}`' for name in others)}.\n"
+        if len(opened) == 1:
+            yield f"`{first}` opens `{opened[0]}`, and nothing else.\n"
+    yield """
+Scopes that are not named here belong to other services and grant nothing. MLflow's assistant answers
+nobody unless `HOKUSAI_AUTH_ASSISTANT` is true.
+
+## What each route takes
+
+Every route answers under each prefix as well. `[ajax-]api` is either spelling; `{x}` is one segment of
+a path, `{x:path}` the rest. `HEAD` is as `GET`; `OPTIONS` takes read. public: no key. key: any good
+key. **A route that is not listed takes admin.** On those marked ↗ MLflow calls a provider, which does
+not get to see the caller's key.
+"""
+    every = list(operations.rules())
+    for kind in sorted({rule.kind for rule in every}):
+        rows = _routes(rule for rule in every if rule.kind == kind)
+        yield f"\n### {kind}\n\n{table(('takes', 'method', 'path'), rows)}"
+
+
+def _may(scope: str, rule: Operation) -> bool:
+    holder = Principal("", "", frozenset({scope}))
+    return policy.access(holder, rule, policy.Policy()) >= rule.access
+
+
+def _granted(scope: str, rules: Sequence[Operation]) -> str:
+    """Classes that `scope` opens of all these rules, and single rules of the other classes."""
+    found = []
+    for access in _CLASSES:
+        of_class = [rule for rule in rules if rule.access is access]
+        opened = [rule for rule in of_class if _may(scope, rule)]
+        if opened == of_class and opened:
+            found.append(access.name.lower())
+        else:
+            found += sorted({f"`{rule.rule.rpartition('mlflow/')[2]}`" for rule in opened})
+    return ", ".join(found) or "–"
+
+
+def _routes(rules: Iterable[Operation]) -> list[tuple[str, str, str]]:
+    spelt: dict[tuple[str, str, str], set[str]] = {}
+    for rule in rules:
+        method, _, path = rule.rule.partition(" ")
+        takes = rule.access.name.lower() + (" ↗" if rule.outbound else "")
+        spelt.setdefault((path.replace("/ajax-api/", "/api/"), method, takes), set()).add(path)
+    methods: dict[tuple[str, str], list[str]] = {}
+    for (path, method, takes), paths in spelt.items():
+        shown = path.replace("/api/", "/[ajax-]api/", 1) if len(paths) > 1 else paths.pop()
+        methods.setdefault((takes, shown), []).append(method)
+    return [(takes, ", ".join(found), f"`{path}`") for (takes, path), found in methods.items()]
+
+
+def cli() -> Iterator[str]:
+    """Every command."""
+    yield """# Command line
+
+`whoami`, `doctor` and `smoke` ask a server over HTTP, with your key. `keys`, `audit`, `mode` and
+`log-level` work on the key store itself: run them where the server is, with its environment. They end
+with status 0, or with 1 and a line on standard error; 2 for a wrong option.
+"""
+    yield from _commands(command_line, "hokusai-auth")
+
+
+def _commands(command: click.Command, name: str) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        for sub, found in sorted(command.commands.items()):
+            yield from _commands(found, f"{name} {sub}")
+        return
+    context = click.Context(command, info_name=name)
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    about, _, more = inspect.cleandoc(command.help or "").partition("\n\n")
+    yield f"\n## {name}\n\n{' '.join(about.split())}\n\n```text\n{usage}\n```\n"
+    for part in more.split("\n\n") if more else ():
+        # click keeps the lines of a paragraph that begins so.
+        kept = part.startswith("\b\n")
+        yield f"\n```text\n{part[2:]}\n```\n" if kept else f"\n{' '.join(part.split())}\n"
+    rows = [_option(one) for one in command.params if isinstance(one, click.Option)]
+    if rows:
+        yield "\n" + table(("option", "meaning"), rows)
+
+
+def _option(option: click.Option) -> tuple[str, str]:
+    value = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
+    about = [option.help or ""]
+    if option.required:
+        about.append("Required.")
+    if option.show_default:
+        about.append(f"Default: `{option.default}`.")
+    if option.envvar:
+        about.append(f"Variable: `{option.envvar}`.")
+    return f"`{', '.join(option.opts)}{value}`", " ".join(about)
+
+
+PAGES = {
+    "operator/settings.md": (settings, "mlflow_hokusai_auth/server/settings.py"),
+    "operator/scopes.md": (scopes_page, "mlflow_hokusai_auth/core/scopes.py and routes.py"),
+    "api/rest.md": (rest, "mlflow_hokusai_auth/server/openapi.py"),
+    "api/cli.md": (cli, "mlflow_hokusai_auth/cli"),
+}
+
+
+def write(folder: Path) -> None:
+    """Write the pages to `folder`."""
+    for name, (make, source) in PAGES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = f"<!-- Generated by docs/generate.py from {source}. Do not edit. -->\n\n"
+        path.write_text(head + "".join(make()), "utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)

@@ -1,0 +1,101 @@
+"""The commands on a page, and a shell that runs them.
+
+A block of `bash` or `python` is run as it stands, the blocks of a page in their order and in one
+folder. Blocks of any other language (`console`, `text`, `nginx`, `r`, …) are only shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.harness import environment
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+#: What stands on pages for the address of a server, and for a key.
+ADDRESS = "https://registry.example.com"
+KEY = "hk_live_YOUR_KEY"
+#: Seconds for all commands of a page.
+TIMEOUT = 600
+_BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """The blocks of a page, without the indentation of the list that they may stand in."""
+    found = []
+    for indent, language, text in _BLOCK.findall(page.read_text()):
+        lines = [line.removeprefix(indent) for line in text.splitlines(keepends=True)]
+        found.append(Block(language, "".join(lines)))
+    return found
+
+
+def script(page: Path, replaced: dict[str, str]) -> str:
+    """All that is to be run of a page, as one shell script, with the keys of `replaced` replaced."""
+    parts = ["set -euo pipefail\n"]
+    for block in blocks(page):
+        if block.language == "python":
+            parts.append(f"python - <<'END_OF_PYTHON'\n{block.text}END_OF_PYTHON\n")
+        elif block.language == "bash":
+            parts.append(_in_background(block.text))
+    text = "".join(parts)
+    for old, new in replaced.items():
+        text = text.replace(old, new)
+    return text
+
+
+def run(page: Path, folder: Path, replaced: dict[str, str], **environ: str) -> str:
+    """What the commands of a page print, run in `folder`; fails where one of them does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    env = environment(folder, **environ)
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    # The key store is where the page says, or where it is by default: in the folder.
+    if "HOKUSAI_AUTH_DATABASE_URI" not in environ:
+        del env["HOKUSAI_AUTH_DATABASE_URI"]
+    log = folder / "commands.log"
+    with log.open("wb") as output:
+        shell = subprocess.Popen(
+            ["bash", "-c", script(page, replaced)],
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        status = shell.wait(TIMEOUT)
+    finally:
+        # And the servers that it started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
+    printed = log.read_text(errors="replace")
+    assert status == 0, f"{page.name}:\n{printed[-4000:]}"
+    return printed
+
+
+def _in_background(text: str) -> str:
+    """`text`, where a server that it starts as its last command runs on while the rest does."""
+    command = text.replace("\\\n", " ").strip().splitlines()[-1]
+    if "mlflow server" not in command or command.startswith("#"):
+        return text
+    words = shlex.split(command)
+    port = words[words.index("--port") + 1] if "--port" in words else "5000"
+    health = f"http://127.0.0.1:{port}/health"
+    wait = f"until curl -fs {health}; do kill -0 $! || {{ cat server.log; exit 1; }}; sleep 0.2; done\n"
+    return f"{text.rstrip()} > server.log 2>&1 &\n{wait}"

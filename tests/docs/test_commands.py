@@ -1,0 +1,32 @@
+"""What stands on the pages works: each command of them is run, against a real server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ADDRESS, DOCS, KEY, ROOT, blocks, run
+from tests.harness import Server, free_port
+
+#: Whose commands others run: tests/docker/test_rollback.py; nobody, as they need a real incident.
+ELSEWHERE = {"rollback.md", "runbooks.md"}
+PAGES = [
+    page
+    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    if page.name not in ELSEWHERE
+    and any(block.language in ("bash", "python") for block in blocks(page))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_work(page: Path, server: Server, tmp_path: Path) -> None:
+    # A key of its own: pages say how to replace it.
+    scope = "mlflow:admin" if "api" in page.parts else "model:write"
+    replaced = {
+        ADDRESS: server.origin,
+        KEY: server.store.create(owner="ACME", scopes=[scope])[1],
+        "5000": str(free_port()),
+    }
+    run(page, tmp_path, replaced)
