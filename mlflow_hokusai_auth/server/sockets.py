@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from pathlib import Path
 
@@ -22,7 +21,14 @@ def send_at_once() -> None:
         return
     for entry in list(_OPEN.iterdir()):
         # Not each is a socket, and the folder itself is closed by now.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as found:
-            internet = found.family in (socket.AF_INET, socket.AF_INET6)
-            if internet and found.type == socket.SOCK_STREAM and found.getsockname()[1]:
-                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):
+            _send_at_once(socket.socket(fileno=int(entry.name)))
+
+
+def _send_at_once(found: socket.socket) -> None:
+    try:
+        internet = found.family in (socket.AF_INET, socket.AF_INET6)
+        if internet and found.type == socket.SOCK_STREAM and found.getsockname()[1]:
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    finally:
+        found.detach()

@@ -7,6 +7,7 @@ its status and its length, so that on a core of its own it waits for the server,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -124,11 +125,15 @@ class _Load:
         else:
             data = (b"%013d" % next(self._stamps)).join(self._parts)
         self._sent[connection.fileno()] = time.perf_counter()
-        connection.sendall(data)
+        # What the server closed while it was another's turn is seen, and opened anew, in `_take`.
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(data)
 
     def _take(self, number: int, again: bool) -> None:
         connection, buffer = self._open[number]
-        chunk = connection.recv(65536)
+        chunk = b""
+        with contextlib.suppress(ConnectionError):
+            chunk = connection.recv(65536)
         if not chunk:
             self._poll.unregister(connection)
             del self._open[number]

@@ -143,6 +143,7 @@ def test_regression_20_a_session_and_a_key_are_one_too_many(place: str, turned: 
     assert isinstance(refused, Deny)
     assert refused.code == "KEY_CONFLICT"
     assert FIRST not in refused.message and SESSION not in refused.message
+    assert "signed in" in refused.message
 
 
 def test_two_sessions_are_one_too_many() -> None:

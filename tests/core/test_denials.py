@@ -64,6 +64,8 @@ def test_challenges() -> None:
     assert challenges(Deny("SCOPE_MISSING", "", "mlflow:write", ())) == [
         f'Bearer {realm}, error="insufficient_scope", scope="mlflow:write"'
     ]
+    # As for the assistant, which no scope opens.
+    assert challenges(Deny("SCOPE_MISSING", "")) == [f'Bearer {realm}, error="insufficient_scope"']
 
 
 def test_every_bad_key_looks_the_same_but_for_its_code() -> None:

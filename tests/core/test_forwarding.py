@@ -79,6 +79,10 @@ def test_a_route_that_nobody_knows_is_not_trusted_with_the_key() -> None:
     assert identity(verdict) == ()
 
 
+def test_a_proxy_s_cookie_does_not_leave_either_where_nobody_is_asked_for_a_key() -> None:
+    assert dropped([b"cookie", b"accept"], Allow(UNKNOWN)) == {b"cookie"}
+
+
 # What the operator says of headers
 
 

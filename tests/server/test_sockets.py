@@ -11,6 +11,7 @@ from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.server.sockets import send_at_once
 from tests.harness import environment
 
+OPEN = Path("/dev/fd")
 STARTS = """
 import socket
 from mlflow_hokusai_auth.server.app import create_app
@@ -28,7 +29,9 @@ def nodelay(one: socket.socket) -> bool:
 def test_what_is_accepted_sends_at_once_and_nothing_else_is_touched() -> None:
     with socket.socket(socket.AF_INET) as listening, socket.socket(socket.AF_INET) as idle:
         listening.bind(("127.0.0.1", 0))
+        before = len(list(OPEN.iterdir()))
         send_at_once()
+        assert len(list(OPEN.iterdir())) == before
         # As uvicorn does, in each worker and after it has made the application.
         listening.listen()
         with socket.create_connection(listening.getsockname()):
