@@ -92,6 +92,24 @@ def test_a_supplier_is_told_to_ask_for_no_more_than_it_takes(
     assert refused.required_scope == scope and f"needs the scope {scope}" in refused.message
 
 
+def test_a_refusal_says_what_was_asked_with_which_key_and_from_where() -> None:
+    asked = need(Access.WRITE)
+    nowhere = replace(asked, operation=classify("GET", "/nowhere"))
+    abroad = replace(whose("mlflow:write"), networks=("192.0.2.0/24",))
+    for found, needed, said in (
+        (whose(), nowhere, "A route that MLflow is not known to have (is the path"),
+        (whose(), asked, "POST /x needs"),
+        (whose("predict", "a"), asked, "has a, predict."),
+        (replace(whose("predict"), scopes=frozenset()), nowhere, "has none."),
+        (abroad, replace(asked, address="203.0.113.1"), "from 203.0.113.1."),
+        (abroad, asked, "from where this came from."),
+    ):
+        refused = settle(needed, found, NOW, Policy())
+        assert isinstance(refused, Deny) and said in refused.message
+    unknown = settle(asked, Rejected(), NOW, Policy())
+    assert isinstance(unknown, Deny) and "()" not in unknown.message
+
+
 @pytest.mark.parametrize("needed", list(LEVELS))
 @pytest.mark.parametrize("scope", sorted([*scopes.KNOWN, *NO_SCOPES]))
 def test_scope_against_access(scope: str, needed: Access) -> None:
