@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from random import Random, SystemRandom
+from random import Random
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -36,6 +36,8 @@ from tests.server.sentinel import PREFIXES, Answer, clock_at_now, environ_of, ma
 BATCH = 100
 #: Bytes in one message of a body.
 CHUNK = 2**16
+#: Headers that make the server wait for more, or speak first.
+FRAMING = ("Transfer-Encoding", "Expect")
 #: The part of each key that must not show: all but what tells its kind.
 SECRETS = {kind: key.split("_", 2)[2] for kind, key in KEYS.items()}
 #: Every request is logged, and the headers of every request.
@@ -288,25 +290,31 @@ def line_of(attack: Attack) -> bytes:
 
 def may_be_public(attack: Attack) -> bool:
     """Whether some server may take it for a public request: they read targets in ways of their own."""
-    path = re.sub(r"^[a-zA-Z]+:/*[^/]*", "", attack.target.partition("#")[0].partition("?")[0])
-    path = unquote(path, "latin-1").replace("\t", "")
+    path = re.sub(r"^[a-zA-Z]+:(//[^/]*)?", "", re.split("[?#]", attack.target)[0])
+    path = re.sub(r"\t|^[\0- ]+|[\0- ]+$", "", unquote(path, "latin-1"))
+    # Of two slashes, one is dropped, or a host is taken to follow.
+    read = {re.sub("^//+", "/", path), re.sub("^//[^/]*", "", path)}
     return attack.is_preflight or any(
-        is_public(attack.method, path.removeprefix(prefix)) for prefix in ("", *PREFIXES)
+        is_public(attack.method.strip(), path.removeprefix(prefix))
+        for path in read
+        for prefix in ("", *PREFIXES)
     )
 
 
 def send_bytes(server: Server, random: Random, count: int) -> None:
     """Requests without a key, or with one that nobody has: none gets more than a refusal."""
     for attack in grammar.attacks(random, 2 * count):
-        framed = attack.body or any(name == "Transfer-Encoding" for name, _ in attack.headers)
+        framed = attack.body or any(name in FRAMING for name, _ in attack.headers)
         if attack.grants > Access.PUBLIC or framed or may_be_public(attack):
             continue
         answer = ask(server, line_of(attack))
-        code = str(answer.ours)
-        refused = code.startswith("KEY_") or (
-            answer.status == 303 and b"hokusai/login" in answer.head
-        )
-        assert refused or answer.theirs, (attack, answer)
+        if answer.theirs:  # gunicorn's pages quote the line that is wrong
+            continue
+        refused = str(answer.ours).startswith("KEY_")
+        if attack.method == "HEAD":
+            refused = answer.status in (400, 401, 403)
+        sent_to_sign_in = answer.status == 303 and b"hokusai/login" in answer.head
+        assert refused or sent_to_sign_in, (attack, answer)
         assert not any(secret.encode() in answer.body for secret in SECRETS.values())
 
 
@@ -317,8 +325,4 @@ def test_bytes_to_a_server(server: Server) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_many_bytes_to_every_server(servers: dict[str, Server], name: str) -> None:
-    seed = SystemRandom().getrandbits(64)
-    try:
-        send_bytes(servers[name], Random(seed), 3000)
-    except AssertionError as error:
-        raise AssertionError(f"with the seed {seed}") from error
+    send_bytes(servers[name], Random(name), 3000)

@@ -34,7 +34,12 @@ ENDS: dict[str, float | None] = {
     "expired": 1.0,
 }
 #: What needs a key of a moment, which `test_adapters.py` has a clock for.
-TIMED = {"25-a-second-too-late", "25-a-second-to-go", "25-to-be-revoked-in-a-second"}
+TIMED = {
+    "25-a-second-too-late",
+    "25-a-second-to-go",
+    "25-to-be-revoked-in-a-second",
+    "25-revoked-by-a-clock-that-is-ahead",
+}
 
 
 @pytest.fixture(scope="module")

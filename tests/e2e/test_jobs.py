@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -66,7 +67,6 @@ def traces(server: Server) -> Iterator[tuple[str, list[str]]]:
     patch = pytest.MonkeyPatch()
     patch.setenv("MLFLOW_TRACKING_TOKEN", server.key("mlflow:write"))
     patch.setenv("HOME", str(server.folder / "elsewhere"))
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(server.origin)
     experiment = mlflow.set_experiment("judged").experiment_id
     found = []
@@ -77,7 +77,8 @@ def traces(server: Server) -> Iterator[tuple[str, list[str]]]:
         found.append(span.trace_id)
     mlflow.flush_trace_async_logging()
     yield experiment, found
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # which it sets as well
     patch.undo()
 
 
