@@ -397,6 +397,7 @@ def test_the_kinds():
         "a/versions/" * 5000,
         "a/versions/b/tags/" * 3000 + "/",
         "a/versions//tags/" * 3000,
+        "a/versions/b/tags//" * 8000,
         "a/endpoints/" * 5000,
         "a/aliases/" * 5000,
         "/" * 60000,
