@@ -48,12 +48,13 @@ aliases     e2e/test_registration
 api         client/test_admin contract/test_openapi e2e/test_lifecycle contract/test_client_server
 app         e2e/test_running e2e/test_modes e2e/test_jobs e2e/test_outbound e2e/test_metrics
 asgi        server/test_gate server/test_interceptors server/test_observe e2e/test_modes
-asgi        adversarial/test_grammar adversarial/test_spelling e2e/test_telling_apart
+asgi        adversarial/test_bodies adversarial/test_grammar adversarial/test_spelling
+asgi        e2e/test_telling_apart
 authority   contract/test_authorities e2e/test_service
 bridge      server/test_shortcut e2e/test_registration
 explain     test_cli
 gate        server/test_limits server/test_interceptors server/test_observe e2e/test_modes
-gate        server/test_graphql e2e/test_service adversarial/test_grammar
+gate        adversarial/test_bodies adversarial/test_sign_in e2e/test_service adversarial/test_grammar
 health      e2e/test_health
 identity    e2e/test_telling_apart e2e/test_lifecycle
 jobs        e2e/test_jobs
@@ -72,7 +73,7 @@ tally       server/test_observe e2e/test_metrics
 validation  contract/test_authorities
 web         server/test_sessions adversarial/test_sign_in e2e/test_browser
 wsgi        server/test_interceptors server/test_observe adversarial/test_grammar
-wsgi        adversarial/test_spelling e2e/test_telling_apart
+wsgi        adversarial/test_bodies adversarial/test_spelling e2e/test_telling_apart
 """
 
 
@@ -227,7 +228,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="files whose path has this in it")
     parser.add_argument("--again", action="store_true", help="only those that survived before")
     parser.add_argument("--slow", action="store_true", help="run slow tests as well")
-    parser.add_argument("--without", help="tests whose path has this in it, such as e2e/")
+    parser.add_argument("--without", nargs="*", default=[], help="tests to leave out, such as e2e/")
     options = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
@@ -240,7 +241,7 @@ def main() -> None:
         if options.only not in file:
             continue
         source = (copy.folder / PACKAGE / file).read_bytes()
-        files = [f for f in tests_of(file) if not options.without or options.without not in f]
+        files = [f for f in tests_of(file) if not any(part in f for part in options.without)]
         for mutant in mutants(f"{PACKAGE}/{file}", source):
             if options.again and [mutant.file, mutant.what] not in before:
                 continue
