@@ -47,14 +47,15 @@ server/     server/test_adapters server/test_every_setting
 aliases     e2e/test_registration
 api         client/test_admin contract/test_openapi e2e/test_lifecycle contract/test_client_server
 app         e2e/test_running e2e/test_modes e2e/test_jobs e2e/test_outbound e2e/test_metrics
-asgi        server/test_gate server/test_interceptors server/test_observe e2e/test_modes
+asgi        adversarial/test_source server/test_gate server/test_interceptors server/test_observe
 asgi        adversarial/test_bodies adversarial/test_grammar adversarial/test_spelling
-asgi        e2e/test_telling_apart
-authority   contract/test_authorities e2e/test_service
+asgi        e2e/test_modes e2e/test_telling_apart
+authority   server/test_state_table contract/test_authorities e2e/test_service
 bridge      server/test_shortcut e2e/test_registration
 explain     test_cli
 gate        server/test_limits server/test_interceptors server/test_observe e2e/test_modes
-gate        adversarial/test_bodies adversarial/test_sign_in e2e/test_service adversarial/test_grammar
+gate        server/test_state_table adversarial/test_bodies adversarial/test_sign_in
+gate        e2e/test_service adversarial/test_grammar
 health      e2e/test_health
 identity    e2e/test_telling_apart e2e/test_lifecycle
 jobs        e2e/test_jobs
@@ -72,8 +73,9 @@ switches    server/test_state_table e2e/test_modes e2e/test_log_level
 tally       server/test_observe e2e/test_metrics
 validation  contract/test_authorities
 web         server/test_sessions adversarial/test_sign_in e2e/test_browser
-wsgi        server/test_interceptors server/test_observe adversarial/test_grammar
-wsgi        adversarial/test_bodies adversarial/test_spelling e2e/test_telling_apart
+wsgi        adversarial/test_source server/test_interceptors server/test_observe
+wsgi        adversarial/test_bodies adversarial/test_grammar adversarial/test_spelling
+wsgi        e2e/test_telling_apart
 """
 
 

@@ -30,6 +30,7 @@ from mlflow_hokusai_auth.server import aliases, asgi, gate, wsgi
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
 from mlflow_hokusai_auth.server.gate import Cors, Gate
+from mlflow_hokusai_auth.server.switches import Mode
 from tests.server.sentinel import (
     GATE,
     KEYS,
@@ -345,9 +346,10 @@ def test_asgi_leaves_the_scope_of_the_server_alone_but_for_the_query() -> None:
     assert through_asgi(wire).outer == expected
 
 
-def test_asgi_refuses_a_root_path() -> None:
+@pytest.mark.parametrize("mode", ["enforce", "observe", "off"])
+def test_asgi_refuses_a_root_path(mode: str) -> None:
     for wire in (Wire(target="/health"), with_key("admin")):
-        answer = through_asgi(wire, root_path="/mlflow")
+        answer = through_asgi(wire, make_gate(mode=Mode(mode)), root_path="/mlflow")
         assert answer.verdict == (503, "MISCONFIGURED")
         assert answer.header("retry-after")
 
