@@ -61,3 +61,13 @@ def test_graphql_opens_to_a_key_that_may_read_for_queries_alone(
     assert (answer.status, answer.inner is not None) == ((200, True) if opens else (403, False))
     # Nobody else's is looked into.
     assert kind == "read" or not body.read_by_gate
+
+
+@pytest.mark.parametrize(
+    "header",
+    [("Transfer-Encoding", "chunked"), ("Content-Length", "x"), ("Content-Length", "9" * 5000)],
+)
+def test_wsgi_reads_nothing_of_unknown_length(header: tuple[str, str]) -> None:
+    ((answer, body),) = through_wsgi((), [Attack("POST", "/hokusai/login", (header,), b"x")])
+    assert answer.status == 413 and answer.inner is None
+    assert not body.read_by_gate

@@ -346,6 +346,14 @@ def test_asgi_leaves_the_scope_of_the_server_alone_but_for_the_query() -> None:
     assert through_asgi(wire).outer == expected
 
 
+@both
+def test_a_page_whose_key_is_wrong_says_so_instead_of_asking_for_one(adapter: Adapter) -> None:
+    page = ("Accept", "text/html")
+    assert adapter(Wire(headers=(page,))).status == 303
+    for kind, code in (("unknown", "KEY_UNKNOWN"), ("expired", "KEY_EXPIRED")):
+        assert adapter(with_key(kind, "GET", "/version", page)).verdict == (401, code)
+
+
 @pytest.mark.parametrize("mode", ["enforce", "observe", "off"])
 def test_asgi_refuses_a_root_path(mode: str) -> None:
     for wire in (Wire(target="/health"), with_key("admin")):
