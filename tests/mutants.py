@@ -43,7 +43,7 @@ PRELOADED = (
 #: The tests that look at a module besides those of its name, quick ones first.
 TESTS = """
 core/       core/test_* server/test_adapters contract/test_mlflow
-server/     server/test_adapters server/test_every_setting
+server/     server/test_adapters server/test_verdicts server/test_every_setting
 aliases     e2e/test_registration
 api         client/test_admin contract/test_openapi e2e/test_lifecycle contract/test_client_server
 app         e2e/test_running e2e/test_modes e2e/test_jobs e2e/test_outbound e2e/test_metrics
