@@ -47,7 +47,7 @@ server/     server/test_adapters server/test_verdicts server/test_every_setting
 aliases     e2e/test_registration
 api         client/test_admin contract/test_openapi e2e/test_lifecycle contract/test_client_server
 app         e2e/test_running e2e/test_modes e2e/test_jobs e2e/test_outbound e2e/test_metrics
-asgi        adversarial/test_source server/test_gate server/test_interceptors server/test_observe
+asgi        server/test_gate server/test_interceptors server/test_observe
 asgi        adversarial/test_bodies adversarial/test_grammar adversarial/test_spelling
 asgi        e2e/test_modes e2e/test_telling_apart
 authority   server/test_state_table contract/test_authorities e2e/test_service
@@ -71,9 +71,9 @@ settings    test_cli
 shortcut    server/test_bridge server/test_shortcut
 switches    server/test_state_table e2e/test_modes e2e/test_log_level
 tally       server/test_observe e2e/test_metrics
-validation  contract/test_authorities
+validation  contract/test_authorities e2e/test_lifecycle
 web         server/test_sessions adversarial/test_sign_in e2e/test_browser
-wsgi        adversarial/test_source server/test_interceptors server/test_observe
+wsgi        server/test_interceptors server/test_observe
 wsgi        adversarial/test_bodies adversarial/test_grammar adversarial/test_spelling
 wsgi        e2e/test_telling_apart
 """

@@ -303,10 +303,11 @@ _QUERIES = [("", False)] * 20 + [
 ]  # fmt: skip
 #: What a key that may read may ask of /graphql, where all else takes WRITE.
 GRAPHQL_READ = json.dumps({"query": "{ a }"}).encode()
+GRAPHQL_WRITE = json.dumps({"query": "mutation { a }"}).encode()
+GRAPHQL_LARGE = json.dumps({"query": "{ a }", "x": "x" * 2**18}).encode()
 _BODIES = [b""] * 8 + [
     b"key=x&next=/", b"x" * 4096, b"x" * 4097, b"x" * (2**20 + 1), b"\0\xff",
-    GRAPHQL_READ, json.dumps({"query": "mutation { a }"}).encode(),
-    json.dumps({"query": "{ a }", "x": "x" * 2**18}).encode(),
+    GRAPHQL_READ, GRAPHQL_WRITE, GRAPHQL_LARGE,
 ]  # fmt: skip
 _PREFIX_SEGMENTS = ["mlflow", "api", "x", "2.0", "hokusai", "health", "gateway", "a"]
 _KINDS = [*sorted(KEYS), *["read"] * 6, *["write"] * 4, *["scopeless", "unknown", "session"] * 2]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from mlflow_hokusai_auth.server import graphql
-from tests.adversarial.grammar import GRAPHQL_READ, KEYS, Attack
+from tests.adversarial.grammar import GRAPHQL_LARGE, GRAPHQL_READ, GRAPHQL_WRITE, KEYS, Attack
 from tests.adversarial.test_grammar import CHUNK, Sent, through_asgi, through_wsgi
 
-GRAPHQL_WRITE = json.dumps({"query": "mutation { a }"}).encode()
-GRAPHQL_LARGE = json.dumps({"query": "{ a }", "x": "x" * graphql.MAX_BODY}).encode()
 both = pytest.mark.parametrize("through", [through_asgi, through_wsgi])
 
 

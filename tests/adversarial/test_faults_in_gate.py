@@ -426,7 +426,7 @@ def test_a_function_that_fails_lets_nobody_in(
     inject(rigs[rig], adapter, case, places)
 
 
-#: One to a line; all of them come to each line, as each is passed by many cases.
+#: One to a line; others come to it in the other cases that pass it.
 errors = itertools.cycle(ERRORS)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -67,7 +66,7 @@ def traces(server: Server) -> Iterator[tuple[str, list[str]]]:
     patch = pytest.MonkeyPatch()
     patch.setenv("MLFLOW_TRACKING_TOKEN", server.key("mlflow:write"))
     patch.setenv("HOME", str(server.folder / "elsewhere"))
-    mlflow.set_tracking_uri(server.origin)
+    patch.setenv("MLFLOW_TRACKING_URI", server.origin)
     experiment = mlflow.set_experiment("judged").experiment_id
     found = []
     for number in range(2):
@@ -77,8 +76,6 @@ def traces(server: Server) -> Iterator[tuple[str, list[str]]]:
         found.append(span.trace_id)
     mlflow.flush_trace_async_logging()
     yield experiment, found
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # which it sets as well
     patch.undo()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -244,3 +244,8 @@ def through_wsgi(wire: Wire, gate: Gate = GATE, **extra: Any) -> Answer:
     ((status, headers),) = started
     lower = [(name.lower(), value) for name, value in headers]
     return Answer(int(status[:3]), lower, body, called[0] if called else None, environ)
+
+
+Adapter = Callable[..., Answer]
+ADAPTERS: dict[str, Adapter] = {"asgi": through_asgi, "wsgi": through_wsgi}
+both = pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)

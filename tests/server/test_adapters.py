@@ -7,7 +7,7 @@ import base64
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -32,15 +32,18 @@ from mlflow_hokusai_auth.server.asgi import AsgiGate
 from mlflow_hokusai_auth.server.gate import Cors, Gate
 from mlflow_hokusai_auth.server.switches import Mode
 from tests.server.sentinel import (
+    ADAPTERS,
     GATE,
     KEYS,
     PREFIXES,
     PRINCIPALS,
     READ,
     UI,
+    Adapter,
     Answer,
     Memory,
     Wire,
+    both,
     clock_at_now,
     make_gate,
     owner,
@@ -76,11 +79,6 @@ class Failing(Memory):
 def clock() -> Iterator[None]:
     with clock_at_now():
         yield
-
-
-Adapter = Callable[..., Answer]
-ADAPTERS: dict[str, Adapter] = {"asgi": through_asgi, "wsgi": through_wsgi}
-both = pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 
 
 def inner_headers(answer: Answer) -> list[tuple[str, str]]:
@@ -811,20 +809,26 @@ def test_a_cached_identity_is_no_cached_verdict(adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trusted", "address"), [((), "10.0.0.9"), (networks(["10.0.0.0/8"]), "198.51.100.7")]
+    ("trusted", "peer", "address"),
+    [
+        ((), "10.0.0.9", "10.0.0.9"),
+        (networks(["10.0.0.0/8"]), "10.0.0.9", "198.51.100.7"),
+        (networks(["10.0.0.0/8"]), "192.0.2.1", "192.0.2.1"),
+    ],
 )
 def test_the_authority_is_told_the_client_s_address(
-    trusted: tuple[Network, ...], address: str
+    trusted: tuple[Network, ...], peer: str, address: str
 ) -> None:
-    forwarded = ("X-Forwarded-For", "203.0.113.1, 198.51.100.7")
-    for adapter, peer in (
-        (through_asgi, {"client": ("10.0.0.9", 1234)}),
-        (through_wsgi, {"REMOTE_ADDR": "10.0.0.9"}),
+    others = [(name, "203.0.113.9") for name in ("X-Real-IP", "Forwarded", "X-Forwarded")]
+    forwarded = (others[0], ("X-Forwarded-For", "203.0.113.1, 198.51.100.7"), *others[1:])
+    for adapter, came in (
+        (through_asgi, {"client": (peer, 1234)}),
+        (through_wsgi, {"REMOTE_ADDR": peer}),
     ):
         backend = Memory()
         adapter(
-            with_key("read", "GET", "/version", forwarded),
+            with_key("read", "GET", "/version", *forwarded),
             make_gate(backend, trusted=trusted),
-            **peer,
+            **came,
         )
         assert backend.addresses == [address]
