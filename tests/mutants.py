@@ -40,20 +40,20 @@ PRELOADED = (
     "schemathesis.pytest.plugin",
     "sqlalchemy",
 )
-#: The tests that look at a module besides those of its name, quick ones first.
+#: The tests that look at a module besides those of its name. Those of whole servers run last.
 TESTS = """
-core/       core/test_* server/test_adapters contract/test_mlflow
-server/     server/test_adapters server/test_verdicts server/test_every_setting
 aliases     e2e/test_registration
-api         client/test_admin contract/test_openapi e2e/test_lifecycle contract/test_client_server
-app         e2e/test_running e2e/test_modes e2e/test_jobs e2e/test_outbound e2e/test_metrics
-asgi        server/test_gate server/test_interceptors server/test_observe
+api         contract/test_openapi e2e/test_lifecycle contract/test_client_server
+app         server/test_settings server/test_sockets test_cli e2e/test_running e2e/test_modes
+app         e2e/test_jobs e2e/test_outbound e2e/test_metrics
+asgi        server/test_exchanges server/test_gate server/test_interceptors server/test_observe
 asgi        adversarial/test_bodies adversarial/test_grammar adversarial/test_spelling
 asgi        e2e/test_modes e2e/test_telling_apart
 authority   server/test_state_table contract/test_authorities e2e/test_service
 bridge      server/test_shortcut e2e/test_registration
 explain     test_cli
-gate        server/test_limits server/test_interceptors server/test_observe e2e/test_modes
+gate        server/test_exchanges server/test_limits server/test_interceptors
+gate        server/test_observe e2e/test_modes
 gate        server/test_state_table adversarial/test_bodies adversarial/test_sign_in
 gate        e2e/test_service adversarial/test_grammar
 health      e2e/test_health
@@ -62,20 +62,22 @@ jobs        e2e/test_jobs
 limits      adversarial/test_sign_in
 logs        e2e/test_log_level e2e/test_metrics e2e/test_secrets
 metrics     server/test_observe e2e/test_metrics
-mlflow_     contract/test_mlflow e2e/test_every_route
-observe     e2e/test_metrics e2e/test_modes e2e/test_secrets
-openapi     contract/test_openapi
-schemas     client/test_admin contract/test_openapi e2e/test_lifecycle
+mlflow_     contract/test_mlflow core/test_operations server/test_shortcut e2e/test_every_route
+observe     server/test_tally e2e/test_metrics e2e/test_modes e2e/test_secrets
+openapi     docs/test_generated contract/test_openapi
+schemas     server/test_api contract/test_openapi e2e/test_lifecycle
 sessions    adversarial/test_sign_in e2e/test_browser
-settings    test_cli
+settings    server/test_header_policy test_cli e2e/test_metrics
 shortcut    server/test_bridge server/test_shortcut
 switches    server/test_state_table e2e/test_modes e2e/test_log_level
 tally       server/test_observe e2e/test_metrics
 validation  contract/test_authorities e2e/test_lifecycle
 web         server/test_sessions adversarial/test_sign_in e2e/test_browser
-wsgi        server/test_interceptors server/test_observe
+wsgi        server/test_exchanges server/test_interceptors server/test_observe
 wsgi        adversarial/test_bodies adversarial/test_grammar adversarial/test_spelling
 wsgi        e2e/test_telling_apart
+core/       core/test_* server/test_adapters contract/test_mlflow
+server/     server/test_adapters server/test_verdicts server/test_every_setting
 """
 
 
@@ -114,7 +116,7 @@ def mutants(file: str, source: bytes) -> Iterator[Mutant]:
                 else:
                     yield made(element, nothing)
     for node in ast.walk(tree):
-        if isinstance(node, ast.If | ast.IfExp):
+        if isinstance(node, ast.If | ast.IfExp) and ast.unparse(node.test) != "TYPE_CHECKING":
             yield from (made(node.test, value) for value in ("True", "False"))
         elif isinstance(node, ast.comprehension):
             yield from (made(test, "True") for test in node.ifs)
@@ -155,7 +157,8 @@ def tests_of(file: str) -> list[str]:
                 for name in names
                 for path in sorted((ROOT / "tests").glob(f"{name}.py"))
             ]
-    return [one for one in dict.fromkeys(found) if (ROOT / one).exists()]
+    files = [one for one in dict.fromkeys(found) if (ROOT / one).exists()]
+    return sorted(files, key=lambda one: "/e2e/" in one or "/test_every_setting" in one)
 
 
 class Copy:

@@ -523,6 +523,9 @@ def test_explain_names_the_rule_and_the_verdict(call: Call) -> None:
     assert "mlflow:write" in answer["scopes"] and "mlflow:read" not in answer["scopes"]
     assert "everybody" in call("explain", "GET", "/mlflow/health").stdout
     assert "not known" in call("explain", "GET", "/mlflow/mlflow/health").stdout
+    root = call("explain", "GET", "/mlflow").stdout
+    assert "GET /" in root and "not known" not in root
+    assert "a key without scopes is allowed" in root
 
 
 def test_without_the_server_extra_the_command_says_what_to_install(tmp_path: Path) -> None:

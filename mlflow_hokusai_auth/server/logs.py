@@ -28,7 +28,7 @@ def cut_keys() -> None:
                 # A copy of its class: gunicorn's mapping of atoms answers for names that it lacks.
                 record.args = copy.copy(record.args)
                 record.args.update(cleaned)
-        if record.exc_info and record.exc_info[0] is not None:
+        if record.exc_info:
             text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
             if (redacted := redact(text)) != text:
                 record.exc_info, record.exc_text = None, redacted
@@ -39,8 +39,6 @@ def cut_keys() -> None:
 
 def _clean(item: Any) -> Any:
     """`item` if it has no key in it, else its text without."""
-    if item is None or isinstance(item, (int, float)):
-        return item
     try:
         text = str(item)
     except Exception:

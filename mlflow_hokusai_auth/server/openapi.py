@@ -22,8 +22,6 @@ _MODELS = (
     schemas.ExistingKey,
     schemas.KeyChanges,
     schemas.Rotation,
-    schemas.Key,
-    schemas.KeyWithUses,
     schemas.MadeKey,
     schemas.ReplacingKey,
     schemas.KeyPage,

@@ -30,7 +30,7 @@ def record(exchange: Exchange, outcome: str) -> None:
     }
     now, wall = time.perf_counter(), time.time_ns()
     began = wall - int((now - exchange.began) * 1e9)
-    ended = wall - int((now - (exchange.ended or now)) * 1e9)
+    ended = wall - int((now - exchange.ended) * 1e9)
     rule = exchange.operation.rule if exchange.operation is not None else ""
     span = provider.get_tracer("mlflow_hokusai_auth", __version__).start_span(
         rule or "unknown route",

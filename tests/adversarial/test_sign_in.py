@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be sho
 
 PAGE = {"Accept": "text/html"}
 WHOAMI = "/api/2.0/hokusai/whoami"
+HOST = "registry.example.com"
 
 
 @pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
@@ -27,7 +28,12 @@ def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("site")
-    with serve(folder, SERVERS[request.param], HOKUSAI_AUTH_TRUSTED_PROXIES="127.0.0.1") as running:
+    with serve(
+        folder,
+        SERVERS[request.param],
+        HOKUSAI_AUTH_TRUSTED_PROXIES="127.0.0.1",
+        MLFLOW_SERVER_ALLOWED_HOSTS=f"127.0.0.1:*,{HOST}",
+    ) as running:
         yield running
 
 
@@ -74,15 +80,14 @@ def test_a_session_is_fresh_and_the_one_before_ends(site: Server) -> None:
 
 
 def test_elsewhere_than_on_loopback_the_cookie_is_for_https_only(site: Server) -> None:
-    host = "registry.example.com"
-    over = {"Host": host, "Origin": f"https://{host}"}
-    status, headers, _ = sign_in(site, site.key("mlflow:read"), **over)
-    # MLflow knows no such host here, which it says after the gate has let the request pass.
-    if status == 303:
-        assert headers["set-cookie"].startswith("__Host-hokusai_session=")
-        assert "Secure" in headers["set-cookie"]
-    else:
-        assert status == 403
+    key = site.key("mlflow:read")
+    status, headers, _ = sign_in(site, key, Host=HOST, Origin=f"https://{HOST}")
+    assert status == 303
+    assert headers["set-cookie"].startswith("__Host-hokusai_session=")
+    assert "Secure" in headers["set-cookie"]
+    status, headers, body = sign_in(site, key, Host=HOST, Origin=f"http://{HOST}")
+    assert status == 400 and "set-cookie" not in headers
+    assert b"over https only" in body
 
 
 def test_signing_out_and_the_key_s_end_are_the_session_s(site: Server) -> None:
@@ -90,7 +95,13 @@ def test_signing_out_and_the_key_s_end_are_the_session_s(site: Server) -> None:
     one, other = (cookie(sign_in(site, key)[1]) for _ in range(2))
     host = site.origin.removeprefix("http://")
     out = {"Cookie": one, "Origin": site.origin, "Host": host}
-    assert site.request("POST", "/hokusai/logout", headers=out)[0] == 303
+    status, _, _ = site.request(
+        "POST", "/hokusai/logout", headers=out | {"Origin": "https://evil.example"}
+    )
+    assert status == 403
+    assert site.request("GET", WHOAMI, headers={"Cookie": one})[0] == 200
+    status, headers, _ = site.request("POST", "/hokusai/logout", headers=out)
+    assert status == 303 and "Max-Age=0" in headers["set-cookie"]
     assert refused_within_a_second(site, one)
     assert site.request("GET", WHOAMI, headers={"Cookie": other})[0] == 200
     site.store.revoke(record.key_id)
@@ -133,8 +144,10 @@ def test_a_cookie_s_request_must_come_from_our_own_page(site: Server) -> None:
 
 def test_a_form_from_elsewhere_signs_nobody_in(site: Server) -> None:
     for origin in ("https://evil.example", "null"):
-        status, headers, _ = sign_in(site, site.key("mlflow:read"), Origin=origin)
+        status, headers, body = sign_in(site, site.key("mlflow:read"), Origin=origin)
         assert status == 403 and "set-cookie" not in headers
+        # Nor does the page go on by itself, as after a link from elsewhere.
+        assert b"data-try" not in body
 
 
 def test_attempts_are_limited_and_tell_nothing_apart(site: Server) -> None:
@@ -143,7 +156,9 @@ def test_attempts_are_limited_and_tell_nothing_apart(site: Server) -> None:
     store.revoke(revoked.key_id)
     expired = store.create(owner="b", scopes=["mlflow:read"], expires_at=time.time() - 1)[1]
     elsewhere = store.create(owner="c", scopes=["mlflow:read"], networks=("203.0.113.9/32",))[1]
-    wrong = [keys.generate(), gone, expired, elsewhere, "hk_live_x", ""]
+    # A session does not live on in another one.
+    session = cookie(sign_in(site, site.key("mlflow:read"))[1]).partition("=")[2]
+    wrong = [keys.generate(), gone, expired, elsewhere, session, "hk_live_x", ""]
     answers = {sign_in(site, key)[::2] for key in wrong}
     assert len(answers) == 1 and next(iter(answers))[0] == 401
     address = "192.0.2.77"
@@ -206,6 +221,8 @@ def test_pages_may_not_be_framed_or_kept(site: Server) -> None:
         assert "unsafe" not in policy and policy.startswith("default-src 'none'")
         assert headers["cache-control"] == "no-store"
         assert headers["referrer-policy"] == "same-origin"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-opener-policy"] == "same-origin"
 
 
 def test_too_many_wrong_keys_are_told_to_wait_and_a_good_one_is_served(tmp_path: Path) -> None:

@@ -235,11 +235,12 @@ def through_wsgi(wire: Wire, gate: Gate = GATE, **extra: Any) -> Answer:
         return [b"MLflow"]
 
     environ = environ_of(wire, **extra)
-    body = b"".join(
-        wsgi_gate(mlflow, gate, PREFIXES)(
-            environ, lambda status, headers: started.append((status, headers))
-        )
+    answer = wsgi_gate(mlflow, gate, PREFIXES)(
+        environ, lambda status, headers: started.append((status, headers))
     )
+    body = b"".join(answer)
+    if close := getattr(answer, "close", None):
+        close()
     assert len(called) <= 1
     ((status, headers),) = started
     lower = [(name.lower(), value) for name, value in headers]

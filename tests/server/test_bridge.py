@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -138,6 +139,63 @@ def test_chunks_arrive_as_they_are_made_and_no_faster_than_they_are_taken() -> N
 
     asyncio.run(Bridge(app)(GET, receive, send))
     assert made == [0, 1, 2, 3, 4]
+
+
+def messages(app: Callable[..., Any]) -> list[tuple[bytes, bool]]:
+    """Body and more_body of what is sent after the start, which comes first and once."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    asyncio.run(Bridge(app)(GET, receive, send))
+    start, *rest = sent
+    assert start["type"] == "http.response.start"
+    assert {message["type"] for message in rest} == {"http.response.body"}
+    return [(message["body"], message.get("more_body", False)) for message in rest]
+
+
+IN_PIECES = [(b"abc", True), (b"def", True), (b"", False)]
+
+
+@pytest.mark.parametrize(
+    ("made", "length", "expected"),
+    [
+        ([b"abc", b"def"], None, [(b"abcdef", False)]),
+        (iter([b"abc", b"def"]), 6, [(b"abcdef", False)]),
+        (iter([b"abc", b"def"]), SHORT, [(b"abcdef", False)]),
+        (iter([b"abc", b"def"]), SHORT + 1, IN_PIECES),
+        (iter([b"abc", b"def"]), None, IN_PIECES),
+        (iter([]), None, [(b"", False)]),
+    ],
+)
+def test_what_is_short_is_sent_in_one_piece(made: Any, length: int | None, expected: Any) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [] if length is None else [("Content-Length", str(length))])
+        return made
+
+    assert messages(app) == expected
+
+
+def test_an_error_replaces_an_answer_that_has_not_begun_and_breaks_off_one_that_has() -> None:
+    def fails(chunks: int) -> Callable[..., Any]:
+        def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+            start_response("200 OK", [])
+            for _ in range(chunks):
+                yield b"abc"
+            try:
+                raise LookupError("late")
+            except LookupError:
+                start_response("500 Late", [], sys.exc_info())
+            yield b"sorry"
+
+        return app
+
+    assert answer(fails(0)) == (500, [], b"sorry")
+    assert answer(fails(1))[0] == "LookupError"
 
 
 def test_a_client_that_hangs_up_before_its_body_is_there_gets_nothing_done() -> None:

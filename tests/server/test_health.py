@@ -15,12 +15,13 @@ from pathlib import Path
 
 import flask
 import pytest
+import requests
 
 from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.server import health
 from mlflow_hokusai_auth.server.health import FRESH, TIMEOUT, Health, Unhealthy
-from tests.harness import environment
+from tests.harness import Server, environment
 
 SECRET = "postgresql://mlflow:canary@db.example.com/mlflow"
 KEY = "hk_live_" + "a" * 32
@@ -292,3 +293,21 @@ def test_while_somebody_looks_the_others_are_told_what_was_found_before() -> Non
         assert time.monotonic() - began < 1
         go_on.set()
         assert asked.result(5) is not found
+
+
+def test_artifacts_that_are_not_in_a_folder_here_are_asked_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server's artifacts stand for an object store."""
+    look = health.checks(LocalStore(f"sqlite:///{tmp_path}/keys.db"), lambda: "")["artifact_root"]
+    monkeypatch.setattr("mlflow.server.handlers._artifact_repo", None)
+    there = f"{server.origin}/api/2.0/mlflow-artifacts/artifacts"
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", there)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.origin)
+    monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
+    with pytest.raises(requests.HTTPError, match="KEY_MISSING"):
+        look()
+    monkeypatch.setenv("HOKUSAI_API_KEY", server.key("model:read"))
+    assert look() == "can be listed"
+    monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "false")
+    assert look() == "not served here"

@@ -66,6 +66,16 @@ def test_a_key_is_served_as_often_as_its_limit_says(limits: Limits) -> None:
     assert admitted(limits, 4, 10) == 4
 
 
+def test_a_clock_that_is_set_back_begins_anew(clock: time_machine.Traveller) -> None:
+    limits = Limits()
+    assert admitted(limits, 3, 10) == 3
+    clock.shift(-30)
+    assert admitted(limits, 3, 1) == 0
+    # What was counted in a future by then would count until that is over.
+    clock.shift(-3600)
+    assert admitted(limits, 3, 10) == 3
+
+
 def test_the_hour_moves_with_the_clock(limits: Limits, clock: time_machine.Traveller) -> None:
     assert admitted(limits, 3, 1) == 1
     clock.shift(1800)

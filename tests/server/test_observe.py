@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_hokusai_auth.backends.observed import WouldRefuse
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.operations import UNKNOWN, classify
-from mlflow_hokusai_auth.core.types import Access, Allow, Credential, Deny, Principal, Request
+from mlflow_hokusai_auth.core.types import Allow, Credential, Deny, Principal, Request
+from mlflow_hokusai_auth.server.interceptors import RequestView
 from mlflow_hokusai_auth.server.observe import (
     Exchange,
     Observer,
@@ -76,6 +78,8 @@ def allow(operation: Any = READ, principal: Principal | None = SOMEBODY) -> Allo
         (exchange(allow(PUBLIC, None), 500), "mlflow_error"),
         (exchange(allow(OURS), 503), "unavailable"),
         (exchange(allow(OURS), 400), "allowed"),
+        (exchange(allow(), 500, False), "mlflow_error"),
+        (exchange(None, 500, False, operation=None), "mlflow_error"),
         (exchange(allow(), 403, host_refusal=True), "host"),
         (exchange(allow(PUBLIC, None), 403, host_refusal=True), "host"),
     ],
@@ -184,7 +188,8 @@ def test_what_fails_or_changes_something_is_always_told(caplog: pytest.LogCaptur
 def test_of_what_only_reads_a_sample_is_told(
     sample: float, least: int, most: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reads = [exchange(allow(PUBLIC, None)), exchange(allow())] * 200
+    kinds = (allow(PUBLIC, None), allow(), allow(READ, None))
+    reads = [exchange(kinds[number % 3]) for number in range(400)]
     assert least <= len(told(caplog, Observer(sample=sample), *reads)) <= most
 
 
@@ -192,6 +197,30 @@ def test_a_level_above_is_respected(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "mlflow_hokusai_auth.decisions"):
         Observer(sample=1).over(exchange(MISSING, 401, False))
     assert not caplog.records
+
+
+def test_what_has_no_operation_is_told_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    made = exchange(allow(PUBLIC, None), operation=None)
+    assert told(caplog, Observer(sample=1), made) == [("INFO", "public")]
+    none = line(exchange(None, 500, False, operation=None), "mlflow_error")
+    assert (none["rule"], none["access"], none["key_id"], none["reason"]) == ("", "", "", "ok")
+
+
+def test_what_mode_observe_lets_pass_is_handed_on() -> None:
+    found: list[WouldRefuse] = []
+    observer = Observer(observed=found.append)
+    for made in (
+        exchange(replace(MISSING, principal=SOMEBODY)),
+        exchange(MISSING, operation=None),
+        exchange(MISSING, 401, False),
+        exchange(allow()),
+    ):
+        observer.over(made)
+    assert [one._replace(minute=0) for one in found] == [
+        WouldRefuse("KEY_MISSING", READ.rule, "key_1", "192.0.2.1", "somebody", 0),
+        WouldRefuse("KEY_MISSING", "", "", "192.0.2.1", "", 0),
+    ]
+    assert abs(found[0].minute - time.time() / 60) < 2
 
 
 @pytest.mark.parametrize(
@@ -309,7 +338,17 @@ def test_whose_key_was_in_the_query_is_known() -> None:
     assert not exchange(MISSING).query_key and not exchange(None).query_key
 
 
-def test_what_interceptors_see_of_a_request_without_a_caller() -> None:
-    view = exchange(allow(PUBLIC, None), operation=None).view()
-    assert (view.rule, view.key_id, view.owner) == ("", "", "")
-    assert PUBLIC.access is Access.PUBLIC
+def test_what_interceptors_see_of_a_request() -> None:
+    assert exchange(allow()).view() == RequestView(
+        "GET",
+        "/api/2.0/mlflow/experiments/get",
+        "/mlflow",
+        "id-1",
+        READ.rule,
+        "key_1",
+        "somebody",
+        "192.0.2.1",
+    )
+    for verdict in (allow(PUBLIC, None), None):
+        view = exchange(verdict, operation=None).view()
+        assert (view.rule, view.key_id, view.owner) == ("", "", "")

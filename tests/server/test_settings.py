@@ -42,8 +42,14 @@ def test_the_defaults_start_a_server(tmp_path: Path) -> None:
         ({}, {"HOKUSAI_AUTH_COLOUR": "red"}, "there is no such setting"),
         ({}, {"HOKUSAI_AUTH_MODE": "on"}, "HOKUSAI_AUTH_MODE: "),
         ({}, {"HOKUSAI_AUTH_BACKEND": "ldap"}, "must be local, service or local,service"),
-        ({}, {"HOKUSAI_AUTH_BACKEND": "service"}, "set HOKUSAI_AUTH_SERVICE_URL"),
-        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "auth.example.com"}, "must look like https://"),
+        ({}, {"HOKUSAI_AUTH_BACKEND": "service"}, "start: HOKUSAI_AUTH_BACKEND names the"),
+        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "a.example"}, "start: HOKUSAI_AUTH_SERVICE_URL: must"),
+        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "ftp://auth.example.com"}, "must look like https://"),
+        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://"}, "must look like https://"),
+        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://a.example/?canary"}, "must look like https://"),
+        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://a.example/#canary"}, "must look like https://"),
+        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://canary@a.example"}, "must look like https://"),
+        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://:canary@a.example"}, "must look like https://"),
         ({}, {"HOKUSAI_AUTH_TRUSTED_PROXIES": "proxy"}, "HOKUSAI_AUTH_TRUSTED_PROXIES: "),
         ({}, {"HOKUSAI_AUTH_SECRET_KEY": "canary"}, "32 characters"),
         ({}, {"HOKUSAI_AUTH_REDIS_URL": "redis://x"}, "needs HOKUSAI_AUTH_SECRET_KEY"),
@@ -57,10 +63,15 @@ def test_the_defaults_start_a_server(tmp_path: Path) -> None:
             },
             "redis",
         ),
+        ({}, {"HOKUSAI_AUTH_METRICS_BIND": "9464"}, "must look like 127.0.0.1:9464"),
+        ({}, {"HOKUSAI_AUTH_METRICS_BIND": "127.0.0.1:"}, "must look like 127.0.0.1:9464"),
+        ({}, {"HOKUSAI_AUTH_METRICS_BIND": "127.0.0.1:0"}, "must look like 127.0.0.1:9464"),
+        ({}, {"HOKUSAI_AUTH_METRICS_BIND": "127.0.0.1:65536"}, "must look like 127.0.0.1:9464"),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "x"}, "must look like /mlflow"),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "/mlflow/"}, "must look like /mlflow"),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "/"}, "must look like /mlflow"),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "/a%2Fb"}, "must look like /mlflow"),
+        ({}, {"HOKUSAI_AUTH_PREFIXES": "/größe"}, "must look like /mlflow"),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "/a/../b"}, "must look like /mlflow"),
         ({}, {"HOKUSAI_AUTH_PREFIXES": "/api"}, "routes of its own below /api"),
         ({}, {"HOKUSAI_AUTH_DATABASE_URI": "sqlite://"}, "in memory"),
@@ -128,6 +139,13 @@ def test_a_secret_file_that_cannot_be_read_is_named(
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(settings.SettingsError, match=f"Permission denied: '{secret}'"):
         settings.load(tmp_path)
+
+
+def test_a_list_may_have_spaces_and_nothing_between_its_commas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOKUSAI_AUTH_PREFIXES", "/a, /b,, ")
+    assert settings.load().prefixes == ("/a", "/b")
 
 
 def test_the_names_of_other_hokusai_services_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from mlflow.server import app as flask_app
+from mlflow.server.fastapi_app import create_fastapi_app
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response
+from starlette.routing import Mount, Route
 
+from mlflow_hokusai_auth.core.operations import classify
+from mlflow_hokusai_auth.core.types import Request
+from mlflow_hokusai_auth.server import shortcut
+from tests.contract.test_mlflow import VERSION
 from tests.harness import environment
 
-pytestmark = pytest.mark.slow  # thousands of requests
 
-
+@pytest.mark.slow  # thousands of requests
 @pytest.mark.parametrize("origins", ["https://allowed.example", "*", ""])
 def test_answers_are_the_same_in_status_headers_and_body(tmp_path: Path, origins: str) -> None:
     done = subprocess.run(
@@ -30,3 +41,59 @@ def test_answers_are_the_same_in_status_headers_and_body(tmp_path: Path, origins
     assert found["rules"] > 200 and found["compared"] > 4000
     assert {"200", "400", "404"} <= set(found["statuses"])
     assert found["differing"] == []
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "fits"),
+    [
+        ("GET /version", (), True),
+        ("POST /api/2.0/mlflow/runs/create", ((b"x-tenant", b"a"),), True),
+        ("POST /api/2.0/mlflow/runs/create", ((b"x-mlflow-workspace", b"a"),), False),
+        ("GET /ajax-api/3.0/jobs/1", (), False),
+        ("POST /gateway/chat/invocations", (), False),
+        ("GET /of/nobody", (), False),
+    ],
+)
+def test_only_what_flask_answers_without_a_workspace_fits(
+    request_line: str, headers: tuple[tuple[bytes, bytes], ...], fits: bool
+) -> None:
+    built = shortcut.build(create_fastapi_app(flask_app), flask_app)
+    assert built is not None
+    method, path = request_line.split()
+    assert built.fits(classify(method, path), Request(method, path, b"", headers)) is fits
+
+
+async def foreign(request: StarletteRequest, call_next: RequestResponseEndpoint) -> Response:
+    return await call_next(request)
+
+
+def elsewhere(whole: FastAPI) -> None:
+    mount = whole.router.routes[-1]
+    assert isinstance(mount, Mount)
+    whole.router.routes[-1] = Mount("/elsewhere", mount.app)
+
+
+#: What an MLflow to come might have, and the short way would leave out.
+CHANGES: dict[str, Callable[[FastAPI], object]] = {
+    "a middleware that is not known": lambda whole: whole.add_middleware(
+        BaseHTTPMiddleware, dispatch=foreign
+    ),
+    "Flask is below a path": elsewhere,
+    "Flask is not mounted last": lambda whole: whole.router.routes.append(
+        Route("/last", lambda _: Response())
+    ),
+    "another application is": lambda whole: whole.mount("", FastAPI()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_there_is_no_short_way_if_mlflow_is_built_otherwise(change: str) -> None:
+    whole = create_fastapi_app(flask_app)
+    CHANGES[change](whole)
+    assert shortcut.build(whole, flask_app) is None
+
+
+@pytest.mark.skipif(VERSION < (3, 10), reason="MLflow has no workspaces before 3.10")
+def test_there_is_no_short_way_with_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
+    assert shortcut.build(create_fastapi_app(flask_app), flask_app) is None

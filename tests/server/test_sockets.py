@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.server import sockets
 from mlflow_hokusai_auth.server.sockets import send_at_once
 from tests.harness import environment
 
@@ -27,7 +30,13 @@ def nodelay(one: socket.socket) -> bool:
 
 
 def test_what_is_accepted_sends_at_once_and_nothing_else_is_touched() -> None:
-    with socket.socket(socket.AF_INET) as listening, socket.socket(socket.AF_INET) as idle:
+    local, other_end = socket.socketpair()
+    with (
+        local,
+        other_end,
+        socket.socket(socket.AF_INET) as listening,
+        socket.socket(socket.AF_INET) as idle,
+    ):
         listening.bind(("127.0.0.1", 0))
         before = len(list(OPEN.iterdir()))
         send_at_once()
@@ -48,3 +57,10 @@ def test_the_server_does_it_at_start(tmp_path: Path) -> None:
         [sys.executable, "-c", STARTS], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert done.stdout.strip().splitlines()[-1:] == ["1"], done.stderr
+
+
+def test_where_open_files_are_not_listed_nothing_is_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sockets, "_OPEN", tmp_path / "none")
+    send_at_once()

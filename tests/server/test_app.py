@@ -1,0 +1,266 @@
+"""What the command does before any worker starts, and what each worker is put together from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from mlflow_hokusai_auth.backends.database import Actor
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.core.types import MODES
+from mlflow_hokusai_auth.server import app, interceptors, jobs, metrics, settings
+from tests.contract.test_mlflow import VERSION
+from tests.harness import environment
+
+OFF = "hokusai-auth: MODE IS off. NOBODY IS ASKED FOR A KEY."
+OBSERVE = "hokusai-auth: mode is observe. Nobody is refused; what would be is logged."
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    yield
+    metrics.clear()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def store(folder: Path) -> LocalStore:
+    made = LocalStore(f"sqlite:///{folder}/hokusai_auth.db")
+    made.migrate()
+    return made
+
+
+def refused(capsys: pytest.CaptureFixture[str]) -> str:
+    """What `create_app` says when it ends the worker."""
+    with pytest.raises(SystemExit) as ended:
+        app.create_app()
+    # So that uvicorn's supervisor does not start it anew.
+    assert ended.value.code == 3
+    return capsys.readouterr().err
+
+
+# The command
+
+
+def test_workers_and_jobs_inherit_what_they_need(tmp_path: Path) -> None:
+    app.bootstrap({})
+    assert os.environ["FORWARDED_ALLOW_IPS"] == ""
+    assert os.environ[jobs.TOKEN].startswith("hk_jobs_")
+    assert Path(os.environ[metrics.DIRECTORY]).is_dir()
+    assert LocalStore(f"sqlite:///{tmp_path}/hokusai_auth.db").is_current()
+
+
+def test_whom_the_operator_lets_forward_addresses_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "192.0.2.1")
+    app.bootstrap({"uvicorn_opts": "--log-level debug", "gunicorn_opts": "--timeout 60"})
+    assert os.environ["FORWARDED_ALLOW_IPS"] == "192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    ("environ", "kept", "said"),
+    [
+        ({}, None, []),
+        ({"MODE": "observe"}, None, [OBSERVE]),
+        ({"MODE": "off"}, None, [OFF]),
+        ({}, "off", [OFF, "mode is off, as `hokusai-auth mode` said, and not HOKUSAI_AUTH_MODE="]),
+        ({"MODE": "off"}, "enforce", ["mode is enforce, as `hokusai-auth mode` said, and not "]),
+        ({"MODE": "observe"}, "observe", [OBSERVE]),
+        ({"FORCE_MODE": "enforce"}, "off", []),
+        ({"FORCE_MODE": "off"}, "enforce", [OFF]),
+        ({"SERVICE_URL": "http://auth.example.com"}, None, []),
+        (
+            {"BACKEND": "service", "SERVICE_URL": "http://auth.example.com"},
+            None,
+            ["hokusai-auth: keys travel to http://auth.example.com without encryption."],
+        ),
+        ({"BACKEND": "service", "SERVICE_URL": "https://auth.example.com"}, None, []),
+    ],
+)
+def test_what_must_not_be_overlooked_is_said(
+    environ: dict[str, str],
+    kept: str | None,
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if kept is not None:
+        database = store(tmp_path).database
+        database.set_state("mode", MODES.index(kept), "mode.set", Actor("operator", ""))
+    for name, value in environ.items():
+        monkeypatch.setenv(f"HOKUSAI_AUTH_{name}", value)
+    app.bootstrap({})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(said)
+    assert all(text in line for text, line in zip(said, lines, strict=True))
+
+
+def test_forced_off_it_starts_without_its_store_and_otherwise_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", "sqlite:////nowhere/at/all.db")
+    with pytest.raises(SystemExit, match="can't start"):
+        app.bootstrap({})
+    monkeypatch.setenv("HOKUSAI_AUTH_FORCE_MODE", "off")
+    app.bootstrap({})
+    assert "hokusai-auth: starts all the same, as it is off: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environ", "missing", "says"),
+    [
+        ({"LEAK_PUBLIC_KEYS": "/nowhere.json"}, None, "/nowhere.json can't be read"),
+        ({"METRICS_BIND": "192.0.2.1:9464"}, None, "metrics can't be served at 192.0.2.1:9464"),
+        (
+            {
+                "BACKEND": "service",
+                "SERVICE_URL": "https://auth.example.com",
+                "REDIS_URL": "redis://127.0.0.1:1",
+                "SECRET_KEY": "s" * 32,
+            },
+            "redis",
+            "redis",
+        ),
+    ],
+)
+def test_what_workers_would_fail_at_stops_the_command(
+    environ: dict[str, str], missing: str | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(f"HOKUSAI_AUTH_{name}", value)
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit, match=f"can't start: .*{says}"):
+        app.bootstrap({})
+
+
+def test_an_interceptor_that_can_t_be_loaded_stops_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point = EntryPoint("tenants", "no_such_module:Tenants", interceptors.GROUP)
+    monkeypatch.setattr(interceptors, "entry_points", lambda group: [point])
+    with pytest.raises(SystemExit, match=r"can't start: interceptor tenants .*can't be loaded"):
+        app.bootstrap({})
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [("server", {"port": 1}), ("gc", None), (None, None)]
+)
+def test_only_in_the_server_s_command_is_anything_done(command: str | None, options: Any) -> None:
+    if command is None:
+        assert app._in_server_command() is None
+        return
+    with click.Context(click.Command(command), info_name=command) as context:
+        context.params = {"port": 1}
+        assert app._in_server_command() == options
+
+
+# A worker
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({}, "the key store's tables are missing"),
+        ({"HOKUSAI_AUTH_MODE": "on"}, "HOKUSAI_AUTH_MODE: "),
+        ({"_MLFLOW_STATIC_PREFIX": "/ui"}, "--static-prefix is not supported"),
+    ],
+)
+def test_a_worker_that_can_t_start_says_why(
+    environ: dict[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    said = refused(capsys)
+    assert said.startswith("hokusai-auth can't start: ") and says in said
+
+
+def test_what_nobody_thought_of_is_shown_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise TypeError("unforeseen")
+
+    monkeypatch.setattr(settings, "load", fail)
+    said = refused(capsys)
+    assert "Traceback" in said and "TypeError: unforeseen" in said
+
+
+#: What a worker is put together from, as JSON on the last line.
+WORKER = """
+import gc, json, logging
+from prometheus_client import REGISTRY
+from mlflow_hokusai_auth.server import app
+made = app.create_app()
+from mlflow.server import app as flask_app
+gate = getattr(made, "_gate", None)
+print(json.dumps({
+    "type": type(made).__name__,
+    "shortcut": getattr(made, "_shortcut", None) is not None,
+    "user": "_set_user" in [one.__name__ for one in flask_app.before_request_funcs[None]],
+    "pages": sorted(name for name in flask_app.blueprints if name.startswith("hokusai")),
+    "cut": logging.getLogRecordFactory() is not logging.LogRecord,
+    "shown": bool(logging.getLogger("mlflow_hokusai_auth.audit").handlers),
+    "frozen": gc.get_freeze_count() > 0,
+    "told": sorted(
+        family.name for family in REGISTRY.collect()
+        if family.name in ("hokusai_auth_info", "hokusai_auth_mode") and family.samples
+    ),
+    "cors": gate and [gate.cors.headers(origin) != () for origin in (
+        "https://ui.example", "http://localhost:3000", "https://evil.example"
+    )],
+}))
+"""
+PAGES = ["account", "health", "monitoring", "pages", "validation"]
+
+
+def worker(folder: Path, **environ: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER],
+        cwd=folder,
+        env=environment(folder, **environ),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.skipif(VERSION < (3, 5), reason="MLflow before 3.5 has no security middleware")
+@pytest.mark.parametrize("origins", ["", "https://ui.example"])
+def test_under_uvicorn_it_is_put_together_as_designed(origins: str, tmp_path: Path) -> None:
+    store(tmp_path)
+    environ = {"MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": origins} if origins else {}
+    found = worker(tmp_path, _MLFLOW_SGI_NAME="uvicorn", **environ)
+    assert found == {
+        "type": "AsgiGate",
+        "shortcut": True,
+        "user": True,
+        "pages": ["hokusai", *(f"hokusai_{name}" for name in PAGES)],
+        "cut": True,
+        "shown": True,
+        "frozen": True,
+        "told": ["hokusai_auth_info", "hokusai_auth_mode"],
+        "cors": [bool(origins), True, False],
+    }
+
+
+def test_under_other_servers_it_is_a_wsgi_application_that_starts_without_a_store_if_forced_off(
+    tmp_path: Path,
+) -> None:
+    assert worker(tmp_path, HOKUSAI_AUTH_FORCE_MODE="off")["type"] == "function"

@@ -1,0 +1,294 @@
+"""Each request is told of once, whatever becomes of it; and what else adapters hand on."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from wsgiref.util import FileWrapper
+
+import pytest
+
+from mlflow_hokusai_auth.core import browser, keys
+from mlflow_hokusai_auth.server.asgi import AsgiGate
+from mlflow_hokusai_auth.server.gate import Gate
+from mlflow_hokusai_auth.server.observe import Exchange
+from mlflow_hokusai_auth.server.wsgi import wsgi_gate
+from tests.adversarial.grammar import GRAPHQL_READ
+from tests.server.sentinel import (
+    KEYS,
+    PREFIXES,
+    Adapter,
+    Wire,
+    both,
+    clock_at_now,
+    environ_of,
+    make_gate,
+    scope_of,
+    with_key,
+)
+
+READ = with_key("read")
+PAGE = ("Accept", "text/html")
+
+
+@dataclass
+class Told:
+    """An observer that keeps what it is told of."""
+
+    exchanges: list[Exchange] = field(default_factory=list)
+
+    def over(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+
+    @property
+    def one(self) -> Exchange:
+        (exchange,) = self.exchanges
+        return exchange
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def gate(told: Told) -> Gate:
+    return make_gate(observer=told)
+
+
+@both
+@pytest.mark.parametrize(
+    ("wire", "status", "passed"),
+    [
+        (READ, 200, True),
+        (Wire(), 401, False),
+        (with_key("read", "POST", "/api/2.0/mlflow/runs/create"), 403, False),
+        (with_key("read", "GET", "/api/mlflow"), 308, False),
+    ],
+)
+def test_each_request_is_told_of_once(
+    wire: Wire, status: int, passed: bool, adapter: Adapter, gate: Gate, told: Told
+) -> None:
+    assert adapter(wire, gate).status == status
+    assert (told.one.status, told.one.passed, told.one.broke_off) == (status, passed, False)
+    assert (told.one.answered > 0) is passed
+
+
+def asgi_ask(gate: Gate, app: Any, receive: Any = None, wire: Wire = READ) -> list[Any]:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(AsgiGate(app, gate)(scope_of(wire), receive, send))
+    return sent
+
+
+def wsgi_ask(gate: Gate, app: Any, wire: Wire = READ, **extra: Any) -> Any:
+    return wsgi_gate(app, gate, PREFIXES)(environ_of(wire, **extra), lambda *_: lambda _: None)
+
+
+class Broken(Exception):
+    """What MLflow raises here."""
+
+
+def test_one_that_mlflow_breaks_off_is_told_of_and_raised(gate: Gate, told: Told) -> None:
+    async def asgi_app(*_: Any) -> None:
+        raise Broken
+
+    def wsgi_app(*_: Any) -> Any:
+        raise Broken
+
+    for ask, app in ((asgi_ask, asgi_app), (wsgi_ask, wsgi_app)):
+        told.exchanges.clear()
+        with pytest.raises(Broken):
+            ask(gate, app)
+        assert told.one.broke_off and told.one.passed
+
+
+def test_an_answer_in_pieces_is_told_of_at_its_end(gate: Gate, told: Told) -> None:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "7")])
+        return iter([b"abc", b"defg"])
+
+    answer = wsgi_ask(gate, app)
+    assert list(answer) == [b"abc", b"defg"] and told.exchanges == []
+    answer.close()
+    assert told.one.sent == 7
+
+
+def test_a_file_reaches_the_server_as_one(gate: Gate, told: Told) -> None:
+    made = FileWrapper(io.BytesIO(b"abc"))
+
+    def app(environ: Any, start_response: Any) -> FileWrapper:
+        start_response("200 OK", [("Content-Length", "many")])
+        return made
+
+    file_wrapper = {"wsgi.file_wrapper": FileWrapper}
+    assert wsgi_ask(gate, app, **file_wrapper) is made
+    assert told.one.sent == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "host"),
+    [(403, "text/plain", True), (403, "application/json", False), (404, "text/plain", False)],
+)
+def test_how_mlflow_answers_is_told(
+    status: int, content_type: str, host: bool, gate: Gate, told: Told
+) -> None:
+    async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"Content-Type", content_type.encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"abc", "more_body": True})
+        await send({"type": "http.response.body", "body": b"defg"})
+
+    def wsgi_app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response(f"{status} X", [("Content-Type", content_type), ("Content-Length", "7")])
+        return [b"abcdefg"]
+
+    asgi_ask(gate, asgi_app)
+    wsgi_ask(gate, wsgi_app).close()
+    assert len(told.exchanges) == 2
+    for one in told.exchanges:
+        assert (one.status, one.host_refusal, one.sent) == (status, host, 7)
+
+
+@both
+@pytest.mark.parametrize("wanted", [True, False])
+def test_headers_are_shown_if_the_operator_wants(
+    wanted: bool, adapter: Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "mlflow_hokusai_auth.headers"):
+        adapter(
+            with_key("read", "GET", "/version", ("X-Tenant", "a")), make_gate(debug_headers=wanted)
+        )
+    shown = [one for one in caplog.records if one.name == "mlflow_hokusai_auth.headers"]
+    assert len(shown) == wanted
+    assert all("x-tenant" in one.getMessage().partition('"after"')[2] for one in shown)
+
+
+@both
+@pytest.mark.parametrize(
+    ("target", "location"),
+    [("/api/mlflow", "mlflow/hokusai/login?next=/"), ("/api/mlflow/", "hokusai/login?next=/")],
+)
+def test_the_way_to_the_sign_in_stays_below_the_prefix(
+    target: str, location: str, adapter: Adapter
+) -> None:
+    answer = adapter(Wire("GET", target, (PAGE,)), make_gate())
+    assert (answer.status, answer.header("location")) == (303, [location])
+
+
+@both
+def test_whose_session_has_ended_is_led_to_the_sign_in(adapter: Adapter) -> None:
+    cookie = ("Cookie", f"{browser.LOOPBACK_COOKIE}={keys.session_token()}")
+    answer = adapter(Wire("GET", "/", (PAGE, cookie, ("Host", "127.0.0.1:5000"))), make_gate())
+    assert (answer.status, answer.header("location")) == (303, ["hokusai/login?next=/"])
+
+
+@both
+def test_no_path_at_all_is_that_of_the_root(adapter: Adapter) -> None:
+    answer = adapter(with_key("read", "GET", ""), make_gate())
+    assert answer.status == 200 and answer.inner is not None
+
+
+def test_mlflow_receives_what_was_read_and_then_what_comes(gate: Gate) -> None:
+    body = GRAPHQL_READ
+    coming = [
+        {"type": "http.request", "body": body[:9], "more_body": True},
+        {"type": "http.request", "body": body[9:], "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    messages, received = list(coming), []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        received.extend([await receive() for _ in coming])
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
+
+    asgi_ask(gate, app, receive, with_key("read", "POST", "/graphql"))
+    assert received == coming
+
+
+def test_a_request_without_a_length_has_no_body(gate: Gate) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ["wsgi.input"].read()]
+
+    form = Wire("POST", "/hokusai/login")
+    assert b"".join(wsgi_ask(gate, app, form, **{"wsgi.input": io.BytesIO()})) == b""
+
+
+@pytest.mark.parametrize(("more", "left"), [("a=1&", "a=1"), ("", "")])
+def test_a_key_in_the_query_is_cut_out_whatever_the_server_repeats_of_it(
+    more: str, left: str, gate: Gate
+) -> None:
+    called: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        called.append(environ)
+        start_response("200 OK", [])
+        return []
+
+    environ = environ_of(Wire("GET", f"/version?{more}api_key={KEYS['read']}"))
+    del environ["RAW_URI"]
+    wsgi_gate(app, gate, PREFIXES)(environ, lambda *_: lambda _: None)
+    (inner,) = called
+    assert inner["QUERY_STRING"] == left
+    assert inner["REQUEST_URI"] == f"/version{'?' if left else ''}{left}"
+    assert "RAW_URI" not in inner
+
+
+@both
+@pytest.mark.parametrize(
+    ("kind", "method", "code", "whose", "counted"),
+    [
+        ("write", "POST", "", "key_write", ["key_write"]),
+        # Known, but not let in: the log names it, and it is no use of the key.
+        ("read", "POST", "SCOPE_MISSING", "key_read", []),
+        ("revoked", "GET", "KEY_REVOKED", "key_revoked", []),
+        ("unknown", "GET", "KEY_UNKNOWN", "", []),
+    ],
+)
+def test_whose_key_it_was_is_told_and_uses_are_counted(
+    kind: str, method: str, code: str, whose: str, counted: list[str], adapter: Adapter, told: Told
+) -> None:
+    uses: list[str] = []
+    path = "/version" if method == "GET" else "/api/2.0/mlflow/runs/create"
+    with clock_at_now():
+        adapter(with_key(kind, method, path), make_gate(observer=told, count=uses.append))
+    verdict = told.one.verdict
+    assert verdict is not None
+    assert getattr(verdict, "code", "") == code
+    assert (verdict.principal.key_id if verdict.principal else "") == whose
+    assert uses == counted
+
+
+@both
+def test_caches_between_may_keep_what_is_public(adapter: Adapter) -> None:
+    assert adapter(Wire("GET", "/health"), make_gate()).header("vary") == []
+    assert adapter(READ, make_gate()).header("vary") != []
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_short_way_is_taken_for_what_fits(fits: bool, gate: Gate) -> None:
+    ways: list[str] = []
+
+    def way(name: str) -> Any:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            ways.append(name)
+
+        return app
+
+    short = SimpleNamespace(app=way("short"), fits=lambda operation, request: fits)
+    asgi = AsgiGate(way("whole"), gate, short)  # type: ignore[arg-type]
+    asyncio.run(asgi(scope_of(READ), None, None))  # type: ignore[arg-type]
+    assert ways == ["short" if fits else "whole"]

@@ -1,0 +1,119 @@
+"""No key is in what a process logs; all else is as it was."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.server.logs import cut_keys
+
+KEY = keys.generate()
+ENCODED = "".join(f"%{ord(character):02x}" for character in KEY)
+
+
+class Atoms(dict[str, Any]):
+    """As gunicorn's, which answer for names that they lack."""
+
+    def __missing__(self, name: str) -> str:
+        return "-"
+
+
+class Broken:
+    """What can't be written as text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.fixture(autouse=True)
+def _cut() -> Iterator[None]:
+    before = logging.getLogRecordFactory()
+    cut_keys()
+    yield
+    logging.setLogRecordFactory(before)
+
+
+def record(message: object, *args: Any, exc_info: Any = None) -> logging.LogRecord:
+    return logging.getLogger("test").makeRecord(
+        "test", logging.INFO, __file__, 1, message, args, exc_info
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "args"),
+    [
+        (f"key {KEY}", ()),
+        (f"key {ENCODED}", ()),
+        (ValueError(f"key {KEY}"), ()),
+        ("%s %s", ("key", KEY)),
+        ("%s %s", ("key", ENCODED)),
+        ("%s", (ValueError(KEY),)),
+        ("%(key)s %(other)s", (Atoms(key=f"key {KEY}"),)),
+    ],
+    ids=["text", "encoded", "object", "argument", "encoded argument", "exception", "by name"],
+)
+def test_keys_are_cut_out(message: object, args: tuple[Any, ...]) -> None:
+    said = record(message, *args).getMessage()
+    assert KEY[8:] not in said and ENCODED not in said
+    assert "hk_" in said and "***" in said
+
+
+def test_what_has_no_key_is_as_it_was() -> None:
+    error, atoms = ValueError("100 %"), Atoms(given="x")
+    made = record("%d %5.1f %s %s %s", 3, 2.5, None, error, quote("ä/"))
+    assert made.args is not None and made.args[3] is error  # type: ignore[index]
+    assert made.getMessage() == "3   2.5 None 100 % %C3%A4/"
+    assert record("%(given)s %(lacks)s", atoms).getMessage() == "x -"
+    assert record("%(given)s", atoms).args is atoms
+    assert record("%r", Broken()).args[0].__class__ is Broken  # type: ignore[index]
+
+
+def test_keys_are_cut_out_of_tracebacks_and_others_are_left_whole() -> None:
+    try:
+        raise ValueError(f"key {KEY}")
+    except ValueError:
+        with_key = record("failed", exc_info=sys.exc_info())
+    try:
+        raise ValueError("no key")
+    except ValueError:
+        without = record("failed", exc_info=sys.exc_info())
+    written = logging.Formatter().format(with_key)
+    assert (
+        KEY[8:] not in written and "Traceback" in written and "ValueError: key hk_live_" in written
+    )
+    # For a handler that looks at the exception itself.
+    assert isinstance(without.exc_info, tuple) and without.exc_info[0] is ValueError
+    assert record("failed", exc_info=(None, None, None)).getMessage() == "failed"
+
+
+OPERATORS = "logging.basicConfig(stream=sys.stdout, format='OPS %(message)s', level=logging.INFO)"
+
+
+@pytest.mark.parametrize(
+    ("before", "out", "error"),
+    [
+        ("", "", "audited\nWARNING mlflow_hokusai_auth.other: warned\n"),
+        ("ours.setLevel(logging.ERROR)", "", "WARNING mlflow_hokusai_auth.other: warned\n"),
+        (OPERATORS, "OPS audited\nOPS warned\n", ""),
+    ],
+)
+def test_our_own_are_shown_unless_the_operator_says_how(before: str, out: str, error: str) -> None:
+    # In a process of its own, as logging's configuration is one for all.
+    program = f"""
+import logging, sys
+from mlflow_hokusai_auth.server.logs import show_own
+ours, other = (logging.getLogger(f"mlflow_hokusai_auth.{{name}}") for name in ("audit", "other"))
+{before}
+show_own()
+ours.info("audited")
+other.warning("warned")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (out, error)

@@ -1,0 +1,153 @@
+"""What Prometheus reads: of all processes, of the store's keys, and nothing of what is gone."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.server import metrics
+from tests.harness import free_port
+
+ROOT = Path(__file__).parent.parent.parent
+#: What a server's process does: it says who and in which mode it is, and prints what all have said.
+PROCESS = """
+import sys
+from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.server import metrics
+metrics.describe("scopes", "local,service")
+metrics.show_mode("observe")
+metrics.QUERY_KEYS.inc()
+sys.stdout.buffer.write(metrics.text(LocalStore(sys.argv[1])))
+"""
+
+Samples = Mapping[str, Mapping[tuple[tuple[str, str], ...], float]]
+
+
+def parsed(text: bytes) -> Samples:
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            name = sample.name.removeprefix("hokusai_auth_")
+            found.setdefault(name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    uri = f"sqlite:///{tmp_path}/keys.db"
+    store = LocalStore(uri)
+    store.migrate()
+    store.create(owner="a", scopes=["mlflow:read"])
+    store.create(owner="b", scopes=["mlflow:read"], expires_at=time.time() + 6 * 86400)
+    store.create(owner="c", scopes=["mlflow:read"], expires_at=time.time() + 8 * 86400)
+    store.revoke(store.create(owner="d", scopes=["mlflow:read"])[0].key_id)
+    return uri
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "counts"
+    folder.mkdir()
+    monkeypatch.setenv(metrics.DIRECTORY, str(folder))
+    return folder
+
+
+def process(uri: str) -> Samples:
+    done = subprocess.run([sys.executable, "-c", PROCESS, uri], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return parsed(done.stdout)
+
+
+def test_a_process_tells_of_itself_and_of_the_keys(folder: Path, uri: str) -> None:
+    told = process(uri)
+    assert {dict(labels)["mode"]: value for labels, value in told["mode"].items()} == {
+        "enforce": 0,
+        "observe": 1,
+        "off": 0,
+    }
+    ((labels, value),) = told["info"].items()
+    assert dict(labels)["policy"] == "scopes" and dict(labels)["authority"] == "local,service"
+    assert value == 1
+    # From 0, as Prometheus sees no increase in what begins with 1.
+    assert set(told["registrations_total"].values()) == {0}
+    assert len(told["registrations_total"]) == 10
+    assert set(told["events_total"].values()) == {0}
+    assert {dict(labels)["state"]: value for labels, value in told["keys"].items()} == {
+        "active": 3,
+        "deprecated": 0,
+        "expired": 0,
+        "revoked": 1,
+    }
+    assert told["keys_expiring"] == {(): 1}
+    assert not [name for name in told if name.endswith("_created")]
+
+
+def test_of_a_process_that_is_gone_the_counts_stay_and_the_states_do_not(
+    folder: Path, uri: str
+) -> None:
+    process(uri)
+    assert process(uri)["query_keys_total"] == {(): 2}
+    told = parsed(metrics.text(LocalStore(uri)))
+    assert told["query_keys_total"] == {(): 2}
+    assert not {"mode", "info"} & set(told)
+
+
+def test_a_process_that_is_not_named_by_its_number_is_left_alone(folder: Path, uri: str) -> None:
+    process(uri)
+    (gone,) = folder.glob("gauge_livemax_*.db")
+    shutil.copy(gone, folder / "gauge_livemax_another.db")
+    assert "mode" in parsed(metrics.text(LocalStore(uri)))
+
+
+def test_while_the_store_can_not_be_asked_the_rest_is_told(folder: Path, tmp_path: Path) -> None:
+    told = process(f"sqlite:///{tmp_path}/none/keys.db")
+    assert told["mode"] and not {"keys", "keys_expiring"} & set(told)
+
+
+def test_without_workers_it_is_what_this_process_counted(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(metrics.DIRECTORY, raising=False)
+    told = parsed(metrics.text(LocalStore(uri)))
+    assert "query_keys_total" in told
+    assert not [name for name in told if name.endswith("_created")]
+
+
+def test_a_folder_is_made_where_none_is_named_and_only_that_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {metrics.DIRECTORY: str(tmp_path)}
+    metrics.prepare(environ)
+    assert environ == {metrics.DIRECTORY: str(tmp_path)}
+    monkeypatch.setenv(metrics.DIRECTORY, str(tmp_path))
+    metrics.clear()
+    assert tmp_path.exists()
+    made: dict[str, str] = {}
+    metrics.prepare(made)
+    assert Path(made[metrics.DIRECTORY]).is_dir()
+    monkeypatch.setenv(metrics.DIRECTORY, made[metrics.DIRECTORY])
+    metrics.clear()
+    assert not Path(made[metrics.DIRECTORY]).exists()
+
+
+def test_metrics_have_an_address_of_their_own(folder: Path, uri: str) -> None:
+    port = free_port()
+    metrics.serve(f"127.0.0.1:{port}", LocalStore(uri))
+    process(uri)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        told = parsed(answer.read())
+    assert told["query_keys_total"] == {(): 1} and told["keys"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"can't be served at {address}: .*in use"):
+            metrics.serve(address, LocalStore(uri))

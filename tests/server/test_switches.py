@@ -1,0 +1,140 @@
+"""What the key store says while the server runs: taken at once, by every process, and kept."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+
+from mlflow_hokusai_auth.backends import BackendUnavailable
+from mlflow_hokusai_auth.backends.database import Actor, Database
+from mlflow_hokusai_auth.core.types import MODES
+from mlflow_hokusai_auth.server import switches
+from mlflow_hokusai_auth.server.switches import LogLevel, Mode, follow
+
+BY = Actor("operator", "")
+LOGGER = logging.getLogger("mlflow_hokusai_auth")
+
+
+@pytest.fixture(autouse=True)
+def _level_stays() -> Iterator[None]:
+    level = LOGGER.level
+    yield
+    LOGGER.setLevel(level)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    made = Database(f"sqlite:///{tmp_path}/keys.db")
+    made.migrate()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("start", "forced", "kept", "now"),
+    [
+        ("observe", "", {}, "observe"),
+        ("observe", "", {"mode": MODES.index("off")}, "off"),
+        ("observe", "", {"mode": len(MODES)}, "observe"),
+        ("observe", "", {"mode": -2}, "observe"),
+        ("observe", "enforce", {"mode": MODES.index("off")}, "enforce"),
+    ],
+)
+def test_the_store_s_mode_counts_more_than_the_start_s_and_a_forced_one_most(
+    start: str, forced: str, kept: dict[str, int], now: str
+) -> None:
+    mode = Mode(start, forced)
+    assert mode.now == (forced or start)
+    mode.follow(kept)
+    assert mode.now == now
+    mode.follow({})
+    assert mode.now == (forced or start)
+
+
+def test_the_level_is_taken_once_and_given_back(caplog: pytest.LogCaptureFixture) -> None:
+    level = LogLevel()
+    for number in (logging.DEBUG, logging.ERROR, None):
+        caplog.clear()
+        for _ in range(2):
+            level.follow({} if number is None else {"log_level": number})
+        assert LOGGER.level == (number or logging.NOTSET)
+        # Loud enough to be seen, and said once.
+        (said,) = caplog.records
+        assert said.levelno == max(logging.WARNING, number or 0)
+
+
+def test_a_change_is_followed_and_an_outage_changes_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[threading.Event] = []
+    goes_on = threading.Semaphore(0)
+
+    class Clock:
+        @staticmethod
+        def sleep(_: float) -> None:
+            looks[-1].set()
+            goes_on.acquire()
+
+    def look_again() -> None:
+        looks.append(threading.Event())
+        goes_on.release()
+        assert looks[-1].wait(10)
+
+    def shown() -> set[str]:
+        name = "hokusai_auth_mode"
+        return {one for one in MODES if REGISTRY.get_sample_value(name, {"mode": one})}
+
+    def said() -> list[str]:
+        return [one.getMessage() for one in caplog.records if one.name == switches.__name__]
+
+    monkeypatch.setattr(switches, "time", Clock)
+    looks.append(threading.Event())
+    database.set_state("mode", MODES.index("observe"), "mode.set", BY)
+    database.set_state("log_level", logging.DEBUG, "log_level.set", BY)
+    mode = Mode()
+    follow(database, mode)
+    # Before the first request, and not a second after it.
+    assert (mode.now, LOGGER.level, shown()) == ("observe", logging.DEBUG, {"observe"})
+    assert looks[-1].wait(10)
+    caplog.clear()
+    database.set_state("mode", MODES.index("off"), "mode.set", BY)
+    look_again()
+    assert (mode.now, shown()) == ("off", {"off"})
+    assert said() == ["The mode is off now (before: observe)"]
+    caplog.clear()
+
+    def fail() -> dict[str, int]:
+        raise BackendUnavailable("down")
+
+    monkeypatch.setattr(database, "states", fail)
+    look_again()
+    assert (mode.now, shown(), said()) == ("off", {"off"}, [])
+
+
+def test_a_process_that_is_forked_off_follows_too(tmp_path: Path) -> None:
+    program = f"""
+import os, time
+from mlflow_hokusai_auth.backends.database import Actor, Database
+from mlflow_hokusai_auth.server import switches
+switches.POLL = 0.02
+database, mode = Database("sqlite:///{tmp_path}/keys.db"), switches.Mode()
+database.migrate()
+switches.follow(database, mode)
+database.engine.dispose()
+child = os.fork()
+if child:
+    database.set_state("mode", {MODES.index("off")}, "mode.set", Actor("operator", ""))
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+ends = time.monotonic() + 10
+while mode.now != "off" and time.monotonic() < ends:
+    time.sleep(0.01)
+os._exit(mode.now != "off")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
