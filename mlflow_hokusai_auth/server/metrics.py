@@ -167,14 +167,24 @@ class _AllProcesses(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """See `prometheus_client`."""
+        folder = Path(os.environ[DIRECTORY])
         # Else a worker that is gone would go on telling of its breaker.
-        for file in Path(os.environ[DIRECTORY]).glob("gauge_live*_*.db"):
+        for file in folder.glob("gauge_live*_*.db"):
             pid = file.stem.rpartition("_")[2]
             if pid.isdecimal() and not _runs(int(pid)):
                 # Another process may have been faster.
                 file.unlink(missing_ok=True)
-        found: Iterable[Metric] = multiprocess.MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
+        # A process makes its file before it has a size, and may be killed in between.
+        files = [str(file) for file in folder.glob("*.db") if _size(file)]
+        found: Iterable[Metric] = multiprocess.MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
         return found
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # another process, which saw that its maker is gone
+        return 0
 
 
 def _runs(pid: int) -> bool:

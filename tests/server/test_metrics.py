@@ -102,6 +102,11 @@ def test_of_a_process_that_is_gone_the_counts_stay_and_the_states_do_not(
     assert not {"mode", "info"} & set(told)
 
 
+def test_a_file_that_a_process_did_not_come_to_fill_is_passed_over(folder: Path, uri: str) -> None:
+    (folder / "counter_1.db").touch()
+    assert process(uri)["query_keys_total"] == {(): 1}
+
+
 def test_a_process_that_is_not_named_by_its_number_is_left_alone(folder: Path, uri: str) -> None:
     process(uri)
     (gone,) = folder.glob("gauge_livemax_*.db")

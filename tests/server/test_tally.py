@@ -175,6 +175,8 @@ def wait():
     ends = time.monotonic() + 10
     while made._queue and time.monotonic() < ends:
         time.sleep(0.01)
+    with made._settling:
+        pass
 """
 FORKS = """
 tally.INTERVAL = 0.02
