@@ -11,20 +11,24 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator
+from itertools import product
 from urllib.parse import unquote_to_bytes
 
 from . import browser, keys
 from .types import Credential, Deny, Request
 
 _API_KEY = b"x-api-key"
-_AUTHORIZATION = b"authorization"
 #: MLflow's own header for gateway routes, where Authorization may belong to the provider
 #: (mlflow/server/auth, `X-MLflow-Authorization`).
 _GATEWAY = b"x-mlflow-authorization"
+#: Header in any spelling that WSGI makes one of -> the place that it is.
 _PLACES = {
-    _API_KEY: "X-API-Key",
-    _AUTHORIZATION: "Authorization",
-    _GATEWAY: "X-MLflow-Authorization",
+    b"cookie": browser.PLACE,
+    **{
+        "".join(spelling).encode(): header
+        for header in ("X-API-Key", "Authorization", "X-MLflow-Authorization")
+        for spelling in product(*("-_" if letter == "-" else letter for letter in header.lower()))
+    },
 }
 QUERY_PLACE = "?api_key="
 
@@ -38,18 +42,17 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
     found: dict[str, list[str]] = {}
     seen: set[str] = set()
     for name, value in request.headers:
-        if b"_" in name:
-            if (twin := name.replace(b"_", b"-")) in _PLACES:
-                # WSGI makes one header of both spellings, so one of them could ride along unseen.
-                return Deny("KEY_CONFLICT", f"Spell the header {_PLACES[twin]}, with hyphens.")
-            continue
         place = _PLACES.get(name)
         if place is None or (name == _GATEWAY and not outbound):
-            if name == b"cookie":
-                for token in browser.session_tokens(request):
-                    named = found.setdefault(token, [])
-                    if browser.PLACE not in named:  # of several Cookie headers, each finds all
-                        named.append(browser.PLACE)
+            continue
+        if b"_" in name:
+            # One of both could ride along unseen.
+            return Deny("KEY_CONFLICT", f"Spell the header {place}, with hyphens.")
+        if place is browser.PLACE:
+            for token in browser.session_tokens(request):
+                named = found.setdefault(token, [])
+                if place not in named:  # of several Cookie headers, each finds all
+                    named.append(place)
             continue
         # A server that speaks WSGI joins repeated headers with a comma, which no key contains.
         for part in value.decode("latin-1").split(","):

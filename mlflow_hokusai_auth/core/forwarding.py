@@ -9,7 +9,7 @@ its route, loses the headers that held our key.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
@@ -48,12 +48,12 @@ class HeaderPolicy:
 
 
 def dropped(
-    names: Iterable[bytes], allow: Allow, policy: HeaderPolicy | None = None
+    names: Collection[bytes], allow: Allow, policy: HeaderPolicy | None = None
 ) -> frozenset[bytes]:
     """The header `names` (lower case) that are kept from MLflow; `policy` is None without one."""
     own = _of_this_server(allow)
-    if not own and policy is None:
-        names = [name for name in names if b"hokusai" in name]
+    if not own and policy is None and b"hokusai" not in b" ".join(names):
+        return frozenset()
     found = []
     for name in names:
         spelling = name.replace(b"_", b"-")

@@ -86,10 +86,10 @@ def problem(key: str) -> str | None:
     Loose on purpose: an authority other than ours may have keys of other lengths, so only bytes that
     no key has, and a checksum that does not add up, are refused without asking.
     """
-    if reason := unsendable(key):
-        return reason
     made_here = _CHECKSUMMED.fullmatch(key)
-    if made_here and checksum(made_here[1]) != made_here[2]:
+    if made_here is None:
+        return unsendable(key)
+    if checksum(made_here[1]) != made_here[2]:
         return "its checksum does not add up, so a character was lost or changed on the way"
     return None
 

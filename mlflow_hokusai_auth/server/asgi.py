@@ -152,8 +152,7 @@ class AsgiGate:
 
     def _address(self, scope: Scope) -> str:
         client = scope.get("client")
-        forwarded = (value for name, value in scope["headers"] if name == b"x-forwarded-for")
-        return self._gate.address(client[0] if client else "", forwarded)
+        return self._gate.address(client[0] if client else "", scope["headers"])
 
 
 async def _read(receive: Receive, limit: int) -> tuple[bytes | None, Receive]:

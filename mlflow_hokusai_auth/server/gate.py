@@ -135,11 +135,12 @@ class Gate:
     trusted: tuple[Network, ...] = ()
     mode: Mode = field(default_factory=Mode)
 
-    def address(self, peer: str, forwarded_for: Iterable[bytes]) -> str:
+    def address(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """The client's address, for a request from the socket address `peer`."""
         if not self.trusted:
             return _alone(peer)
-        return client_address(peer, forwarded_for, self.trusted)
+        forwarded = (value for name, value in headers if name == b"x-forwarded-for")
+        return client_address(peer, forwarded, self.trusted)
 
     def plan(self, request: Request) -> Allow | Deny | NeedKey:
         """The first half of the verdict; does no I/O."""

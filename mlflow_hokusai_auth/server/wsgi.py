@@ -62,10 +62,7 @@ class _WsgiGate:
             path.encode("latin-1").decode("utf-8", "replace") or "/",
             environ.pop("hokusai.query"),
             tuple(headers.items()),
-            self._gate.address(
-                environ.get("REMOTE_ADDR", ""),
-                (value for name, value in headers.items() if name == b"x-forwarded-for"),
-            ),
+            self._gate.address(environ.get("REMOTE_ADDR", ""), headers.items()),
         )
         exchange = Exchange(request, prefix, request_id(request.headers), began)
         verdict = self._gate.conclude(exchange, self._verdict(request, environ))
