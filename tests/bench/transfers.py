@@ -15,8 +15,7 @@ from typing import Any
 from tests.bench.peers import Contender
 
 PATH = "/api/2.0/mlflow-artifacts/artifacts/bench.bin"
-#: Megabytes -> how often in a round: what is small is soon done, and varies.
-REPEATS = {1: 10, 300: 1, 1024: 1}
+SIZES = (1, 300, 1024)
 #: Megabytes of which there is one round only, as it takes long.
 ONCE = 1024
 _MEGABYTE = 1024 * 1024
@@ -36,10 +35,15 @@ class Transfer:
         way = "up" if self.up else "down"
         return f"{self.megabytes} MB {way}{'' if self.key else ', no key: 401'}"
 
+    @property
+    def repeats(self) -> int:
+        """How often in a round: what is soon done varies."""
+        return 10 if self.megabytes == 1 or not self.key else 1
+
 
 TRANSFERS = [
     Transfer(300, up=True, key=False),
-    *(Transfer(megabytes, up) for megabytes in REPEATS for up in (True, False)),
+    *(Transfer(megabytes, up) for megabytes in SIZES for up in (True, False)),
 ]
 
 
@@ -53,9 +57,7 @@ def measure(
             if number < 0:  # The first time, modules are loaded.
                 _moved(replace(transfer, megabytes=1), contender, 1)
             else:
-                found[contender.name].append(
-                    _moved(transfer, contender, REPEATS[transfer.megabytes])
-                )
+                found[contender.name].append(_moved(transfer, contender, transfer.repeats))
     return found
 
 
