@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mlflow_hokusai_auth.core.types import MODES
 from tests.docker.stack import REPLICAS, ROOT, SCRIPT, Stack, docker, until
 from tests.registry import Registry
 
@@ -59,6 +60,14 @@ def statuses(stack: Stack) -> set[int]:
     return {stack.ask(replica, "GET", VERSION)[0] for replica in REPLICAS}
 
 
+def all_in(stack: Stack, mode: str) -> bool:
+    """Whether no process of either replica is in another mode than this."""
+    key = stack.key("metrics:read")
+    told = [stack.ask(replica, "GET", "/hokusai/metrics", key=key)[1] for replica in REPLICAS]
+    others = [f'hokusai_auth_mode{{mode="{other}"}} 0.0\n' for other in MODES if other != mode]
+    return all(other in text for text in told for other in others)
+
+
 @pytest.fixture
 def kept(stack: Stack) -> Iterator[Registry]:
     """The registry, which has at the end what it had, and what was registered meanwhile."""
@@ -85,13 +94,15 @@ def test_every_command_of_the_page_is_run_here() -> None:
 def test_the_mode(stack: Stack, kept: Registry) -> None:
     run(stack, "mode")
     began = time.monotonic()
-    until(lambda: statuses(stack) == {200}, 10)
+    until(lambda: all_in(stack, "off"), 10)
     print(f"followed within {time.monotonic() - began:.1f} s more")
+    assert statuses(stack) == {200}
     answer = stack.request("nginx", "GET", VERSION)
     assert answer[1]["x-hokusai-auth-mode"] == "off"
     register(stack, f"off-{time.time_ns()}")
     run(stack, "mode-back")
-    until(lambda: statuses(stack) == {401}, 10)
+    until(lambda: all_in(stack, "enforce"), 10)
+    assert statuses(stack) == {401}
 
 
 def test_the_mode_by_force_without_the_key_store(stack: Stack, kept: Registry) -> None:
