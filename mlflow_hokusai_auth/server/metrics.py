@@ -167,6 +167,8 @@ class _AllProcesses(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """See `prometheus_client`."""
+        # Fails if the directory is gone: a scrape without any counts would look like a quiet server.
+        collector = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call]
         folder = Path(os.environ[DIRECTORY])
         # Else a worker that is gone would go on telling of its breaker.
         for file in folder.glob("gauge_live*_*.db"):
@@ -176,7 +178,7 @@ class _AllProcesses(Collector):
                 file.unlink(missing_ok=True)
         # A process makes its file before it has a size, and may be killed in between.
         files = [str(file) for file in folder.glob("*.db") if _size(file)]
-        found: Iterable[Metric] = multiprocess.MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        found: Iterable[Metric] = collector.merge(files)  # type: ignore[no-untyped-call]
         return found
 
 

@@ -107,6 +107,12 @@ def test_a_file_that_a_process_did_not_come_to_fill_is_passed_over(folder: Path,
     assert process(uri)["query_keys_total"] == {(): 1}
 
 
+def test_without_its_directory_it_fails_rather_than_tell_of_nothing(folder: Path, uri: str) -> None:
+    folder.rmdir()
+    with pytest.raises(ValueError, match="not a directory"):
+        metrics.text(LocalStore(uri))
+
+
 def test_a_process_that_is_not_named_by_its_number_is_left_alone(folder: Path, uri: str) -> None:
     process(uri)
     (gone,) = folder.glob("gauge_livemax_*.db")

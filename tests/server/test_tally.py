@@ -175,7 +175,7 @@ def wait():
     ends = time.monotonic() + 10
     while made._queue and time.monotonic() < ends:
         time.sleep(0.01)
-    with made._settling:
+    with made._settling:  # till what was taken off the queue is counted
         pass
 """
 FORKS = """
