@@ -103,12 +103,14 @@ def running() -> Iterator[tuple[Postgres, str]]:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """Megabytes of a process: resident, and its share where pages are shared."""
-    fields = dict(
-        line.split(":", 1)
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    )
-    return {name: int(fields[name].split()[0]) / 1024 for name in ("Rss", "Pss")}
+    """Megabytes of a process: resident; its share where pages are shared; what it has written, which
+    alone does not depend on who else has the same libraries loaded."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    fields = {
+        name: int(value.split()[0]) / 1024 for name, value in (one.split(":") for one in lines)
+    }
+    dirty = fields["Private_Dirty"] + fields["Shared_Dirty"]
+    return {"Rss": fields["Rss"], "Pss": fields["Pss"], "Dirty": dirty}
 
 
 def cpu(pids: list[int]) -> float:

@@ -10,6 +10,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -52,8 +53,7 @@ class Clients:
         self._admin = server.key("mlflow:admin")
         self.wanted = list(_made(server, count))
         self._numbers = iter(range(count))
-        #: Requests that were answered, those with the shared key left out.
-        self.done = 0
+        self._left: Iterator[int] = iter(())
         #: (status that was due, status) -> how often.
         self.answers: Counter[tuple[int, int]] = Counter()
         self.revocations: list[Revocation] = []
@@ -61,27 +61,26 @@ class Clients:
         # By key: when each request with the shared key was sent, and its status.
         self.uses: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
         self._lock = threading.Lock()
-        self._asking: list[Future[None]] = []
+        self._threads: list[Future[None]] = []
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        """All ask, until all is answered. Raises what one of them raised."""
+    def asking(self, count: int) -> Iterator[None]:
+        """All ask, until `count` more requests are answered. Raises what one of them raised."""
+        self._left = islice(self._numbers, count)
         with ThreadPoolExecutor(CLIENTS) as threads:
-            self._asking = [threads.submit(self._ask_on) for _ in range(CLIENTS)]
+            self._threads = [threads.submit(self._ask_on) for _ in range(CLIENTS)]
             try:
                 yield
             except BaseException:
-                deque(self._numbers, maxlen=0)  # so that they end
+                deque(self._left, maxlen=0)  # so that they end
                 raise
-        self.wait(len(self.wanted))
+        for one in self._threads:
+            one.result()
 
-    def wait(self, done: float) -> None:
-        """Until so many requests are answered. Raises what a client raised."""
-        while self.done < done:
-            for one in self._asking:
-                if one.done():
-                    one.result()
-            time.sleep(0.1)
+    @property
+    def busy(self) -> bool:
+        """Whether each of them still asks: none is at the end, or failed."""
+        return not any(one.done() for one in self._threads)
 
     def revoke(self) -> None:
         """Make a key through the API, have all use it, revoke it, and ask with it for a while."""
@@ -107,12 +106,11 @@ class Clients:
 
     def _ask_on(self) -> None:
         with self._connection() as connection:
-            for number in self._numbers:
+            for number in self._left:
                 key, due = self.wanted[number]
                 status = _status(connection, PATHS[number % len(PATHS)], key)
                 with self._lock:
                     self.answers[due, status] += 1
-                    self.done += 1
                 if number % SHARED == 0 and self._shared is not None:
                     self._use(connection)
 
