@@ -17,15 +17,18 @@ from .tables import KEYS, USES
 KEPT = 31 * 86400.0
 #: Hours that `by_hour` tells of.
 HOURS = 24
-#: Parameters of one statement; SQLite takes 32 766.
-_AT_ONCE = 10_000
-
-_AT: sa.BindParameter[float] = sa.bindparam("at", type_=sa.Float)
+_ID, _AT = sa.bindparam("id", type_=sa.String), sa.bindparam("at", type_=sa.Float)
 _SEEN = (
     sa.update(KEYS)
-    .where(KEYS.c.key_id == sa.bindparam("id"))
+    .where(KEYS.c.key_id == _ID)
     .values(last_used_at=sa.case((KEYS.c.last_used_at > _AT, KEYS.c.last_used_at), else_=_AT))
 )
+#: Nothing for a key that is not of this store: it is of another authority.
+_USE = sa.select(
+    KEYS.c.key_id,
+    sa.bindparam("minute", type_=sa.BigInteger),
+    sa.bindparam("uses", type_=sa.BigInteger),
+).where(KEYS.c.key_id == _ID)
 
 
 class UseCounter:
@@ -41,7 +44,7 @@ class UseCounter:
 
 
 def _write(database: Database, counts: Counter[tuple[str, int]]) -> None:
-    insert = database.insert(USES)
+    insert = database.insert(USES).from_select(["key_id", "minute", "uses"], _USE)
     add = insert.on_conflict_do_update(
         index_elements=["key_id", "minute"],
         set_={"uses": USES.c.uses + insert.excluded.uses},
@@ -49,29 +52,19 @@ def _write(database: Database, counts: Counter[tuple[str, int]]) -> None:
     last: dict[str, int] = {}
     for key_id, minute in counts:
         last[key_id] = max(last.get(key_id, 0), minute)
+    # The same statements for any number of keys, as sqlite3 keeps the last 128 of each connection,
+    # with room for their parameters. In one order everywhere, so that no two processes wait for each
+    # other.
     with database.changing(generation=False) as change:
-        known = _known(change.connection, list(last))
-        # In one order everywhere, so that no two processes wait for each other.
-        if seen := [{"id": key_id, "at": last[key_id] * 60.0} for key_id in sorted(known)]:
-            change.connection.execute(_SEEN, seen)
+        seen = [{"id": key_id, "at": last[key_id] * 60.0} for key_id in sorted(last)]
+        change.connection.execute(_SEEN, seen)
         rows = [
-            {"key_id": key_id, "minute": minute, "uses": uses}
+            {"id": key_id, "minute": minute, "uses": uses}
             for (key_id, minute), uses in sorted(counts.items())
-            if key_id in known
         ]
-        if rows:
-            change.connection.execute(add, rows)
+        change.connection.execute(add, rows)
         oldest = int(time.time() - KEPT) // 60
         change.connection.execute(sa.delete(USES).where(USES.c.minute < oldest))
-
-
-def _known(connection: sa.Connection, key_ids: list[str]) -> set[str]:
-    """Which of them are keys of the store; others are of another authority."""
-    known: set[str] = set()
-    for start in range(0, len(key_ids), _AT_ONCE):
-        some = key_ids[start : start + _AT_ONCE]
-        known.update(connection.scalars(sa.select(KEYS.c.key_id).where(KEYS.c.key_id.in_(some))))
-    return known
 
 
 def by_hour(database: Database, key_ids: Iterable[str]) -> dict[str, list[int]]:
