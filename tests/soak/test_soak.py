@@ -26,8 +26,8 @@ REQUESTS = int(os.environ.get("SOAK_REQUESTS", 20_000))
 #: In neither is a key made or revoked, which empties the cache: as many keys are in it both times.
 CALM = 0.3
 #: Megabytes that a worker may have written more at the end than at the first look. None of the 70 000
-#: requests between, with `make soak`, may so leave more than 120 bytes behind.
-GROWTH = 8.0
+#: requests between, with `make soak`, may so leave more than 75 bytes behind.
+GROWTH = 5.0
 #: Files, and threads: pools make them when they are first needed at once, and keep some of them.
 MORE = 4
 #: Looks, and seconds between them: the least of each size counts, as connections end a moment later.
