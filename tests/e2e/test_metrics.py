@@ -186,7 +186,7 @@ class TestWhoMayRead:
             status, headers, body = server.request("GET", prefix + PATH, key=server.key(scope))
             assert status == 200
             assert headers["content-type"].startswith("text/plain; version=")
-            assert b"# TYPE hokusai_auth_requests_total counter" in body
+            assert b"# TYPE hokusai_auth_info gauge" in body
 
     @pytest.mark.parametrize("prefix", PREFIXES)
     @pytest.mark.parametrize("scope", ["model:write", "mlflow:read", "mlflow:write", "full_access"])
@@ -197,7 +197,7 @@ class TestWhoMayRead:
     def test_nobody_without_a_key(self, server: Server, prefix: str) -> None:
         status, _, body = server.request("GET", prefix + PATH)
         assert status == 401
-        assert b"hokusai_auth_requests" not in body
+        assert b"hokusai_auth" not in body
 
     @pytest.mark.parametrize(
         ("method", "path"),
