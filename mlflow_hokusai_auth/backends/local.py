@@ -5,7 +5,6 @@ Only a digest of a key is stored, and a key is looked up by it in one indexed qu
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -17,13 +16,13 @@ from mlflow_hokusai_auth.core import keys as key_format
 from mlflow_hokusai_auth.core.scopes import ADMIN
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
+from . import records
 from .database import NOBODY, Actor, Change, Database, StoreError
 from .records import (
     EVERY,
     STATES,
     KeyConflict,
     KeyFilter,
-    KeyNotFound,
     KeyRecord,
     conditions,
     from_row,
@@ -95,10 +94,10 @@ class LocalStore:
         rate_limit_per_hour.
         """
         key = key_format.generate(environment)
-        record = _new(key, owner=owner, scopes=scopes, **fields)
+        record = records.new(key, owner=owner, scopes=scopes, **fields)
         with self.database.changing() as change:
-            _insert(change, record, key)
-            change.audit("key.created", by, record.key_id, **_told(record))
+            records.insert(change, record, key)
+            change.audit("key.created", by, record.key_id, **records.audited(record))
         return record, key
 
     def add(
@@ -108,11 +107,11 @@ class LocalStore:
         if not key_format.importable(key):
             reason = key_format.problem(key) or "hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters"
             raise StoreError(f"This is no key that can be imported: {reason}.")
-        record = _new(key, owner=owner, scopes=scopes, **fields)
+        record = records.new(key, owner=owner, scopes=scopes, **fields)
         try:
             with self.database.changing() as change:
-                _insert(change, record, key)
-                change.audit("key.imported", by, record.key_id, **_told(record))
+                records.insert(change, record, key)
+                change.audit("key.imported", by, record.key_id, **records.audited(record))
         except sa.exc.IntegrityError:
             raise KeyConflict("This key is in the store already.") from None
         return record
@@ -141,15 +140,15 @@ class LocalStore:
                     raise StoreError("page_token is not one that this server has given.")
                 query = query.where(sa.tuple_(KEYS.c.created_at, KEYS.c.key_id) < sa.tuple_(*last))
             rows = connection.execute(query.limit(max_results + 1)).all()
-        records = [from_row(row) for row in rows[:max_results]]
-        return records, records[-1].key_id if len(rows) > max_results else None
+        found = [from_row(row) for row in rows[:max_results]]
+        return found, found[-1].key_id if len(rows) > max_results else None
 
     def each(self, which: KeyFilter = EVERY) -> Iterator[KeyRecord]:
         """Every key that `which` describes, the newest first."""
         token: str | None = None
         while True:
-            records, token = self.page(which, max_results=MAX_RESULTS, page_token=token)
-            yield from records
+            found, token = self.page(which, max_results=MAX_RESULTS, page_token=token)
+            yield from found
             if token is None:
                 return
 
@@ -169,7 +168,7 @@ class LocalStore:
     def get(self, key_id: str) -> KeyRecord:
         """The key with this id."""
         with self.database.reading() as connection:
-            return _get(connection, key_id)
+            return records.get(connection, key_id)
 
     def find(self, key: str) -> KeyRecord | None:
         """What is known of this very key, or None."""
@@ -185,7 +184,7 @@ class LocalStore:
         Raises KeyConflict where no key would be left that may manage the others.
         """
         with self.database.changing() as change:
-            before = _get(change.connection, key_id)
+            before = records.get(change.connection, key_id)
             if before.revoked_at is not None:
                 raise KeyConflict(f"Key {key_id} was revoked, so there is nothing left to change.")
             changed: dict[str, Any] = {
@@ -198,9 +197,9 @@ class LocalStore:
             if _is_admin(before) and not _is_admin(after):
                 _leave_an_admin(change, before)
             change.connection.execute(
-                sa.update(KEYS).where(KEYS.c.key_id == key_id).values(_values(changed))
+                sa.update(KEYS).where(KEYS.c.key_id == key_id).values(records.columns(changed))
             )
-            change.audit("key.edited", by, key_id, **_values(changed))
+            change.audit("key.edited", by, key_id, **records.columns(changed))
         return after
 
     def rotate(
@@ -217,7 +216,7 @@ class LocalStore:
         """
         now = time.time()
         with self.database.changing() as change:
-            old = _get(change.connection, key_id)
+            old = records.get(change.connection, key_id)
             if (state := old.state(now)) != "active":
                 raise KeyConflict(
                     f"Key {key_id} was replaced by {old.replaced_by} already."
@@ -225,14 +224,14 @@ class LocalStore:
                     else f"Key {key_id} is {state}; create a new one instead."
                 )
             key = key_format.generate(old.environment)
-            new = replace(old, key_id=_key_id(), created_at=now, last_used_at=None)
+            new = replace(old, key_id=records.new_id(), created_at=now, last_used_at=None)
             ends = now + overlap if old.expires_at is None else min(now + overlap, old.expires_at)
             changed: dict[str, Any] = {
                 "deprecated_at": now,
                 "replaced_by": new.key_id,
                 "expires_at": ends,
             }
-            _insert(change, new, key)
+            records.insert(change, new, key)
             change.connection.execute(
                 sa.update(KEYS).where(KEYS.c.key_id == key_id).values(changed)
             )
@@ -254,7 +253,7 @@ class LocalStore:
         others, unless `force`.
         """
         with self.database.changing() as change:
-            record = _get(change.connection, key_id)
+            record = records.get(change.connection, key_id)
             if record.revoked_at is not None:
                 return record
             if not force and _is_admin(record):
@@ -265,57 +264,6 @@ class LocalStore:
             )
             change.audit(event, by, key_id, **detail)
         return record
-
-
-def _new(key: str, *, owner: str, scopes: Iterable[str], **fields: Any) -> KeyRecord:
-    return KeyRecord(
-        key_id=_key_id(),
-        environment=key_format.environment(key),
-        owner=owner,
-        scopes=tuple(sorted(set(scopes))),
-        created_at=time.time(),
-        **{"name": "", **fields},
-    )
-
-
-def _key_id() -> str:
-    return f"key_{secrets.token_hex(8)}"
-
-
-def _insert(change: Change, record: KeyRecord, key: str) -> None:
-    values = {name: getattr(record, name) for name in record.__slots__}
-    change.connection.execute(
-        sa.insert(KEYS).values(**_values(values), digest=key_format.digest(key))
-    )
-
-
-def _values(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` as JSON and the columns have them."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()
-    }
-
-
-def _told(record: KeyRecord) -> dict[str, Any]:
-    """What the audit log says of a new key."""
-    return _values(
-        {
-            name: getattr(record, name)
-            for name in ("owner", "name", "scopes", "expires_at", "networks", "rate_limit_per_hour")
-        }
-    )
-
-
-def _get(connection: sa.Connection, key_id: str) -> KeyRecord:
-    row = None
-    # PostgreSQL takes a NUL for an error of ours.
-    if key_id.isascii() and key_id.isprintable():
-        row = connection.execute(sa.select(KEYS).where(KEYS.c.key_id == key_id)).one_or_none()
-    if row is None:
-        raise KeyNotFound(
-            f"There is no key {key_format.redact(key_id)!r}; `hokusai-auth keys list` shows them."
-        )
-    return from_row(row)
 
 
 def _is_admin(record: KeyRecord) -> bool:

@@ -1,14 +1,18 @@
-"""What the store knows of a key, and how keys are chosen for a list."""
+"""What the store knows of a key, how that is kept, and how keys are chosen for a list."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import secrets
+import time
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from .database import StoreError
+from mlflow_hokusai_auth.core import keys as key_format
+
+from .database import Change, StoreError
 from .tables import KEYS
 
 STATES = ("active", "deprecated", "expired", "revoked")
@@ -98,3 +102,58 @@ def conditions(which: KeyFilter, now: float) -> Collection[sa.ColumnElement[bool
                 replaced = KEYS.c.deprecated_at.is_not(None)
                 found.append(replaced if which.state == "deprecated" else ~replaced)
     return found
+
+
+def new(key: str, *, owner: str, scopes: Iterable[str], **fields: Any) -> KeyRecord:
+    """The record of a new key; `fields` are others of its own that are not to be empty."""
+    return KeyRecord(
+        key_id=new_id(),
+        environment=key_format.environment(key),
+        owner=owner,
+        scopes=tuple(sorted(set(scopes))),
+        created_at=time.time(),
+        **{"name": "", **fields},
+    )
+
+
+def new_id() -> str:
+    """A public name for a key, which tells nothing of it."""
+    return f"key_{secrets.token_hex(8)}"
+
+
+def insert(change: Change, record: KeyRecord, key: str) -> None:
+    """Store `record` with the digest of its key. Raises IntegrityError for one that is there."""
+    fields = {name: getattr(record, name) for name in record.__slots__}
+    change.connection.execute(
+        sa.insert(KEYS).values(**columns(fields), digest=key_format.digest(key))
+    )
+
+
+def columns(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` as JSON and the columns have them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()
+    }
+
+
+def audited(record: KeyRecord) -> dict[str, Any]:
+    """What the audit log says of a new key."""
+    return columns(
+        {
+            name: getattr(record, name)
+            for name in ("owner", "name", "scopes", "expires_at", "networks", "rate_limit_per_hour")
+        }
+    )
+
+
+def get(connection: sa.Connection, key_id: str) -> KeyRecord:
+    """The record with this id; raises KeyNotFound."""
+    row = None
+    # PostgreSQL takes a NUL for an error of ours.
+    if key_id.isascii() and key_id.isprintable():
+        row = connection.execute(sa.select(KEYS).where(KEYS.c.key_id == key_id)).one_or_none()
+    if row is None:
+        raise KeyNotFound(
+            f"There is no key {key_format.redact(key_id)!r}; `hokusai-auth keys list` shows them."
+        )
+    return from_row(row)

@@ -5,32 +5,21 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-from pydantic import (
-    AliasChoices,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
-from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
-from mlflow_hokusai_auth.core.operations import rules
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Access
+
+from .checks import Backends, Bind, CommaList, Networks, Prefixes, Secret, Url
 
 PREFIX = "HOKUSAI_AUTH_"
 #: Where Docker and Kubernetes put secrets: a file for each, with the setting's name in lower case.
 SECRETS = Path("/run/secrets")
-
-
-CommaList = Annotated[tuple[str, ...], NoDecode]
 
 
 def _upstream(name: str, *others: str, default: Any = (), description: str) -> Any:
@@ -60,7 +49,7 @@ class Settings(BaseSettings):
         description="The mode, whatever `hokusai-auth mode` says. The last resort: with off, the "
         "server starts even if its key store can't be reached.",
     )
-    backend: CommaList = Field(
+    backend: Backends = Field(
         ("local",),
         description="Who is asked about a key, in this order: local (the key store), service (the "
         "Hokusai auth service), or local,service.",
@@ -96,7 +85,7 @@ class Settings(BaseSettings):
         description="Whether MLflow's assistant answers administrators. It runs programs on the "
         "server's host.",
     )
-    service_url: str = _upstream(
+    service_url: Url = _upstream(
         "SERVICE_URL",
         "AUTH_SERVICE_URL",
         default="",
@@ -140,17 +129,17 @@ class Settings(BaseSettings):
         description="Redis that shares verified keys of the auth service, and the counts of limited "
         "keys, between processes and hosts: rediss:// (verified TLS) or redis://.",
     )
-    secret_key: SecretStr = Field(
+    secret_key: Secret = Field(
         SecretStr(""),
         description="Secret of this installation, 32 characters or more, the same on every host. "
         "Needed with redis_url; made up at each start otherwise.",
     )
-    trusted_proxies: CommaList = Field(
+    trusted_proxies: Networks = Field(
         (),
         description="Addresses and networks, comma-separated, of the proxies whose X-Forwarded-For "
         "is believed.",
     )
-    prefixes: CommaList = Field(
+    prefixes: Prefixes = Field(
         ("/mlflow", "/api/mlflow"),
         description="Paths, comma-separated, under which the whole server answers as well.",
     )
@@ -178,7 +167,7 @@ class Settings(BaseSettings):
         description="Share of the requests which only read that the decision log tells of; refusals, "
         "failures and changes are always told.",
     )
-    metrics_bind: str = Field(
+    metrics_bind: Bind = Field(
         "",
         description="Address, such as 127.0.0.1:9464, at which metrics are read without a key. Always "
         "to be had at /hokusai/metrics with the scope metrics:read.",
@@ -209,60 +198,6 @@ class Settings(BaseSettings):
         description="Whether a key in ?api_key= counts. It is removed from the query either way.",
     )
 
-    @field_validator(
-        "backend",
-        "prefixes",
-        "trusted_proxies",
-        "forward_headers",
-        "remove_headers",
-        "registry_admin_emails",
-        "registry_admin_scopes",
-        "registry_admin_roles",
-        mode="before",
-    )
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
-    @field_validator("backend")
-    @classmethod
-    def _check_backend(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value not in (("local",), ("service",), ("local", "service")):
-            raise ValueError("must be local, service or local,service")
-        return value
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        networks(value)
-        return value
-
-    @field_validator("metrics_bind")
-    @classmethod
-    def _check_bind(cls, value: str) -> str:
-        host, _, port = value.rpartition(":")
-        if value and not (host and port.isdecimal() and 0 < int(port[:6]) < 65536):
-            raise ValueError("must look like 127.0.0.1:9464")
-        return value
-
-    @field_validator("service_url")
-    @classmethod
-    def _check_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        plain = not (parts.query or parts.fragment or parts.username or parts.password)
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname or not plain):
-            raise ValueError("must look like https://auth.example.com")
-        return value.rstrip("/")
-
-    @field_validator("secret_key")
-    @classmethod
-    def _check_secret(cls, value: SecretStr) -> SecretStr:
-        if 0 < len(value.get_secret_value()) < 32:
-            raise ValueError("must have 32 characters or more")
-        return value
-
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         if "service" in self.backend and not self.service_url:
@@ -273,18 +208,6 @@ class Settings(BaseSettings):
         if headers is not None and (problem := headers.problem()):
             raise ValueError(f"HOKUSAI_AUTH_FORWARD_HEADERS, _REMOVE_HEADERS: {problem}")
         return self
-
-    @field_validator("prefixes")
-    @classmethod
-    def _check_prefixes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for prefix in value:
-            segments = prefix.split("/")
-            plain = prefix.isascii() and not set(prefix) & set("%?#\\; ")
-            if segments[0] or not all(segments[1:]) or not plain or {".", ".."} & set(segments):
-                raise ValueError(f"{prefix!r} must look like /mlflow or /api/mlflow")
-            if any(f" {prefix}/" in operation.rule for operation in rules()):
-                raise ValueError(f"MLflow has routes of its own below {prefix}")
-        return value
 
 
 def load(secrets: Path = SECRETS) -> Settings:

@@ -1,0 +1,70 @@
+"""What the values of settings must be like: types for the fields of `settings.Settings`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic_settings import NoDecode
+
+from mlflow_hokusai_auth.core.addresses import networks
+from mlflow_hokusai_auth.core.operations import rules
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _check_backends(value: tuple[str, ...]) -> tuple[str, ...]:
+    if value not in (("local",), ("service",), ("local", "service")):
+        raise ValueError("must be local, service or local,service")
+    return value
+
+
+def _check_networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    networks(value)
+    return value
+
+
+def _check_bind(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if value and not (host and port.isdecimal() and 0 < int(port[:6]) < 65536):
+        raise ValueError("must look like 127.0.0.1:9464")
+    return value
+
+
+def _check_url(value: str) -> str:
+    parts = urlsplit(value)
+    plain = not (parts.query or parts.fragment or parts.username or parts.password)
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname or not plain):
+        raise ValueError("must look like https://auth.example.com")
+    return value.rstrip("/")
+
+
+def _check_secret(value: SecretStr) -> SecretStr:
+    if 0 < len(value.get_secret_value()) < 32:
+        raise ValueError("must have 32 characters or more")
+    return value
+
+
+def _check_prefixes(value: tuple[str, ...]) -> tuple[str, ...]:
+    for prefix in value:
+        segments = prefix.split("/")
+        plain = prefix.isascii() and not set(prefix) & set("%?#\\; ")
+        if segments[0] or not all(segments[1:]) or not plain or {".", ".."} & set(segments):
+            raise ValueError(f"{prefix!r} must look like /mlflow or /api/mlflow")
+        if any(f" {prefix}/" in operation.rule for operation in rules()):
+            raise ValueError(f"MLflow has routes of its own below {prefix}")
+    return value
+
+
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Backends = Annotated[CommaList, AfterValidator(_check_backends)]
+Networks = Annotated[CommaList, AfterValidator(_check_networks)]
+Prefixes = Annotated[CommaList, AfterValidator(_check_prefixes)]
+Bind = Annotated[str, AfterValidator(_check_bind)]
+Url = Annotated[str, AfterValidator(_check_url)]
+Secret = Annotated[SecretStr, AfterValidator(_check_secret)]
