@@ -21,7 +21,7 @@ def cut_keys() -> None:
         record = make(*args, **kwargs)
         record.msg = _clean(record.msg)
         if isinstance(record.args, tuple):
-            record.args = tuple(_clean(item) for item in record.args)
+            record.args = tuple([_clean(item) for item in record.args])
         elif isinstance(record.args, dict):
             cleaned = {name: _clean(item) for name, item in record.args.items()}
             if cleaned != record.args:
@@ -39,12 +39,14 @@ def cut_keys() -> None:
 
 def _clean(item: Any) -> Any:
     """`item` if it has no key in it, else its text without."""
+    if type(item) is int:
+        return item
     try:
-        text = str(item)
+        text = item if type(item) is str else str(item)
     except Exception:
         return item
-    # Looked at first, as that is quick: an encoded key has a percent sign.
-    if "hk_" not in text and "%" not in text:
+    # Looked at first, as that is quick: what is encoded of `hk_` is one of %68, %6b and %5f.
+    if "hk_" not in text and "%6" not in text and "%5" not in text:
         return item
     redacted = redact(text)
     return item if redacted == text else redacted

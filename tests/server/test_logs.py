@@ -16,6 +16,8 @@ from mlflow_hokusai_auth.server.logs import cut_keys
 
 KEY = keys.generate()
 ENCODED = "".join(f"%{ord(character):02x}" for character in KEY)
+#: What may be encoded of a key's beginning, and how.
+ENCODINGS = (("h", "%68"), ("k", "%6b"), ("k", "%6B"), ("_", "%5f"), ("_", "%5F"))
 
 
 class Atoms(dict[str, Any]):
@@ -54,10 +56,15 @@ def record(message: object, *args: Any, exc_info: Any = None) -> logging.LogReco
         (ValueError(f"key {KEY}"), ()),
         ("%s %s", ("key", KEY)),
         ("%s %s", ("key", ENCODED)),
+        *(("%s", (KEY.replace(one, code, 1),)) for one, code in ENCODINGS),
         ("%s", (ValueError(KEY),)),
         ("%(key)s %(other)s", (Atoms(key=f"key {KEY}"),)),
     ],
-    ids=["text", "encoded", "object", "argument", "encoded argument", "exception", "by name"],
+    ids=[
+        *("text", "encoded", "object", "argument", "encoded argument"),
+        *(code for _, code in ENCODINGS),
+        *("exception", "by name"),
+    ],
 )
 def test_keys_are_cut_out(message: object, args: tuple[Any, ...]) -> None:
     said = record(message, *args).getMessage()
