@@ -86,7 +86,7 @@ bench: $(VENV)/test.stamp .venv-peers/stamp
 # What the bench compares with. mlflow-oidc-auth 11 has a default that Python 3.11 refuses as mutable.
 .venv-peers/stamp: $(VENV)/server.stamp
 	$(VENV)/bin/python -m venv .venv-peers
-	.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install httpx mlflow-oidc-auth==11.0.2 \
+	.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install httpx httptools mlflow-oidc-auth==11.0.2 \
 		"mlflow[auth]==$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("mlflow"))')"
 	sed -i 's/^\(    extra_filter: .*\) = _NO_FILTER$$/\1 = __import__("dataclasses").field(default_factory=dict)/' \
 		.venv-peers/lib/python3*/site-packages/mlflow_oidc_auth/permission_kinds.py

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .types import Deny
 
@@ -61,6 +62,7 @@ class Refusal:
     body: bytes
 
 
+@lru_cache(maxsize=256)
 def render(deny: Deny) -> Refusal:
     """The response for `deny`."""
     code = CODES[deny.code]

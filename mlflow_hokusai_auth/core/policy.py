@@ -214,7 +214,7 @@ def _sunset(principal: Principal) -> tuple[tuple[str, str], ...]:
 
 def _in_its_words(reason: str) -> str:
     """What an authority said of a key, fit to be quoted: one line, of bounded length, no key."""
-    words = " ".join(keys.redact(reason).split())[:200]
+    words = " ".join(keys.redact(reason).split())[:200] if reason else ""
     return f" ({words})" if words else ""
 
 

@@ -221,7 +221,8 @@ class Gate:
         refusal = self._response(exchange.request, deny, bare_prefix)
         exchange.status, exchange.sent = refusal.status, len(refusal.body)
         self.observer.over(exchange)
-        return replace(refusal, headers=(*refusal.headers, *self.marks(exchange)))
+        headers = (*refusal.headers, *self.marks(exchange))
+        return Refusal(refusal.status, headers, refusal.body)
 
     def _response(self, request: Request, deny: Deny, bare_prefix: str) -> Refusal:
         if deny.code in _SIGN_IN and browser.wants_page(request):
@@ -230,7 +231,8 @@ class Gate:
             return redirect(slash_location(bare_prefix) + location if bare_prefix else location)
         refusal = render(deny)
         origin = dict(request.headers).get(b"origin", b"").decode("latin-1")
-        return replace(refusal, headers=refusal.headers + self.cors.headers(origin))
+        headers = refusal.headers + self.cors.headers(origin)
+        return Refusal(refusal.status, headers, refusal.body)
 
     def _settle(self, need: NeedKey, principal: Principal | Rejected) -> Allow | Deny:
         verdict = settle(need, principal, time.time(), self.policy)

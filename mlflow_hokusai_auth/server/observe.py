@@ -128,7 +128,9 @@ class Observer:
             if self._is_told(exchange, outcome):
                 level = logging.INFO if outcome in _WELL else logging.WARNING
                 if log.isEnabledFor(level):
-                    log.log(level, "%s", json.dumps(line(exchange, outcome)))
+                    text = json.dumps(line(exchange, outcome))
+                    # Without `log.log`, which looks through the stack for whoever called it.
+                    log.handle(log.makeRecord(log.name, level, __file__, 0, "%s", (text,), None))
         except Exception:
             logging.getLogger(__name__).exception("A request was not told of")
 

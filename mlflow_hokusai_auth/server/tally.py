@@ -60,13 +60,15 @@ class Tally:
     def settle(self) -> None:
         """Count all that is over by now."""
         counts: Counter[Any] = Counter()
+        spans = tracing.provider()
         with self._settling:
             while self._queue:
                 exchange, outcome = self._queue.popleft()
                 try:
                     counts.update(_counters(exchange, outcome))
                     _time(exchange)
-                    tracing.record(exchange, outcome)
+                    if spans is not None:
+                        tracing.record(spans, exchange, outcome)
                 except Exception:
                     _log.exception("A request was not counted")
             # By tens and hundreds under load, which is what makes it cheap.

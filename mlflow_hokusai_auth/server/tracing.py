@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from opentelemetry import propagate, trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
 
 from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.core.keys import redact
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from .observe import Exchange
 
 
-def record(exchange: Exchange, outcome: str) -> None:
+def provider() -> TracerProvider | None:
+    """What makes spans, or None where there is only the API, whose provider makes nothing."""
+    found = trace.get_tracer_provider()
+    nothing = isinstance(found, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+    return None if nothing else found
+
+
+def record(provider: TracerProvider, exchange: Exchange, outcome: str) -> None:
     """Make the span of a request that is over."""
-    provider = trace.get_tracer_provider()
-    # The one of the API alone, which makes nothing.
-    if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
-        return
     headers = {
         name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.request.headers
     }

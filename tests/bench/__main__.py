@@ -25,7 +25,12 @@ import mlflow.server
 from tests.bench import goals, load, micro, peers, report, store, transfers
 from tests.bench.rows import CONNECTIONS, LOG_BATCH, RUN, Row, log_batch, machine
 
-WORKERS = (1, 4)
+#: How each contender's servers are started: workers, and what reads HTTP.
+SERVERS = {
+    "1 worker": (1, "h11"),
+    "4 workers": (4, "h11"),
+    "1 worker, httptools": (1, "httptools"),
+}
 #: Of MLflow's pages; the one of middle size is loaded.
 _SCRIPTS = sorted(
     Path(mlflow.server.__file__).parent.glob("js/build/static/js/*.chunk.js"),
@@ -39,6 +44,8 @@ ROWS = [
     Row("no key: 401", key=""),
     Row("wrong key: 401", key="wrong"),
 ]
+#: Those of which reading HTTP is a large part, and what they are compared with.
+_READING = ("experiments/get", "no key: 401", "wrong key: 401")
 
 
 def main() -> None:
@@ -61,8 +68,8 @@ def main() -> None:
             "Command": f"python -m tests.bench --rounds {options.rounds} --seconds {options.seconds:g}",
             **machine(
                 f"servers on {cores[-1]}, load on {cores[0]}",
-                "mlflow server --workers N --uvicorn-opts '--http h11' (SQLite, no job execution), "
-                f"{CONNECTIONS} connections",
+                "mlflow server --workers N --uvicorn-opts '--http h11' (or httptools, where a row says "
+                f"so; SQLite, no job execution), {CONNECTIONS} connections",
             ),
             "Peers": peers.versions(),
         },
@@ -78,8 +85,8 @@ def main() -> None:
         result["store"] = store.costs()
         title = f"Key store with {store.KEY_COUNT} keys"
         report.show(title, report.STORE, report.store(result["store"]))
-    for workers in WORKERS:
-        _over_http(workers, cores, options, result)
+    for name in SERVERS:
+        _over_http(name, cores, options, result)
     result["goals"] = goals.judged(result)
     report.show("Goals", report.GOALS, result["goals"])
     options.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -90,16 +97,17 @@ def main() -> None:
 
 
 def _over_http(
-    workers: int, cores: list[int], options: argparse.Namespace, result: dict[str, Any]
+    name: str, cores: list[int], options: argparse.Namespace, result: dict[str, Any]
 ) -> None:
-    name = f"{workers} worker{'s' if workers > 1 else ''}"
-    rows = {f"{name}: {row.name}": row for row in ROWS}
+    workers, http = SERVERS[name]
+    rows = {f"{name}: {row.name}": row for row in ROWS if http == "h11" or row.name in _READING}
     rows = {title: row for title, row in rows.items() if options.only in title}
     # On one core, more workers do not move one artifact faster.
-    moved = [one for one in transfers.TRANSFERS if workers == 1 and options.only in one.name]
+    first = name == next(iter(SERVERS))
+    moved = [one for one in transfers.TRANSFERS if first and options.only in one.name]
     if not rows and not moved:
         return
-    with peers.running(workers, cores[-1]) as contenders:
+    with peers.running(workers, http, cores[-1]) as contenders:
         for title, row in rows.items():
             found = _loaded(row, contenders, cores[0], options)
             result["rates"][title] = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 from tests.bench.peers import BARE, BASIC, GATE
@@ -48,12 +49,14 @@ def _rates(rates: dict[str, Found]) -> Iterator[Goal]:
     served = rates.get("1 worker: experiments/get")
     if served and BASIC in served:
         yield _at_least(f"experiments/get, to {BASIC}", TO_BASIC_AUTH, _per_second(served, BASIC))
-    for row in ("no key: 401", "wrong key: 401"):
-        refused = rates.get(f"1 worker: {row}")
+    for servers, row in product(("1 worker", "1 worker, httptools"), ("no key", "wrong key")):
+        served = rates.get(f"{servers}: experiments/get")
+        refused = rates.get(f"{servers}: {row}: 401")
         if served and refused:
             pair = {"refused": refused[GATE], "served": served[GATE]}
             found_ratio = ratio(pair, "per_second", "refused", "served")
-            yield _at_least(f"{row}, to experiments/get served", REFUSALS, found_ratio)
+            name = f"{servers}: {row}: 401, to experiments/get served"
+            yield _at_least(name, REFUSALS, found_ratio)
 
 
 def _growth(transfers: dict[str, Found]) -> Iterator[Goal]:

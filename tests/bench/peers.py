@@ -74,12 +74,15 @@ class Contender:
 
 
 @contextlib.contextmanager
-def running(workers: int, core: int) -> Iterator[list[Contender]]:
-    """All contenders that can be had, with so many workers each, on `core` and no other."""
+def running(workers: int, http: str, core: int) -> Iterator[list[Contender]]:
+    """All contenders that can be had, with so many workers each, on `core` and no other.
+
+    `http` is what uvicorn reads HTTP with: "h11" or "httptools".
+    """
     own = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         os.sched_setaffinity(0, range(os.cpu_count() or 1))  # They start on all cores.
-        found = list(_Start(Path(name), workers, stack).all())
+        found = list(_Start(Path(name), workers, http, stack).all())
         for pid in {pid for contender in found for pid in contender.pids}:
             for task in Path(f"/proc/{pid}/task").iterdir():
                 os.sched_setaffinity(int(task.name), {core})
@@ -108,9 +111,10 @@ def versions() -> str:
 
 
 class _Start:
-    def __init__(self, folder: Path, workers: int, stack: contextlib.ExitStack) -> None:
+    def __init__(self, folder: Path, workers: int, http: str, stack: contextlib.ExitStack) -> None:
         self._folder = folder
         self._workers = workers
+        self._http = http
         self._stack = stack
 
     def all(self) -> Iterator[Contender]:
@@ -135,7 +139,7 @@ class _Start:
                 yield _contender(name, self._nginx(name, bare, check, cached), check, bare)
 
     def _mlflow(self, name: str, app: str | None, **environ: str) -> Server:
-        options = ("--workers", str(self._workers), "--uvicorn-opts", "--http h11")
+        options = ("--workers", str(self._workers), "--uvicorn-opts", f"--http {self._http}")
         server = self._stack.enter_context(
             serve(self._folder / name, options, app=app, **environ)
             if app in (None, GATE)
@@ -187,8 +191,8 @@ class _Start:
 
     def _application(self, name: str, mlflow: Server) -> Server:
         port = free_port()
-        command = [str(PYTHON), "-m", "uvicorn", f"tests.bench.proxies:{name}", "--http", "h11"]
-        command += ["--workers", str(self._workers), "--port", str(port)]
+        command = [str(PYTHON), "-m", "uvicorn", f"tests.bench.proxies:{name}"]
+        command += ["--http", self._http, "--workers", str(self._workers), "--port", str(port)]
         environ = {"BENCH_KEYS": str(self._folder / "keys.db"), "BENCH_MLFLOW": mlflow.origin}
         return self._program(name, port, command, self._workers, **environ)
 

@@ -97,7 +97,8 @@ def machine(cores: str, server: str) -> dict[str, str]:
     """What was measured on: `cores` says who runs on which, `server` what was started."""
     info = Path("/proc/cpuinfo").read_text()
     model = next((line for line in info.splitlines() if line.startswith("model name")), ": unknown")
-    packages = ("mlflow", "mlflow-hokusai-auth", "uvicorn", "h11", "starlette", "fastapi", "flask")
+    servers = ("uvicorn", "h11", "httptools", "starlette", "fastapi", "flask")
+    packages = ("mlflow", "mlflow-hokusai-auth", *servers)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
     return {
         "CPU": f"{model.partition(': ')[2]}, {os.cpu_count()} cores; {cores}",

@@ -16,6 +16,7 @@ from mlflow_hokusai_auth.core.operations import UNKNOWN, classify
 from mlflow_hokusai_auth.core.types import Request
 from mlflow_hokusai_auth.server import tracing
 from mlflow_hokusai_auth.server.observe import Exchange
+from mlflow_hokusai_auth.server.tally import Tally
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PATH = "/api/2.0/mlflow/experiments/get"
@@ -40,6 +41,12 @@ def exchange(method: str = "GET", status: int = 200, **headers: str) -> Exchange
     return made
 
 
+def record(one: Exchange, outcome: str) -> None:
+    provider = tracing.provider()
+    assert provider is not None
+    tracing.record(provider, one, outcome)
+
+
 def spans(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
     """Those made here; a gate of another test may still be counting."""
     found = exporter.get_finished_spans()
@@ -52,7 +59,7 @@ def span(exporter: InMemorySpanExporter) -> ReadableSpan:
 
 
 def test_the_span_says_what_the_request_was(exporter: InMemorySpanExporter) -> None:
-    tracing.record(exchange(), "allowed")
+    record(exchange(), "allowed")
     one = span(exporter)
     assert (one.name, one.kind, one.parent) == (f"GET {PATH}", SpanKind.SERVER, None)
     assert one.status.status_code is StatusCode.UNSET
@@ -71,7 +78,7 @@ def test_the_span_says_what_the_request_was(exporter: InMemorySpanExporter) -> N
 def test_the_span_lasts_as_long_as_the_request(exporter: InMemorySpanExporter) -> None:
     one = exchange()
     one.ended = one.began + 0.3
-    tracing.record(one, "allowed")
+    record(one, "allowed")
     made = span(exporter)
     assert made.start_time is not None and made.end_time is not None
     assert (made.end_time - made.start_time) / 1e9 == pytest.approx(0.3, abs=1e-3)
@@ -79,7 +86,7 @@ def test_the_span_lasts_as_long_as_the_request(exporter: InMemorySpanExporter) -
 
 
 def test_the_parent_is_the_client_s_span(exporter: InMemorySpanExporter) -> None:
-    tracing.record(exchange(traceparent=f"00-{TRACE}-{PARENT}-01"), "allowed")
+    record(exchange(traceparent=f"00-{TRACE}-{PARENT}-01"), "allowed")
     parent = span(exporter).parent
     assert parent is not None
     assert (f"{parent.trace_id:032x}", f"{parent.span_id:016x}") == (TRACE, PARENT)
@@ -90,12 +97,12 @@ def test_the_parent_is_the_client_s_span(exporter: InMemorySpanExporter) -> None
     "value", ["", "00-0-0-01", "x" * 1000, f"00-{'0' * 32}-{PARENT}-01", "\xe4"]
 )
 def test_a_parent_that_is_none_begins_a_trace(exporter: InMemorySpanExporter, value: str) -> None:
-    tracing.record(exchange(traceparent=value), "allowed")
+    record(exchange(traceparent=value), "allowed")
     assert span(exporter).parent is None
 
 
 def test_a_parent_that_is_not_sampled_takes_no_span(exporter: InMemorySpanExporter) -> None:
-    tracing.record(exchange(traceparent=f"00-{TRACE}-{PARENT}-00"), "allowed")
+    record(exchange(traceparent=f"00-{TRACE}-{PARENT}-00"), "allowed")
     assert spans(exporter) == []
 
 
@@ -114,7 +121,7 @@ def test_a_failure_is_marked(
 ) -> None:
     one = exchange(status=status)
     one.broke_off = broke_off
-    tracing.record(one, "x")
+    record(one, "x")
     assert span(exporter).status.status_code is code
 
 
@@ -123,7 +130,7 @@ def test_what_is_unknown_has_one_name_and_no_key(exporter: InMemorySpanExporter)
     for operation in (None, UNKNOWN):
         one = exchange(key, authorization=f"Bearer {key}", cookie=key)
         one.operation = operation
-        tracing.record(one, "refused")
+        record(one, "refused")
     assert len(spans(exporter)) == 2
     for made in spans(exporter):
         assert made.name == "unknown route"
@@ -133,4 +140,11 @@ def test_what_is_unknown_has_one_name_and_no_key(exporter: InMemorySpanExporter)
 def test_without_the_sdk_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     for provider in (trace.ProxyTracerProvider(), trace.NoOpTracerProvider()):
         monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-        tracing.record(None, "allowed")  # type: ignore[arg-type]
+        assert tracing.provider() is None
+
+
+def test_whoever_counts_requests_makes_their_spans(exporter: InMemorySpanExporter) -> None:
+    counts = Tally()
+    counts.add(exchange(), "allowed")
+    counts.settle()
+    assert span(exporter).name == f"GET {PATH}"
