@@ -6,6 +6,9 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+#: Characters of an address, with a zone.
+_MAX_LENGTH = 64
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -14,9 +17,14 @@ def networks(texts: Iterable[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
-@lru_cache(maxsize=4096)
 def inside(address: str, texts: tuple[str, ...]) -> bool:
     """Whether `address` is in one of the networks `texts`; never, if it is not known ("")."""
+    # Whoever asks may have written it, and what is as long is no address.
+    return len(address) <= _MAX_LENGTH and _inside(address, texts)
+
+
+@lru_cache(maxsize=4096)
+def _inside(address: str, texts: tuple[str, ...]) -> bool:
     parsed = _parsed(address)
     return parsed is not None and any(parsed in network for network in networks(texts))
 

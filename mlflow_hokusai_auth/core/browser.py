@@ -24,6 +24,8 @@ SECURE_COOKIE = "__Host-hokusai_session"
 LOOPBACK_COOKIE = "hokusai_session"
 #: Carries `csrf_token` with what manages keys.
 CSRF_HEADER = b"x-csrf-token"
+#: Sessions of one request that are looked at. One is what browsers send; two are refused already.
+MAX_SESSIONS = 8
 #: Where a browser signs in, below the prefix.
 LOGIN = "/hokusai/login"
 
@@ -42,15 +44,18 @@ def cookie_name(host: str) -> str:
 
 
 def session_tokens(request: Request) -> list[str]:
-    """The values of the session's cookie, every one of them, as another page may have added some."""
+    """The values of the session's cookie, `MAX_SESSIONS` at most: another page may have added some."""
     found: list[str] = []
-    for name, value in request.headers:
-        if name == b"cookie" and b"hokusai_session" in value:
-            wanted = cookie_name(_header(request, b"host"))
-            for pair in value.decode("latin-1").split(";"):
-                key, _, token = pair.strip(" \t").partition("=")
-                if key == wanted and token and token not in found:
-                    found.append(token)
+    cookies = [v for n, v in request.headers if n == b"cookie" and b"hokusai_session" in v]
+    if not cookies:
+        return found
+    wanted = cookie_name(_header(request, b"host"))
+    for pair in b";".join(cookies).decode("latin-1").split(";"):
+        key, _, token = pair.strip(" \t").partition("=")
+        if key == wanted and token and token not in found:
+            found.append(token)
+            if len(found) >= MAX_SESSIONS:
+                break
     return found
 
 

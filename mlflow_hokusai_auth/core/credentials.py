@@ -31,6 +31,8 @@ _PLACES = {
     },
 }
 QUERY_PLACE = "?api_key="
+#: For a request whose key could not be told: all headers that may hold it.
+ANYWHERE = Credential("", ("X-API-Key", "Authorization", "X-MLflow-Authorization"))
 
 
 def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | Deny | None:
@@ -49,10 +51,10 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
             # One of both could ride along unseen.
             return Deny("KEY_CONFLICT", f"Spell the header {place}, with hyphens.")
         if place is browser.PLACE:
-            for token in browser.session_tokens(request):
-                named = found.setdefault(token, [])
-                if place not in named:  # of several Cookie headers, each finds all
-                    named.append(place)
+            if place not in seen:  # the first of several Cookie headers finds all
+                seen.add(place)
+                for token in browser.session_tokens(request):
+                    found.setdefault(token, []).append(place)
             continue
         # A server that speaks WSGI joins repeated headers with a comma, which no key contains.
         for part in value.decode("latin-1").split(","):

@@ -81,7 +81,6 @@ def _identity(key_id: str, owner: str) -> tuple[tuple[bytes, bytes], ...]:
     )
 
 
-@lru_cache(maxsize=1024)
 def _forwarded(name: str, policy: HeaderPolicy) -> bool:
     if name in _NEEDED:
         return True

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import product
+from dataclasses import replace
+from itertools import pairwise, product
 
 from mlflow_hokusai_auth.core.routes import TABLE
 from mlflow_hokusai_auth.core.types import Access, Operation
 
 UNKNOWN = Operation(Access.ADMIN, "unknown", "")
+#: What is closed beyond its class, and so in any spelling that MLflow might understand after all.
+_CLOSED = {f"/{kind}": Operation(Access.ADMIN, kind, "") for kind in ("assistant", "hokusai")}
 
 _PARAMETER = re.compile(r"\{\w+(:path)?\}")
 _CHOICE = re.compile(r"\{([^}]*)\}")
 
 
 def classify(method: str, path: str) -> Operation:
-    """The operation that `method` on `path` is; `UNKNOWN` if MLflow may have no such route.
+    """The operation that `method` on `path` is; one without a rule if MLflow may have no such route.
 
     `path` is decoded, and without the alias. HEAD counts as GET. OPTIONS on a path that has any
     method only asks which ones, so it takes READ.
@@ -28,7 +31,24 @@ def classify(method: str, path: str) -> Operation:
     method = method.upper()
     if method == "OPTIONS":
         return _options(path)
-    return _find("GET" if method == "HEAD" else method, path) or UNKNOWN
+    operation = _find("GET" if method == "HEAD" else method, path)
+    if operation is None:
+        return _unknown(path)
+    if operation.kind == "artifacts" and _of_a_trace(path):
+        return replace(operation, kind="traces")
+    return operation
+
+
+def _unknown(path: str) -> Operation:
+    return next((one for part, one in _CLOSED.items() if part in path), UNKNOWN)
+
+
+def _of_a_trace(path: str) -> bool:
+    """Whether an artifact's path leads to what is in a trace: EXPERIMENT/traces/… of MLflow's root."""
+    if "traces" not in path:
+        return False
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return any(one.isdecimal() and next_one == "traces" for one, next_one in pairwise(parts))
 
 
 def rules() -> Iterator[Operation]:
@@ -135,4 +155,4 @@ def _options(path: str) -> Operation:
         if operation is not None:
             rule = f"OPTIONS {operation.rule.partition(' ')[2]}"
             return Operation(Access.READ, operation.kind, rule)
-    return UNKNOWN
+    return _unknown(path)

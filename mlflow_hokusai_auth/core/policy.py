@@ -186,6 +186,12 @@ def abilities(principal: Principal, policy: Policy) -> list[str]:
     ]
 
 
+def has_body(request: Request) -> bool:
+    """Whether a body follows the headers, by what they say (RFC 9112, 6.3)."""
+    headers = dict(request.headers)
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+
 def is_admin(principal: Principal, policy: Policy) -> bool:
     """Whether `principal` may do anything, the management of keys included."""
     return (
@@ -224,6 +230,5 @@ def _is_preflight(request: Request) -> bool:
     return (
         bool(headers.get(b"origin"))
         and bool(headers.get(b"access-control-request-method"))
-        and headers.get(b"content-length", b"0") == b"0"
-        and b"transfer-encoding" not in headers
+        and not has_body(request)
     )

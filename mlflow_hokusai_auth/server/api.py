@@ -20,6 +20,7 @@ from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.records import KeyConflict, KeyFilter, KeyNotFound, KeyRecord
 from mlflow_hokusai_auth.core import policy
 from mlflow_hokusai_auth.core.keys import problem, redact
+from mlflow_hokusai_auth.core.types import Principal
 
 from . import identity, leaks, openapi, schemas
 from .schemas import describe
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Seconds after which no process takes a key from its cache that was revoked before.
 SETTLED = MAX_UNCONFIRMED + 0.1
+#: Seconds before which a key with a limit may not replace itself: what limits count over.
+LIMITED_AGE = 3600.0
 
 
 class Forbidden(Exception):
@@ -95,6 +98,7 @@ def blueprint(
         caller = identity.principal()
         if key_id != caller.key_id and not policy.is_admin(caller, gate.policy):
             raise Forbidden("A key may be replaced by itself, or by a key with mlflow:admin.")
+        _may_rotate_again(caller, store, gate)
         body = schemas.parse(schemas.Rotation, _json() if flask.request.data else {})
         new, key, old = store.rotate(key_id, overlap=body.overlap, by=identity.actor())
         return flask.jsonify(**describe(new), key=key, replaces=describe(old)), 201
@@ -183,6 +187,16 @@ def with_uses(store: LocalStore, records: list[KeyRecord]) -> list[dict[str, Any
     """`records` as JSON shows them, each with its uses in the last hours."""
     counts = uses.by_hour(store.database, [record.key_id for record in records])
     return [{**describe(one), "uses_by_hour": counts[one.key_id]} for one in records]
+
+
+def _may_rotate_again(caller: Principal, store: LocalStore, gate: Gate) -> None:
+    """Raise KeyConflict where a key would get around its limit, which counts anew for its successor."""
+    if caller.rate_limit_per_hour is None or policy.is_admin(caller, gate.policy):
+        return
+    if time.time() - store.get(caller.key_id).created_at < LIMITED_AGE:
+        raise KeyConflict(
+            f"Key {caller.key_id} has a limit, and may replace itself once it is an hour old."
+        )
 
 
 def _end_leaked(store: LocalStore, leak: leaks.Leak) -> dict[str, str] | None:

@@ -131,6 +131,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         web.monitoring(store, gate),
         health.blueprint(health.Health(health.checks(store, authority.probe(config, store)))),
     ):
+        blueprint.before_request(identity.required)
         flask_app.register_blueprint(blueprint)
     identity.install(flask_app)
     metrics.describe(config.policy, ",".join(config.backend))

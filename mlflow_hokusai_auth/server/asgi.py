@@ -17,7 +17,7 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql, observe
 from . import identity as caller
 from .aliases import raw_without, slash_location
-from .gate import BODY_LIMITS, MISMOUNTED, TOO_LARGE, Gate, reads_only
+from .gate import MISMOUNTED, TOO_LARGE, Gate, body_limit, reads_only
 from .observe import Exchange, request_id
 from .shortcut import Shortcut
 
@@ -126,7 +126,7 @@ class AsgiGate:
         """The verdict, and from where MLflow receives the body."""
         step = self._gate.plan(request)
         if not isinstance(step, NeedKey):
-            if isinstance(step, Allow) and (limit := BODY_LIMITS.get(step.operation.rule)):
+            if limit := body_limit(step):
                 body, receive = await _read(receive, limit)
                 return (TOO_LARGE if body is None else step), receive
             return step, receive

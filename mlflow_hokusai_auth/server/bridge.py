@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,10 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Bridge:
-    """Calls `app` in a thread for each request, once its body is there."""
+    """Calls `app` in a thread for each request, once its body is there.
+
+    No thread waits for a client: of a longer answer each chunk is fetched once the last one is sent.
+    """
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
@@ -43,23 +46,23 @@ class Bridge:
             chunks.append(message.get("body", b""))
             if not message.get("more_body", False):
                 break
-        environ = environ_of(scope, b"".join(chunks))
+        steps = self._steps(environ_of(scope, b"".join(chunks)))
         del chunks
-        loop = asyncio.get_running_loop()
-
-        def send_from_thread(message: Message) -> None:
-            asyncio.run_coroutine_threadsafe(_sent(send, message), loop).result()
-
         # The context has who the caller is.
         run = contextvars.copy_context().run
-        last = await loop.run_in_executor(
-            self._threads, run, self._answer, environ, send_from_thread
-        )
-        for message in last:
-            await send(message)
+        loop = asyncio.get_running_loop()
+        more = True
+        try:
+            while more:
+                for message in await loop.run_in_executor(self._threads, run, next, steps):
+                    await send(message)
+                    more = message.get("more_body", False)
+        except Exception:
+            await loop.run_in_executor(self._threads, run, steps.close)
+            raise
 
-    def _answer(self, environ: dict[str, Any], send: Any) -> list[Message]:
-        """Call the application; send what is long or of unknown length, and return what is left."""
+    def _steps(self, environ: dict[str, Any]) -> Generator[list[Message], None, None]:
+        """Call the application; what to send of its answer, step by step, the last one without more."""
         start: Message = {"type": "http.response.start"}
         begun = False
 
@@ -76,18 +79,19 @@ class Bridge:
 
         answer: Iterable[bytes] = self._app(environ, start_response)
         try:
-            if not isinstance(answer, (list, tuple)) and not _is_short(start.get("headers", [])):
+            body = b""
+            if isinstance(answer, (list, tuple)) or _is_short(start.get("headers", [])):
+                body = b"".join(answer)
+            else:
                 for chunk in answer:
-                    if not begun:
-                        send(start)
-                        begun = True
-                    send({"type": "http.response.body", "body": chunk, "more_body": True})
-                end: Message = {"type": "http.response.body", "body": b""}
-                return [end] if begun else [start, end]
-            return [start, {"type": "http.response.body", "body": b"".join(answer)}]
+                    message = {"type": "http.response.body", "body": chunk, "more_body": True}
+                    first, begun = not begun, True
+                    yield [start, message] if first else [message]
         finally:
             if close := getattr(answer, "close", None):
                 close()
+        last: Message = {"type": "http.response.body", "body": body}
+        yield [last] if begun else [start, last]
 
 
 def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:
@@ -117,16 +121,19 @@ def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:
     return environ
 
 
-@lru_cache(maxsize=1024)
 def _variable(name: bytes) -> str:
+    # Clients choose names, so only short ones are kept.
+    return _short_variable(name) if len(name) <= 64 else _spelt(name)
+
+
+def _spelt(name: bytes) -> str:
     variable = name.decode("latin-1").upper().replace("-", "_")
-    return variable if variable in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{variable}"
+    return variable if name in (b"content-type", b"content-length") else f"HTTP_{variable}"
+
+
+_short_variable = lru_cache(maxsize=1024)(_spelt)
 
 
 def _is_short(headers: Headers) -> bool:
     length = dict(headers).get(b"content-length", b"")
     return length.isdigit() and int(length) <= SHORT
-
-
-async def _sent(send: Send, message: Message) -> None:
-    await send(message)

@@ -16,13 +16,13 @@ from mlflow_hokusai_auth.core.addresses import Network, client_address
 from mlflow_hokusai_auth.core.denials import CODES, Refusal, redirect, render
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.operations import classify
-from mlflow_hokusai_auth.core.policy import Policy, plan, settle
+from mlflow_hokusai_auth.core.policy import Policy, has_body, plan, settle
 from mlflow_hokusai_auth.core.types import (
     Access,
     Allow,
-    Credential,
     Deny,
     NeedKey,
+    Operation,
     Principal,
     Rejected,
     Request,
@@ -58,7 +58,7 @@ _OFF = ("X-Hokusai-Auth-Mode", "off")
 _VARY = ("Vary", "Authorization, Cookie, X-API-Key")
 
 #: Bytes of a body that somebody without a key may send, by rule: a form with a key in it, and what
-#: GitHub reports. Nothing else is read from them.
+#: GitHub reports; none for any other.
 BODY_LIMITS = {
     "POST /hokusai/login": 4096,
     "POST /hokusai/logout": 4096,
@@ -144,9 +144,14 @@ class Gate:
 
     def plan(self, request: Request) -> Allow | Deny | NeedKey:
         """The first half of the verdict; does no I/O."""
-        if self.mode.now == "off" and not _is_ours(request):
+        if self.mode.now == "off" and not self._stays_closed(
+            classify(request.method, request.path)
+        ):
             return self._let_pass(request)
-        return plan(request, self.policy)
+        step = plan(request, self.policy)
+        if isinstance(step, Allow) and body_limit(step) == 0 and has_body(request):
+            return TOO_LARGE
+        return step
 
     def peek(self, need: NeedKey) -> Allow | Deny | None:
         """The verdict if the key is known here already, else None; does no I/O."""
@@ -185,8 +190,8 @@ class Gate:
             return self._intercepted(exchange, verdict) if self.interceptors else verdict
         request = exchange.request
         exchange.operation = classify(request.method, request.path)
-        ours = exchange.operation.kind == "hokusai"
-        if verdict is MISMOUNTED or self.mode.now == "enforce" or ours:
+        closed = self._stays_closed(exchange.operation)
+        if verdict is MISMOUNTED or self.mode.now == "enforce" or closed:
             exchange.verdict = self._or_too_often(request, verdict)
             return exchange.verdict
         return self._let_pass(request)
@@ -258,12 +263,23 @@ class Gate:
         operation = classify(request.method, request.path)
         # The key was not checked, but it must not go on to a provider for that.
         found = credentials.find(request, outbound=operation.outbound, query_key=True)
-        return Allow(operation, None, found if isinstance(found, Credential) else None)
+        return Allow(operation, None, credentials.ANYWHERE if isinstance(found, Deny) else found)
+
+    def _stays_closed(self, operation: Operation) -> bool:
+        """Whether only those who may are let in, in every mode.
+
+        Keys that are made in one mode outlive it, and the assistant runs programs on the host.
+        """
+        return operation.kind == "hokusai" or (
+            operation.kind == "assistant" and not self.policy.assistant
+        )
 
 
-def _is_ours(request: Request) -> bool:
-    """Keys are managed by those who may in every mode: what is made in one outlives it."""
-    return classify(request.method, request.path).kind == "hokusai"
+def body_limit(step: Allow | Deny | NeedKey) -> int | None:
+    """Bytes of a body that may be read from somebody without a key; None for who needs one."""
+    if not isinstance(step, Allow) or step.operation.access is not Access.PUBLIC:
+        return None
+    return BODY_LIMITS.get(step.operation.rule, 0)
 
 
 def reads_only(need: NeedKey, verdict: Allow | Deny) -> NeedKey | None:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import flask
 
 from mlflow_hokusai_auth.backends.database import Actor
-from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.core import denials
+from mlflow_hokusai_auth.core.operations import classify
+from mlflow_hokusai_auth.core.types import Access, Deny, Principal
 
 
 class Caller(NamedTuple):
@@ -32,6 +34,20 @@ def install(app: flask.Flask) -> None:
         principal = current.get().principal
         if principal is not None:
             flask.g.mlflow_authenticated_user = principal.owner
+
+
+def required() -> flask.Response | None:
+    """The refusal of a request for one of our own routes that takes a key and has none.
+
+    The gate has refused it before. But with mode observe or off it lets pass what it takes for routes
+    of MLflow's, and who knows in how many spellings a router understands ours.
+    """
+    operation = classify(flask.request.method, flask.request.path)
+    known = current.get().principal is not None or operation.access is Access.PUBLIC
+    if known or flask.request.method == "OPTIONS":  # which only tells of methods
+        return None
+    refusal = denials.render(Deny("KEY_MISSING", "Send a key that this server knows."))
+    return flask.Response(refusal.body, refusal.status, list(refusal.headers))
 
 
 def principal() -> Principal:

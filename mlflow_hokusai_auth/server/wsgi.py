@@ -18,7 +18,7 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql, observe
 from . import identity as caller
 from .aliases import slash_location
-from .gate import BODY_LIMITS, TOO_LARGE, Gate, reads_only
+from .gate import TOO_LARGE, Gate, body_limit, reads_only
 from .observe import Exchange, request_id
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class _WsgiGate:
     def _verdict(self, request: Request, environ: Environ) -> Allow | Deny:
         step = self._gate.plan(request)
         if not isinstance(step, NeedKey):
-            if isinstance(step, Allow) and (limit := BODY_LIMITS.get(step.operation.rule)):
+            if limit := body_limit(step):
                 return step if _read(environ, limit) is not None else TOO_LARGE
             return step
         verdict = self._settle(step)

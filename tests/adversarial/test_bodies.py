@@ -13,8 +13,14 @@ from tests.adversarial.test_grammar import CHUNK, Sent, through_asgi, through_ws
 both = pytest.mark.parametrize("through", [through_asgi, through_wsgi])
 
 
-def send(through: Callable[..., Any], path: str, body: bytes, *headers: tuple[str, str]) -> Sent:
-    attack = Attack("POST", path, (*headers, ("Content-Length", str(len(body)))), body)
+def send(
+    through: Callable[..., Any],
+    path: str,
+    body: bytes,
+    *headers: tuple[str, str],
+    method: str = "POST",
+) -> Sent:
+    attack = Attack(method, path, (*headers, ("Content-Length", str(len(body)))), body)
     (sent,) = through((), [attack])
     return sent
 
@@ -36,6 +42,21 @@ def test_of_somebody_without_a_key_no_more_than_has_a_use(
     answer, body = send(through, path, b"x" * (limit + CHUNK * 2))
     assert answer.status == 413 and answer.inner is None
     assert body.read_by_gate <= limit + CHUNK
+
+
+@both
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/api/health/mlflow", "/hokusai/login", "/hokusai/static/login.js"]
+)
+def test_what_is_open_to_all_takes_no_body(
+    through: Callable[..., Any], path: str, method: str
+) -> None:
+    answer, _ = send(through, path, b"", method=method)
+    assert answer.status == 200 and answer.inner is not None
+    answer, body = send(through, path, b"x" * CHUNK * 3, method=method)
+    assert answer.status == 413 and answer.inner is None
+    assert not body.read_by_gate
 
 
 @both

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_hokusai_auth.core import addresses
 from mlflow_hokusai_auth.core.addresses import client_address, inside, networks
 
 PROXIES = networks(["10.0.0.0/8", "fd00::1"])
@@ -79,3 +80,10 @@ def test_who_is_inside(address: str, texts: tuple[str, ...], there: bool) -> Non
 def test_what_is_no_network_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="does not appear"):
         networks([text])
+
+
+def test_what_is_too_long_for_an_address_is_not_kept() -> None:
+    before = addresses._inside.cache_info()
+    assert not inside("1" * 65, ("0.0.0.0/0",))
+    assert addresses._inside.cache_info() == before
+    assert inside("fe80::1%" + "z" * 56, ("fe80::/10",))

@@ -83,6 +83,15 @@ def test_every_session_of_a_request_is_found(cookies: list[str], found: list[str
     assert session_tokens(request("GET", "/", *fields)) == found
 
 
+def test_no_more_sessions_are_looked_at_than_anybody_has() -> None:
+    for fields in (
+        [("Cookie", f"{SECURE}={i}") for i in range(1000)],
+        [("Cookie", "; ".join(f"{SECURE}={i}" for i in range(1000)))],
+    ):
+        found = session_tokens(request("GET", "/", *fields))
+        assert found == [str(i) for i in range(browser.MAX_SESSIONS)]
+
+
 def test_each_host_has_its_own_cookie_only() -> None:
     both = ("Cookie", f"{SECURE}=far; {LOOPBACK}=near")
     assert session_tokens(request("GET", "/", both)) == ["far"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from urllib.parse import parse_qsl, quote
 
 import pytest
@@ -182,6 +183,30 @@ def test_the_order_of_headers_does_not_matter(place: str) -> None:
 
 def test_a_cookie_that_comes_twice_is_one_session() -> None:
     assert look(cookie(SESSION), cookie(SESSION)) == Credential(SESSION, (PLACE,), session=True)
+
+
+class Counted(tuple[tuple[bytes, bytes], ...]):
+    """Headers that count how often somebody begins to go through them."""
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        Counted.times += 1
+        return super().__iter__()
+
+
+Counted.times = 0
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_headers_are_gone_through_as_often_however_many_there_are(count: int) -> None:
+    cookies = [(b"cookie", b"hokusai_session=%d" % number) for number in range(count)]
+    Counted.times = 0
+    found = find(
+        Request("GET", "/version", b"", Counted([(b"host", b"localhost"), *cookies])),
+        outbound=False,
+        query_key=True,
+    )
+    assert isinstance(found, Deny)
+    assert Counted.times <= 4
 
 
 def test_a_provider_s_key_goes_out_beside_a_session() -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core.operations import UNKNOWN, classify, rules
+from mlflow_hokusai_auth.core.operations import classify, rules
 from mlflow_hokusai_auth.core.types import Access, Operation
 from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, native_routes, template
 
@@ -239,7 +240,11 @@ def test_a_path_is_classed_as_the_route_that_mlflow_picks(method, path):
     if rule is not None:
         assert what(classify(method, path)) == what(ROWS[rule])
     elif is_newest():
-        assert classify(method, path) == UNKNOWN
+        assert is_unknown(classify(method, path))
+
+
+def is_unknown(operation: Operation) -> bool:
+    return (operation.access, operation.rule, operation.outbound) == (Access.ADMIN, "", False)
 
 
 def is_newest() -> bool:
@@ -263,10 +268,11 @@ def test_an_odd_spelling_never_takes_less_than_the_route_that_mlflow_picks(
     place = data.draw(st.sampled_from([0, len(path)]) | st.integers(0, len(path)))
     odd = path[:place] + extra + path[place:]
     rule = routed(method, odd)
-    expected = UNKNOWN if rule is None and is_newest() else ROWS.get(rule or "")
-    if expected is not None:
-        operation = classify(method, odd)
-        assert operation == UNKNOWN or what(operation) == what(expected)
+    operation = classify(method, odd)
+    if rule in ROWS:
+        assert is_unknown(operation) or what(operation) == what(ROWS[rule])
+    elif rule is None and is_newest():
+        assert is_unknown(operation)
 
 
 # Spelling
@@ -294,7 +300,7 @@ def test_an_odd_spelling_never_takes_less_than_the_route_that_mlflow_picks(
 )
 def test_another_spelling_is_unknown(path):
     for method in (*METHODS, "HEAD", "OPTIONS"):
-        assert classify(method, path) == UNKNOWN
+        assert is_unknown(classify(method, path))
 
 
 @pytest.mark.parametrize("method", ["get", "Get", "gEt", "HEAD", "head"])
@@ -308,12 +314,51 @@ def test_methods_in_any_case_and_head_count_as_get(method):
 @pytest.mark.parametrize("method", ["FOO", "TRACE", "CONNECT", "PROPFIND", "", "GET ", "G"])
 def test_a_method_that_no_rule_has_is_unknown(method):
     for rule in ROWS:
-        assert classify(method, fill(rule.partition(" ")[2])) == UNKNOWN
+        assert is_unknown(classify(method, fill(rule.partition(" ")[2])))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("//api/2.0/hokusai/keys", "hokusai"),
+        ("///api/2.0/hokusai/keys/key_1", "hokusai"),
+        ("//hokusai/metrics", "hokusai"),
+        ("/ajax-api/3.0/mlflow/assistant/config\n", "assistant"),
+        ("//ajax-api/3.0/mlflow/assistant/config", "assistant"),
+        ("/ajax-api/3.0/mlflow/assistant/of-a-version-to-come", "assistant"),
+        ("//api/2.0/mlflow/runs/get", "unknown"),
+    ],
+)
+def test_what_is_closed_beyond_its_class_is_so_in_any_spelling(path, kind):
+    for method in (*METHODS, "HEAD", "OPTIONS"):
+        operation = classify(method, path)
+        assert is_unknown(operation) and operation.kind == kind
+
+
+@pytest.mark.parametrize("base", ["artifacts", "presigned", "mpu/create"])
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("77/traces/tr-1/artifacts/traces.json", "traces"),
+        ("77/./traces//tr-1", "traces"),
+        ("77/.//traces", "traces"),
+        ("root/77/traces/tr-1", "traces"),
+        ("77/0123456789abcdef/artifacts/traces/x", "artifacts"),
+        ("traces/77", "artifacts"),
+        ("77/tracesX/x", "artifacts"),
+    ],
+)
+def test_what_is_in_a_trace_is_of_that_kind_also_as_an_artifact(base, path, kind):
+    method = "POST" if base.startswith("mpu") else "GET"
+    for api in ("api", "ajax-api"):
+        start = f"{method} /{api}/2.0/mlflow-artifacts/{base}/"
+        operation = classify(method, f"{start.partition(' ')[2]}{path}")
+        assert operation == replace(ROWS[start + "{artifact_path:path}"], kind=kind)
 
 
 def test_a_method_that_the_rule_has_not_is_unknown():
-    assert classify("POST", "/api/2.0/mlflow/runs/get") == UNKNOWN
-    assert classify("DELETE", "/api/3.0/mlflow/traces/tr-1") == UNKNOWN
+    assert is_unknown(classify("POST", "/api/2.0/mlflow/runs/get"))
+    assert is_unknown(classify("DELETE", "/api/3.0/mlflow/traces/tr-1"))
 
 
 @pytest.mark.parametrize("rule", sorted(ROWS))

@@ -92,7 +92,7 @@ def of_operations(data: bytes) -> None:
         assert operation == operations.classify("GET", path)
     if operation.access is Access.PUBLIC:
         assert ({"HEAD": "GET"}.get(method.upper(), method.upper()), path) in PUBLIC
-    if operation != operations.UNKNOWN:
+    if operation.rule:
         template = operation.rule.partition(" ")[2]
         literal = re.split(r"\{\w+(?::path)?\}", template)
         assert path.startswith(literal[0]) and path.endswith(literal[-1])

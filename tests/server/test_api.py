@@ -12,6 +12,7 @@ from typing import Any
 
 import flask
 import pytest
+import time_machine
 from werkzeug.test import TestResponse
 
 from mlflow_hokusai_auth.backends import BackendUnavailable
@@ -180,6 +181,19 @@ def test_a_key_replaces_itself_and_no_other(here: Api) -> None:
     assert abs(answer.json["replaces"]["expires_at"] - time.time() - 30) < 20
     assert here.ask(f"POST /keys/{own.key_id}/rotate", caller=caller).status_code == 409
     assert here.ask(f"POST /keys/{other.key_id}/rotate").status_code == 201
+
+
+def test_a_key_does_not_get_around_its_limit_by_replacing_itself(here: Api) -> None:
+    own, _ = here.store.create(**ACME, rate_limit_per_hour=3)  # type: ignore[arg-type]
+    caller = Principal(own.key_id, own.owner, frozenset(own.scopes), rate_limit_per_hour=3)
+    path = f"POST /keys/{own.key_id}/rotate"
+    refused = here.ask(path, caller=caller)
+    assert refused.status_code == 409 and refused.json is not None
+    assert "once it is an hour old" in refused.json["message"]
+    with time_machine.travel(time.time() + api.LIMITED_AGE + 1):
+        assert here.ask(path, caller=caller).status_code == 201
+    fresh, _ = here.store.create(**ACME, rate_limit_per_hour=3)  # type: ignore[arg-type]
+    assert here.ask(f"POST /keys/{fresh.key_id}/rotate").status_code == 201
 
 
 def test_revoked_by_request_and_by_force_for_the_last_that_manages(

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.server.bridge import SHORT, Bridge, environ_of
+from mlflow_hokusai_auth.server import bridge
+from mlflow_hokusai_auth.server.bridge import SHORT, THREADS, Bridge, environ_of
 from tests.server.both_ways import ask
 
 GET: dict[str, Any] = {
@@ -28,7 +29,18 @@ GET: dict[str, Any] = {
 }
 
 ascii_text = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=9)
-names = st.sampled_from([b"content-length", b"content-type", b"x-a", b"x_a", b"cookie", b"host"])
+names = st.sampled_from(
+    [
+        b"content-length",
+        b"content-type",
+        b"content_length",
+        b"x" * 99,
+        b"x-a",
+        b"x_a",
+        b"cookie",
+        b"host",
+    ]
+)
 
 
 @given(
@@ -55,6 +67,12 @@ def test_the_environ_is_that_of_starlette(
     expected["SERVER_PORT"] = str(expected["SERVER_PORT"])
     del found["wsgi.errors"], expected["wsgi.errors"]
     assert found == expected
+
+
+def test_only_short_names_of_headers_are_kept() -> None:
+    before = bridge._short_variable.cache_info().misses
+    assert environ_of({**GET, "headers": [(b"x" * 65, b"1")]}, b"")["HTTP_" + "X" * 65] == "1"
+    assert bridge._short_variable.cache_info().misses == before
 
 
 def answer(app: Callable[..., Any], scope: dict[str, Any] = GET) -> tuple[Any, ...]:
@@ -110,6 +128,55 @@ def test_a_response_is_closed_at_its_end_and_when_it_breaks_off(length: int | No
     made = Closing(breaks())
     assert answer(app)[0] == "OSError"
     assert made.closed
+
+
+def test_a_client_that_is_gone_has_its_response_closed() -> None:
+    made = Closing(iter([b"abc", b"def"]))
+
+    def app(environ: Any, start_response: Any) -> Closing:
+        start_response("200 OK", [])
+        return made
+
+    async def send(message: dict[str, Any]) -> None:
+        raise ConnectionError("gone")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    with pytest.raises(ConnectionError, match="gone"):
+        asyncio.run(Bridge(app)(GET, receive, send))
+    assert made.closed
+
+
+def test_clients_that_read_slowly_keep_nobody_waiting() -> None:
+    slow = THREADS + 2
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        return iter([environ["PATH_INFO"].encode()] * 2)
+
+    async def all_of_them() -> None:
+        bridging, stopped = Bridge(app), asyncio.Semaphore(0)
+        go_on = asyncio.Event()
+
+        async def one() -> None:
+            async def send(_: Any) -> None:
+                stopped.release()
+                await go_on.wait()
+
+            async def receive() -> dict[str, Any]:
+                return {"type": "http.request"}
+
+            await bridging(GET, receive, send)
+
+        waiting = [asyncio.create_task(one()) for _ in range(slow)]
+        for _ in waiting:
+            await asyncio.wait_for(stopped.acquire(), 10)
+        assert (await asyncio.wait_for(ask(bridging, GET, b""), 10))[2] == b"/a b" * 2
+        go_on.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(all_of_them())
 
 
 def test_chunks_arrive_as_they_are_made_and_no_faster_than_they_are_taken() -> None:
@@ -229,11 +296,11 @@ def test_each_request_has_a_context_of_its_own() -> None:
         who.set(-1)
         return [b"%d" % before]
 
-    bridge = Bridge(app)
+    bridging = Bridge(app)
 
     async def one(number: int) -> tuple[bytes, int]:
         who.set(number)
-        return (await ask(bridge, GET, b""))[2], who.get()
+        return (await ask(bridging, GET, b""))[2], who.get()
 
     async def many() -> list[tuple[bytes, int]]:
         return await asyncio.gather(*map(one, range(200)))

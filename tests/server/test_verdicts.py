@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import pytest
 
+from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.server.limits import Limits
 from mlflow_hokusai_auth.server.switches import Mode
-from tests.server.sentinel import Adapter, Wire, both, make_gate, with_key
+from tests.server.sentinel import KEYS, Adapter, Wire, both, make_gate, with_key
 
 CREATE = "/api/2.0/mlflow/experiments/create"
-KEYS = "/api/2.0/hokusai/keys"
+#: What stays closed, in spellings that some router may understand.
+CLOSED = [
+    f"{start}{path}"
+    for path in ("/api/2.0/hokusai/keys", "/ajax-api/3.0/mlflow/assistant/message")
+    for start in ("", "/", "//", "/mlflow", "/mlflow/")
+]
 
 
 @both
 @pytest.mark.parametrize("mode", ["enforce", "observe", "off"])
 def test_each_mode(adapter: Adapter, mode: str) -> None:
-    gate = make_gate(mode=Mode(mode))
+    gate = make_gate(mode=Mode(mode), policy=Policy())
     refused = [
         (Wire("POST", CREATE), "KEY_MISSING"),
         (with_key("unknown", "POST", CREATE), "KEY_UNKNOWN"),
@@ -25,11 +31,39 @@ def test_each_mode(adapter: Adapter, mode: str) -> None:
         answer = adapter(wire, gate)
         assert (answer.inner is None) == (mode == "enforce")
         assert mode != "enforce" or answer.code == code
-        # What is made there outlives the mode.
-        ours = Wire(wire.method, KEYS, wire.headers)
-        assert adapter(ours, gate).code == code
-    for answer in (adapter(with_key("read"), gate), adapter(Wire("POST", KEYS), gate)):
+        for path in CLOSED:
+            answer = adapter(Wire(wire.method, path, wire.headers), gate)
+            assert (answer.inner, answer.code) == (None, code), path
+    for answer in (adapter(with_key("read"), gate), adapter(Wire("POST", CLOSED[0]), gate)):
         assert answer.header("x-hokusai-auth-mode") == (["off"] if mode == "off" else [])
+
+
+@both
+@pytest.mark.parametrize("mode", ["observe", "off"])
+def test_the_assistant_is_open_in_a_mode_for_all_where_it_is_on(
+    adapter: Adapter, mode: str
+) -> None:
+    gate = make_gate(mode=Mode(mode), policy=Policy(assistant=True))
+    assert adapter(Wire("POST", "/ajax-api/3.0/mlflow/assistant/message"), gate).inner is not None
+
+
+@both
+@pytest.mark.parametrize("mode", ["observe", "off"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (("X-API-Key", KEYS["read"]), ("Authorization", f"Bearer {KEYS['write']}")),
+        (("X-API-Key", KEYS["read"]), ("X-API-Key", KEYS["read"])),
+        (("X_API_Key", KEYS["read"]),),
+    ],
+)
+def test_keys_that_nobody_could_tell_apart_do_not_go_on_to_a_provider(
+    adapter: Adapter, mode: str, headers: tuple[tuple[str, str], ...]
+) -> None:
+    route = "/gateway/openai/v1/chat/completions"
+    answer = adapter(Wire("POST", route, headers), make_gate(mode=Mode(mode)))
+    assert answer.inner is not None
+    assert "hk_" not in repr(answer.inner)
 
 
 @both
