@@ -56,11 +56,11 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
 def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command in a process of its own."""
 
-    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*HOKUSAI_AUTH, *arguments],
             input=stdin,
-            env=environment(tmp_path),
+            env=environment(tmp_path, **environ),
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -489,6 +489,18 @@ def test_a_database_that_can_not_be_used_is_one_line(
     for command in (["keys", "list"], ["audit"]):
         said = mistake(call(*command, status=1))
         assert says in said and "secret" not in said
+
+
+def test_a_command_keeps_no_metrics(run, tmp_path: Path) -> None:
+    for folder in (tmp_path / "metrics", Path("/proc/nowhere")):
+        done = run("keys", "list", PROMETHEUS_MULTIPROC_DIR=str(folder))
+        assert done.returncode == 0, done.stderr
+        assert not folder.exists()
+
+
+def test_a_mode_of_a_later_version_is_no_traceback(call: Call, store: LocalStore) -> None:
+    store.database.set_state("mode", 17, "mode.changed", Actor("later"))
+    assert "default" in call("mode").stdout
 
 
 def test_a_wrong_setting_is_named(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,13 @@ class Throttled(BackendUnavailable):
     """The authority answers that it is asked too often (429). The request is refused with 429."""
 
 
+class NoVerdict(BackendUnavailable):
+    """The authority answers, but nothing that says whether the key is good.
+
+    So this request is refused with 503. That the authority fails for others, too, it does not tell.
+    """
+
+
 class Backend(Protocol):
     """An authority over keys."""
 

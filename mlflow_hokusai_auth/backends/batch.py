@@ -36,8 +36,7 @@ class Batch(Generic[T]):
     def add(self, item: T) -> None:
         """Count `item` once. Does no I/O."""
         with self._lock:
-            if len(self._counts) < LIMIT or item in self._counts:
-                self._counts[item] += 1
+            self._keep(item, 1)
             if self._writer is None or not self._writer.is_alive():
                 # On first use, so that it lives in the process that serves (pre-fork).
                 self._writer = threading.Thread(
@@ -57,7 +56,12 @@ class Batch(Generic[T]):
         except Exception as error:
             _log.warning("%s are not written for now: %s", self._what, error)
             with self._lock:
-                self._counts.update(counts)
+                for item, count in counts.items():
+                    self._keep(item, count)
+
+    def _keep(self, item: T, count: int) -> None:
+        if len(self._counts) < LIMIT or item in self._counts:
+            self._counts[item] += count
 
     def _write_on(self) -> None:
         while True:

@@ -25,7 +25,7 @@ from cachetools import TLRUCache
 
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import Backend, BackendUnavailable, metrics
+from . import Backend, BackendUnavailable, Throttled, metrics
 from .guarded import Guarded
 from .shared import SharedCache
 
@@ -53,14 +53,21 @@ class _Entry(NamedTuple):
     kept_until: float
 
 
+class _Flight(NamedTuple):
+    """A question that is under way, since when by the clock."""
+
+    began: float
+    answer: Future[Principal | Rejected]
+
+
 class CachedBackend:
     """`backend`, with what it answered, a breaker, and one question at a time for each key.
 
     Principals are kept for `ttl` seconds, `size` of them at most. Rejections are kept for
     `negative_ttl` seconds and apart, `negative_size` of them, so that a flood of made-up keys evicts
-    no real one. While the backend is unavailable, or throttles, a principal that it named within the
-    last `ttl` + `stale_if_error` seconds is still served; with 0, the default, never. To be throttled
-    is included since it says nothing against the key.
+    no real one. While the backend is unavailable a principal that it named within the last `ttl` +
+    `stale_if_error` seconds is still served; with 0, the default, never. Not while it throttles: it may
+    do so to wrong keys alone, of which a key that was revoked is one.
 
     Entries are found by HMAC-SHA256 under `secret`; no key is held. `namespace` is mixed in: what tells
     this authority from others that share `shared` and `secret`, such as its URL. `shared` is asked
@@ -103,7 +110,10 @@ class CachedBackend:
         self._lock = threading.Lock()
         self._known: TLRUCache[bytes, _Entry] = TLRUCache(size, _end, timer)
         self._rejected: TLRUCache[bytes, _Entry] = TLRUCache(negative_size, _end, timer)
-        self._flights: dict[tuple[bytes, int | None], Future[Principal | Rejected]] = {}
+        self._flights: dict[tuple[bytes, int | None], _Flight] = {}
+        # A question that has taken longer than this is not joined: its answer may be from before what
+        # has changed since, or may never come.
+        self._joinable = MAX_UNCONFIRMED if self._watched else MAX_WAIT
         self._generation: int | None = None
         self._confirmed = float("-inf")
         self._watcher: threading.Thread | None = None
@@ -126,11 +136,12 @@ class CachedBackend:
         """
         if self._watched:
             self._watch()
-        self._misses.inc()
         self._tell_hits()
         digest = self._digest(key, address)
         try:
             return self._join(digest, key, address)
+        except Throttled:
+            raise
         except BackendUnavailable:
             with self._lock:
                 entry = self._known.get(digest) if self._stale_if_error > 0 else None
@@ -174,14 +185,18 @@ class CachedBackend:
         own: Future[Principal | Rejected] = Future()
         with self._lock:
             if (answer := self._fresh(digest)) is not None:
+                self._hit_count += 1
                 return answer
             # With the generation, so that nobody joins a question from before a change.
             generation = self._generation
             name = (digest, generation)
-            flight = self._flights.setdefault(name, own)
-        if flight is not own:
+            flight, now = self._flights.get(name), self._timer()
+            if flight is None or now - flight.began > self._joinable:
+                flight = self._flights[name] = _Flight(now, own)
+        self._misses.inc()
+        if flight.answer is not own:
             try:
-                return flight.result(MAX_WAIT)
+                return flight.answer.result(MAX_WAIT)
             except FutureTimeout:
                 raise BackendUnavailable(f"{self._backend.name} is slow to answer") from None
         try:
@@ -196,7 +211,8 @@ class CachedBackend:
             return answer
         finally:
             with self._lock:
-                del self._flights[name]
+                if self._flights.get(name) is flight:
+                    del self._flights[name]
 
     def _find(
         self, digest: bytes, generation: int | None, key: str, address: str

@@ -35,8 +35,15 @@ BUSY_TIMEOUT = 5.0
 IDLE_TIMEOUT = 4.0
 
 #: What libpq takes for the time that a server may be out of reach, unless the URL has its own: seconds
-#: to connect, milliseconds until what was sent is acknowledged. Its own defaults are many minutes.
-_BOUNDS = {"connect_timeout": "3", "tcp_user_timeout": "5000"}
+#: to connect, milliseconds until what was sent is acknowledged, and seconds until a server that says
+#: nothing is asked whether it is there, and how often. The defaults are many minutes, or hours.
+_BOUNDS = {
+    "connect_timeout": "3",
+    "tcp_user_timeout": "5000",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "2",
+}
 # Built once: to build a statement takes longer than to execute it.
 _GENERATION = sa.select(STATE.c.value).where(STATE.c.name == "generation")
 _STATES = sa.select(STATE.c.name, STATE.c.value)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from mlflow_hokusai_auth.core.breaker import Breaker
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import Backend, BackendUnavailable, Throttled, metrics
+from . import Backend, BackendUnavailable, NoVerdict, Throttled, metrics
 
 #: Seconds for which a backend that failed several times in a row is left alone, at most.
 COOL_DOWN = 1.0
@@ -41,9 +41,9 @@ class Guarded:
         began = self._timer()
         try:
             answer = self._backend.lookup(key, address)
-        except Throttled:
-            self._count("throttled", began)
-            # It answers; and its limit may be this key's only, which must not stop the others.
+        except (Throttled, NoVerdict) as error:
+            self._count("throttled" if isinstance(error, Throttled) else "failed", began)
+            # It answers; and the reason may be this key's only, which must not stop the others.
             with self._lock:
                 self._breaker.succeeded(ticket)
             raise

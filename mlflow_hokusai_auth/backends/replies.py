@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import BackendUnavailable, Throttled
+from . import BackendUnavailable, NoVerdict, Throttled
 
 #: Characters of the service's own words, or of a name in its reply, that are taken.
 MAX_TEXT = 255
@@ -48,11 +48,13 @@ def verdict(reply: Reply, key: str) -> Principal | Rejected:
     if reply.status != 200:
         said = words or _quoted(reply.body[:4096].decode("utf-8", "replace"), key)
         message = f"the auth service answers {reply.status}: {said}"
-        raise BackendUnavailable(message, retry_after=_wait(reply))
+        # What is wrong with one key, such as its length, is no outage.
+        kind = BackendUnavailable if reply.status >= 500 else NoVerdict
+        raise kind(message, retry_after=_wait(reply))
     try:
         return _principal(fields)
     except _WrongShape as problem:
-        raise BackendUnavailable(f"the auth service's reply has a wrong {problem}") from None
+        raise NoVerdict(f"the auth service's reply has a wrong {problem}") from None
 
 
 class _WrongShape(Exception):

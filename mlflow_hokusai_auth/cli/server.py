@@ -194,7 +194,7 @@ def mode(mode: str | None, report: bool, since: str, as_json: bool) -> None:
             store.database.set_state("mode", number, "mode.changed", actor(), mode=mode)
         number = store.database.states().get("mode", -1)
         changes = store.database.audited(event="mode.changed", limit=1)
-    said = MODES[number] if number >= 0 else "default"
+    said = MODES[number] if 0 <= number < len(MODES) else "default"
     change = changes[-1] if changes else None
     if as_json:
         last = change and {"since": change["at"], "by": change["actor"]}

@@ -36,12 +36,17 @@ def whoami(as_json: bool) -> None:
         answer = client.whoami(timeout=doctor.TIMEOUT, max_retries=0)
     except MlflowException as error:
         message = doctor.one_line(str(error), profile.api_key() or "")
-        click.echo(f"hokusai-auth: {message}", err=True)
+        click.echo(f"hokusai-auth: {message}\n`hokusai-auth doctor` finds out why.", err=True)
         sys.exit(1)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
-    for name, value in _lines(answer).items():
+    try:
+        lines = _lines(answer)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        click.echo(f"hokusai-auth: the answer has another form. {doctor.NOT_OURS}", err=True)
+        sys.exit(1)
+    for name, value in lines.items():
         click.echo(f"{name + ':':15}{doctor.one_line(value)}")
 
 

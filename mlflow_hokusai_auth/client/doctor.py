@@ -44,7 +44,7 @@ _REINSTALL = (
     "Install the package anew where MLflow is: "
     f"{sys.executable} -m pip install --force-reinstall --no-deps mlflow-hokusai-auth"
 )
-_NOT_OURS = (
+NOT_OURS = (
     "Check MLFLOW_TRACKING_URI, with its path. If it is right, the server runs without this "
     "package: its operator should start it with --app-name hokusai-auth."
 )
@@ -119,6 +119,8 @@ def _call(look: Callable[[_Seen], _Verdict], seen: _Seen) -> _Verdict:
         return look(seen)
     except MlflowException as error:
         return False, str(error), "Change what this message of MLflow's names."
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        return False, f"an answer of another form ({type(error).__name__})", NOT_OURS
 
 
 def fix_for(error: MlflowException, otherwise: str) -> str:
@@ -202,9 +204,9 @@ def _accepted(seen: _Seen) -> _Verdict:
     try:
         answer = HokusaiAuthClient(seen.uri).whoami(timeout=TIMEOUT, max_retries=0)
     except MlflowException as error:
-        return False, str(error), fix_for(error, _NOT_OURS)
+        return False, str(error), fix_for(error, NOT_OURS)
     if "key_id" not in answer:
-        return False, "the answer is not that of a server with this package", _NOT_OURS
+        return False, "the answer is not that of a server with this package", NOT_OURS
     seen.identity = answer
     return True, f"as {answer['key_id']} of {answer.get('owner')}", ""
 

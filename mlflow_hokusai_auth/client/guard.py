@@ -114,6 +114,12 @@ def why_not(target: profile.Origin | None) -> tuple[str, str]:
             f"{HEADER} is not sent to {target}: it is not in {profile.ALLOWED_ORIGINS}.",
             f"If the key belongs there, add {target} to the list.",
         )
+    if not target.confidential and target.loopback:
+        return (
+            f"{HEADER} is not sent to {target}: it would go through the proxy of HTTP_PROXY, which "
+            "sees all of plain http.",
+            "Set NO_PROXY=localhost,127.0.0.1,::1.",
+        )
     if not target.confidential:
         return (
             f"{HEADER} is not sent to {target}: plain http would show the key to the network.",

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import stat
+import sys
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -34,6 +35,9 @@ _MAX_FILE = 64 * 1024
 _MAX_WARNINGS = 256
 #: A file changed this recently, in nanoseconds, may change again without a new modification time.
 _SETTLED = 2_000_000_000
+
+#: What requests may take a proxy for http from.
+_PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Narrower than what urllib3 or urllib.parse accept, because they differ on the rest (backslashes,
@@ -71,7 +75,12 @@ class Origin(NamedTuple):
     @property
     def confidential(self) -> bool:
         """Whether nobody on the network reads along: https, or http that stays on this machine."""
-        return self.scheme == "https" or _is_loopback(self.host)
+        return self.scheme == "https" or (self.loopback and not _is_proxied(str(self)))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the host is this machine."""
+        return _is_loopback(self.host)
 
 
 def warn_once(message: str) -> None:
@@ -248,6 +257,15 @@ def _home_uri() -> str:
     if tracking.lower().startswith(("http://", "https://")):
         return tracking
     return str(mlflow.get_registry_uri())
+
+
+def _is_proxied(url: str) -> bool:
+    """Whether requests would ask a proxy for `url`, even of this machine."""
+    if sys.platform == "linux" and not any(map(os.environ.get, _PROXIES)):
+        return False
+    from requests.utils import get_environ_proxies, select_proxy
+
+    return select_proxy(url, get_environ_proxies(url)) is not None
 
 
 def _is_loopback(host: str) -> bool:

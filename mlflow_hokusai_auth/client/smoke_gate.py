@@ -92,7 +92,7 @@ def _not_refused(job: Job, what: str, reply: _Reply) -> Verdict:
     ours = _ask(job, "GET", f"{job.uri}/api/2.0/hokusai/whoami")
     if _is_refusal(ours, "KEY_MISSING", "") and reply.status not in (401, 429):
         return False, f"{found}; the server is in mode observe or off and refuses nobody", _MODE
-    return False, f"{found}, not 401 as this package does", doctor._NOT_OURS
+    return False, f"{found}, not 401 as this package does", doctor.NOT_OURS
 
 
 def read_url(job: Job) -> Verdict:
@@ -121,7 +121,7 @@ def health(job: Job) -> Verdict:
     found = f"/api/health/mlflow answered {reply.status}"
     if reply.status == 503:
         return False, found, "Its operator should look at /api/health/mlflow/detailed, with a key."
-    return False, found, doctor._NOT_OURS
+    return False, found, doctor.NOT_OURS
 
 
 def no_key(job: Job) -> Verdict:

@@ -2,10 +2,14 @@
 
 Only the states; whoever owns a breaker brings the clock, the lock and the calls. Closed, every call may
 be made. After `threshold` failures in a row it opens, and no call may be made until the cool-down is
-over. Then one call, the probe, may: its success closes the breaker, its failure opens it anew.
+over. Then one call, the probe, may: its success closes the breaker, its failure opens it anew. A probe
+that is not heard of again gives way to another one.
 """
 
 from __future__ import annotations
+
+#: Seconds after which a probe counts no more.
+MAX_PROBE = 10.0
 
 
 class Breaker:
@@ -17,6 +21,7 @@ class Breaker:
         self._opened_at: float | None = None
         self._cool_down = 0.0
         self._probing = False
+        self._probe_began = 0.0
         # A ticket is the number of the state in which its call began. What a call that began in an
         # earlier state has to tell is old news: it neither closes the breaker nor keeps it open.
         self._ticket = 0
@@ -38,13 +43,14 @@ class Breaker:
         """
         if self._opened_at is None:
             return self._ticket
-        if self._probing:
+        if self._probing and self._probe_began <= now < self._probe_began + MAX_PROBE:
             return None
         # If the clock was set back, the cool-down begins anew; it must not last for the difference.
         self._opened_at = min(self._opened_at, now)
         if now - self._opened_at < self._cool_down:
             return None
         self._probing = True
+        self._probe_began = now
         self._ticket += 1
         return self._ticket
 

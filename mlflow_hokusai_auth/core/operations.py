@@ -34,8 +34,8 @@ def classify(method: str, path: str) -> Operation:
     operation = _find("GET" if method == "HEAD" else method, path)
     if operation is None:
         return _unknown(path)
-    if operation.kind == "artifacts" and _of_a_trace(path):
-        return replace(operation, kind="traces")
+    if operation.kind == "artifacts" and (kind := _artifact_of(method, path)) != "artifacts":
+        return replace(operation, kind=kind)
     return operation
 
 
@@ -43,12 +43,19 @@ def _unknown(path: str) -> Operation:
     return next((one for part, one in _CLOSED.items() if part in path), UNKNOWN)
 
 
-def _of_a_trace(path: str) -> bool:
-    """Whether an artifact's path leads to what is in a trace: EXPERIMENT/traces/… of MLflow's root."""
-    if "traces" not in path:
-        return False
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    return any(one.isdecimal() and next_one == "traces" for one, next_one in pairwise(parts))
+def _artifact_of(method: str, path: str) -> str:
+    """The kind of resource that an artifact's path is of.
+
+    Below MLflow's root are EXPERIMENT/RUN/…, EXPERIMENT/models/MODEL/… and EXPERIMENT/traces/TRACE/….
+    To delete a folder of all runs, or all models, is to delete what the experiment is.
+    """
+    rest = path.partition("/mlflow-artifacts/")[2]
+    parts = [part for part in rest.split("/") if part not in ("", ".")][1:]
+    if any(one.isdecimal() and following == "traces" for one, following in pairwise(parts)):
+        return "traces"
+    if method == "DELETE" and (len(parts) < 2 or parts[-1] == "models" or parts[-1].isdecimal()):
+        return "experiments"
+    return "artifacts"
 
 
 def rules() -> Iterator[Operation]:

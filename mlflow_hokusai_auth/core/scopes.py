@@ -2,9 +2,8 @@
 
 Three groups. MLflow's scopes reach everything of their class. The registry's scopes (`model:read`,
 `model:write`) are what suppliers get: they reach the model registry, and what registering a model
-touches on the way: runs, logged models, artifacts (not to delete them, as that takes whole folders) and
-the experiment that the run is in, of which they may make one and look one up, but not change or delete
-others. They do not reach traces, datasets,
+touches on the way: runs, logged models, artifacts and the experiment that the run is in, of which they
+may make one and look one up, but not change or delete others. They do not reach traces, datasets,
 prompts' optimisation, the gateway, jobs or webhooks. Administrators' scopes reach everything.
 
 Unknown scopes (`predict`, `train`, …) belong to other Hokusai services and grant nothing here.
@@ -58,13 +57,6 @@ def granted(scopes: frozenset[str], operation: Operation) -> Access:
     registry = max((REGISTRY.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)
     if operation.kind not in REGISTRY_KINDS | REGISTRY_READS:
         registry = Access.PUBLIC
-    elif _only_read(operation):
+    elif operation.kind in REGISTRY_READS and not operation.rule.endswith(_REGISTRY_WRITES):
         registry = min(registry, Access.READ)
     return max(general, registry)
-
-
-def _only_read(operation: Operation) -> bool:
-    """Whether registry scopes grant no change of it, whatever else they grant on its kind."""
-    if operation.kind in REGISTRY_READS:
-        return not operation.rule.endswith(_REGISTRY_WRITES)
-    return operation.kind == "artifacts" and operation.rule.startswith("DELETE ")

@@ -104,6 +104,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
 
     sessions = Sessions(store.database)
     mode = switches.Mode(config.mode, config.force_mode)
+    observed, uses = Observed(store.database), UseCounter(store.database)
     gate = Gate(
         authority=SessionAuthority(jobs.recognised(authority.build(config, store)), sessions),
         policy=settings.policy_of(config),
@@ -112,11 +113,11 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         limits=Limits(
             config.redis_url.get_secret_value(), failures_per_minute=config.failures_per_minute
         ),
-        observer=Observer(sample=config.log_reads, observed=Observed(store.database).add),
+        observer=Observer(sample=config.log_reads, observed=observed.add),
         interceptors=interceptors.load(refuse_on_error=config.interceptor_errors == "refuse"),
         headers=settings.header_policy_of(config),
         debug_headers=config.debug_headers,
-        count=UseCounter(store.database).add,
+        count=uses.add,
         trusted=networks(config.trusted_proxies),
         mode=mode,
         # One question to the auth service, and what else a lookup may wait for.
@@ -144,8 +145,14 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
 
         from .asgi import AsgiGate
 
+        def at_end() -> None:
+            gate.observer.settle()
+            uses.write()
+            observed.write()
+
         whole = create_fastapi_app(flask_app)
-        app = AsgiGate(whole, gate, shortcut.build(whole, flask_app) if config.shortcut else None)
+        short = shortcut.build(whole, flask_app) if config.shortcut else None
+        app = AsgiGate(whole, gate, short, at_end)
     else:
         from .wsgi import wsgi_gate
 

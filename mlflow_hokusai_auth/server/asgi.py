@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql, observe
 from . import identity as caller
 from .aliases import raw_without, slash_location
-from .gate import MISMOUNTED, TOO_LARGE, Gate, body_limit, reads_only
+from .gate import LOOKUP_THREADS, MISMOUNTED, TOO_LARGE, Gate, body_limit, reads_only
 from .observe import Exchange, request_id
 from .shortcut import Shortcut
 
@@ -27,30 +26,31 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Threads that wait for the key authority. Their own pool, so that a slow authority can't take the
-#: threads in which MLflow works.
-LOOKUP_THREADS = 8
-
-
-_log = logging.getLogger(__name__)
-
 
 class AsgiGate:
     """Calls `app` for requests that `gate` allows, and for the lifespan; for nothing else.
 
-    What `shortcut` fits it calls instead, which answers the same.
+    What `shortcut` fits it calls instead, which answers the same. `at_end` is called once no request is
+    served any more.
     """
 
-    def __init__(self, app: App, gate: Gate, shortcut: Shortcut | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        gate: Gate,
+        shortcut: Shortcut | None = None,
+        at_end: Callable[[], object] = dict,
+    ) -> None:
         self._app = app
         self._gate = gate
         self._shortcut = shortcut
+        self._at_end = at_end
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="hokusai-auth")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "lifespan":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, self._ending(send))
         elif kind == "http":
             await self._serve(scope, receive, send, scope["method"])
         elif kind == "websocket":
@@ -58,6 +58,16 @@ class AsgiGate:
             await self._serve(scope, receive, send, "WEBSOCKET")
         else:
             raise RuntimeError(f"hokusai-auth refuses the scope type {kind!r}")
+
+    def _ending(self, send: Send) -> Send:
+        """`send`, after `at_end` at the end: uvicorn lets the signal that ended it kill the process."""
+
+        async def sending(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._at_end)
+            await send(message)
+
+        return sending
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, method: str) -> None:
         began = time.perf_counter()
@@ -146,9 +156,7 @@ class AsgiGate:
         try:
             return await asyncio.wait_for(asked, self._gate.patience)
         except asyncio.TimeoutError:
-            # Its thread still waits; those that are waited for are as many as there are threads.
-            _log.error("A request was refused with 503: no answer in %g s", self._gate.patience)
-            return self._gate.unavailable()
+            return self._gate.late()
 
     def _address(self, scope: Scope) -> str:
         client = scope.get("client")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -41,7 +42,20 @@ def _check_url(value: str) -> str:
     plain = not (parts.query or parts.fragment or parts.username or parts.password)
     if value and (parts.scheme not in ("http", "https") or not parts.hostname or not plain):
         raise ValueError("must look like https://auth.example.com")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("has a port that is none") from None
     return value.rstrip("/")
+
+
+def _check_ca_bundle(value: str) -> str:
+    if value:
+        try:
+            ssl.create_default_context(cafile=value)
+        except OSError as error:  # ssl's own among them
+            raise ValueError(f"must name a file of certificates: {error.strerror}") from None
+    return value
 
 
 def _check_secret(value: SecretStr) -> SecretStr:
@@ -66,5 +80,6 @@ Backends = Annotated[CommaList, AfterValidator(_check_backends)]
 Networks = Annotated[CommaList, AfterValidator(_check_networks)]
 Prefixes = Annotated[CommaList, AfterValidator(_check_prefixes)]
 Bind = Annotated[str, AfterValidator(_check_bind)]
+CaBundle = Annotated[str, AfterValidator(_check_ca_bundle)]
 Url = Annotated[str, AfterValidator(_check_url)]
 Secret = Annotated[SecretStr, AfterValidator(_check_secret)]

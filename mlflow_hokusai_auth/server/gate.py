@@ -38,6 +38,9 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that a client is asked to wait, at most, while keys can't be checked.
 MAX_WAIT = 30.0
+#: Threads that wait for the key authority. Their own pool, so that a slow authority can't take the
+#: threads in which MLflow works.
+LOOKUP_THREADS = 8
 #: Refusals that signing in would answer.
 _SIGN_IN = frozenset({"KEY_MISSING", "SESSION_ENDED"})
 MISMOUNTED = Deny(
@@ -176,6 +179,14 @@ class Gate:
             return self.unavailable()
         self.outage.over()
         return self._settle(need, principal)
+
+    def late(self) -> Deny:
+        """The refusal of a request that `ask` has no answer for in time.
+
+        The thread of that goes on waiting; such threads are `LOOKUP_THREADS` at most.
+        """
+        _log.error("A request was refused with 503: no answer in %g s", self.patience)
+        return self.unavailable()
 
     def unavailable(self, retry_after: float | None = None) -> Deny:
         """The refusal of a request whose key nobody can tell anything of."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +16,13 @@ from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Access
 
-from .checks import Backends, Bind, CommaList, Networks, Prefixes, Secret, Url
+from .checks import Backends, Bind, CaBundle, CommaList, Networks, Prefixes, Secret, Url
 
 PREFIX = "HOKUSAI_AUTH_"
 #: Where Docker and Kubernetes put secrets: a file for each, with the setting's name in lower case.
 SECRETS = Path("/run/secrets")
+#: What Kubernetes sets in each pod beside a Service that is named hokusai-auth.
+_KUBERNETES = re.compile(PREFIX + r"(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_\w+)?)")
 
 
 def _upstream(name: str, *others: str, default: Any = (), description: str) -> Any:
@@ -101,7 +104,7 @@ class Settings(BaseSettings):
     service_timeout: float = Field(
         5.0, gt=0, le=60, description="Seconds for one question to the auth service, in all."
     )
-    service_ca_bundle: str = Field(
+    service_ca_bundle: CaBundle = Field(
         "", description="File of certificates to trust for the auth service, instead of the usual."
     )
     service_environment_proxies: bool = Field(
@@ -256,6 +259,8 @@ def policy_of(settings: Settings) -> Policy:
 
 
 def _unknown(variable: str) -> str | None:
+    if _KUBERNETES.fullmatch(variable):
+        return None
     name = variable.removeprefix(PREFIX).lower()
     if name in Settings.model_fields:
         return None

@@ -82,7 +82,11 @@ class Tally:
     def _count_on(self) -> None:
         while True:
             time.sleep(INTERVAL)
-            self.settle()
+            # Else the queue would grow for as long as the process lives.
+            try:
+                self.settle()
+            except Exception:
+                _log.exception("Requests were not counted")
 
 
 def _counters(exchange: Exchange, outcome: str) -> Iterator[Any]:

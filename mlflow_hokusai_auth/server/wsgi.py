@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterable
+from concurrent import futures
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql, observe
 from . import identity as caller
 from .aliases import slash_location
-from .gate import TOO_LARGE, Gate, body_limit, reads_only
+from .gate import LOOKUP_THREADS, TOO_LARGE, Gate, body_limit, reads_only
 from .observe import Exchange, request_id
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class _WsgiGate:
     def __init__(self, app: WSGIApplication, gate: Gate) -> None:
         self._app = app
         self._gate = gate
+        self._threads = futures.ThreadPoolExecutor(LOOKUP_THREADS, "hokusai-auth")
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         began = time.perf_counter()
@@ -115,7 +117,14 @@ class _WsgiGate:
         return verdict
 
     def _settle(self, need: NeedKey) -> Allow | Deny:
-        return self._gate.peek(need) or self._gate.ask(need)
+        if (known := self._gate.peek(need)) is not None:
+            return known
+        asked = self._threads.submit(self._gate.ask, need)
+        try:
+            return asked.result(self._gate.patience)
+        except futures.TimeoutError:
+            asked.cancel()
+            return self._gate.late()
 
     def _answering(
         self, start_response: StartResponse, exchange: Exchange, allow: Allow

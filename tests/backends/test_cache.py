@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
-from mlflow_hokusai_auth.backends import BackendUnavailable, Throttled, cache, guarded
+from mlflow_hokusai_auth.backends import BackendUnavailable, NoVerdict, Throttled, cache, guarded
 from mlflow_hokusai_auth.backends.cache import CachedBackend
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
@@ -362,6 +363,12 @@ class Slow(Service):
         return super().lookup(key, address)
 
 
+class SlowStore(Slow):
+    """The same, and one that tells of changes."""
+
+    watched = True
+
+
 def waiting(cached: CachedBackend, service: Slow, count: int) -> list[object]:
     """The outcomes of `count` lookups of one key, all of which began before the answer."""
     started = threading.Semaphore(0)
@@ -434,7 +441,29 @@ def test_the_end_of_one_thread_is_not_that_of_those_who_wait() -> None:
         (flight,) = cached._flights.values()
         service.release.set()
         assert isinstance(first.exception(10), KeyboardInterrupt)
-        assert isinstance(flight.exception(10), BackendUnavailable)
+        assert isinstance(flight.answer.exception(10), BackendUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("backend", "bound"), [(Slow, cache.MAX_WAIT), (SlowStore, cache.MAX_UNCONFIRMED)]
+)
+def test_nobody_joins_a_question_that_has_taken_too_long(
+    clock: Clock, backend: type[Slow], bound: float
+) -> None:
+    """Its answer may never come, or be from before a revocation that nobody could be told of."""
+    stuck = backend()
+    cached = CachedBackend(stuck, ttl=60, secret=SECRET, timer=clock)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(cached.lookup, "alice", HERE)
+        assert stuck.asked.wait(10)
+        clock.now += bound + 0.1
+        stuck.asked.clear()
+        second = threads.submit(cached.lookup, "alice", HERE)
+        assert stuck.asked.wait(10), "the second one did not ask"
+        stuck.release.set()
+        assert first.result(10) == second.result(10) == ALICE
+    assert not cached._flights
+    assert stuck.lookups == 2
 
 
 # Outages
@@ -442,7 +471,7 @@ def test_the_end_of_one_thread_is_not_that_of_those_who_wait() -> None:
 TTL, STALE = 60, 600
 
 
-@pytest.mark.parametrize("failure", [BackendUnavailable("down"), Throttled("429")])
+@pytest.mark.parametrize("failure", [BackendUnavailable("down"), NoVerdict("422")])
 @pytest.mark.parametrize(
     ("stale_if_error", "age", "served"),
     [
@@ -569,12 +598,44 @@ def test_while_the_probe_is_under_way_nobody_waits() -> None:
     assert cached.lookup("bob", HERE) == Rejected("unknown")
 
 
-def test_to_be_throttled_is_no_outage() -> None:
+def test_a_key_that_ended_is_not_served_stale_because_wrong_keys_are_throttled(
+    clock: Clock,
+) -> None:
+    service = Service()
+    cached = CachedBackend(service, ttl=TTL, stale_if_error=STALE, secret=SECRET, timer=clock)
+    cached.lookup("alice", HERE)
+    clock.now += TTL + 1
+    service.failure = Throttled("too many")
+    with pytest.raises(Throttled):
+        cached.lookup("alice", HERE)
+
+
+@pytest.mark.parametrize("failure", [Throttled("slow down", retry_after=3), NoVerdict("422")])
+def test_an_authority_that_answers_is_not_left_alone(failure: BackendUnavailable) -> None:
     service = Service()
     cached = CachedBackend(service, ttl=60, secret=SECRET)
-    service.failure = Throttled("slow down", retry_after=3)
+    service.failure = failure
     for number in range(20):
-        with pytest.raises(Throttled):
+        with pytest.raises(type(failure)):
             cached.lookup(str(number), HERE)
     service.failure = None
     assert cached.lookup("alice", HERE) == ALICE
+
+
+def test_hits_and_misses_are_told_apart_where_nobody_peeks_first() -> None:
+    """As for a limited key, of which Redis must be asked."""
+
+    def counted(result: str) -> float:
+        return (
+            REGISTRY.get_sample_value(
+                "hokusai_auth_cache_total", {"authority": "service", "result": result}
+            )
+            or 0.0
+        )
+
+    cached = CachedBackend(Service(), ttl=60, secret=SECRET)
+    hits, misses = counted("hit"), counted("miss")
+    for _ in range(10):
+        cached.lookup("alice", HERE)
+    cached.lookup("bob", HERE)
+    assert (counted("hit") - hits, counted("miss") - misses) == (9, 2)

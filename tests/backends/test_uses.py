@@ -303,3 +303,16 @@ def test_a_process_that_was_forked_has_a_writer_of_its_own(store: LocalStore) ->
     use(counter, "key_1")
     assert counter._batch._writer.is_alive()
     counter.write()
+
+
+def test_what_can_not_be_written_is_kept_up_to_a_bound(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "LIMIT", 3)
+    counter = UseCounter(store.database)
+    rename(store, USES.name, "gone")
+    for number in range(4):
+        use(counter, f"key_{number}a")
+        use(counter, f"key_{number}b")
+        counter.write()
+    assert len(counter._batch._counts) == 3

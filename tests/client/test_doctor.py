@@ -327,6 +327,7 @@ def test_a_proxy_that_does_not_answer(
     api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", str(mlflow.get_tracking_uri()))
     check_server(failure, "the proxy for", "Check HTTP_PROXY, HTTPS_PROXY and NO_PROXY.")
 
 
@@ -541,13 +542,39 @@ def test_whoami(api: Api, run: Any) -> None:
     assert json.loads(run("whoami", "--json").stdout) == {**IDENTITY, **more}
 
 
-def test_whoami_fails_in_one_line(api: Api, run: Any, key: str, retries: None) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"key_id": "key_1", "rate_limit": {"limit": 5}},
+        {"key_id": "key_1", "rate_limit": 5},
+        {"key_id": "key_1", "expires_at": "soon"},
+        {"key_id": "key_1", "expires_at": 1e300},
+        {"key_id": "key_1", "scopes": 5},
+    ],
+    ids=str,
+)
+def test_an_answer_of_another_form_is_no_traceback(
+    api: Api, run: Any, answer: dict[str, Any]
+) -> None:
+    api.on("GET whoami", 200, answer)
+    result = run("whoami")
+    assert result.exit_code == 1 and "Check MLFLOW_TRACKING_URI" in result.stderr
+    if "expires_at" in answer:
+        result = run("doctor")
+        assert result.exit_code == 1 and "Check MLFLOW_TRACKING_URI" in result.stdout
+
+
+def test_whoami_says_no_more_than_it_understands(
+    api: Api, run: Any, key: str, retries: None
+) -> None:
     body = {"error_code": "UNAUTHENTICATED", "message": f"Unknown:\n{key}"}
     api.on("GET whoami", 503, body)
     for arguments in ((), ("--json",)):
         result = run("whoami", *arguments)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == "hokusai-auth: UNAUTHENTICATED: Unknown: ***\n"
+        assert result.stderr == (
+            "hokusai-auth: UNAUTHENTICATED: Unknown: ***\n`hokusai-auth doctor` finds out why.\n"
+        )
     assert len(api.asked) == 2
     mlflow.set_tracking_uri("./mlruns")
     result = run("whoami")

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from urllib3.util import parse_url
 
-from mlflow_hokusai_auth.client import profile
+from mlflow_hokusai_auth.client import guard, profile
 from mlflow_hokusai_auth.core import keys
 
 
@@ -216,6 +216,34 @@ def test_origin_of_the_tracking_uri(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
     assert profile.origin_allowed(url) is allowed
+
+
+@pytest.mark.parametrize(
+    ("environ", "allowed"),
+    [
+        ({}, True),
+        ({"HTTP_PROXY": "http://proxy.example:3128"}, False),
+        ({"all_proxy": "http://proxy.example:3128"}, False),
+        ({"http_proxy": "http://proxy.example:3128", "NO_PROXY": "other.example"}, False),
+        ({"http_proxy": "http://proxy.example:3128", "NO_PROXY": "localhost,127.0.0.1"}, True),
+        ({"https_proxy": "http://proxy.example:3128"}, True),
+    ],
+)
+def test_what_stays_on_this_machine_is_not_shown_to_a_proxy(
+    environ: dict[str, str],
+    allowed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    for url in ("http://localhost:5000", "http://127.0.0.1:5000"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        assert guard.may_send(f"{url}/x") is allowed
+        assert ("Set NO_PROXY=localhost,127.0.0.1" in caplog.text) is not allowed
+        caplog.clear()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.com")
+    assert guard.may_send("https://tracking.example.com/x")
 
 
 def test_registry_counts_only_beside_a_tracking_uri_that_is_no_server(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mlflow_hokusai_auth.core.breaker import Breaker
+from mlflow_hokusai_auth.core.breaker import MAX_PROBE, Breaker
 
 THRESHOLD = 5
 COOL_DOWN = 1.0
@@ -31,6 +31,8 @@ class Against(RuleBasedStateMachine):
         self.streak = 0
         #: Seconds since the breaker opened, or since the clock was set back behind that.
         self.rested = 0.0
+        #: When the probe that is under way began.
+        self.probed_at = 0.0
         #: Calls under way, each with the number of the state in which it began.
         self.calls: list[tuple[int, int]] = []
         self.era = 0
@@ -63,11 +65,16 @@ class Against(RuleBasedStateMachine):
         if self.state == "closed":
             assert ticket is not None
         elif self.state == "half-open":
-            assert ticket is None, "one probe at a time"
+            lost = not self.probed_at <= self.now < self.probed_at + MAX_PROBE
+            assert (ticket is not None) == lost, "one probe at a time"
+            if lost:
+                self.turn("half-open")
+                self.probed_at = self.now
         else:
             assert (ticket is not None) == (self.rested >= COOL_DOWN)
             if ticket is not None:
                 self.turn("half-open")
+                self.probed_at = self.now
         if ticket is not None:
             self.calls.append((ticket, self.era))
 
@@ -122,13 +129,32 @@ def test_a_single_probe_decides() -> None:
     assert breaker.begin(0.99) is None
     probe = breaker.begin(1.0)
     assert probe is not None
-    assert [breaker.begin(1.0 + later) for later in (0, 1, 1000)] == [None] * 3
+    assert [breaker.begin(1.0 + later) for later in (0, 1, MAX_PROBE - 0.01)] == [None] * 3
     assert breaker.failed(probe, 5.0, COOL_DOWN)
     assert breaker.begin(5.9) is None
     probe = breaker.begin(6.0)
     assert probe is not None
     breaker.succeeded(probe)
     assert breaker.closed
+
+
+def test_a_probe_that_is_not_heard_of_again_gives_way_to_another() -> None:
+    breaker = opened()
+    lost = breaker.begin(1.0)
+    assert lost is not None
+    probe = breaker.begin(1.0 + MAX_PROBE)
+    assert probe is not None
+    # What it has to tell after all is old news.
+    breaker.succeeded(lost)
+    assert not breaker.closed and breaker.begin(1.1 + MAX_PROBE) is None
+    breaker.succeeded(probe)
+    assert breaker.closed
+
+
+def test_a_clock_set_back_while_a_probe_is_under_way_is_no_wait() -> None:
+    breaker = opened()
+    assert breaker.begin(1000.0) is not None
+    assert breaker.begin(5.0 + COOL_DOWN) is not None
 
 
 def test_calls_from_before_it_opened_do_not_keep_it_open() -> None:

@@ -507,18 +507,22 @@ def test_a_websocket_is_no_preflight() -> None:
     assert websocket(Wire("", "/x", headers))[1] == []
 
 
-def test_the_lifespan_is_forwarded_untouched() -> None:
-    called = []
+def test_the_lifespan_is_forwarded_and_what_is_left_is_done_before_its_end_is_told() -> None:
+    happened: list[object] = []
+    scope = {"type": "lifespan"}
+    words = ["startup.complete", "startup.failed", "shutdown.complete", "shutdown.failed"]
 
-    async def mlflow(*arguments: Any) -> None:
-        called.append(arguments)
+    async def mlflow(given: Any, receive: Any, send: Any) -> None:
+        assert (given, receive) == (scope, unread)
+        for word in words:
+            await send({"type": f"lifespan.{word}"})
 
     async def send(message: Any) -> None:
-        pytest.fail("the gate answered for MLflow")
+        happened.append(message["type"].removeprefix("lifespan."))
 
-    scope = {"type": "lifespan"}
-    asyncio.run(AsgiGate(mlflow, GATE)(scope, unread, send))
-    assert called == [(scope, unread, send)]
+    gate = AsgiGate(mlflow, GATE, at_end=lambda: happened.append("at end"))
+    asyncio.run(gate(scope, unread, send))
+    assert happened == [*words[:2], "at end", words[2], "at end", words[3]]
 
 
 @pytest.mark.parametrize("kind", ["", "http2", "HTTP", "webtransport", "tcp"])

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from werkzeug.test import create_environ, run_wsgi_app
 
 from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.core import keys
@@ -15,7 +16,8 @@ from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
-from mlflow_hokusai_auth.server.gate import MAX_WAIT, Cors, Gate, Outage
+from mlflow_hokusai_auth.server.gate import LOOKUP_THREADS, MAX_WAIT, Cors, Gate, Outage
+from mlflow_hokusai_auth.server.wsgi import wsgi_gate
 from tests.server.both_ways import ask
 
 
@@ -72,6 +74,27 @@ def test_nobody_waits_for_ever_and_more_than_there_are_threads_do_not_either() -
     assert {answer[0] for answer in refused} == {503}
     assert all(float(dict(answer[1])[b"retry-after"]) >= 1 for answer in refused)
     assert served[0] == 200
+
+
+def test_nobody_waits_for_ever_under_wsgi_either() -> None:
+    authority = Stuck()
+    gate = Gate(authority, Policy(), Prefixes(()), Cors((), ""), patience=0.3)
+
+    def mlflow(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"MLflow"]
+
+    app = wsgi_gate(mlflow, gate, ())
+
+    def status() -> str:
+        environ = create_environ("/version", headers={"X-API-Key": keys.generate()})
+        return run_wsgi_app(app, environ)[1]
+
+    began = time.monotonic()
+    assert [status() for _ in range(LOOKUP_THREADS + 2)] == ["503 Service Unavailable"] * 10
+    assert time.monotonic() - began < 10
+    authority.free.set()
+    assert status() == "200 OK"
 
 
 def test_the_longer_an_outage_is_the_longer_clients_are_asked_to_wait() -> None:

@@ -46,6 +46,14 @@ def test_the_defaults_start_a_server(tmp_path: Path) -> None:
         ({}, {"HOKUSAI_AUTH_SERVICE_URL": "a.example"}, "start: HOKUSAI_AUTH_SERVICE_URL: must"),
         ({}, {"HOKUSAI_AUTH_SERVICE_URL": "ftp://auth.example.com"}, "must look like https://"),
         ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://"}, "must look like https://"),
+        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://a.example:99999"}, "has a port that is none"),
+        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://a.example:canary"}, "has a port that is none"),
+        (
+            {},
+            {"HOKUSAI_AUTH_SERVICE_CA_BUNDLE": "/nowhere.pem"},
+            "must name a file of certificates",
+        ),
+        ({}, {"HOKUSAI_AUTH_SERVICE_CA_BUNDLE": __file__}, "must name a file of certificates"),
         ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://a.example/?canary"}, "must look like https://"),
         ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://a.example/#canary"}, "must look like https://"),
         ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://canary@a.example"}, "must look like https://"),
@@ -95,6 +103,17 @@ def test_a_mistake_is_refused_at_start(
     assert str(refused.value).startswith("hokusai-auth can't start: ")
     assert says in str(refused.value)
     assert "canary" not in str(refused.value)
+
+
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP_ADDR"):
+        monkeypatch.setenv(f"HOKUSAI_AUTH_{name}", "tcp://10.0.0.1:80")
+    assert settings.load() == settings.Settings()
+    monkeypatch.setenv("HOKUSAI_AUTH_PORTS", "1")
+    with pytest.raises(settings.SettingsError, match="HOKUSAI_AUTH_PORTS"):
+        settings.load()
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -152,6 +152,20 @@ def test_one_thread_counts_soon_and_what_can_not_be_counted_is_left_out(grown: A
     assert counting() == before + 1
 
 
+def test_it_goes_on_counting_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, again = Tally(), threading.Event()
+    failures = iter([OSError("disk full")])
+
+    def settle() -> None:
+        for failure in failures:
+            raise failure
+        again.set()
+
+    monkeypatch.setattr(mine, "settle", settle)
+    mine.add(exchange(allow()), "allowed")
+    assert again.wait(10)
+
+
 def test_whoever_reads_metrics_is_told_of_what_is_over_by_then(
     grown: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
