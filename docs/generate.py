@@ -89,8 +89,8 @@ GraphQL (`graphql`) a mutation takes write, and a query only read.
 Scopes that are not named here belong to other services and grant nothing. MLflow's assistant answers
 nobody unless `HOKUSAI_AUTH_ASSISTANT` is true.
 
-Artifacts are what their path says: below `EXPERIMENT/traces/` they are of traces, and to delete all that
-an experiment has, or all its models, is a change of the experiment.
+Artifacts are what their path says: below `EXPERIMENT/traces/` they are of traces, and to delete all of
+an experiment's, or all its models, is a change of the experiment.
 
 ## What each route takes
 

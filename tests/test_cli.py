@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+def call(tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command in this process, on the database that `store` is too."""
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/hokusai_auth.db")
     monkeypatch.setattr(getpass, "getuser", lambda: "alice")
@@ -491,6 +491,33 @@ def test_a_database_that_can_not_be_used_is_one_line(
         assert says in said and "secret" not in said
 
 
+def test_a_store_that_is_made_is_told_of(run, tmp_path: Path) -> None:
+    """As one in the wrong folder is empty, and no server's."""
+    done = run("keys", "list")
+    assert done.stdout == "none\n"
+    assert f"made a new key store, {tmp_path.resolve()}/hokusai_auth.db. Only" in done.stderr
+    assert run("keys", "list").stderr == ""
+
+
+def test_the_level_of_logging_is_shown_set_and_set_back(call: Call) -> None:
+    assert call("log-level").stdout == "default\n"
+    assert call("log-level", "debug").stdout == ""
+    assert json.loads(call("log-level", "--json").stdout) == {"log_level": "debug"}
+    assert json.loads(call("log-level", "default", "--json").stdout) == {"log_level": "default"}
+
+
+@pytest.mark.parametrize("path", ["api/2.0/x", "http://127.0.0.1:5000/api/2.0/x"])
+def test_explain_takes_a_path_alone(call: Call, path: str) -> None:
+    assert "give the path alone" in mistake(call("explain", "GET", path, status=1))
+
+
+def test_explain_says_with_which_methods_a_route_is_known(call: Call) -> None:
+    for prefix in ("", "/mlflow"):
+        said = call("explain", "GET", f"{prefix}/api/2.0/mlflow/runs/search").stdout
+        assert "known to have this route with POST only" in said
+    assert "not known to have this route\n" in call("explain", "GET", "/x").stdout
+
+
 def test_a_command_keeps_no_metrics(run, tmp_path: Path) -> None:
     for folder in (tmp_path / "metrics", Path("/proc/nowhere")):
         done = run("keys", "list", PROMETHEUS_MULTIPROC_DIR=str(folder))
@@ -537,7 +564,7 @@ def test_explain_names_the_rule_and_the_verdict(call: Call) -> None:
     assert "not known" in call("explain", "GET", "/mlflow/mlflow/health").stdout
     root = call("explain", "GET", "/mlflow").stdout
     assert "GET /" in root and "not known" not in root
-    assert "a key without scopes is allowed" in root
+    assert "a key without scopes (see --scope) is allowed" in root
 
 
 def test_without_the_server_extra_the_command_says_what_to_install(tmp_path: Path) -> None:

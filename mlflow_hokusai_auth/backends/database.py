@@ -108,7 +108,16 @@ class Database:
                 self._url, pool_pre_ping=self._url.drivername != "sqlite"
             )
         except sa.exc.ArgumentError:
-            raise StoreError("DATABASE_URI names a driver that SQLAlchemy does not know.") from None
+            raise StoreError(
+                "HOKUSAI_AUTH_DATABASE_URI names a driver that SQLAlchemy does not know."
+            ) from None
+        except ModuleNotFoundError as error:
+            raise StoreError(
+                f"HOKUSAI_AUTH_DATABASE_URI needs {error.name}. For PostgreSQL: "
+                "pip install 'mlflow-hokusai-auth[postgres]'"
+            ) from None
+        #: SQLite's file; None for PostgreSQL.
+        self.file = Path(self._url.database or "") if self.engine.dialect.name == "sqlite" else None
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
         # What is one statement needs no transaction, which with PostgreSQL takes two more questions.
@@ -267,18 +276,18 @@ def _normalised(uri: str) -> sa.URL:
         url = sa.make_url(uri)
     except (sa.exc.ArgumentError, ValueError):  # the latter quotes the URL
         raise StoreError(
-            "DATABASE_URI is no database URL; try sqlite:///hokusai_auth.db."
+            "HOKUSAI_AUTH_DATABASE_URI is no database URL; try sqlite:///hokusai_auth.db."
         ) from None
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
         url = url.set(query={**_BOUNDS, **url.query})
     if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise StoreError("DATABASE_URI must begin with sqlite:/// or postgresql://.")
+        raise StoreError("HOKUSAI_AUTH_DATABASE_URI must begin with sqlite:/// or postgresql://.")
     if url.get_backend_name() == "sqlite" and (url.database or ":memory:") == ":memory:":
         raise StoreError(
-            "DATABASE_URI names an SQLite database in memory, which server processes can't share; "
-            "name a file, such as sqlite:///hokusai_auth.db."
+            "HOKUSAI_AUTH_DATABASE_URI names an SQLite database in memory, which server processes "
+            "can't share; name a file, such as sqlite:///hokusai_auth.db."
         )
     return url
 

@@ -105,7 +105,9 @@ class LocalStore:
     ) -> KeyRecord:
         """Take in a `key` made elsewhere; raises StoreError for a wrong shape or a known key."""
         if not key_format.importable(key):
-            reason = key_format.problem(key) or "hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters"
+            reason = key_format.problem(key) or (
+                "hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters and digits, or one made here"
+            )
             raise StoreError(f"This is no key that can be imported: {reason}.")
         record = records.new(key, owner=owner, scopes=scopes, **fields)
         try:

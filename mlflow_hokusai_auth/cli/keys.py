@@ -57,7 +57,7 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
                 "scopes",
                 multiple=True,
                 required=required,
-                help="What it may do; may be repeated.",
+                help="What it may do: model:write, model:read, mlflow:admin, …; may be repeated.",
             ),
             click.option("--owner", required=required, help="Whom it is for."),
         ):

@@ -113,6 +113,8 @@ def routes(as_json: bool) -> None:
 def explain(method: str, path: str, scopes: Sequence[str], as_json: bool) -> None:
     """Which rule decides on a request, what it takes, and whether a key with --scope may."""
     require_server()
+    if not path.startswith("/"):
+        raise Mistake("give the path alone, such as /api/2.0/mlflow/experiments/get")
     from mlflow_hokusai_auth.server import explain as explained
     from mlflow_hokusai_auth.server import settings
 
@@ -149,17 +151,22 @@ def _short(detail: Mapping[str, Any]) -> str:
 
 
 @click.command("log-level")
-@click.argument("level", type=click.Choice(["debug", "info", "warning", "error"]))
-def log_level(level: str) -> None:
-    """Set how much running servers log, within a second and without a restart."""
+@click.argument(
+    "level", required=False, type=click.Choice(["debug", "info", "warning", "error", "default"])
+)
+@json_option
+def log_level(level: str | None, as_json: bool) -> None:
+    """Show or set how much running servers log, within a second and without a restart."""
     with opened() as store:
-        store.database.set_state(
-            "log_level",
-            getattr(logging, level.upper()),
-            "log_level.changed",
-            actor(),
-            level=level,
-        )
+        if level:
+            number = 0 if level == "default" else getattr(logging, level.upper())
+            store.database.set_state("log_level", number, "log_level.changed", actor(), level=level)
+        number = store.database.states().get("log_level", 0)
+    said = logging.getLevelName(number).lower() if number else "default"
+    if as_json:
+        print_json({"log_level": said})
+    elif not level:
+        click.echo(said)
 
 
 @click.command()

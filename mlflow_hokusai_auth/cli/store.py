@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
+
 from .output import Mistake, printable
 
 if TYPE_CHECKING:
@@ -41,14 +43,16 @@ def opened() -> Iterator[LocalStore]:
 
     try:
         uri = settings.load().database_uri.get_secret_value()
-        try:
-            store = LocalStore(uri)
-        except ModuleNotFoundError as error:
-            raise Mistake(
-                f"HOKUSAI_AUTH_DATABASE_URI needs {error.name}. For PostgreSQL: "
-                "pip install 'mlflow-hokusai-auth[postgres]'"
-            ) from None
+        store = LocalStore(uri)
+        file = store.database.file
+        made = file is not None and not file.exists()
         store.migrate()
+        if file is not None and made:
+            click.echo(
+                f"hokusai-auth: made a new key store, {printable(file.resolve())}. Only "
+                "servers with this HOKUSAI_AUTH_DATABASE_URI use it.",
+                err=True,
+            )
         yield store
     except (StoreError, BackendUnavailable, settings.SettingsError) as error:
         raise Mistake(str(error)) from None

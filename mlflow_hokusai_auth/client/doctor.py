@@ -219,8 +219,10 @@ def _scope(seen: _Seen) -> _Verdict:
     if "register" in can:
         return True, able, ""
     scopes = ", ".join(map(str, seen.identity.get("scopes") or ())) or "none"
-    fix = "Ask the server's operator for a key with the scope model:write."
-    return False, f"{able}, and so register no model; its scopes: {scopes}", fix
+    found = f"{able}, and so register no model; its scopes: {scopes}"
+    fix = "To register models, ask the server's operator for a key with the scope model:write."
+    # Enough for whoever loads models only.
+    return (None if "read" in can else False), found, fix
 
 
 def _artifact_path(seen: _Seen) -> _Verdict:

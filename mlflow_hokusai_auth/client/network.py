@@ -50,8 +50,9 @@ def ask(url: str, timeout: float, verify: bool | str, cert: str | None) -> Answe
         return Failure(found, "Try again in a minute, then tell the server's operator.")
     return Failure(
         found,
-        "Check MLFLOW_TRACKING_URI, with its path. A status of 401 or 403 comes from something in "
-        "front of the server, which needs no key for this.",
+        "Check the path in MLFLOW_TRACKING_URI: it is /api/mlflow, /mlflow or none, unless you were "
+        "given another. If it is right, a status of 401 or 403 comes from something in front of the "
+        "server, which needs no key for this.",
     )
 
 
@@ -64,6 +65,11 @@ def _failure(url: str, timeout: float, error: Exception) -> Failure:
     if is_a(exceptions.ProxyError):
         return Failure(
             f"the proxy for {url} cannot be used", "Check HTTP_PROXY, HTTPS_PROXY and NO_PROXY."
+        )
+    if is_a(exceptions.SSLError) and "WRONG_VERSION_NUMBER" in str(error):
+        return Failure(
+            f"what listens at {url} speaks plain http",
+            "Check the port in MLFLOW_TRACKING_URI; http:// is for servers on this machine.",
         )
     if is_a(exceptions.SSLError):
         return Failure(

@@ -86,8 +86,8 @@ def settle(
         return Deny(
             "KEY_UNKNOWN",
             f"The key in {need.credential.places[0]} is not known here"
-            f"{_in_its_words(principal.reason)}. Check that it is the key for this server, or ask "
-            "the server's operator for a new one.",
+            f"{_in_its_words(principal.reason)}. Check that it was copied whole and that it is the "
+            "key for this server, or ask the server's operator for a new one.",
         )
     # Whenever that was: the clock may have been set back, or another host's be ahead.
     if principal.revoked_at is not None:

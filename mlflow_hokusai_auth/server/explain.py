@@ -18,11 +18,11 @@ def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -
 
     `path` may carry one of the configured prefixes and a query, as in a URL.
     """
-    bare = path.partition("?")[0]
-    operation = classify(method, Prefixes(settings.prefixes).split(bare)[1] or "/")
+    bare = Prefixes(settings.prefixes).split(path.partition("?")[0])[1] or "/"
+    operation = classify(method, bare)
     policy = policy_of(settings)
     answer: dict[str, object] = {
-        "rule": operation.rule or "none: MLflow is not known to have this route",
+        "rule": operation.rule or _no_rule(bare),
         "kind": operation.kind,
         "needs": operation.access.name.lower(),
         "policy": policy.kind,
@@ -36,9 +36,16 @@ def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -
     ]
     need = NeedKey(Credential("", ("X-API-Key",)), operation)
     verdict = settle(need, _holder(scopes), 0.0, policy)
-    whose = f"a key with {', '.join(scopes)}" if scopes else "a key without scopes"
+    whose = f"a key with {', '.join(scopes)}" if scopes else "a key without scopes (see --scope)"
     refused = isinstance(verdict, Deny)
     return {**answer, "verdict": f"{whose} is {'refused' if refused else 'allowed'}"}
+
+
+def _no_rule(path: str) -> str:
+    known = [m for m in ("GET", "POST", "PUT", "PATCH", "DELETE") if classify(m, path).rule]
+    if known:
+        return f"none: MLflow is known to have this route with {', '.join(known)} only"
+    return "none: MLflow is not known to have this route"
 
 
 def _holder(scopes: Sequence[str]) -> Principal:

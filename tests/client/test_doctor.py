@@ -312,7 +312,7 @@ def test_a_port_where_nothing_listens(failure: Any) -> None:
 
 def test_a_port_without_tls(api: Api, failure: Any) -> None:
     mlflow.set_tracking_uri(api.uri.replace("http:", "https:"))
-    check_server(failure, "TLS with https://", "MLFLOW_TRACKING_SERVER_CERT_PATH")
+    check_server(failure, "speaks plain http", "Check the port in MLFLOW_TRACKING_URI")
 
 
 def test_a_server_that_does_not_answer(failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +343,7 @@ def test_something_that_breaks_off(failure: Any) -> None:
 @pytest.mark.parametrize(
     ("answer", "found", "fix"),
     [
-        ((404, b""), "answered 404", "Check MLFLOW_TRACKING_URI, with its path."),
+        ((404, b""), "answered 404", "Check the path in MLFLOW_TRACKING_URI"),
         ((401, b""), "answered 401", "something in front of the server"),
         ((503, b""), "answered 503", "Try again in a minute"),
         (
@@ -406,14 +406,20 @@ def test_something_that_is_not_this_package(
 
 
 def test_a_key_that_may_not_register(api: Api, failure: Any) -> None:
-    api.on("GET whoami", 200, {**IDENTITY, "scopes": ["a", "model:read"], "can": ["read"]})
+    api.on("GET whoami", 200, {**IDENTITY, "scopes": ["a", "b"], "can": []})
     name, found, fix, verdicts = failure()
-    assert (name, fix) == (
-        "scope",
-        "Ask the server's operator for a key with the scope model:write.",
-    )
-    assert "the key can read" in found and "its scopes: a, model:read" in found
+    assert name == "scope"
+    assert fix.endswith("ask the server's operator for a key with the scope model:write.")
+    assert "the key can do nothing" in found and "its scopes: a, b" in found
     assert skipped(verdicts) == []
+
+
+def test_a_key_that_may_only_read_is_told_so_and_does_not_fail(api: Api, run: Any) -> None:
+    api.on("GET whoami", 200, {**IDENTITY, "scopes": ["model:read"], "can": ["read"]})
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert "skip  scope: the key can read, and so register no model" in result.stdout
+    assert "fix: To register models, ask the server's operator" in result.stdout
 
 
 def test_a_server_that_does_not_say_what_a_key_can_do(api: Api, run: Any) -> None:
