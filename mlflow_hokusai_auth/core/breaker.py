@@ -43,12 +43,14 @@ class Breaker:
         """
         if self._opened_at is None:
             return self._ticket
-        if self._probing and self._probe_began <= now < self._probe_began + MAX_PROBE:
-            return None
-        # If the clock was set back, the cool-down begins anew; it must not last for the difference.
-        self._opened_at = min(self._opened_at, now)
-        if now - self._opened_at < self._cool_down:
-            return None
+        if self._probing:
+            if self._probe_began <= now < self._probe_began + MAX_PROBE:
+                return None
+        else:
+            # If the clock was set back, the cool-down begins anew; it must not last for the difference.
+            self._opened_at = min(self._opened_at, now)
+            if now - self._opened_at < self._cool_down:
+                return None
         self._probing = True
         self._probe_began = now
         self._ticket += 1
