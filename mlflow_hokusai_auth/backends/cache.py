@@ -193,13 +193,14 @@ class CachedBackend:
             flight, now = self._flights.get(name), self._timer()
             if flight is None or now - flight.began > self._joinable:
                 flight = self._flights[name] = _Flight(now, own)
-        self._misses.inc()
         if flight.answer is not own:
+            self._misses.inc()
             try:
                 return flight.answer.result(MAX_WAIT)
             except FutureTimeout:
                 raise BackendUnavailable(f"{self._backend.name} is slow to answer") from None
         try:
+            self._misses.inc()
             answer = self._find(digest, generation, key, address)
         except BaseException as error:
             # Whatever ends this thread's question must not end the others' threads.
