@@ -75,7 +75,7 @@ class Origin(NamedTuple):
     @property
     def confidential(self) -> bool:
         """Whether nobody on the network reads along: https, or http that stays on this machine."""
-        return self.scheme == "https" or (self.loopback and not _is_proxied(str(self)))
+        return self.scheme == "https" or (self.loopback and not _is_proxied(self))
 
     @property
     def loopback(self) -> bool:
@@ -259,15 +259,17 @@ def _home_uri() -> str:
     return str(mlflow.get_registry_uri())
 
 
-def _is_proxied(url: str) -> bool:
-    """Whether requests would ask a proxy for `url`, even of this machine."""
+def _is_proxied(target: Origin) -> bool:
+    """Whether requests would ask a proxy for `target`, even if it is this machine."""
     if sys.platform == "linux" and not any(map(os.environ.get, _PROXIES)):
         return False
     from requests.utils import get_environ_proxies, select_proxy
 
+    url = str(target)
     return select_proxy(url, get_environ_proxies(url)) is not None
 
 
+@lru_cache(maxsize=16)
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
