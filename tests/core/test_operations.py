@@ -366,6 +366,7 @@ def test_what_is_in_a_trace_is_of_that_kind_also_as_an_artifact(base, path, kind
     ("path", "kind"),
     [
         ("77", "experiments"),
+        ("of-another-name", "experiments"),
         ("./77/.", "experiments"),
         ("77/models", "experiments"),
         ("root/77", "experiments"),
