@@ -37,6 +37,7 @@ from mlflow_hokusai_auth.core.addresses import networks
 from . import (
     api,
     authority,
+    cors,
     health,
     identity,
     interceptors,
@@ -52,7 +53,7 @@ from . import (
     web,
 )
 from .aliases import Prefixes
-from .gate import Cors, Gate
+from .gate import Gate
 from .limits import Limits
 from .observe import Observer
 from .sessions import SessionAuthority
@@ -109,7 +110,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         authority=SessionAuthority(jobs.recognised(authority.build(config, store)), sessions),
         policy=settings.policy_of(config),
         prefixes=Prefixes(config.prefixes),
-        cors=_cors(),
+        cors=cors.of_mlflow(),
         limits=Limits(
             config.redis_url.get_secret_value(), failures_per_minute=config.failures_per_minute
         ),
@@ -145,14 +146,9 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
 
         from .asgi import AsgiGate
 
-        def at_end() -> None:
-            gate.observer.settle()
-            uses.write()
-            observed.write()
-
         whole = create_fastapi_app(flask_app)
         short = shortcut.build(whole, flask_app) if config.shortcut else None
-        app = AsgiGate(whole, gate, short, at_end)
+        app = AsgiGate(whole, gate, short, (gate.observer.settle, uses.write, observed.write))
     else:
         from .wsgi import wsgi_gate
 
@@ -163,20 +159,6 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     gc.collect()
     gc.freeze()
     return app
-
-
-def _cors() -> Cors:
-    try:
-        from mlflow.server import security_utils
-    except ImportError:  # MLflow before 3.5 has no security middleware
-        return Cors((), "", enabled=False)
-    from mlflow.environment_variables import MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE
-
-    return Cors(
-        tuple(security_utils.get_allowed_origins_from_env() or ()),
-        "|".join(security_utils.LOCALHOST_ORIGIN_PATTERNS),
-        enabled=MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE.get() != "true",
-    )
 
 
 def _refuse_static_prefix(static_prefix: str | None) -> None:

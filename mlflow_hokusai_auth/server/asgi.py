@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mlflow_hokusai_auth.core.credentials import without_query_key
@@ -16,9 +16,11 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql, observe
 from . import identity as caller
 from .aliases import raw_without, slash_location
-from .gate import LOOKUP_THREADS, MISMOUNTED, TOO_LARGE, Gate, body_limit, reads_only
+from .gate import MISMOUNTED, TOO_LARGE, Gate, body_limit, reads_only
 from .observe import Exchange, request_id
 from .shortcut import Shortcut
+
+_log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -30,8 +32,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 class AsgiGate:
     """Calls `app` for requests that `gate` allows, and for the lifespan; for nothing else.
 
-    What `shortcut` fits it calls instead, which answers the same. `at_end` is called once no request is
-    served any more.
+    What `shortcut` fits it calls instead, which answers the same. Each of `at_end` is called once no
+    request is served any more.
     """
 
     def __init__(
@@ -39,13 +41,12 @@ class AsgiGate:
         app: App,
         gate: Gate,
         shortcut: Shortcut | None = None,
-        at_end: Callable[[], object] = dict,
+        at_end: Iterable[Callable[[], object]] = (),
     ) -> None:
         self._app = app
         self._gate = gate
         self._shortcut = shortcut
         self._at_end = at_end
-        self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="hokusai-auth")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -64,7 +65,11 @@ class AsgiGate:
 
         async def sending(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown."):
-                await asyncio.get_running_loop().run_in_executor(self._threads, self._at_end)
+                for last in self._at_end:
+                    try:
+                        await asyncio.to_thread(last)
+                    except Exception:
+                        _log.exception("What was counted last is lost")
             await send(message)
 
         return sending
@@ -152,7 +157,7 @@ class AsgiGate:
         known = self._gate.peek(need)
         if known is not None:
             return known
-        asked = asyncio.get_running_loop().run_in_executor(self._threads, self._gate.ask, need)
+        asked = asyncio.get_running_loop().run_in_executor(self._gate.threads, self._gate.ask, need)
         try:
             return await asyncio.wait_for(asked, self._gate.patience)
         except asyncio.TimeoutError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -29,6 +29,7 @@ from mlflow_hokusai_auth.core.types import (
 )
 
 from .aliases import Prefixes, slash_location
+from .cors import Cors
 from .interceptors import Interceptors
 from .limits import Limits
 from .observe import Exchange, Observer
@@ -38,8 +39,7 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that a client is asked to wait, at most, while keys can't be checked.
 MAX_WAIT = 30.0
-#: Threads that wait for the key authority. Their own pool, so that a slow authority can't take the
-#: threads in which MLflow works.
+#: Threads that wait for the key authority.
 LOOKUP_THREADS = 8
 #: Refusals that signing in would answer.
 _SIGN_IN = frozenset({"KEY_MISSING", "SESSION_ENDED"})
@@ -67,29 +67,6 @@ BODY_LIMITS = {
     "POST /hokusai/logout": 4096,
     "POST /api/2.0/hokusai/keys/leaked": 2**20,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Cors:
-    """Which origins MLflow lets read its answers, so that they can read a refusal too."""
-
-    origins: tuple[str, ...]
-    pattern: str
-    enabled: bool = True
-
-    def headers(self, origin: str) -> tuple[tuple[str, str], ...]:
-        """The CORS headers for an answer to `origin`, the request's Origin header, or ""."""
-        if not origin or not self.enabled:
-            return ()
-        if "*" in self.origins:
-            return (("Access-Control-Allow-Origin", "*"),)
-        if origin not in self.origins and not re.fullmatch(self.pattern, origin):
-            return ()
-        return (
-            ("Access-Control-Allow-Origin", origin),
-            ("Access-Control-Allow-Credentials", "true"),
-            ("Vary", "Origin"),
-        )
 
 
 class Outage:
@@ -133,6 +110,11 @@ class Gate:
     count: Callable[[str], object] = str
     #: Seconds that a request waits for the authority.
     patience: float = 10.0
+    #: Where it waits for it: a pool of their own, so that a slow authority can't take the threads in
+    #: which MLflow works.
+    threads: futures.Executor = field(
+        default_factory=lambda: futures.ThreadPoolExecutor(LOOKUP_THREADS, "hokusai-auth")
+    )
     outage: Outage = field(default_factory=Outage)
     #: Proxies whose word on the client's address is taken.
     trusted: tuple[Network, ...] = ()
@@ -147,10 +129,10 @@ class Gate:
 
     def plan(self, request: Request) -> Allow | Deny | NeedKey:
         """The first half of the verdict; does no I/O."""
-        if self.mode.now == "off" and not self._stays_closed(
-            classify(request.method, request.path)
-        ):
-            return self._let_pass(request)
+        if self.mode.now == "off":
+            operation = classify(request.method, request.path)
+            if not self._stays_closed(operation):
+                return _let_pass(request, operation)
         step = plan(request, self.policy)
         if isinstance(step, Allow) and body_limit(step) == 0 and has_body(request):
             return TOO_LARGE
@@ -180,6 +162,17 @@ class Gate:
         self.outage.over()
         return self._settle(need, principal)
 
+    def decide(self, need: NeedKey) -> Allow | Deny:
+        """The verdict, of `peek` or `ask`; blocks, for `patience` seconds at most."""
+        if (known := self.peek(need)) is not None:
+            return known
+        asked = self.threads.submit(self.ask, need)
+        try:
+            return asked.result(self.patience)
+        except futures.TimeoutError:
+            asked.cancel()
+            return self.late()
+
     def late(self) -> Deny:
         """The refusal of a request that `ask` has no answer for in time.
 
@@ -205,7 +198,7 @@ class Gate:
         if verdict is MISMOUNTED or self.mode.now == "enforce" or closed:
             exchange.verdict = self._or_too_often(request, verdict)
             return exchange.verdict
-        return self._let_pass(request)
+        return _let_pass(request, exchange.operation)
 
     def response_headers(self, exchange: Exchange, allow: Allow) -> Sequence[tuple[str, str]]:
         """What to add to MLflow's answer, which has begun."""
@@ -270,12 +263,6 @@ class Gate:
         said = "Too many requests with a wrong key came from here."
         return Deny("RATE_LIMITED", said, retry_after=wait, principal=deny.principal)
 
-    def _let_pass(self, request: Request) -> Allow:
-        operation = classify(request.method, request.path)
-        # The key was not checked, but it must not go on to a provider for that.
-        found = credentials.find(request, outbound=operation.outbound, query_key=True)
-        return Allow(operation, None, credentials.ANYWHERE if isinstance(found, Deny) else found)
-
     def _stays_closed(self, operation: Operation) -> bool:
         """Whether only those who may are let in, in every mode.
 
@@ -284,6 +271,12 @@ class Gate:
         return operation.kind == "hokusai" or (
             operation.kind == "assistant" and not self.policy.assistant
         )
+
+
+def _let_pass(request: Request, operation: Operation) -> Allow:
+    # The key was not checked, but it must not go on to a provider for that.
+    found = credentials.find(request, outbound=operation.outbound, query_key=True)
+    return Allow(operation, None, credentials.ANYWHERE if isinstance(found, Deny) else found)
 
 
 def body_limit(step: Allow | Deny | NeedKey) -> int | None:

@@ -207,7 +207,7 @@ def monitoring(store: LocalStore, gate: Gate) -> flask.Blueprint:
 def _ask(gate: Gate, key: str, address: str) -> Allow | Deny:
     if keys.problem(key) is not None or keys.is_session_token(key):
         return Deny("KEY_MALFORMED", "")
-    return gate.ask(NeedKey(Credential(key, ("the form",)), _ASK, address))
+    return gate.decide(NeedKey(Credential(key, ("the form",)), _ASK, address))
 
 
 def _request() -> Request:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterable
-from concurrent import futures
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql, observe
 from . import identity as caller
 from .aliases import slash_location
-from .gate import LOOKUP_THREADS, TOO_LARGE, Gate, body_limit, reads_only
+from .gate import TOO_LARGE, Gate, body_limit, reads_only
 from .observe import Exchange, request_id
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ class _WsgiGate:
     def __init__(self, app: WSGIApplication, gate: Gate) -> None:
         self._app = app
         self._gate = gate
-        self._threads = futures.ThreadPoolExecutor(LOOKUP_THREADS, "hokusai-auth")
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         began = time.perf_counter()
@@ -108,23 +106,13 @@ class _WsgiGate:
             if limit := body_limit(step):
                 return step if _read(environ, limit) is not None else TOO_LARGE
             return step
-        verdict = self._settle(step)
+        verdict = self._gate.decide(step)
         reading = reads_only(step, verdict)
-        if reading is not None and isinstance(allowed := self._settle(reading), Allow):
+        if reading is not None and isinstance(allowed := self._gate.decide(reading), Allow):
             body = _read(environ, graphql.MAX_BODY)
             if body is not None and graphql.only_reads(body):
                 return allowed
         return verdict
-
-    def _settle(self, need: NeedKey) -> Allow | Deny:
-        if (known := self._gate.peek(need)) is not None:
-            return known
-        asked = self._threads.submit(self._gate.ask, need)
-        try:
-            return asked.result(self._gate.patience)
-        except futures.TimeoutError:
-            asked.cancel()
-            return self._gate.late()
 
     def _answering(
         self, start_response: StartResponse, exchange: Exchange, allow: Allow

@@ -46,7 +46,8 @@ from mlflow_hokusai_auth.server import api, identity, limits, validation, web
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
 from mlflow_hokusai_auth.server.bridge import Bridge
-from mlflow_hokusai_auth.server.gate import Cors, Gate
+from mlflow_hokusai_auth.server.cors import Cors
+from mlflow_hokusai_auth.server.gate import Gate
 from mlflow_hokusai_auth.server.interceptors import Interceptors, Refusal, RequestView
 from mlflow_hokusai_auth.server.jobs import JobsAuthority
 from mlflow_hokusai_auth.server.limits import Limits

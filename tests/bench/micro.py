@@ -19,7 +19,8 @@ from mlflow_hokusai_auth.core.policy import Policy, plan, settle
 from mlflow_hokusai_auth.core.types import NeedKey, Principal, Rejected, Request
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
-from mlflow_hokusai_auth.server.gate import Cors, Gate
+from mlflow_hokusai_auth.server.cors import Cors
+from mlflow_hokusai_auth.server.gate import Gate
 
 STATIC = "/api/2.0/mlflow/experiments/get"
 PARAMETER = "/api/2.0/mlflow/logged-models/m-0123456789abcdef0123456789abcdef"

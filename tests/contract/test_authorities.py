@@ -39,7 +39,8 @@ from mlflow_hokusai_auth.core.types import (
 )
 from mlflow_hokusai_auth.server import validation
 from mlflow_hokusai_auth.server.aliases import Prefixes
-from mlflow_hokusai_auth.server.gate import Cors, Gate
+from mlflow_hokusai_auth.server.cors import Cors
+from mlflow_hokusai_auth.server.gate import Gate
 from mlflow_hokusai_auth.server.wsgi import wsgi_gate
 from tests.conftest import Postgresql
 from tests.standin import Standin

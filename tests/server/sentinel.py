@@ -21,7 +21,8 @@ from mlflow_hokusai_auth.core.types import Access, Principal, Rejected
 from mlflow_hokusai_auth.server import gate as gate_module
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
-from mlflow_hokusai_auth.server.gate import Cors, Gate
+from mlflow_hokusai_auth.server.cors import Cors
+from mlflow_hokusai_auth.server.gate import Gate
 from mlflow_hokusai_auth.server.wsgi import wsgi_gate
 
 NOW = 2_000_000_000.0

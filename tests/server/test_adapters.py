@@ -29,7 +29,8 @@ from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server import aliases, asgi, gate, wsgi
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
-from mlflow_hokusai_auth.server.gate import Cors, Gate
+from mlflow_hokusai_auth.server.cors import Cors
+from mlflow_hokusai_auth.server.gate import Gate
 from mlflow_hokusai_auth.server.switches import Mode
 from tests.server.sentinel import (
     ADAPTERS,
@@ -507,7 +508,9 @@ def test_a_websocket_is_no_preflight() -> None:
     assert websocket(Wire("", "/x", headers))[1] == []
 
 
-def test_the_lifespan_is_forwarded_and_what_is_left_is_done_before_its_end_is_told() -> None:
+def test_the_lifespan_is_forwarded_and_what_is_left_is_done_before_its_end_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     happened: list[object] = []
     scope = {"type": "lifespan"}
     words = ["startup.complete", "startup.failed", "shutdown.complete", "shutdown.failed"]
@@ -520,9 +523,13 @@ def test_the_lifespan_is_forwarded_and_what_is_left_is_done_before_its_end_is_to
     async def send(message: Any) -> None:
         happened.append(message["type"].removeprefix("lifespan."))
 
-    gate = AsgiGate(mlflow, GATE, at_end=lambda: happened.append("at end"))
+    def fails() -> None:
+        raise OSError("disk full")
+
+    gate = AsgiGate(mlflow, GATE, at_end=(fails, lambda: happened.append("at end")))
     asyncio.run(gate(scope, unread, send))
     assert happened == [*words[:2], "at end", words[2], "at end", words[3]]
+    assert caplog.text.count("OSError: disk full") == 2
 
 
 @pytest.mark.parametrize("kind", ["", "http2", "HTTP", "webtransport", "tcp"])

@@ -16,7 +16,8 @@ from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
-from mlflow_hokusai_auth.server.gate import LOOKUP_THREADS, MAX_WAIT, Cors, Gate, Outage
+from mlflow_hokusai_auth.server.cors import Cors
+from mlflow_hokusai_auth.server.gate import LOOKUP_THREADS, MAX_WAIT, Gate, Outage
 from mlflow_hokusai_auth.server.wsgi import wsgi_gate
 from tests.server.both_ways import ask
 

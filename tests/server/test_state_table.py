@@ -14,7 +14,8 @@ from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core.types import Allow, NeedKey, Request
 from mlflow_hokusai_auth.server import authority, settings
 from mlflow_hokusai_auth.server.aliases import Prefixes
-from mlflow_hokusai_auth.server.gate import Cors, Gate
+from mlflow_hokusai_auth.server.cors import Cors
+from mlflow_hokusai_auth.server.gate import Gate
 from mlflow_hokusai_auth.server.observe import Exchange
 from mlflow_hokusai_auth.server.switches import Mode
 from tests.standin import Standin

@@ -1,0 +1,44 @@
+"""Which pages of other origins may read the gate's own answers: those that may read MLflow's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """Which origins MLflow lets read its answers, so that they can read a refusal too."""
+
+    origins: tuple[str, ...]
+    pattern: str
+    enabled: bool = True
+
+    def headers(self, origin: str) -> tuple[tuple[str, str], ...]:
+        """The CORS headers for an answer to `origin`, the request's Origin header, or ""."""
+        if not origin or not self.enabled:
+            return ()
+        if "*" in self.origins:
+            return (("Access-Control-Allow-Origin", "*"),)
+        if origin not in self.origins and not re.fullmatch(self.pattern, origin):
+            return ()
+        return (
+            ("Access-Control-Allow-Origin", origin),
+            ("Access-Control-Allow-Credentials", "true"),
+            ("Vary", "Origin"),
+        )
+
+
+def of_mlflow() -> Cors:
+    """As MLflow's own settings in the environment have it."""
+    try:
+        from mlflow.server import security_utils
+    except ImportError:  # MLflow before 3.5 has no security middleware
+        return Cors((), "", enabled=False)
+    from mlflow.environment_variables import MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE
+
+    return Cors(
+        tuple(security_utils.get_allowed_origins_from_env() or ()),
+        "|".join(security_utils.LOCALHOST_ORIGIN_PATTERNS),
+        enabled=MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE.get() != "true",
+    )
