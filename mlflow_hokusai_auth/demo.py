@@ -94,7 +94,7 @@ def run(*, keep: bool) -> int:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    mine = ("HOKUSAI_", "MLFLOW_")
+    mine = ("HOKUSAI_", "MLFLOW_", "PROMETHEUS_")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(mine)},
         "HOME": str(folder),

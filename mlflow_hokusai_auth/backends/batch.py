@@ -29,6 +29,8 @@ class Batch(Generic[T]):
     def __init__(self, what: str, write: Callable[[Counter[T]], None]) -> None:
         self._what = what
         self._write = write
+        # Held during a write, so that the last one waits for one that is under way.
+        self._writing = threading.Lock()
         self._lock = threading.Lock()
         self._counts: Counter[T] = Counter()
         self._writer: threading.Thread | None = None
@@ -47,17 +49,18 @@ class Batch(Generic[T]):
 
     def write(self) -> None:
         """Write what was counted since the last time; on failure it is kept for the next."""
-        with self._lock:
-            counts, self._counts = self._counts, Counter()
-        if not counts:
-            return
-        try:
-            self._write(counts)
-        except Exception as error:
-            _log.warning("%s are not written for now: %s", self._what, error)
+        with self._writing:
             with self._lock:
-                for item, count in counts.items():
-                    self._keep(item, count)
+                counts, self._counts = self._counts, Counter()
+            if not counts:
+                return
+            try:
+                self._write(counts)
+            except Exception as error:
+                _log.warning("%s are not written for now: %s", self._what, error)
+                with self._lock:
+                    for item, count in counts.items():
+                        self._keep(item, count)
 
     def _keep(self, item: T, count: int) -> None:
         if len(self._counts) < LIMIT or item in self._counts:

@@ -25,7 +25,7 @@ from cachetools import TLRUCache
 
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import Backend, BackendUnavailable, Throttled, metrics
+from . import Backend, BackendUnavailable, NoVerdict, Throttled, metrics
 from .guarded import Guarded
 from .shared import SharedCache
 
@@ -33,8 +33,6 @@ from .shared import SharedCache
 POLL = 0.25
 #: Seconds for which an entry counts after the generation was last confirmed.
 MAX_UNCONFIRMED = 0.9
-#: Seconds that a lookup waits for another one of the same key that is under way.
-MAX_WAIT = 6.0
 #: Share of a time to live that is taken off at random, so that entries do not all end at once.
 JITTER = 0.1
 #: Hits after which they are told to Prometheus, which takes longer than a hit.
@@ -63,11 +61,14 @@ class _Flight(NamedTuple):
 class CachedBackend:
     """`backend`, with what it answered, a breaker, and one question at a time for each key.
 
+    The backend answers, or fails, within `timeout` seconds; a lookup waits little longer for another
+    one of the same key.
+
     Principals are kept for `ttl` seconds, `size` of them at most. Rejections are kept for
     `negative_ttl` seconds and apart, `negative_size` of them, so that a flood of made-up keys evicts
     no real one. While the backend is unavailable a principal that it named within the last `ttl` +
-    `stale_if_error` seconds is still served; with 0, the default, never. Not while it throttles: it may
-    do so to wrong keys alone, of which a key that was revoked is one.
+    `stale_if_error` seconds is still served; with 0, the default, never. Not while it throttles, or
+    answers what is no verdict: it may do so to wrong keys alone, of which a revoked one is one.
 
     Entries are found by HMAC-SHA256 under `secret`; no key is held. `namespace` is mixed in: what tells
     this authority from others that share `shared` and `secret`, such as its URL. `shared` is asked
@@ -81,6 +82,7 @@ class CachedBackend:
         *,
         ttl: float,
         secret: bytes,
+        timeout: float = 5,
         negative_ttl: float = 5,
         stale_if_error: float = 0,
         size: int = 10_000,
@@ -91,7 +93,7 @@ class CachedBackend:
     ) -> None:
         if not secret:
             raise ValueError("the cache needs a secret")
-        self._backend = Guarded(backend, timer)
+        self._backend = Guarded(backend, timer, timeout)
         self._by_address = backend.by_address
         self._watched: bool = getattr(backend, "watched", True)
         self._shared = None if self._watched else shared
@@ -113,7 +115,8 @@ class CachedBackend:
         self._flights: dict[tuple[bytes, int | None], _Flight] = {}
         # A question that has taken longer than this is not joined: its answer may be from before what
         # has changed since, or may never come.
-        self._joinable = MAX_UNCONFIRMED if self._watched else MAX_WAIT
+        self._max_wait = timeout + 1
+        self._joinable = MAX_UNCONFIRMED if self._watched else self._max_wait
         self._generation: int | None = None
         self._confirmed = float("-inf")
         self._watcher: threading.Thread | None = None
@@ -132,7 +135,7 @@ class CachedBackend:
         """Whom `key`, sent from `address`, belongs to; may block.
 
         Raises BackendUnavailable, or Throttled, when the backend does, or at once while it is left
-        alone, or when another lookup of the same key took longer than `MAX_WAIT` seconds.
+        alone, or when another lookup of the same key takes too long.
         """
         if self._watched:
             self._watch()
@@ -140,7 +143,7 @@ class CachedBackend:
         digest = self._digest(key, address)
         try:
             return self._join(digest, key, address)
-        except Throttled:
+        except (Throttled, NoVerdict):
             raise
         except BackendUnavailable:
             with self._lock:
@@ -196,7 +199,7 @@ class CachedBackend:
         if flight.answer is not own:
             self._misses.inc()
             try:
-                return flight.answer.result(MAX_WAIT)
+                return flight.answer.result(self._max_wait)
             except FutureTimeout:
                 raise BackendUnavailable(f"{self._backend.name} is slow to answer") from None
         try:

@@ -112,17 +112,19 @@ class Database:
                 "HOKUSAI_AUTH_DATABASE_URI names a driver that SQLAlchemy does not know."
             ) from None
         except ModuleNotFoundError as error:
-            raise StoreError(
-                f"HOKUSAI_AUTH_DATABASE_URI needs {error.name}. For PostgreSQL: "
+            way = (
                 "pip install 'mlflow-hokusai-auth[postgres]'"
-            ) from None
+                if error.name == "psycopg"
+                else "name no driver, as in postgresql:// and sqlite:///"
+            )
+            raise StoreError(f"HOKUSAI_AUTH_DATABASE_URI needs {error.name}: {way}") from None
         #: SQLite's file; None for PostgreSQL.
         self.file = Path(self._url.database or "") if self.engine.dialect.name == "sqlite" else None
-        if self.engine.dialect.name == "sqlite":
+        if self.file is not None:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
         # What is one statement needs no transaction, which with PostgreSQL takes two more questions.
         self._reader = self.engine.execution_options(
-            **({} if self.engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"})
+            **({} if self.file is not None else {"isolation_level": "AUTOCOMMIT"})
         )
         # A connection must not be shared with a process forked off this one (gunicorn --preload).
         os.register_at_fork(after_in_child=lambda: self.engine.dispose(close=False))

@@ -19,14 +19,17 @@ _log = logging.getLogger(__name__)
 
 
 class Guarded:
-    """`backend` behind a circuit breaker. `timer` is a monotonic clock, in seconds."""
+    """`backend`, which answers within `timeout` seconds, behind a circuit breaker.
 
-    def __init__(self, backend: Backend, timer: Callable[[], float]) -> None:
+    `timer` is a monotonic clock, in seconds.
+    """
+
+    def __init__(self, backend: Backend, timer: Callable[[], float], timeout: float) -> None:
         self.name = backend.name
         self.generation = backend.generation
         self._backend = backend
         self._timer = timer
-        self._breaker = Breaker()
+        self._breaker = Breaker(max_probe=2 * timeout)
         self._lock = threading.Lock()
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
@@ -44,8 +47,7 @@ class Guarded:
         except (Throttled, NoVerdict) as error:
             self._count("throttled" if isinstance(error, Throttled) else "failed", began)
             # It answers; and the reason may be this key's only, which must not stop the others.
-            with self._lock:
-                self._breaker.succeeded(ticket)
+            self._answered(ticket)
             raise
         except BaseException as error:
             self._count("failed", began)
@@ -59,13 +61,17 @@ class Guarded:
             if opened and first:
                 _log.warning("%s is left alone, as it keeps failing: %s", self.name, error)
             raise
-        with self._lock:
-            recovered = not self._breaker.closed
-            self._breaker.succeeded(ticket)
-        if recovered:
-            metrics.BREAKER_OPEN.labels(self.name).set(0)
+        self._answered(ticket)
         self._count("rejected" if isinstance(answer, Rejected) else "accepted", began)
         return answer
+
+    def _answered(self, ticket: int) -> None:
+        with self._lock:
+            before = self._breaker.closed
+            self._breaker.succeeded(ticket)
+            recovered = self._breaker.closed and not before
+        if recovered:
+            metrics.BREAKER_OPEN.labels(self.name).set(0)
 
     def _count(self, result: str, began: float | None = None) -> None:
         metrics.AUTHORITY_CALLS.labels(self.name, result).inc()

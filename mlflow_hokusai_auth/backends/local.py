@@ -240,6 +240,15 @@ class LocalStore:
             change.audit("key.rotated", by, key_id, replaced_by=new.key_id, expires_at=ends)
         return new, key, replace(old, **changed)
 
+    def predecessor_lives(self, key_id: str) -> bool:
+        """Whether a key that `key_id` replaced has not ended yet. Raises BackendUnavailable."""
+        replaced = KeyFilter(state="deprecated")
+        with self.database.reading() as connection:
+            query = sa.select(KEYS.c.key_id).where(
+                *conditions(replaced, time.time()), KEYS.c.replaced_by == key_id
+            )
+            return connection.execute(query).first() is not None
+
     def revoke(
         self,
         key_id: str,

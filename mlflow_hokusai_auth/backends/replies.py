@@ -48,9 +48,12 @@ def verdict(reply: Reply, key: str) -> Principal | Rejected:
     if reply.status != 200:
         said = words or _quoted(reply.body[:4096].decode("utf-8", "replace"), key)
         message = f"the auth service answers {reply.status}: {said}"
-        # What is wrong with one key, such as its length, is no outage.
-        kind = BackendUnavailable if reply.status >= 500 else NoVerdict
-        raise kind(message, retry_after=_wait(reply))
+        # What is wrong with one key, such as its length, is no outage. What does not speak JSON is not
+        # the service, but something that stands in for it.
+        spoke = reply.status < 500 and isinstance(content, dict)
+        raise (NoVerdict if spoke else BackendUnavailable)(message, retry_after=_wait(reply))
+    if content is None:
+        raise BackendUnavailable("the auth service's reply is no JSON")
     try:
         return _principal(fields)
     except _WrongShape as problem:

@@ -6,6 +6,8 @@ supplier's machine.
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from mlflow_hokusai_auth import __version__
@@ -19,6 +21,8 @@ from .server import audit, demo, explain, log_level, mode, routes
 @click.version_option(__version__)
 def main() -> None:
     """Hokusai API keys for MLflow."""
+    # A server's; what a command counts would be files in its folder.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 
 for command in (keys, audit, mode, log_level, routes, explain, demo, whoami, doctor, smoke):

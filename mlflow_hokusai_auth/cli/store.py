@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -34,8 +33,6 @@ def require_server() -> None:
 def opened() -> Iterator[LocalStore]:
     """The store that the settings name. What it refuses in the block is raised as Mistake."""
     require_server()
-    # The metrics are the server's; those of a command would be files in its folder.
-    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     from mlflow_hokusai_auth.backends import BackendUnavailable
     from mlflow_hokusai_auth.backends.database import StoreError
     from mlflow_hokusai_auth.backends.local import LocalStore

@@ -118,7 +118,7 @@ def why_not(target: profile.Origin | None) -> tuple[str, str]:
         return (
             f"{HEADER} is not sent to {target}: it would go through the proxy of HTTP_PROXY, which "
             "sees all of plain http.",
-            "Set NO_PROXY=localhost,127.0.0.1,::1.",
+            "Add localhost,127.0.0.1,::1 to NO_PROXY.",
         )
     if not target.confidential:
         return (

@@ -50,6 +50,9 @@ def client_address(peer: str, forwarded_for: Iterable[bytes], trusted: Sequence[
 
 
 def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    # A zone may be of any length, and written by anybody.
+    if len(text) > _MAX_LENGTH:
+        return None
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

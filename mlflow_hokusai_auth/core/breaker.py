@@ -8,15 +8,16 @@ that is not heard of again gives way to another one.
 
 from __future__ import annotations
 
-#: Seconds after which a probe counts no more.
-MAX_PROBE = 10.0
-
 
 class Breaker:
-    """Not thread-safe. `now` is in seconds of any clock, best a monotonic one."""
+    """Not thread-safe. `now` is in seconds of any clock, best a monotonic one.
 
-    def __init__(self, threshold: int = 5) -> None:
+    A probe counts no more after `max_probe` seconds.
+    """
+
+    def __init__(self, threshold: int = 5, max_probe: float = 10.0) -> None:
         self._threshold = threshold
+        self._max_probe = max_probe
         self._failures = 0
         self._opened_at: float | None = None
         self._cool_down = 0.0
@@ -44,7 +45,7 @@ class Breaker:
         if self._opened_at is None:
             return self._ticket
         if self._probing:
-            if self._probe_began <= now < self._probe_began + MAX_PROBE:
+            if self._probe_began <= now < self._probe_began + self._max_probe:
                 return None
         else:
             # If the clock was set back, the cool-down begins anew; it must not last for the difference.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
+from urllib.parse import unquote, urlparse, urlunparse
 
 from mlflow_hokusai_auth.core.routes import TABLE
 from mlflow_hokusai_auth.core.types import Access, Operation
@@ -17,6 +18,13 @@ from mlflow_hokusai_auth.core.types import Access, Operation
 UNKNOWN = Operation(Access.ADMIN, "unknown", "")
 #: What is closed beyond its class, and so in any spelling that MLflow might understand after all.
 _CLOSED = {f"/{kind}": Operation(Access.ADMIN, kind, "") for kind in ("assistant", "hokusai")}
+
+#: Where artifacts of a run or of a logged model are, below the root of their experiment.
+_ARTIFACTS = re.compile(r"(^|/)([0-9a-f]{32}|models/m-[0-9a-f]{32})/artifacts(/|$)")
+#: What MLflow reads in a path of artifacts in another way than it is written.
+_ODD = re.compile(r"[%?#;:\\\x00-\x20\x7f]")
+#: Characters of such a path up to which it is read as MLflow reads it, which takes time.
+_MAX_ODD = 2048
 
 _PARAMETER = re.compile(r"\{\w+(:path)?\}")
 _CHOICE = re.compile(r"\{([^}]*)\}")
@@ -34,7 +42,8 @@ def classify(method: str, path: str) -> Operation:
     operation = _find("GET" if method == "HEAD" else method, path)
     if operation is None:
         return _unknown(path)
-    if operation.kind == "artifacts" and (kind := _artifact_of(method, path)) != "artifacts":
+    before, parameter, _ = operation.rule.partition(" ")[2].partition("{artifact_path")
+    if parameter and (kind := _artifact_of(method, path[len(before) :])) != "artifacts":
         return replace(operation, kind=kind)
     return operation
 
@@ -44,18 +53,34 @@ def _unknown(path: str) -> Operation:
 
 
 def _artifact_of(method: str, path: str) -> str:
-    """The kind of resource that an artifact's path is of.
+    """The kind of resource that an artifact is of, by its `path` below the root of all.
 
-    Below MLflow's root are EXPERIMENT/RUN/…, EXPERIMENT/models/MODEL/… and EXPERIMENT/traces/TRACE/….
-    To delete a folder of all runs, or all models, is to delete what the experiment is.
+    Below an experiment's root, which may be anywhere, are RUN/artifacts/…, models/MODEL/artifacts/… and
+    traces/TRACE/artifacts/…. To delete anything else is to delete a part of what the experiment is.
     """
-    rest = path.partition("/mlflow-artifacts/")[2]
-    parts = [part for part in rest.split("/") if part not in ("", ".")][1:]
-    if any(one.isdecimal() and following == "traces" for one, following in pairwise(parts)):
+    if _ODD.search(path):
+        path = _as_mlflow_reads(path)
+    # Some file systems do not tell upper from lower case.
+    cleaned = "/".join(part for part in path.casefold().split("/") if part not in ("", "."))
+    found = _ARTIFACTS.search(cleaned)
+    if "traces" in cleaned[: found.start() if found else None].split("/"):
         return "traces"
-    if method == "DELETE" and (len(parts) < 2 or parts[-1] == "models" or parts[-1].isdecimal()):
-        return "experiments"
-    return "artifacts"
+    return "experiments" if method == "DELETE" and not found else "artifacts"
+
+
+def _as_mlflow_reads(path: str) -> str:
+    """`path` as `mlflow.utils.uri.validate_path_is_safe` has it; "traces" for what can't be told."""
+    if len(path) > _MAX_ODD:
+        return "traces"
+    try:
+        for _ in range(10):
+            read = urlunparse(urlparse(unquote(path)))
+            if read == path:
+                return unquote(path[5:]) if urlparse(path).scheme == "file" else path
+            path = read
+    except ValueError:  # a netloc in brackets
+        pass
+    return "traces"
 
 
 def rules() -> Iterator[Operation]:

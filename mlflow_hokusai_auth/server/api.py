@@ -99,7 +99,8 @@ def blueprint(
         if key_id != caller.key_id and not policy.is_admin(caller, gate.policy):
             raise Forbidden("A key may be replaced by itself, or by a key with mlflow:admin.")
         _may_rotate_again(caller, store, gate)
-        body = schemas.parse(schemas.Rotation, _json() if flask.request.data else {})
+        # Whatever type it is sent as: what is taken for no body leaves a leaked key its day.
+        body = schemas.parse(schemas.Rotation, _json() if flask.request.get_data() else {})
         new, key, old = store.rotate(key_id, overlap=body.overlap, by=identity.actor())
         return flask.jsonify(**describe(new), key=key, replaces=describe(old)), 201
 
@@ -193,9 +194,11 @@ def _may_rotate_again(caller: Principal, store: LocalStore, gate: Gate) -> None:
     """Raise KeyConflict where a key would get around its limit, which counts anew for its successor."""
     if caller.rate_limit_per_hour is None or policy.is_admin(caller, gate.policy):
         return
-    if time.time() - store.get(caller.key_id).created_at < LIMITED_AGE:
+    young = time.time() - store.get(caller.key_id).created_at < LIMITED_AGE
+    if young or store.predecessor_lives(caller.key_id):
         raise KeyConflict(
-            f"Key {caller.key_id} has a limit, and may replace itself once it is an hour old."
+            f"Key {caller.key_id} has a limit, and may replace itself once it is an hour old and the "
+            "key that it replaced has ended."
         )
 
 

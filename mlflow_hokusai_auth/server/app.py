@@ -55,6 +55,7 @@ from . import (
 from .aliases import Prefixes
 from .gate import Gate
 from .limits import Limits
+from .lookups import Lookups
 from .observe import Observer
 from .sessions import SessionAuthority
 
@@ -122,7 +123,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         trusted=networks(config.trusted_proxies),
         mode=mode,
         # One question to the auth service, and what else a lookup may wait for.
-        patience=config.service_timeout + 5.0,
+        lookups=Lookups(patience=config.service_timeout + 5.0),
     )
     leak_keys = leaks.load(config.leak_public_keys) if config.leak_public_keys else {}
     for blueprint in (

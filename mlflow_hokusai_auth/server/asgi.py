@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any
@@ -19,6 +21,9 @@ from .aliases import raw_without, slash_location
 from .gate import MISMOUNTED, TOO_LARGE, Gate, body_limit, reads_only
 from .observe import Exchange, request_id
 from .shortcut import Shortcut
+
+#: Seconds that the end of a process waits for what is left to do, as the store may stall.
+MAX_END = 3.0
 
 _log = logging.getLogger(__name__)
 
@@ -65,14 +70,31 @@ class AsgiGate:
 
         async def sending(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown."):
-                for last in self._at_end:
-                    try:
-                        await asyncio.to_thread(last)
-                    except Exception:
-                        _log.exception("What was counted last is lost")
+                await self._finish()
             await send(message)
 
         return sending
+
+    async def _finish(self) -> None:
+        """Call each of `at_end`, and wait `MAX_END` seconds at most."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def call() -> None:
+            for last in self._at_end:
+                try:
+                    last()
+                except Exception:
+                    _log.exception("What was counted last is lost")
+            # Else nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(ended.set)
+
+        # A daemon, for which the end of the process does not wait.
+        threading.Thread(target=call, name="hokusai-auth-end", daemon=True).start()
+        try:
+            await asyncio.wait_for(ended.wait(), MAX_END)
+        except asyncio.TimeoutError:
+            _log.error("What was counted last is lost: not written in %g s", MAX_END)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, method: str) -> None:
         began = time.perf_counter()
@@ -157,11 +179,9 @@ class AsgiGate:
         known = self._gate.peek(need)
         if known is not None:
             return known
-        asked = asyncio.get_running_loop().run_in_executor(self._gate.threads, self._gate.ask, need)
-        try:
-            return await asyncio.wait_for(asked, self._gate.patience)
-        except asyncio.TimeoutError:
-            return self._gate.late()
+        asked = asyncio.wrap_future(self._gate.begin(need))
+        await asyncio.wait((asked,), timeout=self._gate.lookups.patience)
+        return asked.result() if asked.done() else self._gate.late()
 
     def _address(self, scope: Scope) -> str:
         client = scope.get("client")

@@ -25,6 +25,7 @@ def build(settings: Settings, store: LocalStore) -> Authority:
         CachedBackend(
             backend,
             ttl=settings.cache_ttl,
+            timeout=settings.service_timeout,
             negative_ttl=settings.negative_cache_ttl,
             stale_if_error=settings.stale_if_error,
             secret=secret,

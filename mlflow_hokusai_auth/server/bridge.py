@@ -52,14 +52,20 @@ class Bridge:
         run = contextvars.copy_context().run
         loop = asyncio.get_running_loop()
         more = True
+        left: asyncio.Future[Message] | None = None
         try:
-            while more:
+            while more and not (left is not None and _has_left(left)):
                 for message in await loop.run_in_executor(self._threads, run, next, steps):
                     await send(message)
                     more = message.get("more_body", False)
-        except Exception:
-            await loop.run_in_executor(self._threads, run, steps.close)
-            raise
+                if more and left is None:
+                    # All of the request is there, so what comes now is that its client has left.
+                    left = asyncio.ensure_future(receive())
+        finally:
+            if left is not None:
+                left.cancel()
+            if more:
+                await loop.run_in_executor(self._threads, run, steps.close)
 
     def _steps(self, environ: dict[str, Any]) -> Generator[list[Message], None, None]:
         """Call the application; what to send of its answer, step by step, the last one without more."""
@@ -92,6 +98,10 @@ class Bridge:
                 close()
         last: Message = {"type": "http.response.body", "body": body}
         yield [last] if begun else [start, last]
+
+
+def _has_left(message: asyncio.Future[Message]) -> bool:
+    return message.done() and message.result()["type"] == "http.disconnect"
 
 
 def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from .aliases import Prefixes, slash_location
 from .cors import Cors
 from .interceptors import Interceptors
 from .limits import Limits
+from .lookups import Lookups
 from .observe import Exchange, Observer
 from .switches import Mode
 
@@ -39,10 +40,11 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that a client is asked to wait, at most, while keys can't be checked.
 MAX_WAIT = 30.0
-#: Threads that wait for the key authority.
-LOOKUP_THREADS = 8
 #: Refusals that signing in would answer.
 _SIGN_IN = frozenset({"KEY_MISSING", "SESSION_ENDED"})
+#: What in every mode only those may do who may: keys that are made in one mode outlive it, and the
+#: assistant runs programs on the host.
+_CLOSED = frozenset({"hokusai", "assistant"})
 MISMOUNTED = Deny(
     "MISCONFIGURED",
     "The server was given a root path, which hokusai-auth does not support. Its operator should "
@@ -108,13 +110,7 @@ class Gate:
     debug_headers: bool = False
     #: Called with the id of each key that opens a request.
     count: Callable[[str], object] = str
-    #: Seconds that a request waits for the authority.
-    patience: float = 10.0
-    #: Where it waits for it: a pool of their own, so that a slow authority can't take the threads in
-    #: which MLflow works.
-    threads: futures.Executor = field(
-        default_factory=lambda: futures.ThreadPoolExecutor(LOOKUP_THREADS, "hokusai-auth")
-    )
+    lookups: Lookups = field(default_factory=Lookups)
     outage: Outage = field(default_factory=Outage)
     #: Proxies whose word on the client's address is taken.
     trusted: tuple[Network, ...] = ()
@@ -131,7 +127,7 @@ class Gate:
         """The first half of the verdict; does no I/O."""
         if self.mode.now == "off":
             operation = classify(request.method, request.path)
-            if not self._stays_closed(operation):
+            if operation.kind not in _CLOSED:
                 return _let_pass(request, operation)
         step = plan(request, self.policy)
         if isinstance(step, Allow) and body_limit(step) == 0 and has_body(request):
@@ -163,22 +159,24 @@ class Gate:
         return self._settle(need, principal)
 
     def decide(self, need: NeedKey) -> Allow | Deny:
-        """The verdict, of `peek` or `ask`; blocks, for `patience` seconds at most."""
+        """The verdict, of `peek` or `ask`; blocks, for as long as a request may wait at most."""
         if (known := self.peek(need)) is not None:
             return known
-        asked = self.threads.submit(self.ask, need)
         try:
-            return asked.result(self.patience)
+            return self.begin(need).result(self.lookups.patience)
         except futures.TimeoutError:
-            asked.cancel()
             return self.late()
+
+    def begin(self, need: NeedKey) -> futures.Future[Allow | Deny]:
+        """The verdict to come of `ask`, in a thread."""
+        return self.lookups.begin(lambda: self.ask(need), self.unavailable)
 
     def late(self) -> Deny:
         """The refusal of a request that `ask` has no answer for in time.
 
-        The thread of that goes on waiting; such threads are `LOOKUP_THREADS` at most.
+        The thread of that goes on waiting; there are `lookups.THREADS` at most.
         """
-        _log.error("A request was refused with 503: no answer in %g s", self.patience)
+        _log.error("A request was refused with 503: no answer in %g s", self.lookups.patience)
         return self.unavailable()
 
     def unavailable(self, retry_after: float | None = None) -> Deny:
@@ -194,11 +192,12 @@ class Gate:
             return self._intercepted(exchange, verdict) if self.interceptors else verdict
         request = exchange.request
         exchange.operation = classify(request.method, request.path)
-        closed = self._stays_closed(exchange.operation)
+        closed = exchange.operation.kind in _CLOSED
         if verdict is MISMOUNTED or self.mode.now == "enforce" or closed:
             exchange.verdict = self._or_too_often(request, verdict)
             return exchange.verdict
-        return _let_pass(request, exchange.operation)
+        allow = _let_pass(request, exchange.operation)
+        return self._intercepted(exchange, allow) if self.interceptors else allow
 
     def response_headers(self, exchange: Exchange, allow: Allow) -> Sequence[tuple[str, str]]:
         """What to add to MLflow's answer, which has begun."""
@@ -262,15 +261,6 @@ class Gate:
             return deny
         said = "Too many requests with a wrong key came from here."
         return Deny("RATE_LIMITED", said, retry_after=wait, principal=deny.principal)
-
-    def _stays_closed(self, operation: Operation) -> bool:
-        """Whether only those who may are let in, in every mode.
-
-        Keys that are made in one mode outlive it, and the assistant runs programs on the host.
-        """
-        return operation.kind == "hokusai" or (
-            operation.kind == "assistant" and not self.policy.assistant
-        )
 
 
 def _let_pass(request: Request, operation: Operation) -> Allow:

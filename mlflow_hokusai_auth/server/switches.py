@@ -55,9 +55,10 @@ class LogLevel:
             return
         root = logging.getLogger("mlflow_hokusai_auth")
         root.setLevel(logging.NOTSET if level is None else level)
+        said = "the default" if level is None else logging.getLevelName(level)
         # A warning, unless that would not be shown any more.
         told = max(logging.WARNING, root.level)
-        _log.log(told, "The level of logging is %s now", logging.getLevelName(root.level))
+        _log.log(told, "The level of logging is %s now", said)
         self._now = level
 
 

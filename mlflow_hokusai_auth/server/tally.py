@@ -50,10 +50,9 @@ class Tally:
         self._queue.append((exchange, outcome))
         if self._thread is None:
             # On first use, so that it lives in the process that serves (pre-fork).
-            self._thread = threading.Thread(
-                target=self._count_on, name="hokusai-auth-tally", daemon=True
-            )
-            self._thread.start()
+            thread = threading.Thread(target=self._count_on, name="hokusai-auth-tally", daemon=True)
+            thread.start()
+            self._thread = thread
             os.register_at_fork(after_in_child=self._forget_thread)
             atexit.register(self.settle)
 
@@ -100,7 +99,8 @@ def _counters(exchange: Exchange, outcome: str) -> Iterator[Any]:
         yield _decisions("allowed", "ok")
     if exchange.query_key:
         yield metrics.QUERY_KEYS
-    if operation is not None and (step := _step(operation.rule)):
+    # Without a status, the client left before it had sent all.
+    if operation is not None and exchange.status and (step := _step(operation.rule)):
         yield metrics.REGISTRATIONS.labels(step, "tried")
         yield metrics.REGISTRATIONS.labels(step, _registered(exchange, outcome))
 

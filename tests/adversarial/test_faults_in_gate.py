@@ -51,6 +51,7 @@ from mlflow_hokusai_auth.server.gate import Gate
 from mlflow_hokusai_auth.server.interceptors import Interceptors, Refusal, RequestView
 from mlflow_hokusai_auth.server.jobs import JobsAuthority
 from mlflow_hokusai_auth.server.limits import Limits
+from mlflow_hokusai_auth.server.lookups import Lookups
 from mlflow_hokusai_auth.server.sessions import SessionAuthority
 from mlflow_hokusai_auth.server.wsgi import wsgi_gate
 from tests.server.sentinel import PREFIXES, UI, Wire, environ_of, scope_of
@@ -210,7 +211,7 @@ class Rig:
             headers=HeaderPolicy(remove=("x-tenant",)),
             debug_headers=True,
             count=UseCounter(self.store.database).add,
-            patience=30.0,
+            lookups=Lookups(30.0),
             trusted=networks(["10.0.0.0/8"]),
         )
         self.called = False

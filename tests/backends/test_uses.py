@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import sqlalchemy as sa
@@ -180,6 +181,32 @@ def test_what_is_counted_while_a_write_fails_is_kept_too(
     counter.write()
     assert minutes(store) == {(key_id, START // 60): 1, (key_id, START // 60 + 1): 2}
     assert store.get(key_id).last_used_at == START + 60
+
+
+def test_the_last_write_waits_for_one_that_is_under_way(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = UseCounter(store.database)
+    key_id = made(store)
+    began, go_on = threading.Event(), threading.Event()
+    write = counter._batch._write
+
+    def slowly(counts: Counter[tuple[str, int]]) -> None:
+        began.set()
+        assert go_on.wait(10)
+        write(counts)
+
+    monkeypatch.setattr(counter._batch, "_write", slowly)
+    use(counter, key_id)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(counter.write)
+        assert began.wait(10)
+        last = threads.submit(counter.write)
+        assert wait([last], 0.2).not_done
+        go_on.set()
+        first.result(10)
+        last.result(10)
+    assert total(store, key_id) == 1
 
 
 def test_uses_of_another_authority_s_keys_are_not_written(store: LocalStore) -> None:

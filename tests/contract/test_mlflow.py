@@ -23,16 +23,20 @@ import mlflow
 import mlflow.environment_variables
 import pytest
 import requests
+from hypothesis import example, given
+from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.tracking.request_header import registry as header_registry
 from mlflow.utils import request_utils, rest_utils
+from mlflow.utils.uri import validate_path_is_safe
 
 import mlflow_hokusai_auth
 from mlflow_hokusai_auth.client.artifacts import HokusaiArtifactRepository
 from mlflow_hokusai_auth.core.denials import CODES
+from mlflow_hokusai_auth.core.operations import classify
 
 SOURCE = Path(mlflow_hokusai_auth.__file__).parent
 VERSION = tuple(int(part) for part in mlflow.__version__.split(".")[:2])
@@ -452,3 +456,30 @@ def _is_of_client(node: ast.AST) -> bool:
     return (isinstance(of, ast.Name) and of.id == "client") or (
         isinstance(of, ast.Call) and isinstance(of.func, ast.Attribute) and of.func.attr == "client"
     )
+
+
+_RUN = "0123456789abcdef" * 2
+_PARTS = ["traces", "Traces", "models", f"m-{_RUN}", _RUN, "artifacts", "1", "tr", "aces", "file"]
+_PARTS += ["/", "//", ".", "..", "%2e", "%2f", "%252e", "%74", "%2574", "%252574", "\t", "%09", " "]
+_PARTS += ["?", "#", ";", ":", "%", "%3f", "%23", "%3b", "%25", "\\", "[", "@", "\u017f", "\x00"]
+
+
+@given(
+    st.sampled_from(["GET artifacts", "DELETE artifacts", "PUT artifacts", "GET presigned"]),
+    st.lists(st.sampled_from(_PARTS), min_size=1, max_size=12).map("".join),
+)
+@example("GET artifacts", "1/%2574races/tr-1/artifacts/traces.json")
+@example("DELETE artifacts", "%252e/%252e")
+def test_a_path_of_artifacts_is_judged_as_mlflow_reads_it(what: str, path: str) -> None:
+    method, _, base = what.partition(" ")
+    start = f"/api/2.0/mlflow-artifacts/{base}/"
+    found = classify(method, start + path)
+    try:
+        read = validate_path_is_safe(path)
+    except (MlflowException, ValueError):
+        return
+    parts = [part for part in read.split("/") if part not in ("", ".")]
+    if found.rule and parts:
+        assert found.kind == classify(method, start + "/".join(parts)).kind
+    elif found.rule:
+        assert found.kind == ("experiments" if method == "DELETE" else "artifacts")

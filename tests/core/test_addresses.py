@@ -87,3 +87,5 @@ def test_what_is_too_long_for_an_address_is_not_kept() -> None:
     assert not inside("1" * 65, ("0.0.0.0/0",))
     assert addresses._inside.cache_info() == before
     assert inside("fe80::1%" + "z" * 56, ("fe80::/10",))
+    proxy, hop = "192.0.2.1", b"fe80::1%" + b"z" * 57
+    assert client_address(proxy, [hop], networks(["192.0.2.0/24"])) == proxy

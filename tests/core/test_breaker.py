@@ -5,14 +5,15 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mlflow_hokusai_auth.core.breaker import MAX_PROBE, Breaker
+from mlflow_hokusai_auth.core.breaker import Breaker
 
 THRESHOLD = 5
 COOL_DOWN = 1.0
+MAX_PROBE = 20.0
 
 
 def opened(now: float = 0.0) -> Breaker:
-    breaker = Breaker(THRESHOLD)
+    breaker = Breaker(THRESHOLD, MAX_PROBE)
     for _ in range(THRESHOLD):
         ticket = breaker.begin(now)
         assert ticket is not None
@@ -25,7 +26,7 @@ class Against(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.breaker = Breaker(THRESHOLD)
+        self.breaker = Breaker(THRESHOLD, MAX_PROBE)
         self.now = 1000.0
         self.state = "closed"
         self.streak = 0
@@ -112,7 +113,7 @@ TestAgainstModel = Against.TestCase
 
 
 def test_it_opens_after_failures_in_a_row_only() -> None:
-    breaker = Breaker(THRESHOLD)
+    breaker = Breaker(THRESHOLD, MAX_PROBE)
     for _ in range(10):
         for _ in range(THRESHOLD - 1):
             ticket = breaker.begin(0)
@@ -158,7 +159,7 @@ def test_a_clock_set_back_while_a_probe_is_under_way_is_no_wait() -> None:
 
 
 def test_calls_from_before_it_opened_do_not_keep_it_open() -> None:
-    breaker = Breaker(THRESHOLD)
+    breaker = Breaker(THRESHOLD, MAX_PROBE)
     tickets = [breaker.begin(0) for _ in range(200)]
     for number, ticket in enumerate(tickets):
         assert ticket is not None

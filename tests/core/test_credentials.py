@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mlflow_hokusai_auth.core import credentials
 from mlflow_hokusai_auth.core.browser import PLACE
 from mlflow_hokusai_auth.core.credentials import find, without_query_key
 from mlflow_hokusai_auth.core.types import Credential, Deny, Request
@@ -251,6 +252,16 @@ def test_the_scrubbed_query_holds_no_key_for_any_reader(query: bytes) -> None:
     assert "api_key" not in read(scrubbed)
     assert look(("?", scrubbed.decode("latin-1"))) is None
     assert without_query_key(scrubbed) == scrubbed
+
+
+@pytest.mark.parametrize("field", [b"%", b"%%%%%%%", b"a%70i_ke", b"%61", b"api_key", b"x=%"])
+def test_a_query_of_any_size_is_read_at_once(field: bytes) -> None:
+    """Anybody may send one: to decode all that has a percent sign took 90 ms of the event loop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(credentials, "unquote_to_bytes", pytest.fail)
+        query = b"&".join([field] * 9000)
+        assert without_query_key(query) == (b"" if field == b"api_key" else query)
+        assert list(credentials._query_values(b"" if field == b"api_key" else query)) == []
 
 
 @given(st.text("abcXYZ019_-", min_size=1))

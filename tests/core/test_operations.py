@@ -138,6 +138,10 @@ def vectors() -> dict[str, list[str]]:
     return found
 
 
+#: What MLflow names a run.
+RUN = "0123456789abcdef" * 2
+
+
 def fill(path: str, segment: str = "x-1", rest: str = "a/b c/d") -> str:
     return re.sub(r"\{\w+\}", segment, re.sub(r"\{\w+:path\}", rest, path))
 
@@ -159,7 +163,7 @@ def test_the_rows_are_the_routes_of_the_supported_versions():
 @pytest.mark.parametrize("rule", sorted(ROWS))
 def test_a_path_made_from_a_rule_is_matched_by_it(rule):
     method, _, path = rule.partition(" ")
-    assert classify(method, fill(path)) == ROWS[rule]
+    assert classify(method, fill(path, rest=f"77/{RUN}/artifacts/c/d")) == ROWS[rule]
 
 
 def test_the_installed_mlflow_has_no_route_without_a_row():
@@ -349,8 +353,24 @@ def test_what_is_closed_beyond_its_class_is_so_in_any_spelling(path, kind):
         ("77/./traces//tr-1", "traces"),
         ("77/.//traces", "traces"),
         ("root/77/traces/tr-1", "traces"),
-        ("77/0123456789abcdef/artifacts/traces/x", "artifacts"),
-        ("traces/77", "artifacts"),
+        (f"77/{RUN}/artifacts/traces/x", "artifacts"),
+        (f"77/models/m-{RUN}/artifacts/traces/x", "artifacts"),
+        (f"77/traces/{RUN}/artifacts/x", "traces"),
+        ("team/artifacts/custom/traces/tr-1/artifacts/traces.json", "traces"),
+        ("77/Traces/tr-1", "traces"),
+        ("77/%74races/tr-1", "traces"),
+        ("77/%2574races/tr-1", "traces"),
+        ("77/tra\tces/tr-1", "traces"),
+        ("77/traces?", "traces"),
+        ("77/traces;", "traces"),
+        ("file:77/traces/tr-1", "traces"),
+        ("file:77/%25252574races/tr-1", "traces"),
+        ("%2f%2f[/x", "traces"),
+        ("77/%" + "25" * 12 + "74races", "traces"),
+        (f"77/{RUN}/artifacts/95%.png", "artifacts"),
+        (f"77/{RUN}/artifacts/what? %;#.txt", "artifacts"),
+        (f"77/{RUN}/artifacts/" + "x" * 3000, "artifacts"),
+        (f"77/{RUN}/artifacts/%" + "x" * 3000, "traces"),
         ("77/tracesX/x", "artifacts"),
     ],
 )
@@ -370,9 +390,17 @@ def test_what_is_in_a_trace_is_of_that_kind_also_as_an_artifact(base, path, kind
         ("./77/.", "experiments"),
         ("77/models", "experiments"),
         ("root/77", "experiments"),
-        ("77/0123456789abcdef", "artifacts"),
-        ("77/0123456789abcdef/artifacts/x", "artifacts"),
-        ("77/models/m-1", "artifacts"),
+        ("team/artifacts", "experiments"),
+        ("team/artifacts/custom", "experiments"),
+        ("%2e/%2e", "experiments"),
+        ("77/%2e", "experiments"),
+        ("77/models?", "experiments"),
+        (f"77/models/m-{RUN}", "experiments"),
+        (f"77/{RUN}", "experiments"),
+        (f"77/{RUN}/artifacts", "artifacts"),
+        (f"77/{RUN}/artifacts/x", "artifacts"),
+        (f"77/models/m-{RUN}/artifacts", "artifacts"),
+        (f"team/artifacts/custom/{RUN}/artifacts/x", "artifacts"),
         ("77/traces", "traces"),
     ],
 )

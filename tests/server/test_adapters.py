@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -530,6 +531,26 @@ def test_the_lifespan_is_forwarded_and_what_is_left_is_done_before_its_end_is_to
     asyncio.run(gate(scope, unread, send))
     assert happened == [*words[:2], "at end", words[2], "at end", words[3]]
     assert caplog.text.count("OSError: disk full") == 2
+
+
+def test_what_is_left_to_do_and_stalls_does_not_keep_a_process_from_ending(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(asgi, "MAX_END", 0.1)
+    free = threading.Event()
+    told: list[str] = []
+
+    async def mlflow(given: Any, receive: Any, send: Any) -> None:
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def send(message: Any) -> None:
+        told.append(message["type"])
+
+    gate = AsgiGate(mlflow, GATE, at_end=(lambda: free.wait(30),))
+    asyncio.run(gate({"type": "lifespan"}, unread, send))
+    assert told == ["lifespan.shutdown.complete"] and not free.is_set()
+    assert "is lost" in caplog.text
+    free.set()
 
 
 @pytest.mark.parametrize("kind", ["", "http2", "HTTP", "webtransport", "tcp"])

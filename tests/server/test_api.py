@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,6 +183,16 @@ def test_a_key_replaces_itself_and_no_other(here: Api) -> None:
     assert here.ask(f"POST /keys/{other.key_id}/rotate").status_code == 201
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_how_to_replace_a_key_is_read_whatever_it_is_sent_as(here: Api, kind: str) -> None:
+    own, key = here.store.create(**ACME)  # type: ignore[arg-type]
+    path = f"POST /keys/{own.key_id}/rotate"
+    assert here.ask(path, b'{"overlapp": 0}', content_type=kind).status_code == 400
+    assert here.ask(path, b'{"overlap": 0}', content_type=kind).status_code == 201
+    found = here.store.find(key)
+    assert found is not None and found.state(time.time()) == "expired"
+
+
 def test_a_key_does_not_get_around_its_limit_by_replacing_itself(here: Api) -> None:
     own, _ = here.store.create(**ACME, rate_limit_per_hour=3)  # type: ignore[arg-type]
     caller = Principal(own.key_id, own.owner, frozenset(own.scopes), rate_limit_per_hour=3)
@@ -190,7 +200,16 @@ def test_a_key_does_not_get_around_its_limit_by_replacing_itself(here: Api) -> N
     refused = here.ask(path, caller=caller)
     assert refused.status_code == 409 and refused.json is not None
     assert "once it is an hour old" in refused.json["message"]
-    with time_machine.travel(time.time() + api.LIMITED_AGE + 1):
+    with time_machine.travel(time.time() + api.LIMITED_AGE + 1) as clock:
+        made = here.ask(path, {"overlap": 2 * api.LIMITED_AGE}, caller).json
+        assert made is not None
+        caller = replace(caller, key_id=made["key_id"])
+        path = f"POST /keys/{made['key_id']}/rotate"
+        # Else there would be one more of them each hour.
+        clock.shift(api.LIMITED_AGE + 1)
+        refused = here.ask(path, caller=caller)
+        assert refused.status_code == 409 and "has ended" in refused.text
+        clock.shift(api.LIMITED_AGE)
         assert here.ask(path, caller=caller).status_code == 201
     fresh, _ = here.store.create(**ACME, rate_limit_per_hour=3)  # type: ignore[arg-type]
     assert here.ask(f"POST /keys/{fresh.key_id}/rotate").status_code == 201

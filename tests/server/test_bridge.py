@@ -148,6 +148,32 @@ def test_a_client_that_is_gone_has_its_response_closed() -> None:
     assert made.closed
 
 
+def test_a_client_that_leaves_has_no_more_of_its_answer_made() -> None:
+    made = Closing(iter([b"abc"] * 1000))
+    gone = asyncio.Event()
+    sent: list[dict[str, Any]] = []
+
+    def app(environ: Any, start_response: Any) -> Closing:
+        start_response("200 OK", [])
+        return made
+
+    messages = [{"type": "http.request"}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:  # which does nothing for who is gone
+        sent.append(message)
+        if len(sent) == 5:
+            gone.set()
+
+    asyncio.run(Bridge(app)(GET, receive, send))
+    assert made.closed and len(sent) < 10
+
+
 def test_clients_that_read_slowly_keep_nobody_waiting() -> None:
     slow = THREADS + 2
 

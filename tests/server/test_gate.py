@@ -17,7 +17,8 @@ from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
 from mlflow_hokusai_auth.server.cors import Cors
-from mlflow_hokusai_auth.server.gate import LOOKUP_THREADS, MAX_WAIT, Gate, Outage
+from mlflow_hokusai_auth.server.gate import MAX_WAIT, Gate, Outage
+from mlflow_hokusai_auth.server.lookups import MAX_PENDING, THREADS, Lookups
 from mlflow_hokusai_auth.server.wsgi import wsgi_gate
 from tests.server.both_ways import ask
 
@@ -61,7 +62,7 @@ def request() -> dict[str, Any]:
 
 def test_nobody_waits_for_ever_and_more_than_there_are_threads_do_not_either() -> None:
     authority = Stuck()
-    gate = app_behind(authority, patience=0.3)
+    gate = app_behind(authority, lookups=Lookups(0.3))
 
     async def many() -> list[Any]:
         began = time.monotonic()
@@ -79,7 +80,7 @@ def test_nobody_waits_for_ever_and_more_than_there_are_threads_do_not_either() -
 
 def test_nobody_waits_for_ever_under_wsgi_either() -> None:
     authority = Stuck()
-    gate = Gate(authority, Policy(), Prefixes(()), Cors((), ""), patience=0.3)
+    gate = Gate(authority, Policy(), Prefixes(()), Cors((), ""), lookups=Lookups(0.3))
 
     def mlflow(environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [])
@@ -92,10 +93,40 @@ def test_nobody_waits_for_ever_under_wsgi_either() -> None:
         return run_wsgi_app(app, environ)[1]
 
     began = time.monotonic()
-    assert [status() for _ in range(LOOKUP_THREADS + 2)] == ["503 Service Unavailable"] * 10
+    assert [status() for _ in range(THREADS + 2)] == ["503 Service Unavailable"] * 10
     assert time.monotonic() - began < 10
     authority.free.set()
     assert status() == "200 OK"
+
+
+def test_what_waits_for_a_stuck_authority_is_bounded_and_given_up() -> None:
+    free, done, running = threading.Event(), [], threading.Semaphore(0)
+    lookups = Lookups(patience=0.2)
+
+    def question() -> str:
+        running.release()
+        assert free.wait(30)
+        done.append("asked")
+        return "answer"
+
+    begun = [lookups.begin(question, lambda: "otherwise") for _ in range(MAX_PENDING)]
+    for _ in range(THREADS):
+        assert running.acquire(timeout=10)
+    assert lookups.begin(question, lambda: "full").result(0) == "full"
+    time.sleep(lookups.patience)
+    free.set()
+    # Those that had no thread in time are not asked for nobody.
+    assert {one.result(10) for one in begun} == {"answer", "otherwise"}
+    assert len(done) == THREADS
+    assert lookups.begin(lambda: "anew", str).result(10) == "anew"
+
+
+def test_no_thread_to_be_had_takes_no_place() -> None:
+    lookups = Lookups()
+    lookups._threads.shutdown()
+    for _ in range(MAX_PENDING + 1):
+        with pytest.raises(RuntimeError):
+            lookups.begin(str, str)
 
 
 def test_the_longer_an_outage_is_the_longer_clients_are_asked_to_wait() -> None:

@@ -13,7 +13,16 @@ import pytest
 from mlflow_hokusai_auth.core.types import Deny
 from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.server.interceptors import Interceptors, Refusal, RequestView, load
-from tests.server.test_adapters import KEYS, Adapter, both, inner_headers, make_gate, with_key
+from mlflow_hokusai_auth.server.switches import Mode
+from tests.server.test_adapters import (
+    KEYS,
+    Adapter,
+    Wire,
+    both,
+    inner_headers,
+    make_gate,
+    with_key,
+)
 
 VIEW = RequestView("GET", "/version", "", "id-1", "GET /version", "key_1", "me", "192.0.2.1")
 
@@ -176,6 +185,16 @@ def test_who_is_refused_does_not_reach_mlflow(
     got = adapter(with_key("read"), make_gate(interceptors=found))
     assert got.verdict == verdict
     assert len(got.header("x-request-id")) == 1
+
+
+@both
+@pytest.mark.parametrize("mode", ["observe", "off"])
+def test_without_a_key_nobody_gets_past_them_either(adapter: Adapter, mode: str) -> None:
+    found = Interceptors((("a", answering(Refusal("No."))),))
+    gate = make_gate(interceptors=found, mode=Mode(mode))
+    for wire in (with_key("read"), Wire(), with_key("unknown")):
+        answer = adapter(wire, gate)
+        assert (answer.status, answer.code, answer.inner) == (403, "INTERCEPTED", None)
 
 
 @both

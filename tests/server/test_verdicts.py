@@ -40,11 +40,12 @@ def test_each_mode(adapter: Adapter, mode: str) -> None:
 
 @both
 @pytest.mark.parametrize("mode", ["observe", "off"])
-def test_the_assistant_is_open_in_a_mode_for_all_where_it_is_on(
-    adapter: Adapter, mode: str
-) -> None:
+def test_the_assistant_is_for_administrators_in_a_mode_for_all(adapter: Adapter, mode: str) -> None:
     gate = make_gate(mode=Mode(mode), policy=Policy(assistant=True))
-    assert adapter(Wire("POST", "/ajax-api/3.0/mlflow/assistant/message"), gate).inner is not None
+    path = "/ajax-api/3.0/mlflow/assistant/message"
+    assert adapter(with_key("admin", "POST", path), gate).inner is not None
+    for wire in (Wire("POST", path), with_key("write", "POST", path)):
+        assert adapter(wire, gate).inner is None
 
 
 @both

@@ -18,6 +18,7 @@ from mlflow_hokusai_auth.backends.sessions import Sessions
 from mlflow_hokusai_auth.core import browser, keys
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server import identity, web
+from mlflow_hokusai_auth.server.lookups import Lookups
 from tests.server.sentinel import KEYS, PRINCIPALS, Memory, make_gate
 
 ADDRESS = "192.0.2.7"
@@ -84,7 +85,7 @@ class Stuck(Memory):
 
 def test_whoever_signs_in_during_a_stall_does_not_wait_for_its_end(tmp_path: Path) -> None:
     authority = Stuck()
-    answer = pages(tmp_path, authority, patience=0.1).sign_in(KEYS["read"])
+    answer = pages(tmp_path, authority, lookups=Lookups(0.1)).sign_in(KEYS["read"])
     assert not authority.free.is_set()
     authority.free.set()
     assert answer.status_code == 503 and "Set-Cookie" not in answer.headers
