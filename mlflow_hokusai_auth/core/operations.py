@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from urllib.parse import unquote, urlparse, urlunparse
+from urllib.parse import parse_qs, unquote, urlparse, urlunparse
 
 from mlflow_hokusai_auth.core.routes import TABLE
 from mlflow_hokusai_auth.core.types import Access, Operation
@@ -21,6 +21,7 @@ _CLOSED = {f"/{kind}": Operation(Access.ADMIN, kind, "") for kind in ("assistant
 
 #: Where artifacts of a run or of a logged model are, below the root of their experiment.
 _ARTIFACTS = re.compile(r"(^|/)([0-9a-f]{32}|models/m-[0-9a-f]{32})/artifacts(/|$)")
+_LISTS = frozenset(f"GET /{api}/2.0/mlflow-artifacts/artifacts" for api in ("api", "ajax-api"))
 #: What MLflow reads in a path of artifacts in another way than it is written.
 _ODD = re.compile(r"[%?#;:\\\x00-\x20\x7f]")
 #: Characters of such a path up to which it is read as MLflow reads it, which takes time.
@@ -46,6 +47,19 @@ def classify(method: str, path: str) -> Operation:
     if parameter and (kind := _artifact_of(method, path[len(before) :])) != "artifacts":
         return replace(operation, kind=kind)
     return operation
+
+
+def listed(operation: Operation, query: bytes, has_body: bool) -> Operation:
+    """`operation` with the kind of the artifacts that it lists, which its `query` names, or a body."""
+    if operation.rule not in _LISTS:
+        return operation
+    try:
+        named = parse_qs(query.decode("latin-1"), max_num_fields=50).get("path", [])
+    except ValueError:
+        named = ["traces"]
+    # A body is not read here, so it is taken to name what it may.
+    traces = has_body or any(_artifact_of("GET", path) == "traces" for path in named)
+    return replace(operation, kind="traces") if traces else operation
 
 
 def _unknown(path: str) -> Operation:

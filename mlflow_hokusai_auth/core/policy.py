@@ -7,7 +7,7 @@ from email.utils import formatdate
 
 from . import browser, credentials, jobs, keys, scopes
 from .addresses import inside
-from .operations import classify
+from .operations import classify, listed
 from .types import Access, Allow, Deny, NeedKey, Operation, Principal, Rejected, Request
 
 _SCOPE_FOR = {
@@ -70,6 +70,7 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
             "KEY_MALFORMED",
             f"The key in {found.places[0]} can't be right: {problem}. Copy it again, whole.",
         )
+    operation = listed(operation, request.query, has_body(request))
     return NeedKey(found, operation, request.address)
 
 

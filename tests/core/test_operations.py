@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core.operations import classify, rules
+from mlflow_hokusai_auth.core.operations import classify, listed, rules
 from mlflow_hokusai_auth.core.types import Access, Operation
 from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, native_routes, template
 
@@ -408,6 +408,30 @@ def test_to_delete_all_artifacts_of_an_experiment_is_about_the_experiment(path, 
     base = "/api/2.0/mlflow-artifacts/artifacts/"
     assert classify("DELETE", base + path).kind == kind
     assert classify("PUT", base + path).kind == ("traces" if kind == "traces" else "artifacts")
+
+
+@pytest.mark.parametrize(
+    ("query", "kind"),
+    [
+        (b"", "artifacts"),
+        (b"path=", "artifacts"),
+        (b"path=77", "artifacts"),
+        (b"path=77/%s/artifacts/traces" % RUN.encode(), "artifacts"),
+        (b"path=77/traces", "traces"),
+        (b"path=77%2Ftraces/tr-1", "traces"),
+        (b"path=77/%252574races", "traces"),
+        (b"p%61th=77/tr+aces&path=77/traces", "traces"),
+        (b"path=77/traces&path=77", "traces"),
+        (b"&" * 50 + b"path=77", "traces"),
+    ],
+)
+def test_a_list_of_artifacts_is_of_what_it_lists(query, kind):
+    for method in ("GET", "HEAD"):
+        operation = classify(method, "/ajax-api/2.0/mlflow-artifacts/artifacts")
+        assert listed(operation, query, False) == replace(operation, kind=kind)
+        assert listed(operation, query, True).kind == "traces"
+    other = classify("GET", "/api/2.0/mlflow-artifacts/artifacts/77/x")
+    assert listed(other, query, True) == other
 
 
 def test_a_method_that_the_rule_has_not_is_unknown():
