@@ -19,12 +19,14 @@ UNKNOWN = Operation(Access.ADMIN, "unknown", "")
 #: What is closed beyond its class, and so in any spelling that MLflow might understand after all.
 _CLOSED = {f"/{kind}": Operation(Access.ADMIN, kind, "") for kind in ("assistant", "hokusai")}
 
+_ARTIFACT_PATH = "{artifact_path:path}"
 #: Where artifacts of a run or of a logged model are, below the root of their experiment.
 _ARTIFACTS = re.compile(r"(^|/)([0-9a-f]{32}|models/m-[0-9a-f]{32})/artifacts(/|$)")
 _LISTS = frozenset(f"GET /{api}/2.0/mlflow-artifacts/artifacts" for api in ("api", "ajax-api"))
 #: What MLflow reads in a path of artifacts in another way than it is written.
 _ODD = re.compile(r"[%?#;:\\\x00-\x20\x7f]")
-#: Characters of such a path up to which it is read as MLflow reads it, which takes time.
+#: Characters of such a path, or bytes of a query with one, up to which it is read as MLflow reads it,
+#: which takes time.
 _MAX_ODD = 2048
 
 _PARAMETER = re.compile(r"\{\w+(:path)?\}")
@@ -43,9 +45,10 @@ def classify(method: str, path: str) -> Operation:
     operation = _find("GET" if method == "HEAD" else method, path)
     if operation is None:
         return _unknown(path)
-    before, parameter, _ = operation.rule.partition(" ")[2].partition("{artifact_path")
-    if parameter and (kind := _artifact_of(method, path[len(before) :])) != "artifacts":
-        return replace(operation, kind=kind)
+    if operation.kind == "artifacts" and operation.rule.endswith(_ARTIFACT_PATH):
+        base = operation.rule.partition(" ")[2].removesuffix(_ARTIFACT_PATH)
+        if (kind := _artifact_of(method, path[len(base) :])) != "artifacts":
+            return replace(operation, kind=kind)
     return operation
 
 
@@ -53,13 +56,12 @@ def listed(operation: Operation, query: bytes, has_body: bool) -> Operation:
     """`operation` with the kind of the artifacts that it lists, which its `query` names, or a body."""
     if operation.rule not in _LISTS:
         return operation
-    try:
-        named = parse_qs(query.decode("latin-1"), max_num_fields=50).get("path", [])
-    except ValueError:
-        named = ["traces"]
-    # A body is not read here, so it is taken to name what it may.
-    traces = has_body or any(_artifact_of("GET", path) == "traces" for path in named)
-    return replace(operation, kind="traces") if traces else operation
+    # What is not read here is taken to name what it may.
+    unread = has_body or len(query) > _MAX_ODD
+    named = [] if unread else parse_qs(query.decode("utf-8", "replace")).get("path", [])
+    if unread or any(_artifact_of("GET", path) == "traces" for path in named):
+        return replace(operation, kind="traces")
+    return operation
 
 
 def _unknown(path: str) -> Operation:

@@ -422,7 +422,9 @@ def test_to_delete_all_artifacts_of_an_experiment_is_about_the_experiment(path, 
         (b"path=77/%252574races", "traces"),
         (b"p%61th=77/tr+aces&path=77/traces", "traces"),
         (b"path=77/traces&path=77", "traces"),
-        (b"&" * 50 + b"path=77", "traces"),
+        ("path=77/trace\u017f".encode(), "traces"),
+        (b"x=" + b"x" * 2038 + b"&path=77", "artifacts"),
+        (b"x=" + b"x" * 2039 + b"&path=77", "traces"),
     ],
 )
 def test_a_list_of_artifacts_is_of_what_it_lists(query, kind):
