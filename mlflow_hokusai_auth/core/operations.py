@@ -20,8 +20,8 @@ UNKNOWN = Operation(Access.ADMIN, "unknown", "")
 _CLOSED = {f"/{kind}": Operation(Access.ADMIN, kind, "") for kind in ("assistant", "hokusai")}
 
 _ARTIFACT_PATH = "{artifact_path:path}"
-#: Where artifacts of a run or of a logged model are, below the root of their experiment.
-_ARTIFACTS = re.compile(r"(^|/)([0-9a-f]{32}|models/m-[0-9a-f]{32})/artifacts(/|$)")
+#: The folder of a run or of a logged model, below the root of its experiment, and what is in it.
+_RUN = re.compile(r"(^|/)([0-9a-f]{32}|models/m-[0-9a-f]{32})(/|$)")
 _LISTS = frozenset(f"GET /{api}/2.0/mlflow-artifacts/artifacts" for api in ("api", "ajax-api"))
 #: What MLflow reads in a path of artifacts in another way than it is written.
 _ODD = re.compile(r"[%?#;:\\\x00-\x20\x7f]")
@@ -71,14 +71,14 @@ def _unknown(path: str) -> Operation:
 def _artifact_of(method: str, path: str) -> str:
     """The kind of resource that an artifact is of, by its `path` below the root of all.
 
-    Below an experiment's root, which may be anywhere, are RUN/artifacts/…, models/MODEL/artifacts/… and
-    traces/TRACE/artifacts/…. To delete anything else is to delete a part of what the experiment is.
+    Below an experiment's root, which may be anywhere, are RUN/…, models/MODEL/… and traces/TRACE/…. To
+    delete more than one of these is to delete a part of what the experiment is.
     """
     if _ODD.search(path):
         path = _as_mlflow_reads(path)
     # Some file systems do not tell upper from lower case.
     cleaned = "/".join(part for part in path.casefold().split("/") if part not in ("", "."))
-    found = _ARTIFACTS.search(cleaned)
+    found = _RUN.search(cleaned)
     if "traces" in cleaned[: found.start() if found else None].split("/"):
         return "traces"
     return "experiments" if method == "DELETE" and not found else "artifacts"

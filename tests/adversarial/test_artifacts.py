@@ -50,7 +50,6 @@ def url(path: str) -> str:
         "%252e",
         "2/models",
         "2/models%3F",
-        f"2/{RUN}",
         "team",
         "team/traces",
         f"team/{RUN}/artifacts/%252e%252e/%252e%252e",

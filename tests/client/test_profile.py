@@ -240,7 +240,7 @@ def test_what_stays_on_this_machine_is_not_shown_to_a_proxy(
     for url in ("http://localhost:5000", "http://127.0.0.1:5000"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         assert guard.may_send(f"{url}/x") is allowed
-        assert ("Set NO_PROXY=localhost,127.0.0.1" in caplog.text) is not allowed
+        assert ("Add localhost,127.0.0.1,::1 to NO_PROXY" in caplog.text) is not allowed
         caplog.clear()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.com")
     assert guard.may_send("https://tracking.example.com/x")

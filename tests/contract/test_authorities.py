@@ -46,7 +46,7 @@ from tests.conftest import Postgresql
 from tests.standin import Standin
 
 #: Seconds that an authority may take to say that it can't be asked.
-DEADLINE = 2.0
+DEADLINE = 4.0
 
 
 @dataclass
@@ -127,7 +127,7 @@ def _standin(service: Standin) -> World:
     def revoke(key: str) -> None:
         service.grants[key].state = "revoked"
 
-    return World(AuthService(service.url, timeout=1), add, revoke, lambda: _gone(service))
+    return World(AuthService(service.url, timeout=5), add, revoke, lambda: _gone(service))
 
 
 @contextlib.contextmanager
@@ -181,7 +181,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         else:
             behind = _sqlite(tmp_path)
             url = stack.enter_context(endpoint(behind.authority))
-            yield World(AuthService(url, timeout=1), behind.add, behind.revoke, behind.down)
+            yield World(AuthService(url, timeout=5), behind.add, behind.revoke, behind.down)
 
 
 def allowed(found: Principal | Rejected, access: Access = Access.PUBLIC) -> bool:

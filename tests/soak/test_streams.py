@@ -44,7 +44,9 @@ async def ask(gate: AsgiGate, key: str) -> tuple[int, list[str]]:
 
     async def receive() -> dict[str, Any]:
         await asyncio.sleep(0)
-        return {"type": "http.request", "body": b".", "more_body": next(left) > 0}
+        if (number := next(left, None)) is None:
+            await asyncio.Event().wait()  # until the client leaves, which it does not
+        return {"type": "http.request", "body": b".", "more_body": bool(number)}
 
     async def send(message: dict[str, Any]) -> None:
         await asyncio.sleep(0)
