@@ -211,8 +211,13 @@ def test_a_key_does_not_get_around_its_limit_by_replacing_itself(here: Api) -> N
         assert refused.status_code == 409 and "has ended" in refused.text
         clock.shift(api.LIMITED_AGE)
         assert here.ask(path, caller=caller).status_code == 201
-    fresh, _ = here.store.create(**ACME, rate_limit_per_hour=3)  # type: ignore[arg-type]
-    assert here.ask(f"POST /keys/{fresh.key_id}/rotate").status_code == 201
+    # Whoever may make keys without a limit may replace them, too.
+    admin, _ = here.store.create(owner="o", scopes=["mlflow:admin"], rate_limit_per_hour=3)
+    manages = Principal(admin.key_id, "o", frozenset(admin.scopes), rate_limit_per_hour=3)
+    for caller in (ADMIN, manages):
+        fresh, _ = here.store.create(**ACME, rate_limit_per_hour=3)  # type: ignore[arg-type]
+        path = f"POST /keys/{fresh.key_id}/rotate"
+        assert here.ask(path, caller=caller).status_code == 201
 
 
 def test_revoked_by_request_and_by_force_for_the_last_that_manages(
