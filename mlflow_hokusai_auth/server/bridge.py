@@ -61,6 +61,9 @@ class Bridge:
                 if more and left is None:
                     # All of the request is there, so what comes now is that its client has left.
                     left = asyncio.ensure_future(receive())
+        except asyncio.CancelledError:
+            more = False  # a thread may still be at it, after which nothing refers to it
+            raise
         finally:
             if left is not None:
                 left.cancel()

@@ -174,6 +174,36 @@ def test_a_client_that_leaves_has_no_more_of_its_answer_made() -> None:
     assert made.closed and len(sent) < 10
 
 
+def test_a_request_is_cancelled_while_its_answer_is_being_made() -> None:
+    at_it, go_on = threading.Event(), threading.Event()
+    closed = threading.Event()
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+
+        def chunks() -> Iterator[bytes]:
+            try:
+                yield b"abc"
+                at_it.set()
+                assert go_on.wait(10)
+                yield b"def"
+            finally:
+                closed.set()
+
+        return chunks()
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(ask(Bridge(app), GET, b""))
+        assert await asyncio.to_thread(at_it.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+
+    asyncio.run(cancelled())
+    assert closed.wait(10)
+
+
 def test_clients_that_read_slowly_keep_nobody_waiting() -> None:
     slow = THREADS + 2
 
