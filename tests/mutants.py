@@ -62,6 +62,7 @@ health      e2e/test_health
 identity    e2e/test_telling_apart e2e/test_lifecycle
 jobs        e2e/test_jobs
 limits      adversarial/test_sign_in
+lookups     server/test_gate
 logs        e2e/test_log_level e2e/test_metrics e2e/test_secrets
 metrics     server/test_observe e2e/test_metrics
 mlflow_     contract/test_mlflow core/test_operations server/test_shortcut e2e/test_every_route
