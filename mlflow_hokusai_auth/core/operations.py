@@ -45,7 +45,7 @@ def classify(method: str, path: str) -> Operation:
     operation = _find("GET" if method == "HEAD" else method, path)
     if operation is None:
         return _unknown(path)
-    if operation.kind == "artifacts" and operation.rule.endswith(_ARTIFACT_PATH):
+    if operation.kind == "artifacts":
         base = operation.rule.partition(" ")[2].removesuffix(_ARTIFACT_PATH)
         if (kind := _artifact_of(method, path[len(base) :])) != "artifacts":
             return replace(operation, kind=kind)
@@ -77,9 +77,9 @@ def _artifact_of(method: str, path: str) -> str:
     if _ODD.search(path):
         path = _as_mlflow_reads(path)
     # Some file systems do not tell upper from lower case.
-    cleaned = "/".join(part for part in path.casefold().split("/") if part not in ("", "."))
-    found = _RUN.search(cleaned)
-    if "traces" in cleaned[: found.start() if found else None].split("/"):
+    path = path.casefold()
+    found = _RUN.search(path)
+    if "traces" in path[: found.start() if found else None].split("/"):
         return "traces"
     return "experiments" if method == "DELETE" and not found else "artifacts"
 
