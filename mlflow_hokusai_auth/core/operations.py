@@ -92,7 +92,7 @@ def _as_mlflow_reads(path: str) -> str:
         for _ in range(10):
             read = urlunparse(urlparse(unquote(path)))
             if read == path:
-                return unquote(path[5:]) if urlparse(path).scheme == "file" else path
+                return path.removeprefix("file:")
             path = read
     except ValueError:  # a netloc in brackets
         pass

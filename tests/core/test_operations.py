@@ -364,6 +364,7 @@ def test_what_is_closed_beyond_its_class_is_so_in_any_spelling(path, kind):
         ("77/traces?", "traces"),
         ("77/traces;", "traces"),
         ("file:77/traces/tr-1", "traces"),
+        ("FILE:traces/tr-1", "traces"),
         ("file:77/%25252574races/tr-1", "traces"),
         ("%2f%2f[/x", "traces"),
         ("77/%" + "25" * 12 + "74races", "traces"),
