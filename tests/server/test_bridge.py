@@ -174,6 +174,32 @@ def test_a_client_that_leaves_has_no_more_of_its_answer_made() -> None:
     assert made.closed and len(sent) < 10
 
 
+def test_nothing_waits_for_a_client_that_stayed_to_the_end() -> None:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        return iter([b"abc"] * 3)
+
+    async def whole() -> None:
+        messages, waiting = [{"type": "http.request"}], asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                waiting.set()
+            raise AssertionError
+
+        async def send(message: dict[str, Any]) -> None:
+            await asyncio.sleep(0)  # else nothing would begin to wait
+
+        await Bridge(app)(GET, receive, send)
+        await asyncio.wait_for(waiting.wait(), 10)
+
+    asyncio.run(whole())
+
+
 def test_a_request_is_cancelled_while_its_answer_is_being_made() -> None:
     at_it, go_on = threading.Event(), threading.Event()
     closed = threading.Event()
