@@ -37,6 +37,8 @@ Browser, BrowserContext, Page = (
     playwright_api.Page,
 )
 expect = playwright_api.expect
+# Of pages that load megabytes of script, on a machine that may do other things.
+expect.set_options(timeout=30_000)
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGS = (
