@@ -5,6 +5,7 @@ MLflow decodes a path of artifacts again and again, so that what the gate sees i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
@@ -14,19 +15,21 @@ from tests.harness import Server
 
 ARTIFACTS = "/api/mlflow/api/2.0/mlflow-artifacts/artifacts"
 RUN = "0123456789abcdef" * 2
-THEIRS = [f"2/{RUN}/artifacts/95%.png", f"2/models/m-{RUN}/artifacts/MLmodel"]
-TRACES = ["1/traces/tr-1/artifacts/traces.json", "team/traces/tr-2/artifacts/traces.json"]
+THEIRS = [f"902/{RUN}/artifacts/95%.png", f"902/models/m-{RUN}/artifacts/MLmodel"]
+TRACES = ["901/traces/tr-1/artifacts/traces.json", "team/traces/tr-2/artifacts/traces.json"]
 OTHERS = [*TRACES, f"team/{RUN}/artifacts/model"]
 
 
 @pytest.fixture(params=NAMES)
-def server(request: pytest.FixtureRequest, servers: dict[str, Server]) -> Server:
-    """With artifacts of all kinds."""
+def server(request: pytest.FixtureRequest, servers: dict[str, Server]) -> Iterator[Server]:
+    """With artifacts of all kinds, which are gone afterwards."""
     found = servers[request.param]
+    key = found.key("mlflow:write")
     for path in (*THEIRS, *OTHERS):
-        key = found.key("mlflow:write")
         assert found.request("PUT", url(path), key=key, body=path.encode())[0] == 200
-    return found
+    yield found
+    for folder in {path.partition("/")[0] for path in (*THEIRS, *OTHERS)}:
+        assert found.request("DELETE", url(folder), key=key)[0] == 200
 
 
 def url(path: str) -> str:
@@ -36,20 +39,20 @@ def url(path: str) -> str:
 @pytest.mark.parametrize(
     "path",
     [
-        "1",
-        "1/traces",
-        "1/%2574races",
-        "1/%252574races",
-        "1/tra%09ces",
-        "1/traces%3F",
-        "1/traces%3B",
-        "%20file:1/traces",
-        "file:1/%252574races",
-        "1/%252e",
+        "901",
+        "901/traces",
+        "901/%2574races",
+        "901/%252574races",
+        "901/tra%09ces",
+        "901/traces%3F",
+        "901/traces%3B",
+        "%20file:901/traces",
+        "file:901/%252574races",
+        "901/%252e",
         "%252e/%252e",
         "%252e",
-        "2/models",
-        "2/models%3F",
+        "902/models",
+        "902/models%3F",
         "team",
         "team/traces",
         f"team/{RUN}/artifacts/%252e%252e/%252e%252e",
