@@ -73,7 +73,7 @@ sessions    adversarial/test_sign_in e2e/test_browser
 settings    server/test_header_policy test_cli e2e/test_metrics
 shortcut    server/test_bridge server/test_shortcut
 switches    server/test_state_table e2e/test_modes e2e/test_log_level
-tally       server/test_observe e2e/test_metrics
+tally       server/test_tracing server/test_observe e2e/test_metrics
 validation  contract/test_authorities e2e/test_lifecycle
 web         server/test_sessions adversarial/test_sign_in e2e/test_browser
 wsgi        server/test_exchanges server/test_interceptors server/test_observe
