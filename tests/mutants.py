@@ -52,7 +52,7 @@ asgi        e2e/test_modes e2e/test_telling_apart
 authority   server/test_state_table contract/test_authorities e2e/test_service
 bridge      server/test_shortcut e2e/test_registration
 checks      server/test_settings
-cors        server/test_adapters server/test_shortcut adversarial/test_spelling
+cors        server/test_adapters server/test_app server/test_shortcut adversarial/test_spelling
 explain     test_cli
 gate        server/test_exchanges server/test_limits server/test_interceptors
 gate        server/test_observe e2e/test_modes
