@@ -130,7 +130,7 @@ class Gate:
             if operation.kind not in _CLOSED:
                 return _let_pass(request, operation)
         step = plan(request, self.policy)
-        if isinstance(step, Allow) and body_limit(step) == 0 and has_body(request):
+        if body_limit(step) == 0 and has_body(request):
             return TOO_LARGE
         return step
 
