@@ -16,8 +16,11 @@ from mlflow_hokusai_auth.core.routes import TABLE
 from mlflow_hokusai_auth.core.types import Access, Operation
 
 UNKNOWN = Operation(Access.ADMIN, "unknown", "")
-#: What is closed beyond its class, and so in any spelling that MLflow might understand after all.
-_CLOSED = {f"/{kind}": Operation(Access.ADMIN, kind, "") for kind in ("assistant", "hokusai")}
+#: Kinds that are closed beyond their class, in any mode, and so in any spelling that MLflow might
+#: understand after all: keys that are made in one mode outlive it, and the assistant runs programs on
+#: the host.
+CLOSED = ("assistant", "hokusai")
+_UNKNOWN_OF = {f"/{kind}": Operation(Access.ADMIN, kind, "") for kind in CLOSED}
 
 _ARTIFACT_PATH = "{artifact_path:path}"
 #: The folder of a run or of a logged model, below the root of its experiment, and what is in it.
@@ -65,7 +68,7 @@ def listed(operation: Operation, query: bytes, has_body: bool) -> Operation:
 
 
 def _unknown(path: str) -> Operation:
-    return next((one for part, one in _CLOSED.items() if part in path), UNKNOWN)
+    return next((one for part, one in _UNKNOWN_OF.items() if part in path), UNKNOWN)
 
 
 def _artifact_of(method: str, path: str) -> str:

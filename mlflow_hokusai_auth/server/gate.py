@@ -15,7 +15,7 @@ from mlflow_hokusai_auth.core import browser, credentials
 from mlflow_hokusai_auth.core.addresses import Network, client_address
 from mlflow_hokusai_auth.core.denials import CODES, Refusal, redirect, render
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
-from mlflow_hokusai_auth.core.operations import classify
+from mlflow_hokusai_auth.core.operations import CLOSED, classify
 from mlflow_hokusai_auth.core.policy import Policy, has_body, plan, settle
 from mlflow_hokusai_auth.core.types import (
     Access,
@@ -42,9 +42,6 @@ _log = logging.getLogger(__name__)
 MAX_WAIT = 30.0
 #: Refusals that signing in would answer.
 _SIGN_IN = frozenset({"KEY_MISSING", "SESSION_ENDED"})
-#: What in every mode only those may do who may: keys that are made in one mode outlive it, and the
-#: assistant runs programs on the host.
-_CLOSED = frozenset({"hokusai", "assistant"})
 MISMOUNTED = Deny(
     "MISCONFIGURED",
     "The server was given a root path, which hokusai-auth does not support. Its operator should "
@@ -127,7 +124,7 @@ class Gate:
         """The first half of the verdict; does no I/O."""
         if self.mode.now == "off":
             operation = classify(request.method, request.path)
-            if operation.kind not in _CLOSED:
+            if operation.kind not in CLOSED:
                 return _let_pass(request, operation)
         step = plan(request, self.policy)
         if body_limit(step) == 0 and has_body(request):
@@ -192,7 +189,7 @@ class Gate:
             return self._intercepted(exchange, verdict) if self.interceptors else verdict
         request = exchange.request
         exchange.operation = classify(request.method, request.path)
-        closed = exchange.operation.kind in _CLOSED
+        closed = exchange.operation.kind in CLOSED
         if verdict is MISMOUNTED or self.mode.now == "enforce" or closed:
             exchange.verdict = self._or_too_often(request, verdict)
             return exchange.verdict
