@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ THREADS = 8
 MAX_PENDING = 5000
 
 _Result = TypeVar("_Result")
+
+_log = logging.getLogger(__name__)
 
 
 class Lookups:
@@ -34,6 +37,7 @@ class Lookups:
         """
         deadline = time.monotonic() + self.patience
         if not self._places.acquire(blocking=False):
+            _log.error("A request was refused with 503: %d wait for the authority", MAX_PENDING)
             full: Future[_Result] = Future()
             full.set_result(otherwise())
             return full

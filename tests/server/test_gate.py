@@ -99,7 +99,9 @@ def test_nobody_waits_for_ever_under_wsgi_either() -> None:
     assert status() == "200 OK"
 
 
-def test_what_waits_for_a_stuck_authority_is_bounded_and_given_up() -> None:
+def test_what_waits_for_a_stuck_authority_is_bounded_and_given_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     free, done, running = threading.Event(), [], threading.Semaphore(0)
     lookups = Lookups(patience=0.2)
 
@@ -113,6 +115,7 @@ def test_what_waits_for_a_stuck_authority_is_bounded_and_given_up() -> None:
     for _ in range(THREADS):
         assert running.acquire(timeout=10)
     assert lookups.begin(question, lambda: "full").result(0) == "full"
+    assert f"{MAX_PENDING} wait for the authority" in caplog.text
     time.sleep(lookups.patience)
     free.set()
     # Those that had no thread in time are not asked for nobody.
