@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server import identity, web
 from mlflow_hokusai_auth.server.lookups import Lookups
 from tests.server.sentinel import KEYS, PRINCIPALS, Memory, make_gate
+from tests.server.test_gate import Stuck
 
 ADDRESS = "192.0.2.7"
 
@@ -45,10 +45,10 @@ class Pages:
         return self.ask("POST", "/hokusai/login", headers=headers, data={"key": key})
 
 
-def pages(folder: Path, authority: Memory | None = None, **parts: Any) -> Pages:
+def pages(folder: Path, backend: Memory | None = None, **parts: Any) -> Pages:
     store = LocalStore(f"sqlite:///{folder}/keys.db")
     store.migrate()
-    gate = make_gate(authority, **parts)
+    gate = make_gate(backend, **parts)
     app = flask.Flask("mlflow")
     app.register_blueprint(web.blueprint(store, Sessions(store.database), gate, 60.0))
     app.register_blueprint(web.account(gate))
@@ -73,19 +73,9 @@ def test_an_outage_is_not_taken_for_a_wrong_key(tmp_path: Path) -> None:
     assert "does not open" not in answer.text
 
 
-class Stuck(Memory):
-    """An authority that answers nobody until it is told to."""
-
-    free = threading.Event()
-
-    def lookup(self, key: str, address: str) -> Principal | Rejected:
-        self.free.wait(10)
-        return Rejected()
-
-
 def test_whoever_signs_in_during_a_stall_does_not_wait_for_its_end(tmp_path: Path) -> None:
     authority = Stuck()
-    answer = pages(tmp_path, authority, lookups=Lookups(0.1)).sign_in(KEYS["read"])
+    answer = pages(tmp_path, authority=authority, lookups=Lookups(0.1)).sign_in(KEYS["read"])
     assert not authority.free.is_set()
     authority.free.set()
     assert answer.status_code == 503 and "Set-Cookie" not in answer.headers
