@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.harness import SERVERS, Server, free_port, serve
+from tests.harness import RUN, Server, free_port, shared
 
 # Before anything imports MLflow, in the tests' own process as well.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -23,12 +22,19 @@ for name in [n for n in os.environ if n.startswith(("HOKUSAI_", "MLFLOW_TRACKING
     del os.environ[name]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # The first process of the run makes the folder; xdist's workers inherit its name.
+    if RUN not in os.environ:
+        folder = tempfile.mkdtemp(prefix="hokusai-tests-")
+        os.environ[RUN] = folder
+        Path(folder, "owner").write_text(str(os.getpid()))
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    """Servers by the names of `SERVERS`, started when first asked for."""
-    running = _Running(tmp_path_factory.mktemp("servers"))
-    yield running
-    running.stop()
+def servers() -> dict[str, Server]:
+    """Servers by the names of `SERVERS`, started when first asked for, one of each for the whole run."""
+    return _Shared()
 
 
 @pytest.fixture(scope="session")
@@ -37,23 +43,10 @@ def server(servers: dict[str, Server]) -> Server:
     return servers["uvicorn"]
 
 
-class _Running(dict[str, Server]):
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._contexts: list[object] = []
-
+class _Shared(dict[str, Server]):
     def __missing__(self, name: str) -> Server:
-        context = serve(self._folder / name, SERVERS[name])
-        self[name] = context.__enter__()
-        self._contexts.append(context)
+        self[name] = shared(name)
         return self[name]
-
-    def stop(self) -> None:
-        # All are told before any is waited for.
-        for server in self.values():
-            server.signal(signal.SIGTERM)
-        for context in self._contexts:
-            context.__exit__(None, None, None)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -1,10 +1,14 @@
-"""Real `mlflow server` processes for the tests, and raw requests to them."""
+"""Real `mlflow server` processes for the tests, forked or started, and raw requests to them."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
+import json
 import os
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_hokusai_auth.backends.local import LocalStore
+from tests.forkserver import SOCKET, TEMPLATES
 
+ROOT = Path(__file__).parent.parent
 PREFIXES = ("", "/mlflow", "/api/mlflow")
 #: Options of `mlflow server` for each way of serving. Named in test ids.
 SERVERS = {
@@ -28,6 +34,58 @@ SERVERS = {
 #: The command line tool, whether or not its script is on the path.
 HOKUSAI_AUTH = (sys.executable, "-m", "mlflow_hokusai_auth.cli")
 START_TIMEOUT = 120
+#: The folder that all processes of a test run share: the fork server, and servers for all tests.
+RUN = "HOKUSAI_TESTS_RUN"
+#: Settings and options that are looked at when MLflow or the app is imported, or that have servers
+#: started by others than MLflow: with one of these a server is started, not forked.
+IMPORTED = frozenset(
+    {
+        "--allowed-hosts",
+        "--cors-allowed-origins",
+        "--disable-security-middleware",
+        "--enable-workspaces",
+        "--expose-prometheus",
+        "MLFLOW_ENABLE_WORKSPACES",
+        "MLFLOW_SERVER_ALLOWED_HOSTS",
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS",
+        "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE",
+        "PYTHONPATH",
+    }
+)
+
+
+class Process:
+    """A process that the fork server has made, with `subprocess.Popen`'s methods."""
+
+    def __init__(self, pid: int, args: Sequence[str], ended: socket.socket | None = None) -> None:
+        self.pid = pid
+        self.args = args
+        self._ended = ended
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self._code is None:
+            assert self._ended is not None, "one that all tests share is not waited for"
+            if not select.select([self._ended], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            # Nothing, if the fork server was killed, and with it all that it had made.
+            self._code = int(self._ended.recv(100) or -signal.SIGKILL)
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 @dataclass
@@ -36,7 +94,7 @@ class Server:
 
     origin: str
     folder: Path
-    process: subprocess.Popen[bytes]
+    process: Process
     environ: dict[str, str]
     _keys: dict[tuple[str, ...], str] = field(default_factory=dict)
 
@@ -125,10 +183,50 @@ def serve(
     options: Sequence[str] = SERVERS["uvicorn"],
     *,
     app: str | None = "hokusai-auth",
+    started: bool = False,
     python: str = sys.executable,
     **environ: str,
 ) -> Iterator[Server]:
-    """A running `mlflow server` with its data in `folder`; stopped, with its workers, at the end."""
+    """A running `mlflow server` with its data in `folder`; stopped, with its workers, at the end.
+
+    It is forked where that can be, with databases that are migrated already, unless it is to be `started`
+    as an operator does it.
+    """
+    server = _begin(folder, options, app, python, started=started, **environ)
+    try:
+        _wait(server)
+        yield server
+    finally:
+        server.signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(20)
+        server.signal(signal.SIGKILL)
+        server.process.wait()
+
+
+def shared(name: str) -> Server:
+    """One of `SERVERS`, started for the first that asks and used by all tests of the run."""
+    folder = Path(os.environ[RUN], name)
+    with _locked(folder.with_suffix(".lock")):
+        known = folder.with_suffix(".json")
+        if not known.exists():
+            server = _begin(folder, SERVERS[name], started=True, keep=True)
+            _wait(server)
+            known.write_text(json.dumps([server.port, server.process.pid, server.process.args]))
+    port, pid, args = json.loads(known.read_text())
+    return Server(f"http://127.0.0.1:{port}", folder, Process(pid, args), environment(folder))
+
+
+def _begin(
+    folder: Path,
+    options: Sequence[str],
+    app: str | None = "hokusai-auth",
+    python: str = sys.executable,
+    *,
+    started: bool = False,
+    keep: bool = False,
+    **environ: str,
+) -> Server:
     folder.mkdir(parents=True, exist_ok=True)
     env = environment(folder, **environ)
     port = free_port()
@@ -138,25 +236,54 @@ def serve(
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts"), *options]
     command += ["--app-name", app] if app else []
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=env,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    server = Server(f"http://127.0.0.1:{port}", folder, process, env)
-    try:
-        _wait(server)
-        yield server
-    finally:
-        server.signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        server.signal(signal.SIGKILL)
-        process.wait()
+    fork = not started and python == sys.executable and IMPORTED.isdisjoint((*options, *environ))
+    connection = _fork_server()
+    if fork:
+        for name in TEMPLATES:
+            if not (folder / name).exists():
+                shutil.copy(Path(os.environ[RUN], name), folder)
+    request = {
+        "command": command,
+        "environ": env,
+        "folder": str(folder),
+        "log": str(folder / "server.log"),
+        "fork": fork,
+        "keep": keep,
+    }
+    connection.sendall(json.dumps(request).encode() + b"\n")
+    pid = int(connection.recv(100))
+    return Server(f"http://127.0.0.1:{port}", folder, Process(pid, command, connection), env)
+
+
+def _fork_server() -> socket.socket:
+    """A connection to the run's fork server, which the first that asks starts."""
+    run = Path(os.environ[RUN])
+    with _locked(run / "lock"):
+        if not (run / SOCKET).exists():
+            owner = (run / "owner").read_text()
+            command = [sys.executable, "-m", "tests.forkserver", str(run), owner]
+            with (run / "forkserver.log").open("wb") as log:
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=environment(run),
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            while not (run / SOCKET).exists():
+                assert process.poll() is None, (run / "forkserver.log").read_text()
+                time.sleep(0.05)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(run / SOCKET))
+    return connection
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _wait(server: Server) -> None:
@@ -165,7 +292,7 @@ def _wait(server: Server) -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
             if server.request("GET", "/health")[0] == 200:
                 return
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise AssertionError(f"the server did not start:\n{server.log}")
 
 

@@ -1,0 +1,216 @@
+"""A process that has imported MLflow, the app and each server, and forks into `mlflow server`: 0.5 s
+of CPU for a running server, instead of 8.
+
+`python -m tests.forkserver FOLDER PID` listens on a Unix socket in FOLDER until PID, the test run, is
+gone. A connection brings one request and gets two answers: the process id, and the exit status once
+there is one. A fork does what `mlflow server` does: the same command line interface, in a process of its
+own, starts the same server, in another, with the same arguments. Only the imports are older, so what is
+decided while something is imported can't be told to a fork (see `harness.IMPORTED`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SOCKET = "forkserver.sock"
+#: Databases in which all migrations have run, for forks that find none of their own.
+TEMPLATES = ("mlflow.db", "hokusai_auth.db")
+#: What a server imports. Older MLflow lacks some of it.
+IMPORTS = (
+    "gunicorn.app.wsgiapp",
+    "gunicorn.workers.gthread",
+    "gunicorn.workers.sync",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "uvicorn.protocols.http.h11_impl",
+    "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.websockets.auto",
+    "waitress.runner",
+    "mlflow.cli",
+    "mlflow.server.fastapi_app",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+)
+OURS = "mlflow_hokusai_auth.server"
+#: These start the server when they are imported, so that a fork does it.
+STARTS = ("app", "wsgi_app")
+
+
+def main() -> None:
+    """Serve, or be what a request asks for: a fork ends here, as any process does."""
+    folder, owner = Path(sys.argv[1]), int(sys.argv[2])
+    # Read when the library is imported; a fork looks anew for the folder.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir=folder)
+    # MLflow looks at Host and Origin if it is served, which it tells by this when it is imported.
+    os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
+    _import()
+    if os.fork() == 0:
+        _make_templates(folder)
+        return
+    assert os.wait()[1] == 0
+    gc.collect()
+    gc.freeze()
+    assert threading.active_count() == 1, threading.enumerate()
+    if become := _serve(folder, owner):
+        become()
+
+
+def _import() -> None:
+    for name in IMPORTS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    folder = Path(str(importlib.import_module(OURS).__file__)).parent
+    for path in folder.rglob("*.py"):
+        parts = path.relative_to(folder).with_suffix("").parts
+        if parts[-1] not in (*STARTS, "__init__"):
+            importlib.import_module(".".join((OURS, *parts)))
+
+
+def _make_templates(folder: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    from mlflow_hokusai_auth.backends.local import LocalStore
+
+    SqlAlchemyStore(f"sqlite:///{folder}/{TEMPLATES[0]}", "mlflow-artifacts:/")
+    LocalStore(f"sqlite:///{folder}/{TEMPLATES[1]}").migrate()
+
+
+def _serve(folder: Path, owner: int) -> Callable[[], object] | None:
+    """Answer requests until `owner` is gone; in a fork, return what the fork is to do."""
+    # So that ended forks need not be waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    gone = os.pidfd_open(owner)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "starting"))
+        listener.listen(100)
+        (folder / "starting").rename(folder / SOCKET)
+        while gone not in select.select([listener, gone], [], [])[0]:
+            connection = listener.accept()[0]
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                listener.close()
+                return _keep(connection, gone)
+            connection.close()
+    return None
+
+
+def _keep(connection: socket.socket, gone: int) -> Callable[[], object] | None:
+    """Start what `connection` asks for, tell how it ends, and end it when nobody needs it any more."""
+    request = json.loads(connection.makefile("rb").readline())
+    pid = _started(request) if not request["fork"] else os.fork()
+    if pid == 0:
+        connection.close()
+        os.close(gone)
+        return lambda: _become(request)
+    with contextlib.suppress(OSError):  # done, if the child was faster
+        os.setpgid(pid, pid)
+    connection.sendall(b"%d\n" % pid)
+    ended, needed = os.pidfd_open(pid), gone if request["keep"] else connection
+    if needed in select.select([ended, needed], [], [])[0]:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return None
+
+
+def _started(request: dict[str, Any]) -> int:
+    with Path(request["log"]).open("wb") as log:
+        return subprocess.Popen(
+            request["command"],
+            cwd=request["folder"],
+            env=request["environ"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ).pid
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Be `mlflow server`."""
+    os.setpgid(0, 0)
+    with Path(request["log"]).open("wb") as log, Path(os.devnull).open("rb") as nothing:
+        for number, file in enumerate((nothing, log, log)):
+            os.dup2(file.fileno(), number)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    tempfile.tempdir = None
+    # A second fork waits to be the server that the command starts: what the command leaves in this
+    # process, a server of its own would not have.
+    reading, writing = os.pipe()
+    server = os.fork()
+    if server == 0:
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            spec = pipe.read()
+        if spec:
+            command, environ = json.loads(spec)
+            os.environ.update(environ)
+            # [python, "-m", module, *arguments]
+            # In place, as waitress has kept the list.
+            sys.argv[:] = command[2:]
+            runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+        return
+    os.close(reading)
+
+    def start(command: list[str], *, extra_env: dict[str, str], **options: Any) -> _Process:
+        with os.fdopen(writing, "w") as pipe:
+            json.dump([command, {**os.environ, **extra_env}], pipe)
+        process = _Process(server)
+        if options.get("synchronous", True):
+            process.wait()
+        return process
+
+    import mlflow.cli
+    import mlflow.server
+    import prometheus_client.values
+
+    # The command itself has imported it before there was a folder, and counts for itself.
+    prometheus_client.values.ValueClass = prometheus_client.values.get_value_class()
+    mlflow.server._exec_cmd = start
+    sys.argv = ["mlflow", *request["command"][3:]]
+    mlflow.cli.cli()
+
+
+class _Process:
+    """What MLflow asks of the process that it has started."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        return self._wait(0)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, options)
+            if ended:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
+if __name__ == "__main__":
+    main()
