@@ -31,9 +31,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "servers" in getattr(item, "fixturenames", ()):
+            item.add_marker("servers")
+
+
 @pytest.fixture(scope="session")
 def servers() -> dict[str, Server]:
-    """Servers by the names of `SERVERS`, started when first asked for, one of each for the whole run."""
+    """Servers by the names of `SERVERS`, started when first asked for; all tests share them."""
     return _Shared()
 
 

@@ -1,11 +1,12 @@
-"""A process that has imported MLflow, the app and each server, and forks into `mlflow server`: 0.5 s
-of CPU for a running server, instead of 8.
+"""A process that has imported MLflow, the app and each server, and forks into what tests start.
 
-`python -m tests.forkserver FOLDER PID` listens on a Unix socket in FOLDER until PID, the test run, is
-gone. A connection brings one request and gets two answers: the process id, and the exit status once
-there is one. A fork does what `mlflow server` does: the same command line interface, in a process of its
-own, starts the same server, in another, with the same arguments. Only the imports are older, so what is
-decided while something is imported can't be told to a fork (see `harness.IMPORTED`).
+A fork is a running server after 0.5 s of CPU instead of 8. `python -m tests.forkserver FOLDER PID`
+listens on a Unix socket in FOLDER until PID, the test run, is gone. A connection brings one request and
+gets two answers: the process id, and the exit status once there is one.
+
+A fork does what `mlflow server` does: the same command line interface, in a process of its own, starts
+the same server, in another, with the same arguments. Only the imports are older, so a fork can't be
+told what is decided while something is imported (see `harness.IMPORTED`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import select
@@ -142,7 +144,7 @@ def _started(request: dict[str, Any]) -> int:
 
 
 def _become(request: dict[str, Any]) -> None:
-    """Be `mlflow server`."""
+    """Be `mlflow server`, or another Python program."""
     os.setpgid(0, 0)
     with Path(request["log"]).open("wb") as log, Path(os.devnull).open("rb") as nothing:
         for number, file in enumerate((nothing, log, log)):
@@ -151,6 +153,25 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environ"])
     tempfile.tempdir = None
+    command = request["command"][1:]
+    if command[:3] == ["-m", "mlflow", "server"]:
+        _be_server_command(command[1:])
+    else:
+        _run(command)
+
+
+def _run(command: list[str]) -> None:
+    """Run what Python's arguments say: a script, or `-m` and a module."""
+    if command[0] == "-m":
+        # In place, as waitress has kept the list.
+        sys.argv[:] = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:] = command
+        runpy.run_path(command[0], run_name="__main__")
+
+
+def _be_server_command(command: list[str]) -> None:
     # A second fork waits to be the server that the command starts: what the command leaves in this
     # process, a server of its own would not have.
     reading, writing = os.pipe()
@@ -158,14 +179,15 @@ def _become(request: dict[str, Any]) -> None:
     if server == 0:
         os.close(writing)
         with os.fdopen(reading) as pipe:
-            spec = pipe.read()
-        if spec:
-            command, environ = json.loads(spec)
+            told = pipe.read()
+        if told:
+            server_command, environ = json.loads(told)
             os.environ.update(environ)
-            # [python, "-m", module, *arguments]
-            # In place, as waitress has kept the list.
-            sys.argv[:] = command[2:]
-            runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+            import uvicorn._subprocess
+
+            # Its workers are forks, too, of this process, which has not called the app.
+            uvicorn._subprocess.spawn = multiprocessing.get_context("fork")  # type: ignore[assignment]
+            _run(server_command[1:])
         return
     os.close(reading)
 
@@ -184,7 +206,7 @@ def _become(request: dict[str, Any]) -> None:
     # The command itself has imported it before there was a folder, and counts for itself.
     prometheus_client.values.ValueClass = prometheus_client.values.get_value_class()
     mlflow.server._exec_cmd = start
-    sys.argv = ["mlflow", *request["command"][3:]]
+    sys.argv[:] = command
     mlflow.cli.cli()
 
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,7 @@ PREFIXES = ("", "/mlflow", "/api/mlflow")
 SERVERS = {
     "uvicorn": ("--workers", "1", "--uvicorn-opts", "--http h11"),
     "httptools": ("--workers", "1", "--uvicorn-opts", "--http httptools"),
-    "workers": ("--workers", "4"),
+    "workers": ("--workers", "2"),
     "gunicorn": ("--workers", "2", "--gunicorn-opts", "--log-level info --access-logfile -"),
     "waitress": ("--waitress-opts", "--threads=4"),
 }
@@ -189,8 +189,8 @@ def serve(
 ) -> Iterator[Server]:
     """A running `mlflow server` with its data in `folder`; stopped, with its workers, at the end.
 
-    It is forked where that can be, with databases that are migrated already, unless it is to be `started`
-    as an operator does it.
+    It is forked where that can be, with databases that are migrated already, unless it is to be
+    `started` as an operator does it.
     """
     server = _begin(folder, options, app, python, started=started, **environ)
     try:
@@ -242,17 +242,43 @@ def _begin(
         for name in TEMPLATES:
             if not (folder / name).exists():
                 shutil.copy(Path(os.environ[RUN], name), folder)
+    process = _process(
+        connection, command, folder, env, folder / "server.log", fork=fork, keep=keep
+    )
+    return Server(f"http://127.0.0.1:{port}", folder, process, env)
+
+
+def run_forked(folder: Path, *arguments: str, environ: dict[str, str]) -> str:
+    """What `python ARGUMENTS` prints, in a fork of a process that has imported MLflow already."""
+    log = folder / f"run-{time.time_ns()}.log"
+    process = _process(
+        _fork_server(), [sys.executable, *arguments], folder, environ, log, fork=True
+    )
+    code, printed = process.wait(180), log.read_text()
+    assert code == 0, printed[-3000:]
+    return printed
+
+
+def _process(
+    connection: socket.socket,
+    command: Sequence[str],
+    folder: Path,
+    environ: dict[str, str],
+    log: Path,
+    *,
+    fork: bool,
+    keep: bool = False,
+) -> Process:
     request = {
         "command": command,
-        "environ": env,
+        "environ": environ,
         "folder": str(folder),
-        "log": str(folder / "server.log"),
+        "log": str(log),
         "fork": fork,
         "keep": keep,
     }
     connection.sendall(json.dumps(request).encode() + b"\n")
-    pid = int(connection.recv(100))
-    return Server(f"http://127.0.0.1:{port}", folder, Process(pid, command, connection), env)
+    return Process(int(connection.recv(100)), command, connection)
 
 
 def _fork_server() -> socket.socket:
@@ -294,6 +320,14 @@ def _wait(server: Server) -> None:
                 return
         time.sleep(0.05)
     raise AssertionError(f"the server did not start:\n{server.log}")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for what happens soon; `seconds` are for a machine that is busy."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not happen within {seconds:g} s"
+        time.sleep(0.02)
 
 
 def free_port() -> int:

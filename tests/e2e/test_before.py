@@ -11,6 +11,8 @@ import pytest
 
 from tests.harness import Server, serve
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory):

@@ -53,7 +53,7 @@ ARGS = (
 PREFIXES = ("", "/api/mlflow")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.servers,
     pytest.mark.skipif(
         not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing (Debian: apt install chromium)"
     ),

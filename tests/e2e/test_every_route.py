@@ -16,6 +16,8 @@ from mlflow_hokusai_auth.core.types import Access
 from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, template
 from tests.harness import PREFIXES, Server, serve
 
+pytestmark = pytest.mark.servers
+
 NESTED = ("/mlflow/mlflow", "/api/mlflow/mlflow", "/api/mlflow/api/mlflow")
 
 #: Fetches a catalogue of models from the internet, and waits for it.

@@ -14,18 +14,15 @@ import pytest
 
 from mlflow_hokusai_auth.core import keys
 from tests.conftest import Postgresql
-from tests.e2e.test_running import wait_until
-from tests.harness import PREFIXES, Server, serve
+from tests.harness import PREFIXES, Server, serve, wait_until
 from tests.standin import Standin
 
-pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+pytestmark = pytest.mark.servers
 
 SUMMARY = "/api/health/mlflow"
 DETAILED = f"{SUMMARY}/detailed"
 PARTS = ["artifact_root", "key_authority", "key_store", "migrations", "mlflow_store"]
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
-#: Longer than what was found is told again, and a look that hangs.
-SOON = 15
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def becomes(server: Server, *failing: str, key: str | None = None) -> dict[str, 
         parts = json.loads(body).get("checks")
         return [] if parts is None else sorted(name for name in parts if not parts[name]["ok"])
 
-    wait_until(lambda: failed() == sorted(failing), SOON)
+    wait_until(lambda: failed() == sorted(failing))
     status, _, body = server.request("GET", SUMMARY)
     assert status == (503 if failing else 200)
     assert json.loads(body) == {"status": "failing" if failing else "ok"}
@@ -120,7 +117,7 @@ class TestOneByOne:
     def test_the_keys_table(self, server: Server) -> None:
         # Known while it lasts: a known key counts for less than a second without its store.
         with renamed(server.folder / "hokusai_auth.db", "hokusai_auth_keys"):
-            wait_until(lambda: server.request("GET", SUMMARY)[0] == 503, SOON)
+            wait_until(lambda: server.request("GET", SUMMARY)[0] == 503)
             assert json.loads(server.request("GET", SUMMARY)[2]) == {"status": "failing"}
             assert server.request("GET", "/health")[0] == 200
 
@@ -178,12 +175,12 @@ def test_the_auth_service(tmp_path: Path, service: Standin) -> None:
             return words in becomes(server, "key_authority")["key_authority"]["found"]
 
         service.behave("broken")
-        wait_until(lambda: told("answers 500"), SOON)
+        wait_until(lambda: told("answers 500"))
         service.behave("slow", seconds=30)
-        wait_until(lambda: told("took more than 1 s"), SOON)
+        wait_until(lambda: told("took more than 1 s"))
         service.behave("strict")
         service.go()
-        wait_until(lambda: told("can't be asked"), SOON)
+        wait_until(lambda: told("can't be asked"))
         # Keys of the store are not affected.
         assert server.request("GET", EXPERIMENT, key=server.key("mlflow:read"))[0] == 200
         service.come_back()
@@ -202,8 +199,8 @@ def test_with_the_service_alone_nobody_may_ask_for_the_parts_while_it_is_down(
     ) as server:
         becomes(server, key=key)
         service.go()
-        wait_until(lambda: server.request("GET", SUMMARY)[0] == 503, SOON)
-        wait_until(lambda: server.request("GET", DETAILED, key=key)[0] == 503, SOON)
+        wait_until(lambda: server.request("GET", SUMMARY)[0] == 503)
+        wait_until(lambda: server.request("GET", DETAILED, key=key)[0] == 503)
         assert server.request("GET", "/health")[0] == 200
         service.come_back()
         becomes(server, key=key)
@@ -218,7 +215,7 @@ def test_a_database_that_is_down_is_told_of_without_its_password(
         becomes(server, key=key)
         postgresql.stop()
         try:
-            wait_until(lambda: server.request("GET", SUMMARY)[0] == 503, SOON)
+            wait_until(lambda: server.request("GET", SUMMARY)[0] == 503)
             assert json.loads(server.request("GET", SUMMARY)[2]) == {"status": "failing"}
             answer = server.request("GET", DETAILED, key=key)
             assert answer[0] == 503  # the key can't be looked up

@@ -21,9 +21,9 @@ from mlflow_hokusai_auth.server import jobs as server_jobs
 from tests.e2e.test_outbound import ENVIRON, PROVIDER_KEY, Upstream, add_endpoint, post, provider
 from tests.harness import Server, serve
 
+pytestmark = pytest.mark.servers
+
 AJAX = "/ajax-api/3.0/mlflow"
-#: A server that runs jobs takes its time to start, and so does each job.
-slow = pytest.mark.slow
 DONE = {"SUCCEEDED", "FAILED", "TIMEOUT", "CANCELED"}
 
 
@@ -42,6 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iter
     with serve(
         folder,
         ("--workers", "2"),
+        started=True,  # what its processes were started with is looked at
         **ENVIRON,
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="true",
         HOKUSAI_AUTH_ASSISTANT="true",
@@ -107,7 +108,6 @@ def finished(server: Server, job: str, seconds: float = 120) -> dict[str, Any]:
     raise AssertionError(f"job {job} did not end:\n{server.log}")
 
 
-@slow
 @pytest.mark.parametrize("basic", [False, True], ids=["header", "basic"])
 def test_an_evaluation_with_a_gateway_judge(
     server: Server, upstream: Upstream, traces: tuple[str, list[str]], basic: bool
@@ -137,7 +137,6 @@ def test_an_evaluation_with_a_gateway_judge(
     assert "hk_" not in repr(upstream.seen)
 
 
-@slow
 @pytest.mark.parametrize("scorer", [judge, plain])
 @pytest.mark.parametrize("basic", [False, True], ids=["header", "basic"])
 def test_a_scorer(server: Server, traces: tuple[str, list[str]], scorer: Any, basic: bool) -> None:
@@ -201,7 +200,6 @@ REFUSED = [
 ]
 
 
-@slow
 @pytest.mark.parametrize(("method", "path"), REFUSED)
 @pytest.mark.parametrize("place", ["Authorization", "X-API-Key"])
 def test_the_jobs_credential_opens_nothing_else(
@@ -214,14 +212,12 @@ def test_the_jobs_credential_opens_nothing_else(
     assert secret not in answer.decode()
 
 
-@slow
 def test_the_jobs_credential_is_good_for_what_jobs_do(server: Server, secret: str) -> None:
     url = "/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert server.request("GET", url, key=secret)[0] == 200
     assert server.request("GET", url, key=secret[:-1] + "x")[0] == 401
 
 
-@slow
 def test_the_secret_is_in_no_log_nor_on_a_command_line(server: Server, secret: str) -> None:
     server.request("GET", f"/api/2.0/mlflow/runs/get?api_key={secret}")
     server.request("GET", f"/{secret}?run_id={secret}", key=secret)

@@ -23,7 +23,7 @@ from tests.harness import HOKUSAI_AUTH, SERVERS, Server, free_port, serve
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-pytestmark = pytest.mark.slow  # `make test` has to be short
+pytestmark = pytest.mark.servers
 
 OWNER = "ACME Corp."
 LIMIT = 15

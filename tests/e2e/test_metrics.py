@@ -22,28 +22,28 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_hokusai_auth.core import keys
-from tests.e2e.test_running import wait_until
-from tests.harness import PREFIXES, Server, environment, free_port, serve
+from tests.harness import PREFIXES, Server, environment, free_port, serve, wait_until
 from tests.standin import Standin
 
-pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+pytestmark = pytest.mark.servers
 
 PATH = "/hokusai/metrics"
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 DAY = 86400.0
-WORKERS = ("--workers", "4")
+WORKERS = ("--workers", "2")
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Four workers, whose authorities are the store and a service that is down."""
+    """Two workers, whose authorities are the store and a service that is down."""
     with (
         Standin() as gone,
         serve(
             tmp_path_factory.mktemp("metrics"),
             WORKERS,
+            started=True,
             HOKUSAI_AUTH_BACKEND="local,service",
             HOKUSAI_AUTH_SERVICE_URL=gone.url,
             HOKUSAI_AUTH_METRICS_BIND=f"127.0.0.1:{free_port()}",
@@ -431,12 +431,12 @@ def test_a_worker_that_was_killed_no_longer_tells_of_its_breaker_but_its_counts_
         return {pid for pid in found if Path(f"/proc/{pid}").exists()}
 
     killed = serving()
-    assert len(killed) == 4
+    assert len(killed) == 2
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     # The supervisor starts others, which ask the service nothing and so have no breaker to tell of.
-    wait_until(lambda: len(serving() - killed) == 4 and not killed & serving(), 60)
-    wait_until(lambda: answers(server), 60)
+    wait_until(lambda: len(serving() - killed) == 2 and not killed & serving())
+    wait_until(lambda: answers(server))
     assert breakers() == [{}, {}]
     after = scrape(server)
     for name, labels in (
@@ -457,7 +457,7 @@ def answers(server: Server) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_folder_of_counts_goes_with_the_server(tmp_path: Path, number: int) -> None:
-    with serve(tmp_path, ("--workers", "2"), TMPDIR=str(tmp_path)) as server:
+    with serve(tmp_path, ("--workers", "1"), started=True, TMPDIR=str(tmp_path)) as server:
         folder = folder_of(server)
         assert folder.parent == tmp_path
         assert folder.stat().st_mode & 0o777 == 0o700

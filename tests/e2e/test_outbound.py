@@ -20,7 +20,7 @@ import pytest
 
 from tests.harness import Server, serve
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.servers
 
 #: What a server takes to accept a provider at a plain http:// address on this machine.
 ENVIRON = {

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
 from mlflow_hokusai_auth.core.types import Principal
+from tests.e2e.test_registration import run_job
 from tests.harness import HOKUSAI_AUTH, Server, serve
 from tests.registry import Registry
 
-pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+pytestmark = pytest.mark.servers
 
-JOB = Path(__file__).with_name("job.py")
 PACKAGE = Path(__file__).parents[2] / "mlflow_hokusai_auth"
 PREFIX = "/api/mlflow"
 
@@ -29,11 +27,7 @@ def register(server: Server, name: str, key: str | None, prefix: str = PREFIX) -
     if key is not None:
         environ["HOKUSAI_API_KEY"] = key
     environ.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, str(JOB), name], env=environ, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["status"] == "READY"
+    assert run_job(environ, name)[0]["status"] == "READY"
 
 
 def created(server: Server, *scopes: str) -> str:
@@ -51,21 +45,17 @@ def created(server: Server, *scopes: str) -> str:
 
 
 def test_to_plain_mlflow_and_back(tmp_path: Path) -> None:
-    with serve(tmp_path) as server:
+    with serve(tmp_path, started=True) as server:
         key = created(server, "mlflow:write")
         register(server, "before", key)
         before = Registry(server.origin + PREFIX, key).contents()
-        began = time.monotonic()
-    with serve(tmp_path, app=None) as plain:
-        print(f"plain MLflow after {time.monotonic() - began:.1f} s, stopping included")
+    with serve(tmp_path, app=None, started=True) as plain:
         assert Registry(plain.origin).contents() == before
         assert plain.request("GET", PREFIX + "/version")[0] == 404
         register(plain, "meanwhile", None, prefix="")
         after = Registry(plain.origin).contents()
         assert before["versions"].items() < after["versions"].items()
-        began = time.monotonic()
-    with serve(tmp_path) as again:
-        print(f"behind the gate after {time.monotonic() - began:.1f} s")
+    with serve(tmp_path, started=True) as again:
         assert again.request("GET", PREFIX + "/version")[0] == 401
         assert Registry(again.origin + PREFIX, key).contents() == after
         register(again, "after", key)
@@ -111,9 +101,7 @@ def test_to_the_version_before_and_forward_again(tmp_path: Path, next_version: P
         new_key = created(newer, "mlflow:write")
         register(newer, "by-the-next", new_key)
         contents = Registry(newer.origin + PREFIX, new_key).contents()
-        began = time.monotonic()
     with serve(data) as back:
-        print(f"the version before after {time.monotonic() - began:.1f} s, stopping included")
         assert 'version="99.' not in metrics(back)
         for key in (old_key, new_key):
             assert Registry(back.origin + PREFIX, key).contents() == contents

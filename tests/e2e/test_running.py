@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlflow_hokusai_auth.core import keys
-from tests.harness import HOKUSAI_AUTH, Server, environment, free_port, serve
+from tests.harness import HOKUSAI_AUTH, Server, environment, free_port, serve, wait_until
+
+pytestmark = pytest.mark.servers
 
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 MB = 2**20
@@ -25,7 +28,7 @@ def test_a_revoked_key_is_refused_by_every_worker_within_a_second(
 ) -> None:
     server = servers["workers"]
     record, key = server.store.create(owner="soon gone", scopes=["mlflow:read"])
-    # Enough connections that each of the four workers has the key in its cache.
+    # Enough connections that each of the workers has the key in its cache.
     connections = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(24)]
     for _ in range(3):
         assert [ask(connection, key)[0] for connection in connections] == [200] * 24
@@ -74,18 +77,17 @@ def test_the_store_is_gone_and_nobody_gets_in(tmp_path: Path) -> None:
         assert server.request("GET", "/health")[0] == 200
 
 
-def wait_until(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 class TestLargeBodies:
     """Peak memory of the worker, by the kernel's own high-water mark."""
 
     SIZE = 300 * MB
     PATH = "/api/mlflow/api/2.0/mlflow-artifacts/artifacts/large.bin"
+
+    @pytest.fixture(scope="class")
+    def server(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+        """One that nobody else uses meanwhile."""
+        with serve(tmp_path_factory.mktemp("large"), started=True) as server:
+            yield server
 
     def test_300_mb_with_a_key_are_streamed(self, server: Server) -> None:
         key = server.key("mlflow:write")
@@ -198,7 +200,7 @@ def test_a_worker_refuses_a_store_that_nobody_migrated(tmp_path: Path) -> None:
     assert "mlflow server --app-name hokusai-auth" in done.stderr
 
 
-def test_four_workers_started_at_once_on_an_empty_store(servers: dict[str, Server]) -> None:
+def test_workers_started_at_once_on_an_empty_store(servers: dict[str, Server]) -> None:
     server = servers["workers"]
     key = server.key("mlflow:read")
     answers: list[int] = []

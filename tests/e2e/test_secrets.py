@@ -23,11 +23,11 @@ import pytest
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.browser import csrf_token, login_location
 from mlflow_hokusai_auth.core.types import Request
-from tests.harness import HOKUSAI_AUTH, Server, serve
+from tests.harness import HOKUSAI_AUTH, Server, serve, wait_until
 from tests.server.test_leaks import SIGNER, entry, pem, sign
 from tests.standin import Standin
 
-pytestmark = pytest.mark.slow  # servers of their own, and twenty kinds of outage
+pytestmark = pytest.mark.servers
 
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 KEYS = "/api/2.0/hokusai/keys"
@@ -253,13 +253,6 @@ def told(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Told]:
         told.run("log-level", "debug")
         wait_until(lambda: "The level of logging is DEBUG" in server.log)
         yield told
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from tests.e2e.test_registration import assert_done, run_job
 from tests.harness import PREFIXES, Server, serve
 from tests.standin import Standin
 
-pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+pytestmark = pytest.mark.servers
 
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 

@@ -21,11 +21,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_hokusai_auth.core import keys
-from tests.e2e.test_running import wait_until
-from tests.harness import Server, serve
+from tests.harness import Server, serve, wait_until
 from tests.standin import Standin
 
-pytestmark = pytest.mark.slow  # a server of its own, and thousands of requests
+pytestmark = pytest.mark.servers
 
 METRICS = "/hokusai/metrics"
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"

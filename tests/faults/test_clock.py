@@ -19,7 +19,7 @@ from tests.standin import Standin
 
 from .watch import EXPERIMENT, KEYS
 
-pytestmark = pytest.mark.slow  # a server of its own
+pytestmark = pytest.mark.long  # a server of its own
 
 DAY = 86400
 TTL = 5

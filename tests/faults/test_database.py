@@ -16,7 +16,7 @@ from tests.harness import Server, serve
 from .proxy import FAULTS, Proxy
 from .watch import EXPERIMENT, SLACK, Administrator, Asker, crowd
 
-pytestmark = pytest.mark.slow  # a server of its own, for as long as its patience lasts
+pytestmark = pytest.mark.long  # a server of its own, for as long as its patience lasts
 
 TIMEOUT = 1.0
 #: Bytes of an answer until it breaks off.

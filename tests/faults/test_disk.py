@@ -23,7 +23,7 @@ from tests.harness import Server, environment, free_port, serve
 
 from .watch import EXPERIMENT, KEYS, create
 
-pytestmark = pytest.mark.slow  # servers of their own
+pytestmark = pytest.mark.long  # servers of their own
 
 #: Bytes of the small disk: a store of some keys fits, and 64 kB for each kind of metric.
 SIZE = 1_500_000

@@ -15,7 +15,7 @@ from tests.standin import Standin
 from .proxy import FAULTS, Proxy
 from .watch import SLACK, crowd
 
-pytestmark = pytest.mark.slow  # servers of their own, for as long as caches last
+pytestmark = pytest.mark.long  # servers of their own, for as long as caches last
 
 TIMEOUT = 1.0
 TTL, STALE = 2.0, 3.0

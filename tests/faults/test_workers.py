@@ -23,7 +23,7 @@ from tests.harness import Server, serve
 
 from .watch import EXPERIMENT, SLACK, Administrator, Asker
 
-pytestmark = pytest.mark.slow  # servers of their own
+pytestmark = pytest.mark.long  # servers of their own
 
 WORKERS = ("--workers", "2")
 ARTIFACT = "/api/2.0/mlflow-artifacts/artifacts/killed/half.bin"

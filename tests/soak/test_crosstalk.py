@@ -87,7 +87,7 @@ def crowd(
         yield Crowd(request.param, server)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_100_clients_at_once_are_told_apart(crowd: Crowd) -> None:
     start = threading.Barrier(CLIENTS)
 
@@ -124,7 +124,7 @@ def test_100_clients_at_once_are_told_apart(crowd: Crowd) -> None:
             done.result()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_keys_take_turns_on_one_connection_faster_than_it_is_answered(crowd: Crowd) -> None:
     if crowd.kind == "gthread":
         pytest.skip("gunicorn answers the first of them and no other")
@@ -140,7 +140,7 @@ def test_keys_take_turns_on_one_connection_faster_than_it_is_answered(crowd: Cro
     assert found == [due for due, _ in turns]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("crowd", NATIVE, indirect=True)
 def test_bodies_that_arrive_byte_by_byte_in_turns(crowd: Crowd) -> None:
     size = 120

@@ -19,7 +19,7 @@ from tests.bench.probes import Side
 from tests.harness import SERVERS, serve
 from tests.soak.clients import Clients
 
-pytestmark = pytest.mark.slow  # minutes
+pytestmark = pytest.mark.long  # minutes
 
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", 20_000))
 #: Share of the requests after which a look at the server is taken, and of those before the last look.
