@@ -1,13 +1,18 @@
 # `make demo` shows the whole job; `make test` runs the tests. Both install what they need into .venv.
 PYTHON ?= python3
 VENV ?= .venv
-PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+# Says what it downloads, as that takes a minute or two, and not what is there already.
+PIP_OPTIONS = --disable-pip-version-check
+PIP = $(VENV)/bin/python -m pip $(PIP_OPTIONS)
+PYTEST = $(VENV)/bin/python -m pytest
+PARALLEL = --numprocesses 2
 export PIP_NO_INPUT = 1
+# Older MLflow that the tests run on as well.
+MATRIX ?= 3.4.0 3.9.0 3.12.0
 
-# By file, as tests of one file share their servers; those with servers first, as they take longest.
-PARALLEL = --numprocesses 2 --dist loadfile
-
-.PHONY: docs mutants demo serve stack stack-down image test test-matrix test-slow test-docker soak lint fuzz bench bench-scale dist check-dist check-tag smoke smoke-image programs clean
+.PHONY: install-all demo serve stack stack-down image test test-servers test-long test-long-changed soak test-docker \
+	test-pythons test-matrix lint docs fuzz bench bench-scale mutants dist check-dist check-tag smoke \
+	smoke-image programs clean
 
 # What a user of the server installs.
 $(VENV)/server.stamp: setup.py pyproject.toml
@@ -19,6 +24,9 @@ $(VENV)/server.stamp: setup.py pyproject.toml
 $(VENV)/test.stamp: $(VENV)/server.stamp
 	$(PIP) install --editable '.[test]'
 	touch $@
+
+# All that `.ci/run` needs.
+install-all: $(VENV)/test.stamp $(VENV)/docs.stamp $(MATRIX:%=.venv-%/stamp)
 
 demo: $(VENV)/server.stamp
 	$(VENV)/bin/hokusai-auth demo $(if $(KEEP),--keep)
@@ -36,33 +44,53 @@ stack-down:
 image:
 	docker/stack compose build
 
+# In process, but for one server that does the main job. The other tiers are below.
 test: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest tests/e2e tests -m 'not slow and not docker' $(PARALLEL) $(ARGS)
+	$(PYTEST) -m 'not servers and not long and not docker' $(PARALLEL) --dist worksteal $(ARGS)
 
-test-slow: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest -m 'slow and not docker' $(PARALLEL) $(ARGS)
+# Servers of each kind, and all that is asked of them through a socket, a client or a browser.
+test-servers: $(VENV)/test.stamp
+	$(PYTEST) -m 'servers and not long and not docker' $(PARALLEL) --dist loadfile $(ARGS)
+
+# What takes minutes: whole before a release; `.ci/run` takes those that a change is likely to break.
+test-long: $(VENV)/test.stamp
+	$(PYTEST) -m 'long and not docker' $(PARALLEL) --dist loadfile $(ARGS)
+
+test-long-changed: $(VENV)/test.stamp
+	files=$$($(VENV)/bin/python .ci/long_tests.py) && \
+		$(PYTEST) -m 'long and not docker' $(PARALLEL) --dist loadfile $(ARGS) $$files
 
 # A server under load for minutes, with the figures; longer with REQUESTS=1000000.
 REQUESTS ?= 100000
 soak: $(VENV)/test.stamp
-	SOAK_REQUESTS=$(REQUESTS) $(VENV)/bin/python -m pytest tests/soak/test_soak.py -s $(ARGS)
+	SOAK_REQUESTS=$(REQUESTS) $(PYTEST) tests/soak/test_soak.py -s $(ARGS)
 
 # Real containers; skipped where no Docker engine answers.
 test-docker: $(VENV)/test.stamp
-	$(VENV)/bin/python -m pytest tests/docker -m docker $(ARGS)
+	$(PYTEST) tests/docker -m docker $(ARGS)
 
-# The tests that touch MLflow's internals, on older MLflow, each in an environment of its own.
-MATRIX ?= 3.4.0 3.12.0
+# `make test` with each Python that is found, each in an environment of its own.
+PYTHONS ?= 3.10 3.11 3.12 3.13
+test-pythons: $(PYTHONS:%=test-python-%)
+
+test-python-%:
+	@python=$$(bash .ci/python $*) || { echo "Python $* is not found: not tested"; exit 0; }; \
+		$(MAKE) test PYTHON="$$python" VENV=.venv-python$*
+
+# The tests of what depends on MLflow's version, on older ones, each in an environment of its own.
 # (Not `mlflow models serve`: that of 3.4 does not start with a FastAPI of today.)
-MATRIX_TESTS = tests/e2e/test_registration.py tests/e2e/test_every_route.py tests/client \
-	tests/adversarial/test_spelling.py tests/adversarial/test_sign_in.py tests/core/test_operations.py tests/contract/test_mlflow.py tests/server/test_shortcut.py
+MATRIX_TESTS = tests/e2e/test_registration.py tests/e2e/test_every_route.py tests/e2e/test_forked.py \
+	tests/client/test_sending.py tests/client/test_artifacts.py tests/core/test_operations.py \
+	tests/adversarial/test_artifacts.py tests/contract/test_mlflow.py tests/server/test_shortcut.py
 test-matrix: $(MATRIX:%=test-mlflow-%)
 
-test-mlflow-%:
+test-mlflow-%: .venv-%/stamp
+	.venv-$*/bin/python -m pytest $(MATRIX_TESTS) -m 'not long' -k 'not served' $(PARALLEL) --dist loadfile $(ARGS)
+
+.venv-%/stamp: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip --disable-pip-version-check --quiet install \
-		--editable '.[test]' 'mlflow==$*' 'sqlalchemy<2.1'
-	.venv-$*/bin/python -m pytest $(MATRIX_TESTS) -k 'not served' $(PARALLEL) $(ARGS)
+	.venv-$*/bin/python -m pip $(PIP_OPTIONS) install --editable '.[test]' 'mlflow==$*' 'sqlalchemy<2.1'
+	touch $@
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
@@ -86,7 +114,7 @@ bench: $(VENV)/test.stamp .venv-peers/stamp
 # What the bench compares with. mlflow-oidc-auth 11 has a default that Python 3.11 refuses as mutable.
 .venv-peers/stamp: $(VENV)/server.stamp
 	$(VENV)/bin/python -m venv .venv-peers
-	.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install httpx httptools mlflow-oidc-auth==11.0.2 \
+	.venv-peers/bin/python -m pip $(PIP_OPTIONS) install httpx httptools mlflow-oidc-auth==11.0.2 \
 		"mlflow[auth]==$$($(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("mlflow"))')"
 	sed -i 's/^\(    extra_filter: .*\) = _NO_FILTER$$/\1 = __import__("dataclasses").field(default_factory=dict)/' \
 		.venv-peers/lib/python3*/site-packages/mlflow_oidc_auth/permission_kinds.py
@@ -135,4 +163,4 @@ programs:
 		redis-server postgresql chromium prometheus
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .venv* build dist *.egg-info
