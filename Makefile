@@ -70,6 +70,7 @@ lint: $(VENV)/test.stamp
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/python .ci/find_keys.py
+	$(VENV)/bin/python .ci/check_pages.py
 
 # Random bytes, guided by coverage, at what reads keys, headers and paths. Not in the tests'
 # requirements, as atheris has no wheel for every Python.

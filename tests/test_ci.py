@@ -192,6 +192,74 @@ def test_what_is_no_key_passes(tmp_path: Path) -> None:
         assert run(sys.executable, ".ci/find_keys.py", tmp_path / "file").returncode == 0, text
 
 
+# Pages
+
+#: A page, a part of it, what takes its place, and what is found then, on that line or the first one.
+MISMATCHES = [
+    ("README.md", "(docs/benchmarks.md)", "(docs/fast.md)", "there is no file docs/fast.md"),
+    (
+        "docs/requirements.md",
+        "`tests/e2e/test_before.py::test_stock_mlflow_lets_anybody_in`",
+        "`tests/e2e/test_before.py::test_x`, `tests/e2e/test_x.py::test_y`, `tests/e2e/job.py::main`",
+        "there is no test tests/e2e/test_before.py::test_x",
+        "there is no test tests/e2e/test_x.py::test_y",
+        "there is no test tests/e2e/job.py::main",
+    ),
+    ("docs/requirements.md", "`core/forwarding.py`; there", "`core/x.py`", "there is no core/x.py"),
+    ("docs/requirements.md", "#manyrefusals", "#x", "there is no heading x in runbooks.md"),
+    ("docs/requirements.md", "| 18b | ", "| 18c | ", "18c stands where 18b should"),
+    ("docs/requirements.md", "| `make lint` |", "| nobody |", "nothing proves 11a"),
+    ("docs/threat-model.md", "\n| 50 |", " | 50 |", "nothing stands where 50 should"),
+    ("docs/threat-model.md", "`core/scopes.py`", "`core/y.py`", "there is no core/y.py"),
+    (
+        "docs/supplier/errors.md",
+        "\n## KEY_MALFORMED\n",
+        "\n## KEY_ODD\n",
+        "1: KEY_MALFORMED and its status 401 don't stand there once",
+        "KEY_ODD stands on the wrong side of messages without a code",
+    ),
+    (
+        "docs/supplier/errors.md",
+        "Status 401. The key's",
+        "Status 403. The key's",
+        "1: KEY_EXPIRED and its status 401 don't stand there once",
+    ),
+    (
+        "docs/supplier/errors.md",
+        "\n### Connection refused\n",
+        "\n### KEY_UNKNOWN\n",
+        "KEY_UNKNOWN stands on the wrong side of messages without a code",
+    ),
+    (
+        "docs/rollback.md",
+        "```sh mode-back\n",
+        "```sh back\n",
+        "tests/docker/test_rollback.py does not run the block 'back'",
+        "1: there is no block 'mode-back', which tests/docker/test_rollback.py runs",
+    ),
+]
+
+
+def test_names_of_what_does_not_exist_are_found_on_pages(tmp_path: Path) -> None:
+    for path in ROOT.iterdir():
+        if path.name == "docs":
+            shutil.copytree(path, tmp_path / "docs", ignore=lambda *_: ["_build"])
+        elif path.suffix == ".md":
+            shutil.copy(path, tmp_path)
+        else:
+            (tmp_path / path.name).symlink_to(path)
+    for page, old, new, *_ in MISMATCHES:
+        edit(tmp_path / page, old, new)
+    expected = set()
+    for page, _, new, *findings in MISMATCHES:
+        before = (tmp_path / page).read_text().partition(new.strip())[0]
+        line = before.count("\n") + 1
+        expected |= {f"{page}:{f if f.startswith('1: ') else f'{line}: {f}'}" for f in findings}
+    done = run(sys.executable, ".ci/check_pages.py", tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert sorted(expected ^ set(done.stdout.splitlines())) == []
+
+
 # The hooks
 
 

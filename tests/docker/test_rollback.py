@@ -8,7 +8,6 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,13 +81,6 @@ def kept(stack: Stack) -> Iterator[Registry]:
 
 def is_in(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return all(before[kind].items() <= after[kind].items() for kind in before)
-
-
-def test_every_command_of_the_page_is_run_here() -> None:
-    source = Path(__file__).read_text()
-    tried = {"setup", *re.findall(r'run\(stack, "([\w-]+)"', source)}
-    assert {name for name, _ in BLOCKS} == tried
-    assert "```sh\n" not in PAGE
 
 
 def test_the_mode(stack: Stack, kept: Registry) -> None:
