@@ -16,6 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from mlflow_hokusai_auth.core.denials import CODES
+from mlflow_hokusai_auth.server.settings import PREFIX, Settings
 
 #: The task list itself is not part of the repository: its groups, and how many lines each has.
 LINES = [4, 3, 3, 4, 5, 5, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]
@@ -29,6 +30,9 @@ TEST = re.compile(r"`([^`\s:]+)::([^`\s]+)`")
 PLACE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.md)`")
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)#?([^)\s]*)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+SETTING = re.compile(rf"{PREFIX}([A-Z_]+)")
+#: A page shows what is said of a misspelt one.
+MISSPELT = {"POLCY"}
 FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 
 
@@ -52,6 +56,9 @@ def mismatches(root: Path) -> Iterator[str]:
         page = Page(root, name)
         yield from tests(root, page)
         yield from links(page)
+        for found in SETTING.finditer(page.text):
+            if found[1].lower() not in Settings.model_fields and found[1] not in MISSPELT:
+                yield page.at(found.start(), f"there is no setting {found[0]}")
     yield from table(root, Page(root, "docs/requirements.md"), REQUIREMENTS)
     yield from table(root, Page(root, "docs/threat-model.md"), VECTORS)
     yield from codes(Page(root, "docs/supplier/errors.md"))
