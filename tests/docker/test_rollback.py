@@ -86,14 +86,14 @@ def is_in(before: dict[str, Any], after: dict[str, Any]) -> bool:
 def test_the_mode(stack: Stack, kept: Registry) -> None:
     run(stack, "mode")
     began = time.monotonic()
-    until(lambda: all_in(stack, "off"), 10)
+    until(lambda: all_in(stack, "off"))
     print(f"followed within {time.monotonic() - began:.1f} s more")
     assert statuses(stack) == {200}
     answer = stack.request("nginx", "GET", VERSION)
     assert answer[1]["x-hokusai-auth-mode"] == "off"
     register(stack, f"off-{time.time_ns()}")
     run(stack, "mode-back")
-    until(lambda: all_in(stack, "enforce"), 10)
+    until(lambda: all_in(stack, "enforce"))
     assert statuses(stack) == {401}
 
 
