@@ -274,17 +274,10 @@ def load(stack: Stack, folder: Path, *keys: str, clients: int = 2) -> Iterator[L
 
 
 @contextlib.contextmanager
-def stopped(stack: Stack, service: str) -> Iterator[None]:
-    stack.stop(service)
-    try:
-        yield
-    finally:
-        stack.start(service)
-
-
-@contextlib.contextmanager
-def killed(stack: Stack, service: str) -> Iterator[None]:
-    stack.kill(service)
+def stopped(
+    stack: Stack, service: str, stop: Callable[[Stack, str], None] = Stack.stop
+) -> Iterator[None]:
+    stop(stack, service)
     try:
         yield
     finally:
@@ -295,7 +288,7 @@ def test_a_replica_is_killed(stack: Stack, tmp_path: Path) -> None:
     with load(stack, tmp_path, clients=3) as at_work:
         for replica in REPLICAS:
             began = time.monotonic()
-            with killed(stack, replica):
+            with stopped(stack, replica, Stack.kill):
                 at_work.go_on(began)
                 at_work.recover(f"{replica} killed", began, began)
             at_work.go_on(time.monotonic())

@@ -8,7 +8,6 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -76,11 +75,8 @@ def kept(stack: Stack) -> Iterator[Registry]:
     before = registry.contents()
     yield registry
     assert stack.request("nginx", "GET", VERSION)[0] == 401
-    assert is_in(before, registry.contents())
-
-
-def is_in(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    return all(before[kind].items() <= after[kind].items() for kind in before)
+    after = registry.contents()
+    assert all(before[kind].items() <= after[kind].items() for kind in before)
 
 
 def test_the_mode(stack: Stack, kept: Registry) -> None:

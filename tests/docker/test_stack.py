@@ -34,9 +34,6 @@ def test_a_supplier_registers_a_model_through_the_prefix_alone(
     stack: Stack, supplier_key: str, request: pytest.FixtureRequest
 ) -> None:
     name = f"supplied-{request.node.callspec.indices['supplier_key']}"
-    # The client as it is installed has no server and no data science.
-    lacks = "import importlib.util as u; print([n for n in ('flask', 'numpy') if u.find_spec(n)])"
-    assert stack.client("python", "-c", lacks).stdout.strip() == "[]"
     done = stack.client("python", "/register.py", name, key=supplier_key)
     saw = json.loads(done.stdout)
     assert saw["tracking_uri"] == "http://nginx/api/mlflow"
