@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,15 @@ class Load:
                 f"good {asker.recovered(ended):.1f} s after the end"
             )
 
+    @contextlib.contextmanager
+    def during(self, what: str, fault: AbstractContextManager[None]) -> Iterator[float]:
+        """Since when the fault lasts; all is well again at the end."""
+        began = time.monotonic()
+        with fault:
+            yield began
+            ended = time.monotonic()
+        self.recover(what, began, ended)
+
     def stop(self) -> None:
         for asker in (*self.askers.values(), *self.strangers):
             asker.stop()
@@ -337,26 +347,19 @@ def test_redis_is_gone(stack: Stack, tmp_path: Path) -> None:
         at_work.watch("new key of the service", lambda: at_work.ask(key=next(fresh)), 0.3)
         assert together()
         for fault in (stopped, Stack.frozen, Stack.cut_off):
-            began = time.monotonic()
-            with fault(stack, "redis"):
+            with at_work.during(f"redis {fault.__name__}", fault(stack, "redis")) as began:
                 at_work.go_on(began)
                 assert not together()
-                ended = time.monotonic()
             until(together)
-            print(f"counted together again {time.monotonic() - ended:.1f} s after")
-            at_work.recover(f"redis {fault.__name__}", began, ended)
     assert {answer for asker in at_work.askers.values() for answer in asker.since()} == {200}
 
 
 def test_postgresql_is_stopped_and_frozen(stack: Stack, tmp_path: Path) -> None:
     with load(stack, tmp_path) as at_work:
         for fault in (stopped, Stack.frozen):
-            began = time.monotonic()
-            with fault(stack, "postgres"):
+            with at_work.during(f"postgres {fault.__name__}", fault(stack, "postgres")) as began:
                 # Past the gate MLflow waits for its own database; the gate itself does not.
                 at_work.go_on(began, *at_work.strangers, times=5, seconds=FROZEN)
-                ended = time.monotonic()
-            at_work.recover(f"postgres {fault.__name__}", began, ended)
     for asker in at_work.askers.values():
         assert set(asker.since()) <= {200, 500, 503}
 
@@ -374,9 +377,8 @@ def test_the_auth_service_is_cut_off_and_frozen(stack: Stack, tmp_path: Path) ->
         for fault in (Stack.cut_off, Stack.frozen):
             until(at_work.good)
             verified = stack.service_key()
-            began = time.monotonic()
             assert at_work.ask(key=verified) == 200
-            with fault(stack, "auth"):
+            with at_work.during(f"auth {fault.__name__}", fault(stack, "auth")) as began:
                 until(lambda b=began: (503, True) in of_service.since(b))
                 assert at_work.ask(key=verified) == 200
                 # Those who ask for unknown keys don't wait for the end of it.
@@ -384,19 +386,17 @@ def test_the_auth_service_is_cut_off_and_frozen(stack: Stack, tmp_path: Path) ->
                 if fault is Stack.cut_off:
                     until(lambda k=verified: at_work.ask(key=k) != 200, PATIENCE)
                     print(f"known for {time.monotonic() - began:.0f} s")
-                ended = time.monotonic()
-            at_work.recover(f"auth {fault.__name__}", began, ended)
     assert set(of_service.since()) == {200, (503, True)}
     for name in ("read", "log", "upload"):
         assert set(at_work.askers[name].since()) == {200}
 
 
 def test_nginx_is_restarted(stack: Stack, tmp_path: Path) -> None:
-    with load(stack, tmp_path) as at_work:
-        began = time.monotonic()
-        with stopped(stack, "nginx"):
-            time.sleep(1)
-        at_work.recover("nginx restarted", began, time.monotonic())
+    with (
+        load(stack, tmp_path) as at_work,
+        at_work.during("nginx restarted", stopped(stack, "nginx")),
+    ):
+        time.sleep(1)
     assert not [text for client in at_work.clients for text in client.failures]
 
 
@@ -408,13 +408,10 @@ def test_one_replica_is_cut_off_from_all_but_nginx(stack: Stack, tmp_path: Path)
         return stack.ask(replica, "GET", HEALTH, key=admin)[0]
 
     with load(stack, tmp_path) as at_work:
-        began = time.monotonic()
-        with stack.cut_off("mlflow-1"):
+        with at_work.during("mlflow-1 cut off", stack.cut_off("mlflow-1")) as began:
             until(lambda: health("mlflow-1") == 503)
             assert health("mlflow-2") == 200
             at_work.go_on(began, times=5, seconds=FROZEN)
-            ended = time.monotonic()
-        at_work.recover("mlflow-1 cut off", began, ended)
         until(lambda: health("mlflow-1") == 200)
     for asker in at_work.askers.values():
         assert set(asker.since()) <= {200, 500, 503}

@@ -104,17 +104,6 @@ def test_a_server_that_does_not_answer_is_unhealthy() -> None:
         until(lambda: state(container)["Health"]["Status"] == "unhealthy")
 
 
-def test_the_database_s_url_comes_from_a_file_and_shows_nowhere(tmp_path: Any) -> None:
-    secret = tmp_path / "mlflow_backend_store_uri"
-    secret.write_text("sqlite:////tmp/canary.db\n")
-    mount = f"--volume={secret}:/run/secrets/{secret.name}:ro"
-    with running("--network=none", mount, IMAGE, "--workers", "1") as container:
-        until(lambda: state(container)["Health"]["Status"] == "healthy", 120)
-        assert docker("exec", container, "ls", "/tmp/canary.db")
-        assert "canary" not in docker("top", container, "-eo", "pid,args")
-        assert "canary" not in docker("inspect", container) + output(container)
-
-
 #: Counts requests and hangs up without an answer, as a replica that dies in the middle of its work.
 DYING = """
 import http.server
