@@ -98,6 +98,7 @@ lint: $(VENV)/test.stamp
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/python .ci/find_keys.py
+	$(VENV)/bin/python .ci/check_pages.py
 
 # Random bytes, guided by coverage, at what reads keys, headers and paths. Not in the tests'
 # requirements, as atheris has no wheel for every Python.
@@ -109,7 +110,7 @@ fuzz: $(VENV)/test.stamp
 
 # ARGS=--docs puts the figures into docs/benchmarks.md; nginx is one of the peers where it is installed.
 bench: $(VENV)/test.stamp .venv-peers/stamp
-	$(VENV)/bin/python -m tests.bench $(ARGS)
+	$(VENV)/bin/python -m bench $(ARGS)
 
 # What the bench compares with. mlflow-oidc-auth 11 has a default that Python 3.11 refuses as mutable.
 .venv-peers/stamp: $(VENV)/server.stamp
@@ -122,7 +123,7 @@ bench: $(VENV)/test.stamp .venv-peers/stamp
 
 # With PostgreSQL and Redis, 1 to 4 workers and two replicas; ARGS=--docs writes docs/scale.md.
 bench-scale: $(VENV)/test.stamp
-	$(VENV)/bin/python -m tests.bench.scale $(ARGS)
+	$(VENV)/bin/python -m bench.scale $(ARGS)
 
 # A site of docs/, in docs/_build; fails for a link that leads nowhere.
 docs: $(VENV)/docs.stamp

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.harness import RUN, Server, free_port, shared
+from tests.harness import Server, free_port, run_folder, shared
 
 # Before anything imports MLflow, in the tests' own process as well.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -22,13 +22,9 @@ for name in [n for n in os.environ if n.startswith(("HOKUSAI_", "MLFLOW_TRACKING
     del os.environ[name]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # The first process of the run makes the folder; xdist's workers inherit its name.
-    if RUN not in os.environ:
-        folder = tempfile.mkdtemp(prefix="hokusai-tests-")
-        os.environ[RUN] = folder
-        Path(folder, "owner").write_text(str(os.getpid()))
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+def pytest_configure() -> None:
+    # Before xdist starts its workers, which share it.
+    run_folder()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,6 +109,7 @@ def _serve(folder: Path, owner: int) -> Callable[[], object] | None:
                 listener.close()
                 return _keep(connection, gone)
             connection.close()
+    shutil.rmtree(folder, ignore_errors=True)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import http.client
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +36,9 @@ SERVERS = {
 #: The command line tool, whether or not its script is on the path.
 HOKUSAI_AUTH = (sys.executable, "-m", "mlflow_hokusai_auth.cli")
 START_TIMEOUT = 120
-#: The folder that all processes of a test run share: the fork server, and servers for all tests.
-RUN = "HOKUSAI_TESTS_RUN"
+#: The variable that names the folder of a run, in which its processes find what they share: the fork
+#: server, and servers for all tests.
+RUN = "SERVERS_OF_TESTS"
 #: Settings and options that are looked at when MLflow or the app is imported, or that have servers
 #: started by others than MLflow: with one of these a server is started, not forked.
 IMPORTED = frozenset(
@@ -204,9 +207,19 @@ def serve(
         server.process.wait()
 
 
+def run_folder() -> Path:
+    """The folder of this run; its first process makes it, and removes it at its end."""
+    if RUN not in os.environ:
+        folder = Path(tempfile.mkdtemp(prefix="hokusai-tests-"))
+        os.environ[RUN] = str(folder)
+        (folder / "owner").write_text(str(os.getpid()))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(os.environ[RUN])
+
+
 def shared(name: str) -> Server:
     """One of `SERVERS`, started for the first that asks and used by all tests of the run."""
-    folder = Path(os.environ[RUN], name)
+    folder = run_folder() / name
     with _locked(folder.with_suffix(".lock")):
         known = folder.with_suffix(".json")
         if not known.exists():
@@ -241,7 +254,7 @@ def _begin(
     if fork:
         for name in TEMPLATES:
             if not (folder / name).exists():
-                shutil.copy(Path(os.environ[RUN], name), folder)
+                shutil.copy(run_folder() / name, folder)
     process = _process(
         connection, command, folder, env, folder / "server.log", fork=fork, keep=keep
     )
@@ -283,7 +296,7 @@ def _process(
 
 def _fork_server() -> socket.socket:
     """A connection to the run's fork server, which the first that asks starts."""
-    run = Path(os.environ[RUN])
+    run = run_folder()
     with _locked(run / "lock"):
         if not (run / SOCKET).exists():
             owner = (run / "owner").read_text()

@@ -140,23 +140,18 @@ class Stack:
         """All that the container has written, standard error included."""
         return self._container(service).logs().decode(errors="replace")
 
-    def kill(self, service: str, signal: str = "KILL") -> None:
-        """Send the container's first process a signal; after KILL it stays down until `start`."""
-        self._container(service).kill(signal)
+    def kill(self, service: str) -> None:
+        """It stays down until `start`."""
+        self._container(service).kill("KILL")
 
     def stop(self, service: str) -> None:
         """As in a deployment: its stop signal, and time to finish."""
         self.compose("stop", service)
 
-    def start(self, service: str, *, wait: bool = True) -> None:
+    def start(self, service: str) -> None:
+        """Start it, and wait until it is healthy."""
         self._container(service).start()
-        if wait:
-            self.wait_healthy(service)
-
-    def restart(self, service: str) -> None:
-        """Stop it, start it, and wait until it is healthy."""
-        self.stop(service)
-        self.start(service)
+        self.wait_healthy(service)
 
     @contextlib.contextmanager
     def frozen(self, service: str) -> Iterator[None]:
@@ -180,10 +175,10 @@ class Stack:
         finally:
             net.connect(container, aliases=[service], ipv4_address=had.get("IPv4Address"))
 
-    def wait_healthy(self, *services: str, seconds: float = 180) -> None:
+    def wait_healthy(self, *services: str) -> None:
         """Wait until the health checks of these, or of all, say so."""
         for service in services or SERVICES:
-            until(lambda s=service: self.health(s) == "healthy", seconds)
+            until(lambda s=service: self.health(s) == "healthy", 180)
 
     def health(self, service: str) -> str:
         state = self.inspect(service)["State"]

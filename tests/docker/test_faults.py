@@ -1,7 +1,8 @@
 """Faults under load: nothing that a client was told is done is lost, and nobody gets in meanwhile.
 
 Clients of MLflow, with its own retries, register all the time; askers ask once and never again, so that
-each failure shows. Times are printed; what is asserted of them are generous bounds.
+each failure shows. A fault lasts until each of them was answered several times, so that nobody may wait
+for its end. Times are printed, and nothing is decided by them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,12 @@ HEALTH = "/api/health/mlflow/detailed"
 #: reaches its user all the same: that the first attempt had been done, of which only the answer was
 #: lost, and an answer that breaks off after its headers.
 LEGITIMATE = ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "Connection broken")
-#: Seconds that a load runs in a fault.
+#: Seconds that a load runs in a fault, at least.
 WHILE = 8
-#: The same with a database that is frozen, longer than anybody may wait for the gate.
+#: The same with a database that is frozen.
 FROZEN = 25
-BOUND = 20
+#: Seconds for answers to come in a fault, on a busy machine as well.
+PATIENCE = 180
 
 
 def facts(contents: dict[str, Any]) -> set[tuple[Any, ...]]:
@@ -129,6 +132,10 @@ class Asker(threading.Thread):
         """How often which answer came from then on."""
         return dict(Counter(answer for sent, took, answer in self.answers if sent + took >= moment))
 
+    def answered(self, moment: float) -> int:
+        """How often what was sent since then was answered."""
+        return sum(sent >= moment and isinstance(answer, int) for sent, _, answer in self.answers)
+
     def longest(self, moment: float = 0.0) -> float:
         return max((took for sent, took, _ in self.answers if sent + took >= moment), default=0.0)
 
@@ -191,11 +198,13 @@ class Load:
         metric = {"key": f"n {number}", "value": number, "timestamp": 0, "step": 0}
         return self._call("runs/log-batch", run_id=run, metrics=[metric])[0]
 
-    def upload_slowly(self) -> int:
-        """The status of an upload that takes six seconds."""
+    def upload_slowly(self, begun: list[float]) -> int:
+        """The status of an upload that takes six seconds; tells when it has begun."""
 
         def body() -> Iterator[bytes]:
-            for _ in range(12):
+            yield b"x" * 1000
+            begun.append(time.monotonic())
+            for _ in range(11):
                 time.sleep(0.5)
                 yield b"x" * 1000
 
@@ -207,6 +216,12 @@ class Load:
     def good(self) -> bool:
         return all(asker.good() for asker in self.askers.values())
 
+    def go_on(self, began: float, *askers: Asker, times: int = 20, seconds: float = WHILE) -> None:
+        """Wait until each of these, or of all askers, was answered in the fault that `began`."""
+        asked = askers or tuple(self.askers.values())
+        time.sleep(seconds)
+        until(lambda: all(asker.answered(began) >= times for asker in asked), PATIENCE)
+
     def recover(self, what: str, began: float, ended: float) -> None:
         """Wait until all is well again, and tell what was seen since the fault `began`."""
         until(lambda: time.monotonic() > ended + 1 and self.good(), 120)
@@ -215,6 +230,15 @@ class Load:
                 f"{what}, {name}: {asker.since(began)}, longest {asker.longest(began):.1f} s, "
                 f"good {asker.recovered(ended):.1f} s after the end"
             )
+
+    @contextlib.contextmanager
+    def during(self, what: str, fault: AbstractContextManager[None]) -> Iterator[float]:
+        """Since when the fault lasts; all is well again at the end."""
+        began = time.monotonic()
+        with fault:
+            yield began
+            ended = time.monotonic()
+        self.recover(what, began, ended)
 
     def stop(self) -> None:
         for asker in (*self.askers.values(), *self.strangers):
@@ -260,17 +284,10 @@ def load(stack: Stack, folder: Path, *keys: str, clients: int = 2) -> Iterator[L
 
 
 @contextlib.contextmanager
-def stopped(stack: Stack, service: str) -> Iterator[None]:
-    stack.stop(service)
-    try:
-        yield
-    finally:
-        stack.start(service)
-
-
-@contextlib.contextmanager
-def killed(stack: Stack, service: str) -> Iterator[None]:
-    stack.kill(service)
+def stopped(
+    stack: Stack, service: str, stop: Callable[[Stack, str], None] = Stack.stop
+) -> Iterator[None]:
+    stop(stack, service)
     try:
         yield
     finally:
@@ -281,18 +298,19 @@ def test_a_replica_is_killed(stack: Stack, tmp_path: Path) -> None:
     with load(stack, tmp_path, clients=3) as at_work:
         for replica in REPLICAS:
             began = time.monotonic()
-            with killed(stack, replica):
-                time.sleep(WHILE)
+            with stopped(stack, replica, Stack.kill):
+                at_work.go_on(began)
                 at_work.recover(f"{replica} killed", began, began)
-            time.sleep(WHILE / 2)
+            at_work.go_on(time.monotonic())
         assert set(at_work.askers["read"].since()) == {200}
 
 
 def test_both_replicas_are_restarted_one_after_the_other(stack: Stack, tmp_path: Path) -> None:
     with ThreadPoolExecutor(6) as pool, load(stack, tmp_path) as at_work:
         for replica in REPLICAS:
-            uploads = [pool.submit(at_work.upload_slowly) for _ in range(6)]
-            time.sleep(1)
+            begun: list[float] = []
+            uploads = [pool.submit(at_work.upload_slowly, begun) for _ in range(6)]
+            until(lambda b=begun: len(b) == 6)
             began = time.monotonic()
             with stopped(stack, replica):
                 print(f"{replica} stopped in {time.monotonic() - began:.1f} s")
@@ -315,7 +333,7 @@ def limited_key(stack: Stack) -> str:
 
 def test_redis_is_gone(stack: Stack, tmp_path: Path) -> None:
     asking, counted, service = (*(limited_key(stack) for _ in "12"), stack.service_key())
-    fresh = iter([stack.service_key() for _ in range(400)])
+    fresh = iter([stack.service_key() for _ in range(1000)])
 
     def together() -> bool:
         """Whether all processes count as one."""
@@ -329,35 +347,26 @@ def test_redis_is_gone(stack: Stack, tmp_path: Path) -> None:
         at_work.watch("new key of the service", lambda: at_work.ask(key=next(fresh)), 0.3)
         assert together()
         for fault in (stopped, Stack.frozen, Stack.cut_off):
-            began = time.monotonic()
-            with fault(stack, "redis"):
-                time.sleep(WHILE)
+            with at_work.during(f"redis {fault.__name__}", fault(stack, "redis")) as began:
+                at_work.go_on(began)
                 assert not together()
-                ended = time.monotonic()
             until(together)
-            print(f"counted together again {time.monotonic() - ended:.1f} s after")
-            at_work.recover(f"redis {fault.__name__}", began, ended)
-    for asker in at_work.askers.values():
-        assert set(asker.since()) == {200} and asker.longest() < 5
+    assert {answer for asker in at_work.askers.values() for answer in asker.since()} == {200}
 
 
 def test_postgresql_is_stopped_and_frozen(stack: Stack, tmp_path: Path) -> None:
     with load(stack, tmp_path) as at_work:
-        for fault, seconds in ((stopped, WHILE), (Stack.frozen, FROZEN)):
-            began = time.monotonic()
-            with fault(stack, "postgres"):
-                time.sleep(seconds)
-                ended = time.monotonic()
-            at_work.recover(f"postgres {fault.__name__}", began, ended)
+        for fault in (stopped, Stack.frozen):
+            with at_work.during(f"postgres {fault.__name__}", fault(stack, "postgres")) as began:
+                # Past the gate MLflow waits for its own database; the gate itself does not.
+                at_work.go_on(began, *at_work.strangers, times=5, seconds=FROZEN)
     for asker in at_work.askers.values():
-        assert set(asker.since()) <= {200, 500, 503} and asker.longest() < FROZEN + 15
-    # Past the gate MLflow waits for its own database; the gate itself does not wait for its own.
-    assert max(asker.longest() for asker in at_work.strangers) < BOUND
+        assert set(asker.since()) <= {200, 500, 503}
 
 
 def test_the_auth_service_is_cut_off_and_frozen(stack: Stack, tmp_path: Path) -> None:
     known = stack.service_key()
-    fresh = iter([stack.service_key() for _ in range(600)])
+    fresh = iter([stack.service_key() for _ in range(1000)])
 
     def unknown() -> Any:
         status, headers, _ = stack.request("nginx", "GET", EXPERIMENT, key=next(fresh))
@@ -368,30 +377,26 @@ def test_the_auth_service_is_cut_off_and_frozen(stack: Stack, tmp_path: Path) ->
         for fault in (Stack.cut_off, Stack.frozen):
             until(at_work.good)
             verified = stack.service_key()
-            began = time.monotonic()
             assert at_work.ask(key=verified) == 200
-            with fault(stack, "auth"):
+            with at_work.during(f"auth {fault.__name__}", fault(stack, "auth")) as began:
                 until(lambda b=began: (503, True) in of_service.since(b))
+                assert at_work.ask(key=verified) == 200
+                # Those who ask for unknown keys don't wait for the end of it.
+                until(lambda b=began: of_service.since(b)[(503, True)] > 9, PATIENCE)
                 if fault is Stack.cut_off:
-                    until(lambda k=verified: at_work.ask(key=k) != 200, 90)
+                    until(lambda k=verified: at_work.ask(key=k) != 200, PATIENCE)
                     print(f"known for {time.monotonic() - began:.0f} s")
-                    assert 45 < time.monotonic() - began < 75
-                else:
-                    time.sleep(WHILE)
-                    assert at_work.ask(key=verified) == 200
-                ended = time.monotonic()
-            at_work.recover(f"auth {fault.__name__}", began, ended)
-    assert set(of_service.since()) == {200, (503, True)} and of_service.longest() < 8
+    assert set(of_service.since()) == {200, (503, True)}
     for name in ("read", "log", "upload"):
         assert set(at_work.askers[name].since()) == {200}
 
 
 def test_nginx_is_restarted(stack: Stack, tmp_path: Path) -> None:
-    with load(stack, tmp_path) as at_work:
-        began = time.monotonic()
-        with stopped(stack, "nginx"):
-            time.sleep(1)
-        at_work.recover("nginx restarted", began, time.monotonic())
+    with (
+        load(stack, tmp_path) as at_work,
+        at_work.during("nginx restarted", stopped(stack, "nginx")),
+    ):
+        time.sleep(1)
     assert not [text for client in at_work.clients for text in client.failures]
 
 
@@ -403,13 +408,10 @@ def test_one_replica_is_cut_off_from_all_but_nginx(stack: Stack, tmp_path: Path)
         return stack.ask(replica, "GET", HEALTH, key=admin)[0]
 
     with load(stack, tmp_path) as at_work:
-        began = time.monotonic()
-        with stack.cut_off("mlflow-1"):
+        with at_work.during("mlflow-1 cut off", stack.cut_off("mlflow-1")) as began:
             until(lambda: health("mlflow-1") == 503)
             assert health("mlflow-2") == 200
-            time.sleep(FROZEN)
-            ended = time.monotonic()
-        at_work.recover("mlflow-1 cut off", began, ended)
+            at_work.go_on(began, times=5, seconds=FROZEN)
         until(lambda: health("mlflow-1") == 200)
     for asker in at_work.askers.values():
-        assert set(asker.since()) <= {200, 500, 503} and asker.longest() < BOUND
+        assert set(asker.since()) <= {200, 500, 503}

@@ -39,6 +39,12 @@ def state(container: str) -> dict[str, Any]:
     return json.loads(docker("inspect", container))[0]["State"]  # type: ignore[no-any-return]
 
 
+def listening(container: str, port: int) -> None:
+    """Wait until something in the container does."""
+    connect = f"until exec 3<>/dev/tcp/127.0.0.1/{port}; do sleep 0.1; done 2>/dev/null"
+    docker("exec", container, "bash", "-c", connect)
+
+
 def run(*arguments: str, image: str = IMAGE) -> str:
     return docker("run", "--rm", "--network=none", image, *arguments)
 
@@ -61,8 +67,8 @@ def test_an_image_says_what_it_is_and_holds_no_more_than_it_runs(image: str, lim
 def test_the_client_s_image_has_the_client_alone() -> None:
     listed = run("python", "-c", "import mlflow, mlflow_hokusai_auth", image=CLIENT)
     assert listed == ""
-    lacks = "import importlib.util as u; print([n for n in ('flask', 'numpy') if u.find_spec(n)])"
-    assert run("python", "-c", lacks, image=CLIENT).strip() == "[]"
+    lacks = "import importlib.util as u; print(*map(u.find_spec, ('flask', 'numpy')))"
+    assert run("python", "-c", lacks, image=CLIENT).split() == ["None", "None"]
 
 
 def test_the_entry_command_takes_options_or_a_command() -> None:
@@ -83,13 +89,11 @@ def test_options_reach_the_server_and_it_stops_when_it_is_told() -> None:
         print(f"healthy after {time.monotonic() - started:.0f} s")
         assert "--workers 1 " in docker("top", container, "-eo", "pid,args")
         # The first process is the server itself, not a shell that would swallow the signal.
-        assert (
-            "mlflow server --app-name"
-            in docker("top", container, "-eo", "pid,args").splitlines()[1]
-        )
+        first = docker("top", container, "-eo", "pid,args").splitlines()[1]
+        assert "mlflow server --app-name" in first
         told = time.monotonic()
         docker("kill", "--signal=TERM", container)
-        until(lambda: not state(container)["Running"], 20)
+        until(lambda: not state(container)["Running"])
         print(f"stopped after {time.monotonic() - told:.1f} s")
         assert (state(container)["ExitCode"], state(container)["OOMKilled"]) == (0, False)
 
@@ -98,17 +102,6 @@ def test_a_server_that_does_not_answer_is_unhealthy() -> None:
     quick = ("--health-interval=1s", "--health-start-period=0s", "--health-retries=2")
     with running("--network=none", *quick, IMAGE, "sleep", "60") as container:
         until(lambda: state(container)["Health"]["Status"] == "unhealthy")
-
-
-def test_the_database_s_url_comes_from_a_file_and_shows_nowhere(tmp_path: Any) -> None:
-    secret = tmp_path / "mlflow_backend_store_uri"
-    secret.write_text("sqlite:////tmp/canary.db\n")
-    mount = f"--volume={secret}:/run/secrets/{secret.name}:ro"
-    with running("--network=none", mount, IMAGE, "--workers", "1") as container:
-        until(lambda: state(container)["Health"]["Status"] == "healthy", 120)
-        assert docker("exec", container, "ls", "/tmp/canary.db")
-        assert "canary" not in docker("top", container, "-eo", "pid,args")
-        assert "canary" not in docker("inspect", container) + output(container)
 
 
 #: Counts requests and hangs up without an answer, as a replica that dies in the middle of its work.
@@ -144,12 +137,7 @@ def nginx(stack: Stack) -> Iterator[str]:
     files += [f"--volume={NGINX}/all.conf:/etc/nginx/routes.conf:ro"]
     image = stack.inspect("nginx")["Config"]["Image"]
     with running("--network=none", *hosts, *files, image) as container:
-        listens = (
-            "bash",
-            "-c",
-            "until exec 3<>/dev/tcp/127.0.0.1/80; do sleep 0.1; done 2>/dev/null",
-        )
-        docker("exec", container, *listens)
+        listening(container, 80)
         yield container
 
 
@@ -169,23 +157,15 @@ def test_nothing_is_sent_twice_that_may_have_been_done(nginx: str) -> None:
     beside = f"--network=container:{nginx}"
     # The image's health check would ask it as well.
     with running(beside, "--no-healthcheck", IMAGE, "python", "-c", DYING) as dying:
-        ready = "until exec 3<>/dev/tcp/127.0.0.1/5000; do sleep 0.1; done 2>/dev/null"
-        docker("exec", dying, "bash", "-c", ready)
+        listening(dying, 5000)
 
         def tried() -> list[str]:
             return [line.split()[1] for line in output(dying).splitlines() if "TRIED" in line]
 
         # As both names are one address, the "other" replica is asked if a request is sent twice.
-        for method, body, times in (
-            ("GET", "", 2),
-            ("POST", "{}", 1),
-            ("PATCH", "{}", 1),
-            ("DELETE", "{}", 1),
-            ("DELETE", "", 1),
-        ):
+        cases = [("GET", ""), ("POST", "{}"), ("PATCH", "{}"), ("DELETE", "{}"), ("DELETE", "")]
+        for case in cases:
             before = tried()
             # nginx asks nobody for a while after both have failed.
-            until(
-                lambda m=method, b=body, t=before: send(nginx, m, "/x", b) == 502 and tried() != t
-            )
-            assert tried() == before + [method] * times
+            until(lambda c=case, t=before: send(nginx, c[0], "/x", c[1]) == 502 and tried() != t)
+            assert tried() == before + [case[0]] * (2 if case[0] == "GET" else 1)

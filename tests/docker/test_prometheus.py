@@ -18,11 +18,10 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
-from prometheus_client import REGISTRY
 
-from mlflow_hokusai_auth.backends import metrics as _backend_metrics  # noqa: F401 - declares some
 from mlflow_hokusai_auth.core import keys
-from mlflow_hokusai_auth.server import metrics as _metrics  # noqa: F401 - declares the others
+from tests.docker.stack import until
+from tests.docker.test_alerts import ALERTS, EXPOSED, PROMETHEUS, RECORDED, metrics_in
 from tests.harness import Server, free_port, serve
 
 pytestmark = [
@@ -30,7 +29,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed"),
 ]
 
-FOLDER = Path(__file__).parents[2] / "docker" / "prometheus"
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 
 
@@ -49,10 +47,10 @@ class Prometheus:
     def __init__(self, server: Server, folder: Path) -> None:
         self._port = free_port()
         self._log = folder / "prometheus.log"
-        (folder / "rules.yml").write_text(shortened((FOLDER / "rules.yml").read_text()))
+        (folder / "rules.yml").write_text(shortened((PROMETHEUS / "rules.yml").read_text()))
         (folder / "key").write_text(server.key("metrics:read"))
         # As in docker/prometheus, but for the times, the target and the key's place.
-        config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+        config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         (job,) = config["scrape_configs"]
         assert job["authorization"]["type"] == "Bearer"
@@ -116,13 +114,6 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
         running.process.wait(30)
 
 
-def until(condition: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-
-
 def test_it_reads_the_server_with_the_key_of_its_file(prometheus: Prometheus) -> None:
     target = prometheus.target()
     assert (target["health"], target["lastError"]) == ("up", "")
@@ -134,9 +125,8 @@ def test_it_reads_the_server_with_the_key_of_its_file(prometheus: Prometheus) ->
 
 
 def test_it_sees_what_the_workers_counted_together(server: Server, prometheus: Prometheus) -> None:
-    query = (
-        'sum(hokusai_auth_requests_total{kind="experiments",outcome="allowed",prefix="/mlflow"})'
-    )
+    selector = '{kind="experiments",outcome="allowed",prefix="/mlflow"}'
+    query = f"sum(hokusai_auth_requests_total{selector})"
     for _ in range(40):
         key = server.key("mlflow:read")
         assert server.request("GET", f"/mlflow{EXPERIMENT}", key=key)[0] == 200
@@ -146,31 +136,21 @@ def test_it_sees_what_the_workers_counted_together(server: Server, prometheus: P
     assert [result["value"][1] for result in resets["result"]] == ["0"]
 
 
-def test_metrics_that_the_rules_ask_for_exist(server: Server, prometheus: Prometheus) -> None:
-    there = set(prometheus.ask("label/__name__/values"))
-    rules = yaml.safe_load((FOLDER / "rules.yml").read_text())["groups"]
-    expressions = " ".join(rule["expr"] for group in rules for rule in group["rules"])
-    plain = re.sub(r'"[^"]*"|\{[^}]*\}', "", expressions)
-    asked = set(re.findall(r"(?<![\w:])hokusai_auth_\w+", plain))
+def test_metrics_that_the_rules_ask_for_exist(prometheus: Prometheus) -> None:
+    def there() -> set[str]:
+        return set(prometheus.ask("label/__name__/values"))
+
+    asked = set().union(
+        *(metrics_in(rule["expr"]) for rule in (*ALERTS.values(), *RECORDED.values()))
+    )
     assert len(asked) > 8
     # With labels, a metric begins to exist with its first count.
-    suffixes = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}
-    later = {
-        family.name + suffix
-        for family in REGISTRY.collect()
-        if family.name.startswith("hokusai_auth_")
-        and REGISTRY._names_to_collectors[family.name]._labelnames
-        for suffix in suffixes[family.type]
-    }
-    assert asked <= there | later, asked - there - later
-    assert {
-        "hokusai_auth_requests_total",
-        "hokusai_auth_mode",
-        "hokusai_auth_keys_expiring",
-    } <= there
+    now = {name for name in asked & EXPOSED.keys() if not EXPOSED[name][1]}
+    now |= {"hokusai_auth_requests_total", "hokusai_auth_mode", "hokusai_auth_keys_expiring"}
+    assert now <= there(), now - there()
     # What the rules record exists where there is what it is made of.
-    for name in ("job:hokusai_auth_requests:rate5m", "job_outcome:hokusai_auth_requests:rate5m"):
-        until(lambda name=name: name in prometheus.ask("label/__name__/values"))
+    recorded = {"job:hokusai_auth_requests:rate5m", "job_outcome:hokusai_auth_requests:rate5m"}
+    until(lambda: recorded <= there())
 
 
 def test_every_rule_can_be_evaluated(prometheus: Prometheus) -> None:
@@ -184,7 +164,7 @@ def test_every_rule_can_be_evaluated(prometheus: Prometheus) -> None:
 def test_alerts_tell_of_wrong_keys_and_end_with_them(
     server: Server, prometheus: Prometheus
 ) -> None:
-    assert "KeysNotRecognised" not in prometheus.firing()
+    until(lambda: "KeysNotRecognised" not in prometheus.firing())
 
     def fires() -> bool:
         for _ in range(10):
@@ -205,7 +185,7 @@ def test_alerts_tell_of_wrong_keys_and_end_with_them(
 def test_an_alert_tells_of_a_key_that_is_about_to_end(
     server: Server, prometheus: Prometheus
 ) -> None:
-    assert "KeysExpiring" not in prometheus.firing()
+    until(lambda: "KeysExpiring" not in prometheus.firing())
     soon = time.time() + 86400
     record, _ = server.store.create(owner="x", scopes=["mlflow:read"], expires_at=soon)
     until(lambda: "KeysExpiring" in prometheus.firing())
@@ -222,7 +202,7 @@ def test_prometheus_has_nothing_to_complain_of(prometheus: Prometheus) -> None:
 
 
 def test_an_alert_tells_of_a_server_that_is_gone(server: Server, prometheus: Prometheus) -> None:
-    assert "MlflowDown" not in prometheus.firing()
+    until(lambda: "MlflowDown" not in prometheus.firing())
     server.signal(signal.SIGKILL)
     until(lambda: "MlflowDown" in prometheus.firing())
     assert prometheus.firing()["MlflowDown"]["labels"]["severity"] == "page"

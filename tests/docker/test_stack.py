@@ -34,9 +34,6 @@ def test_a_supplier_registers_a_model_through_the_prefix_alone(
     stack: Stack, supplier_key: str, request: pytest.FixtureRequest
 ) -> None:
     name = f"supplied-{request.node.callspec.indices['supplier_key']}"
-    # The client as it is installed has no server and no data science.
-    lacks = "import importlib.util as u; print([n for n in ('flask', 'numpy') if u.find_spec(n)])"
-    assert stack.client("python", "-c", lacks).stdout.strip() == "[]"
     done = stack.client("python", "/register.py", name, key=supplier_key)
     saw = json.loads(done.stdout)
     assert saw["tracking_uri"] == "http://nginx/api/mlflow"
@@ -49,63 +46,51 @@ def test_a_supplier_registers_a_model_through_the_prefix_alone(
     assert all(f".{11 + number}:5000 200" in stack.logs("nginx") for number in (0, 1))
 
 
-def test_mlflow_s_client_shows_why_it_is_refused(stack: Stack) -> None:
-    done = stack.client("python", "/register.py", "refused", check=False)
-    assert done.returncode == 1
-    assert "RestException: UNAUTHENTICATED" in done.stderr
-    assert "HOKUSAI_API_KEY" in done.stderr
+#: A path, and what is answered without a key and with one, whichever profile is asked.
+ROUTES = [
+    ("/api/mlflow/health", 200, 200),
+    ("/api/mlflow" + EXPERIMENT, 401, 200),
+    ("/api/mlflow/version", 401, 200),
+    ("/api/mlflow/", 303, 200),
+    ("/api/mlflow/static-files/index.html", 401, 200),
+    ("/hokusai/login", 200, 200),
+    ("/hokusai/metrics", 401, 403),
+]
+#: What the first profile leaves to others, and what would be that after the prefix.
+ELSEWHERE = ["/", "/health", EXPERIMENT, "/mlflow" + EXPERIMENT, "/api/mlflowx/health", "/api/"]
+ELSEWHERE += ["/hokusaix", "/api/mlflow/../..//health", "/api/mlflow/%2e%2e/%2e%2e/health"]
 
 
-@pytest.mark.parametrize("service", ["nginx", "nginx-all"])
-@pytest.mark.parametrize(
-    ("path", "status", "with_key"),
-    [
-        ("/api/mlflow/health", 200, 200),
-        ("/api/mlflow" + EXPERIMENT, 401, 200),
-        ("/api/mlflow/version", 401, 200),
-        ("/api/mlflow/", 303, 200),
-        ("/api/mlflow/static-files/index.html", 401, 200),
-        ("/hokusai/login", 200, 200),
-        ("/hokusai/metrics", 401, 403),
-    ],
-)
-def test_both_profiles_route_the_prefix_and_the_pages(
-    stack: Stack, service: str, path: str, status: int, with_key: int
-) -> None:
-    accept = {"Accept": "text/html"} if path == "/api/mlflow/" else {}
-    assert stack.request(service, "GET", path, headers=accept)[0] == status
+def test_both_profiles_route_the_prefix_and_the_pages(stack: Stack) -> None:
+    key, wrong = stack.key("mlflow:read"), []
+    for service in ("nginx", "nginx-all"):
+        for path, *expected in ROUTES:
+            accept = {"Accept": "text/html"} if path == "/api/mlflow/" else {}
+            got = [
+                stack.request(service, "GET", path, key=given, headers=accept)[0]
+                for given in (None, key)
+            ]
+            if got != expected:
+                wrong.append(f"{service} {path}: {got}, not {expected}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_prefix_profile_routes_nothing_else(stack: Stack) -> None:
+    wrong = []
+    for path in ELSEWHERE:
+        status, headers, body = stack.request("nginx", "GET", path, key=stack.key("mlflow:read"))
+        if (status, headers["server"]) != (404, "nginx") or b"nginx" not in body:
+            wrong.append(f"{path}: {status} {headers} {body[:200]!r}")
+    assert not wrong, "MLflow was asked:\n" + "\n".join(wrong)
+
+
+def test_the_other_profile_routes_everything(stack: Stack) -> None:
     key = stack.key("mlflow:read")
-    assert stack.request(service, "GET", path, key=key, headers=accept)[0] == with_key
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/",
-        "/health",
-        EXPERIMENT,
-        "/mlflow" + EXPERIMENT,
-        "/api/mlflowx/health",
-        "/api/",
-        "/hokusaix",
-    ]
-    # Not by way of the prefix either.
-    + ["/api/mlflow/../..//health", "/api/mlflow/%2e%2e/%2e%2e/health"],
-)
-def test_the_prefix_profile_routes_nothing_else(stack: Stack, path: str) -> None:
-    status, headers, body = stack.request("nginx", "GET", path, key=stack.key("mlflow:read"))
-    assert (status, headers["server"]) == (404, "nginx")
-    assert b"nginx" in body, "MLflow was asked"
-
-
-@pytest.mark.parametrize("prefix", ["", "/mlflow", "/api/mlflow"])
-def test_the_other_profile_routes_everything(stack: Stack, prefix: str) -> None:
-    key = stack.key("mlflow:read")
-    assert stack.request("nginx-all", "GET", prefix + EXPERIMENT)[0] == 401
-    assert stack.request("nginx-all", "GET", prefix + EXPERIMENT, key=key)[0] == 200
-    assert stack.request("nginx-all", "GET", prefix + "/health")[0] == 200
-    status, _, page = stack.request("nginx-all", "GET", prefix + "/", key=key)
-    assert status == 200 and b"<title>MLflow" in page
+    for prefix in ("", "/mlflow", "/api/mlflow"):
+        asked = ((EXPERIMENT, None), (EXPERIMENT, key), ("/health", None), ("/", key))
+        got = [stack.request("nginx-all", "GET", prefix + path, key=k) for path, k in asked]
+        assert [status for status, *_ in got] == [401, 200, 200, 200], prefix
+        assert b"<title>MLflow" in got[-1][2], prefix
 
 
 #: Prints when a request was sent and what came of it, each on a connection of its own.
@@ -126,7 +111,7 @@ while True:
 def watched(stack: Stack, replica: str, key: str) -> Iterator[list[tuple[float, int]]]:
     """What the replica answers to this key, past nginx, while the context lasts."""
     seen: list[tuple[float, int]] = []
-    command = ["docker", "exec", "--interactive", stack.container(replica), "timeout", "60"]
+    command = ["docker", "exec", "--interactive", stack.container(replica), "timeout", "180"]
     watcher = subprocess.Popen(
         [*command, "python", "-c", WATCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -144,9 +129,7 @@ def watched(stack: Stack, replica: str, key: str) -> Iterator[list[tuple[float, 
         watcher.wait()
 
 
-def test_a_key_revoked_on_one_replica_is_refused_by_the_other_within_a_second(
-    stack: Stack,
-) -> None:
+def test_a_key_revoked_on_one_replica_is_refused_by_the_other_once_it_says_so(stack: Stack) -> None:
     made = stack.new_key("mlflow:read")
     admin = stack.key("mlflow:admin")
     through_nginx: list[int] = []
@@ -163,18 +146,15 @@ def test_a_key_revoked_on_one_replica_is_refused_by_the_other_within_a_second(
         with watched(stack, "mlflow-2", made["key"]) as seen:
             # Enough for both workers to have the key in their caches.
             until(lambda: len(seen) > 20 and len(through_nginx) > 5)
-            status, _ = stack.ask("mlflow-1", "DELETE", f"{KEYS}/{made['key_id']}", key=admin)
+            path = f"{KEYS}/{made['key_id']}?wait=true"
+            assert stack.ask("mlflow-1", "DELETE", path, key=admin)[0] == 200
             answered = time.time()
-            assert status in (200, 204)
-            until(lambda: seen[-1][0] > answered + 2 and len(seen) > 30)
+            until(lambda: sum(sent > answered for sent, _ in seen) > 12)
     finally:
         over.set()
         asking.join()
-    assert {status for _, status in seen} == {200, 401}
-    late = max(sent for sent, status in seen if status == 200) - answered
-    print(f"refused by all of mlflow-2 {late:+.2f} s after mlflow-1 had answered")
-    assert late < 1
-    assert set(through_nginx) == {200, 401}
+    assert {status for sent, status in seen if sent > answered} == {401}
+    assert {status for _, status in seen} == {200, 401} == set(through_nginx)
 
 
 #: A supplier's script: a random file of `size` MiB up and down again, never whole in memory.

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
+from bench import store as bench_store
+from bench.rows import EXPERIMENT
 from mlflow_hokusai_auth.backends.tables import KEYS
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.server.api import SETTLED
-from tests.bench import store as bench_store
-from tests.bench.rows import EXPERIMENT
 from tests.harness import Server
 
 CLIENTS = 8

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import pytest
 
+from bench import engines
+from bench.probes import Side
 from mlflow_hokusai_auth.server.api import SETTLED
-from tests.bench import engines
-from tests.bench.probes import Side
 from tests.harness import SERVERS, serve
 from tests.soak.clients import Clients
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.bench import load, micro
+from bench import load, micro
 from tests.harness import Server
 
 EXPERIMENT = f"{micro.STATIC}?experiment_id=0"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from tests.bench import page
-from tests.bench import store as bench_store
-from tests.bench.goals import Found
-from tests.bench.peers import BARE, GATE
-from tests.bench.rows import interval, ratio
+from bench import page
+from bench import store as bench_store
+from bench.goals import Found
+from bench.peers import BARE, GATE
+from bench.rows import interval, ratio
 
 PAGE = page.PAGE.with_name("benchmarks.md")
 RATES = ["contender", "req/s", "to bare", "ours to it", "p50 ms", "p99 ms", "µs CPU", "CPU to bare"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-from tests.bench.peers import BARE, BASIC, GATE
-from tests.bench.rows import interval, ratio
+from bench.peers import BARE, BASIC, GATE
+from bench.rows import interval, ratio
 
 #: One worker; the least of the gate's throughput / bare MLflow's.
 TO_BARE = {"experiments/get": 1.25, "log-batch": 1.25, "version": 1.5}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import goals, micro, page, peers, store
+from bench import goals, micro, page, peers, store
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_every_contender_is_measured(tmp_path: Path) -> None:
     """Those that are installed; what each answers is told where it is not what it should be."""
     target = tmp_path / "bench.json"
     few = ("--rounds", "1", "--seconds", "0.5", "--only", "1 worker: no key")
-    command = [sys.executable, "-m", "tests.bench", *few, "--json", str(target)]
+    command = [sys.executable, "-m", "bench", *few, "--json", str(target)]
     done = subprocess.run(command, cwd=peers.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " answered " not in done.stdout
@@ -54,7 +54,7 @@ def test_a_goal_is_missed_where_a_peer_is_faster() -> None:
 def test_every_figure_of_the_page_is_measured(tmp_path: Path) -> None:
     target = tmp_path / "scale.json"
     few = ("--configurations", "1", "--rounds", "1", "--seconds", "0.5", "--keys", "1000")
-    command = [sys.executable, "-m", "tests.bench.scale", *few, "--json", str(target)]
+    command = [sys.executable, "-m", "bench.scale", *few, "--json", str(target)]
     done = subprocess.run(command, cwd=page.PAGE.parent.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(target.read_text())

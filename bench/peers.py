@@ -16,6 +16,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench import issuer, micro, nginx
-from tests.bench.rows import RUN, Row, new_run
+from bench import issuer, micro, nginx
+from bench.rows import RUN, Row, new_run
 from tests.harness import START_TIMEOUT, Server, environment, free_port, serve
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 #: Of the environment that `make bench` makes for them.
 PYTHON = ROOT / ".venv-peers/bin/python"
 BARE = "bare MLflow"
@@ -140,10 +141,10 @@ class _Start:
 
     def _mlflow(self, name: str, app: str | None, **environ: str) -> Server:
         options = ("--workers", str(self._workers), "--uvicorn-opts", f"--http {self._http}")
+        python = sys.executable if app in (None, GATE) else str(PYTHON)
+        # Not forked: what is measured is what an operator starts.
         server = self._stack.enter_context(
-            serve(self._folder / name, options, app=app, **environ)
-            if app in (None, GATE)
-            else serve(self._folder / name, options, app=app, python=str(PYTHON), **environ)
+            serve(self._folder / name, options, app=app, started=True, python=python, **environ)
         )
         _wait(server, self._workers)
         return server
@@ -191,7 +192,7 @@ class _Start:
 
     def _application(self, name: str, mlflow: Server) -> Server:
         port = free_port()
-        command = [str(PYTHON), "-m", "uvicorn", f"tests.bench.proxies:{name}"]
+        command = [str(PYTHON), "-m", "uvicorn", f"bench.proxies:{name}"]
         command += ["--http", self._http, "--workers", str(self._workers), "--port", str(port)]
         environ = {"BENCH_KEYS": str(self._folder / "keys.db"), "BENCH_MLFLOW": mlflow.origin}
         return self._program(name, port, command, self._workers, **environ)

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import engines, load
+from bench import store as bench_store
+from bench.rows import EXPERIMENT
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.patience import client
-from tests.bench import engines, load
-from tests.bench import store as bench_store
-from tests.bench.rows import EXPERIMENT
 from tests.harness import Server
 
 #: As long as a key, and another one each time.

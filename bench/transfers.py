@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.bench.peers import Contender
+from bench.peers import Contender
 
 PATH = "/api/2.0/mlflow-artifacts/artifacts/bench.bin"
 SIZES = (1, 300, 1024)

@@ -22,8 +22,8 @@ os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="bench
 
 import mlflow.server
 
-from tests.bench import goals, load, micro, peers, report, store, transfers
-from tests.bench.rows import CONNECTIONS, LOG_BATCH, RUN, Row, log_batch, machine
+from bench import goals, load, micro, peers, report, store, transfers
+from bench.rows import CONNECTIONS, LOG_BATCH, RUN, Row, log_batch, machine
 
 #: How each contender's servers are started: workers, and what reads HTTP.
 SERVERS = {
@@ -50,7 +50,7 @@ _READING = ("experiments/get", "no key: 401", "wrong key: 401")
 
 def main() -> None:
     """Measure, print and write the results."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where to write them")
     parser.add_argument("--rounds", type=int, default=3, help="of all contenders (default 3)")
     parser.add_argument("--seconds", type=float, default=1, help="of load, each time (default 1)")
@@ -65,7 +65,7 @@ def main() -> None:
     os.sched_setaffinity(0, {cores[0]})
     result: dict[str, Any] = {
         "machine": {
-            "Command": f"python -m tests.bench --rounds {options.rounds} --seconds {options.seconds:g}",
+            "Command": f"python -m bench --rounds {options.rounds} --seconds {options.seconds:g}",
             **machine(
                 f"servers on {cores[-1]}, load on {cores[0]}",
                 "mlflow server --workers N --uvicorn-opts '--http h11' (or httptools, where a row says "

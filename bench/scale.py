@@ -21,11 +21,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from bench import engines, growth, load, micro, page, probes
+from bench import store as bench_store
+from bench.rows import CONNECTIONS, LOG_BATCH, Row, log_batch, machine, new_run, side
+from bench.store import PROGRAMS
 from mlflow_hokusai_auth.backends.local import LocalStore
-from tests.bench import engines, growth, load, micro, page, probes
-from tests.bench import store as bench_store
-from tests.bench.rows import CONNECTIONS, LOG_BATCH, Row, log_batch, machine, new_run, side
-from tests.bench.store import PROGRAMS
 from tests.harness import serve
 
 #: Replicas, and the workers of each.
@@ -46,7 +46,7 @@ def rows(run_id: str, limited: str) -> list[Row]:
 
 def main() -> None:
     """Measure, print and write the results."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.scale", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("scale.json"), help="where to write them")
     parser.add_argument("--rounds", type=int, default=3, help="bare, gate, bare, … (default 3)")
     parser.add_argument(
@@ -60,7 +60,7 @@ def main() -> None:
         parser.error("PostgreSQL and Redis are needed: make programs")
     if options.docs and (options.keys, options.configurations) != (10**5, len(CONFIGURATIONS)):
         parser.error("docs/scale.md tells of 100000 keys and of all configurations")
-    command = f"python -m tests.bench.scale --rounds {options.rounds} --seconds {options.seconds:g}"
+    command = f"python -m bench.scale --rounds {options.rounds} --seconds {options.seconds:g}"
     result: dict[str, Any] = {
         "machine": {
             "Command": command,
@@ -145,8 +145,10 @@ def _contenders(
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
 
         def start(name: str, app: str | None, **environ: str) -> probes.Side:
+            # Not forked: what is measured is what an operator starts.
+            environ |= {"PGAPPNAME": name}
             servers = (
-                serve(Path(folder) / f"{name}{number}", options, app=app, PGAPPNAME=name, **environ)
+                serve(Path(folder) / f"{name}{number}", options, app=app, started=True, **environ)
                 for number in range(replicas)
             )
             return probes.Side(name, [stack.enter_context(server) for server in servers])

@@ -1,4 +1,4 @@
-"""Takes docs/pictures/keys.png anew: `python -m tests.docs.picture`. Needs Chromium."""
+"""Takes docs/pictures/keys.png anew: `python -m docs.picture`. Needs Chromium."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from tests.docs.pages import DOCS
 from tests.harness import Server, serve
 
-PICTURE = DOCS / "pictures" / "keys.png"
+PICTURE = Path(__file__).parent / "pictures" / "keys.png"
 _DAY = 86400
 
 

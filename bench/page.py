@@ -1,4 +1,4 @@
-"""docs/scale.md: the figures that `tests.bench.scale` found, put where the page has places for them.
+"""docs/scale.md: the figures that `bench.scale` found, put where the page has places for them.
 
 A figure stands in the text as `<!--name-->figure<!--/-->`, the tables between `<!-- figures -->` and
 `<!-- /figures -->`, so that another run replaces them and nothing else.
@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.bench.rows import interval, ratio
+from bench.rows import interval, ratio
 
-PAGE = Path(__file__).parent.parent.parent / "docs/scale.md"
+PAGE = Path(__file__).parent.parent / "docs/scale.md"
 #: Of PostgreSQL, unless it is told otherwise.
 MAX_CONNECTIONS = 100
 #: Connections that a worker may have to the key store: SQLAlchemy's pool of 5 and 10 more.

@@ -11,8 +11,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tests.bench import load
-from tests.bench.store import PROGRAMS
+from bench import load
+from bench.store import PROGRAMS
 from tests.conftest import Postgresql, redis_server
 from tests.harness import free_port
 

@@ -9,6 +9,8 @@ from functools import partial
 import sqlalchemy as sa
 from alembic import command
 
+from bench import store as bench_store
+from bench.engines import Postgres
 from mlflow_hokusai_auth.backends.cache import CachedBackend
 from mlflow_hokusai_auth.backends.database import _alembic_config
 from mlflow_hokusai_auth.backends.local import LocalStore
@@ -19,8 +21,6 @@ from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.types import Allow, Principal
 from mlflow_hokusai_auth.server.limits import Limits
-from tests.bench import store as bench_store
-from tests.bench.engines import Postgres
 
 #: Keys that were used since the counts were last written.
 USED = 1_000
