@@ -66,13 +66,11 @@ def test_the_counts_go_with_the_time(store: LocalStore, clock: time_machine.Trav
     assert store.counts(WEEK) == ({**NONE, "active": 1, "expired": 2}, 0)
 
 
-@pytest.mark.parametrize(("within", "soon"), [(0.0, 0), (DAY - 1, 0), (DAY, 1), (10 * DAY, 2)])
-def test_soon_is_as_long_as_one_says(
-    store: LocalStore, clock: time_machine.Traveller, within: float, soon: int
-) -> None:
+def test_soon_is_as_long_as_one_says(store: LocalStore, clock: time_machine.Traveller) -> None:
     for ends in (DAY, 2 * DAY, None):
         made(store, ends=ends)
-    assert store.counts(within)[1] == soon
+    for within, soon in ((0.0, 0), (DAY - 1, 0), (DAY, 1), (10 * DAY, 2)):
+        assert store.counts(within)[1] == soon
 
 
 def test_a_store_that_can_t_be_asked_says_so(store: LocalStore) -> None:

@@ -18,6 +18,8 @@ from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.tables import USES
 from mlflow_hokusai_auth.backends.uses import HOURS, KEPT, UseCounter, by_hour
 
+#: Seconds after which something is wrong, however busy the machine is.
+LONG = 60
 #: The beginning of an hour.
 START = 1_800_000_000 - 1_800_000_000 % 3600
 
@@ -193,19 +195,19 @@ def test_the_last_write_waits_for_one_that_is_under_way(
 
     def slowly(counts: Counter[tuple[str, int]]) -> None:
         began.set()
-        assert go_on.wait(10)
+        assert go_on.wait(LONG)
         write(counts)
 
     monkeypatch.setattr(counter._batch, "_write", slowly)
     use(counter, key_id)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(counter.write)
-        assert began.wait(10)
+        assert began.wait(LONG)
         last = threads.submit(counter.write)
         assert wait([last], 0.2).not_done
         go_on.set()
-        first.result(10)
-        last.result(10)
+        first.result(LONG)
+        last.result(LONG)
     assert total(store, key_id) == 1
 
 
@@ -315,7 +317,7 @@ def test_uses_are_written_in_the_background(
     for expected in (1, 2):
         use(counter, key_id)
         writers.add(counter._batch._writer)
-        ends = time.monotonic() + 10
+        ends = time.monotonic() + LONG
         while total(store, key_id) < expected and time.monotonic() < ends:
             time.sleep(0.01)
         assert total(store, key_id) == expected
