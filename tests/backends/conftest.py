@@ -7,9 +7,21 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import time_machine
 
 from mlflow_hokusai_auth.backends.local import LocalStore
 from tests.conftest import Postgresql
+
+#: Seconds after which something is wrong, however busy the machine is.
+LONG = 60
+#: When these tests are that have a `clock`: the beginning of an hour.
+START = 1_800_000_000
+
+
+@pytest.fixture
+def clock() -> Iterator[time_machine.Traveller]:
+    with time_machine.travel(START, tick=False) as traveller:
+        yield traveller
 
 
 @pytest.fixture(scope="session")

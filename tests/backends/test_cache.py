@@ -19,14 +19,14 @@ from mlflow_hokusai_auth.backends import BackendUnavailable, NoVerdict, Throttle
 from mlflow_hokusai_auth.backends.cache import CachedBackend
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
+from .conftest import LONG
+
 ALICE = Principal("key_a", "alice", frozenset({"mlflow:read"}))
 REVOKED = replace(ALICE, revoked_at=1.0)
 HERE = "192.0.2.1"
 SECRET = b"a secret of the servers"
 DOWN = BackendUnavailable("down")
 TTL, STALE = 60, 600
-#: Seconds after which something is wrong, however busy the machine is.
-LONG = 60
 
 
 class Clock:

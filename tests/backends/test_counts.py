@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -13,16 +12,11 @@ from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.records import STATES
 
-START = 1_800_000_000.0
+from .conftest import START
+
 DAY = 86400.0
 WEEK = 7 * DAY
 NONE = dict.fromkeys(STATES, 0)
-
-
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(START, tick=False) as traveller:
-        yield traveller
 
 
 def made(store: LocalStore, ends: float | None = None) -> str:

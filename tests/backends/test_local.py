@@ -35,16 +35,11 @@ from mlflow_hokusai_auth.backends.tables import AUDIT, KEYS
 from mlflow_hokusai_auth.core import keys, scopes
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
+from .conftest import START
+
 OPERATOR = Actor("Operator", "key_op", "192.0.2.7", "r-1")
-START = 1_800_000_000.0
 
 sqlite_only = pytest.mark.parametrize("database_uri", ["sqlite"], indirect=True)
-
-
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(START, tick=False) as traveller:
-        yield traveller
 
 
 def made(store: LocalStore, *names: str, **fields: Any) -> str:
@@ -61,15 +56,6 @@ def refused(error: type[Exception], call: Callable[[], object], words: str = "."
 
 def ids(store: LocalStore, **which: Any) -> list[str]:
     return [record.key_id for record in store.each(KeyFilter(**which))]
-
-
-def test_a_made_key_is_found_by_its_text_alone(store: LocalStore) -> None:
-    record, key = store.create(owner="ACME", scopes=["mlflow:write", "mlflow:read"], name="ci")
-    principal = store.lookup(key)
-    assert isinstance(principal, Principal)
-    assert (principal.key_id, principal.owner) == (record.key_id, "ACME")
-    assert principal.scopes == {"mlflow:read", "mlflow:write"}
-    assert store.lookup(keys.generate()) == Rejected()
 
 
 @sqlite_only

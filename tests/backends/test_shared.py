@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,7 +24,9 @@ from mlflow_hokusai_auth.core.types import Principal, Rejected  # noqa: E402
 from tests.conftest import redis_server  # noqa: E402
 from tests.harness import free_port  # noqa: E402
 
-from .test_cache import ALICE, HERE, LONG, SECRET, Clock, Memory, Service  # noqa: E402
+from .conftest import LONG  # noqa: E402
+from .test_cache import ALICE, HERE, SECRET, Clock, Memory, Service  # noqa: E402
+from .test_service import certificate  # noqa: E402, F401 - a fixture
 
 DIGEST = bytes(range(32))
 FULL = Principal(
@@ -342,25 +343,18 @@ def test_without_redis_py_it_says_what_to_install() -> None:
     assert "pip install 'mlflow-hokusai-auth[redis]'" in done.stderr
 
 
-def test_regression_32_only_a_verified_redis_is_spoken_to(tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        + ["-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-        + ["-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-    )
+def test_regression_32_only_a_verified_redis_is_spoken_to(
+    tmp_path: Path,
+    certificate: Path,  # noqa: F811
+) -> None:
     port = free_port()
     tls = ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"]
-    files = ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    files = ["--tls-cert-file", str(certificate), "--tls-key-file", str(certificate)]
     with redis_server(tmp_path, *tls, *files):
         for address, trusted, expected in (
-            ("localhost", True, True),
-            ("localhost", False, False),
-            ("127.0.0.1", True, False),  # not the certificate's name
+            ("127.0.0.1", True, True),
+            ("127.0.0.1", False, False),
+            ("localhost", True, False),  # not the certificate's name
         ):
             query = f"?ssl_ca_certs={certificate}" if trusted else ""
             cache = SharedCache(f"rediss://{address}:{port}{query}", budget=LONG)

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
@@ -18,21 +17,12 @@ from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.tables import USES
 from mlflow_hokusai_auth.backends.uses import HOURS, KEPT, UseCounter, by_hour
 
-#: Seconds after which something is wrong, however busy the machine is.
-LONG = 60
-#: The beginning of an hour.
-START = 1_800_000_000 - 1_800_000_000 % 3600
+from .conftest import LONG, START
 
 
 @pytest.fixture(autouse=True)
 def nothing_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "INTERVAL", 3600)
-
-
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(START, tick=False) as traveller:
-        yield traveller
 
 
 def made(store: LocalStore, owner: str = "ACME") -> str:
