@@ -49,19 +49,6 @@ def rename(store: LocalStore, old: str, new: str) -> None:
         change.connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
 
 
-def test_uses_add_up_over_processes(store: LocalStore) -> None:
-    one, two = UseCounter(store.database), UseCounter(LocalStore(store_uri(store)).database)
-    key_id, other = made(store), made(store)
-    use(one, key_id, 3)
-    use(two, key_id, 4)
-    use(two, other, 1)
-    for counter in (one, two, one, two):
-        counter.write()
-    use(one, key_id, 5)
-    one.write()
-    assert (total(store, key_id), total(store, other)) == (12, 1)
-
-
 def store_uri(store: LocalStore) -> str:
     return store.database.engine.url.render_as_string(hide_password=False)
 
@@ -98,16 +85,6 @@ def test_the_last_use_is_known_to_the_minute(
     use(counter, key_id)
     counter.write()
     assert store.get(key_id).last_used_at == START + 360
-
-
-def test_uses_are_kept_by_the_minute(store: LocalStore, clock: time_machine.Traveller) -> None:
-    counter = UseCounter(store.database)
-    key_id = made(store)
-    for _ in range(4):
-        use(counter, key_id)
-        clock.shift(30)
-    counter.write()
-    assert minutes(store) == {(key_id, START // 60): 2, (key_id, START // 60 + 1): 2}
 
 
 def test_uses_are_told_by_the_hour(store: LocalStore, clock: time_machine.Traveller) -> None:
