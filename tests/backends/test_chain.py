@@ -9,6 +9,7 @@ import pytest
 from mlflow_hokusai_auth.backends import BackendUnavailable, Throttled
 from mlflow_hokusai_auth.backends.chain import Chain
 from mlflow_hokusai_auth.core.types import Principal, Rejected
+from tests.core.rows import agree, each
 
 ALICE = Principal("key_a", "alice", frozenset({"mlflow:read"}))
 BOB = Principal("key_b", "bob", frozenset({"mlflow:read"}))
@@ -40,9 +41,11 @@ def test_an_empty_chain_is_refused() -> None:
         Chain([])
 
 
-@pytest.mark.parametrize(
-    ("remembered", "expected"),
-    [
+def test_peek() -> None:
+    def peek(remembered: tuple[Answer | None, ...]) -> Answer | None:
+        return Chain([Fixed(RuntimeError(), answer) for answer in remembered]).peek("key", HERE)
+
+    rows = [
         ((ALICE, BOB), ALICE),
         ((ALICE, None), ALICE),
         ((None, BOB), None),
@@ -53,16 +56,17 @@ def test_an_empty_chain_is_refused() -> None:
         ((Rejected("first"), Rejected("last")), Rejected("last")),
         ((Rejected("first"), Rejected()), Rejected("first")),
         ((Rejected(), Rejected()), Rejected()),
-    ],
-)
-def test_peek(remembered: tuple[Answer | None, ...], expected: Answer | None) -> None:
-    chain = Chain([Fixed(RuntimeError(), answer) for answer in remembered])
-    assert chain.peek("key", HERE) == expected
+    ]
+    agree(peek, rows)
 
 
-@pytest.mark.parametrize(
-    ("answers", "expected", "asked"),
-    [
+def test_lookup() -> None:
+    def check(answers: tuple[Answer, ...], expected: Answer, asked: int) -> None:
+        links = [Fixed(answer) for answer in answers]
+        assert Chain(links).lookup("key", HERE) == expected
+        assert [link.asked for link in links] == [[("key", HERE)]] * asked + [[]] * (2 - asked)
+
+    rows = [
         ((ALICE, BOB), ALICE, 1),
         ((replace(ALICE, revoked_at=1.0), ALICE), replace(ALICE, revoked_at=1.0), 1),
         ((replace(ALICE, expires_at=1.0), ALICE), replace(ALICE, expires_at=1.0), 1),
@@ -70,20 +74,16 @@ def test_peek(remembered: tuple[Answer | None, ...], expected: Answer | None) ->
         ((Rejected("first"), Rejected("last")), Rejected("last"), 2),
         ((Rejected("first"), Rejected()), Rejected("first"), 2),
         ((Rejected(), Rejected()), Rejected(), 2),
-    ],
-)
-def test_lookup(answers: tuple[Answer, ...], expected: Answer, asked: int) -> None:
-    links = [Fixed(answer) for answer in answers]
-    assert Chain(links).lookup("key", HERE) == expected
-    assert [link.asked for link in links] == [[("key", HERE)]] * asked + [[]] * (2 - asked)
+    ]
+    each(check, rows)
 
 
-@pytest.mark.parametrize("failure", [BackendUnavailable("down"), Throttled("429"), RuntimeError()])
-def test_an_authority_that_can_not_be_asked_is_not_passed_over(failure: Exception) -> None:
-    second = Fixed(ALICE)
-    with pytest.raises(type(failure)):
-        Chain([Fixed(failure), second]).lookup("key", HERE)
-    assert not second.asked
+def test_an_authority_that_can_not_be_asked_is_not_passed_over() -> None:
+    for failure in (BackendUnavailable("down"), Throttled("429"), RuntimeError()):
+        second = Fixed(ALICE)
+        with pytest.raises(type(failure)):
+            Chain([Fixed(failure), second]).lookup("key", HERE)
+        assert not second.asked
 
 
 def test_what_the_first_rejects_needs_the_second_to_answer() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import email.utils
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -13,23 +14,25 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
+import time_machine
 
 from mlflow_hokusai_auth.backends import BackendUnavailable, Throttled
 from mlflow_hokusai_auth.backends.service import PATH, AuthService
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.types import Principal, Rejected
+from tests import standin
+from tests.core.rows import agree, each
 from tests.standin import Standin
 
-#: Seconds; long enough for a busy machine to answer in, short enough to wait for.
-TIMEOUT = 0.4
-#: Seconds by which a busy machine may be late.
-LATE = 0.6
+from .conftest import LONG
+
+#: Seconds after which a lookup that has no answer is to give up.
+SHORT = 0.4
 GOOD = {"is_valid": True, "key_id": "key_1", "user_id": "acme", "scopes": ["mlflow:write"]}
 
 
@@ -41,13 +44,13 @@ def service() -> Iterator[Standin]:
 
 @pytest.fixture
 def client(service: Standin) -> AuthService:
-    return AuthService(service.url, timeout=5)
+    return AuthService(service.url, timeout=LONG)
 
 
 @pytest.fixture
 def hasty(service: Standin) -> AuthService:
-    """A client that gives up soon, for services that do not answer."""
-    return AuthService(service.url, timeout=TIMEOUT)
+    """A client that gives up soon, and that one lookup which goes on would keep from all others."""
+    return AuthService(service.url, timeout=SHORT, connections=1)
 
 
 def reply(service: Standin, status: int, body: object = GOOD, **headers: str) -> None:
@@ -68,6 +71,27 @@ def unavailable(client: AuthService, key: str | None = None) -> BackendUnavailab
         assert key not in f"{error!r} {vars(error)}"
         error = error.__cause__ or error.__context__
     return refused.value
+
+
+def throttled(client: AuthService) -> float | None:
+    """For how long the client is told to wait, as it must be."""
+    with pytest.raises(Throttled) as refused:
+        client.lookup(keys.generate())
+    return refused.value.retry_after
+
+
+def until(call: Callable[[], object]) -> None:
+    """Wait until `call` is true, however busy the machine is."""
+    ends = time.monotonic() + LONG
+    while not call():
+        assert time.monotonic() < ends
+
+
+def known(client: AuthService, key: str) -> bool:
+    """Whether the service said that it knows `key`; not if it took too long."""
+    with contextlib.suppress(BackendUnavailable):
+        return isinstance(client.lookup(key), Principal)
+    return False
 
 
 # The request
@@ -102,7 +126,7 @@ def test_regression_14_the_default_service_id_is_one_that_the_service_knows(
     assert isinstance(client.lookup(key), Principal)
     caplog.set_level(logging.INFO)
     for wrong in ("ml-platform", "hokusai-data-pipeline", "prediction"):
-        found = AuthService(service.url, service_id=wrong).lookup(key)
+        found = AuthService(service.url, service_id=wrong, timeout=LONG).lookup(key)
         assert found == Rejected("API key not valid for this service")
     # An operator whose every key is rejected must be able to read why.
     assert caplog.text.count("API key not valid for this service") == 3
@@ -130,23 +154,23 @@ def test_regression_20_a_lookup_is_one_call_and_never_a_debit(
     assert client.generation() == client.generation() == 0 and not client.watched
 
 
-@pytest.mark.parametrize("path", ["", "/", "/auth", "/auth/"])
-def test_a_url_may_have_a_path_and_a_slash(service: Standin, path: str) -> None:
-    client = AuthService(service.url + path)
-    expected = path.rstrip("/") + PATH
-    with pytest.raises(BackendUnavailable) if path.strip("/") else contextlib.nullcontext():
-        client.lookup(service.add())
-    assert [call.path for call in service.calls] == [expected]
+def test_a_url_may_have_a_path_and_a_slash(service: Standin) -> None:
+    for path in ("", "/", "/auth", "/auth/"):
+        client = AuthService(service.url + path, timeout=LONG)
+        # The stand-in has nothing below /auth.
+        assert known(client, service.add()) is (path in ("", "/"))
+        assert service.calls[-1].path == path.rstrip("/") + PATH
+    assert len(service.calls) == 4
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["", "auth.example.com", "ftp://auth.example.com", "https://", "https://me:pw@auth.example.com"]
-    + ["https://auth.example.com?x=1", "https://auth.example.com#x", "file:///etc/passwd"],
-)
-def test_a_wrong_url_is_refused_at_once(url: str) -> None:
-    with pytest.raises(ValueError, match="must look like https://"):
-        AuthService(url)
+def test_a_wrong_url_is_refused_at_once() -> None:
+    good = "https://auth.example.com"
+    for url in (
+        *("", "auth.example.com", "ftp://auth.example.com", "https://", "file:///etc/passwd"),
+        *("https://me:pw@auth.example.com", f"{good}?x=1", f"{good}#x"),
+    ):
+        with pytest.raises(ValueError, match="must look like https://"):
+            AuthService(url)
 
 
 # Replies
@@ -175,25 +199,19 @@ def test_a_reply_becomes_a_principal(service: Standin, client: AuthService) -> N
     )
 
 
-@pytest.mark.parametrize(
-    ("fields", "owner", "email"),
-    [
+def test_the_owner_is_the_email_or_the_user_or_the_key(
+    service: Standin, client: AuthService
+) -> None:
+    for fields, owner, address in (
         ({"email": "a@b.c", "user_id": "u"}, "a@b.c", "a@b.c"),
         ({"user": {"email": "a@b.c"}, "user_id": "u"}, "a@b.c", "a@b.c"),
         ({"user_id": "u", "user": {"id": "v"}}, "u", ""),
         ({"user_id": None, "user": {"id": "v"}}, "v", ""),
         ({"user": None, "email": None}, "k", ""),
         ({}, "k", ""),
-    ],
-)
-def test_the_owner_is_the_email_or_the_user_or_the_key(
-    service: Standin, client: AuthService, fields: dict[str, Any], owner: str, email: str
-) -> None:
-    reply(service, 200, {"is_valid": True, "key_id": "k", **fields})
-    found = client.lookup(keys.generate())
-    assert isinstance(found, Principal)
-    assert (found.owner, found.email) == (owner, email)
-    assert found.scopes == found.roles == frozenset()
+    ):
+        reply(service, 200, {"is_valid": True, "key_id": "k", **fields})
+        assert client.lookup(keys.generate()) == Principal("k", owner, frozenset(), email=address)
 
 
 def test_regression_15_a_200_that_says_invalid_is_a_rejection(
@@ -203,88 +221,81 @@ def test_regression_15_a_200_that_says_invalid_is_a_rejection(
     assert client.lookup(keys.generate()) == Rejected("API key expired")
 
 
-@pytest.mark.parametrize("word", ["true", "false", 1, 0, None, [], [True], {}, 1.0])
 def test_regression_15_is_valid_counts_as_a_boolean_only(
-    service: Standin, client: AuthService, word: object
+    service: Standin, client: AuthService
 ) -> None:
-    reply(service, 200, {**GOOD, "is_valid": word})
-    assert "is_valid" in str(unavailable(client))
+    for word in ("true", "false", 1, 0, None, [], [True], {}, 1.0):
+        reply(service, 200, {**GOOD, "is_valid": word})
+        assert "is_valid" in str(unavailable(client)), word
 
 
-@pytest.mark.parametrize("word", ["false", "true", 1, [True], {"a": 1}, None, 0, False])
-def test_regression_16_nobody_is_admin_by_a_word(
-    service: Standin, client: AuthService, word: object
-) -> None:
-    reply(service, 200, {**GOOD, "is_admin": word, "user": {"is_admin": word}})
-    found = client.lookup(keys.generate())
-    assert isinstance(found, Principal) and found.is_admin is False
-
-
-@pytest.mark.parametrize("place", ["top", "user"])
-def test_an_admin_is_one_by_true(service: Standin, client: AuthService, place: str) -> None:
-    flag = {"is_admin": True}
-    reply(service, 200, {**GOOD, **(flag if place == "top" else {"user": flag})})
-    found = client.lookup(keys.generate())
-    assert isinstance(found, Principal) and found.is_admin is True
+def test_regression_16_an_admin_is_one_by_true_only(service: Standin, client: AuthService) -> None:
+    words = ("false", "true", 1, [True], {"a": 1}, None, 0, False)
+    for fields, admin in (
+        *(({"is_admin": word, "user": {"is_admin": word}}, False) for word in words),
+        ({"is_admin": True}, True),
+        ({"user": {"is_admin": True}}, True),
+    ):
+        reply(service, 200, {**GOOD, **fields})
+        found = client.lookup(keys.generate())
+        assert isinstance(found, Principal) and found.is_admin is admin, fields
 
 
 _WRONG_LISTS = ("mlflow:admin", {"mlflow:admin": True}, [{"name": "x"}], [1], [None], [["x"]], 1)
 _WRONG_TEXTS = (1, True, ["x"], {"x": 1}, "a\r\nX-Admin: 1", "\u0000", "\ud800", "x" * 256)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *[("scopes", value) for value in (*_WRONG_LISTS, "", False, {})],
-        *[("roles", value) for value in _WRONG_LISTS],
-        *[("key_id", value) for value in (*_WRONG_TEXTS, None, "", "schlüssel")],
-        *[("user_id", value) for value in _WRONG_TEXTS],
-        *[("email", value) for value in _WRONG_TEXTS],
-        *[("user", value) for value in ("acme", ["x"], 1, False, [], "")],
-        *[("user", {"email": value}) for value in _WRONG_TEXTS],
-        *[("user", {"id": value}) for value in _WRONG_TEXTS],
-        *[("user", {"roles": value}) for value in _WRONG_LISTS],
-    ],
-    ids=lambda value: ascii(value)[:24],
-)
+WRONG = {
+    "scopes": (*_WRONG_LISTS, "", False, {}),
+    "roles": _WRONG_LISTS,
+    "key_id": (*_WRONG_TEXTS, None, "", "schlüssel"),
+    "user_id": _WRONG_TEXTS,
+    "email": _WRONG_TEXTS,
+    "rate_limit_per_hour": (0, -1, True, "5", 1.5, [5]),
+    "user": (
+        *("acme", ["x"], 1, False, [], ""),
+        *({"email": value} for value in _WRONG_TEXTS),
+        *({"id": value} for value in _WRONG_TEXTS),
+        *({"roles": value} for value in _WRONG_LISTS),
+    ),
+}
+
+
 def test_regression_16_a_field_of_the_wrong_shape_is_no_verdict(
-    service: Standin, client: AuthService, field: str, value: object
+    service: Standin, client: AuthService
 ) -> None:
-    reply(service, 200, {**GOOD, field: value})
-    error = str(unavailable(client))
-    assert field.partition("_")[0] in error or isinstance(value, dict)
+    def check(field: str, value: object) -> None:
+        reply(service, 200, {**GOOD, field: value})
+        error = str(unavailable(client))
+        assert field.partition("_")[0] in error or isinstance(value, dict)
+
+    each(check, ((field, value) for field, values in WRONG.items() for value in values))
 
 
-@pytest.mark.parametrize("field", ["is_valid", "key_id"])
-def test_a_field_that_must_be_there(service: Standin, client: AuthService, field: str) -> None:
-    reply(service, 200, {name: value for name, value in GOOD.items() if name != field})
-    assert field in str(unavailable(client))
+#: Bodies that are no object, and some that break a parser.
+NO_OBJECTS = [
+    *(json.dumps(value).encode() for value in ([GOOD], "is_valid", True, 1, None, [], {})),
+    *(b"", b"is_valid: true", b"<html>is_valid: true</html>", b'{"is_valid": true, "key_id": "k"'),
+    json.dumps(GOOD).encode("utf-16"),
+    b'{"is_valid": true, "key_id": "\xff"}',
+    json.dumps(GOOD).encode() * 2,
+    *(b"[" * 60_000, b'{"key_id": ' + b"9" * 5000 + b"}", b'{"is_valid": NaN}', b"\x00"),
+    b"\xef\xbb\xbf{}",
+]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        *[json.dumps(value).encode() for value in ([GOOD], "is_valid", True, 1, None, [], {})],
-        b"",
-        b"is_valid: true",
-        b"<html>is_valid: true</html>",
-        b'{"is_valid": true, "key_id": "k"',
-        json.dumps(GOOD).encode("utf-16"),
-        b'{"is_valid": true, "key_id": "\xff"}',
-        json.dumps(GOOD).encode() * 2,
-    ],
-    ids=lambda body: ascii(body)[:24],
-)
 def test_regression_17_a_200_that_is_no_object_is_no_verdict(
-    service: Standin, client: AuthService, body: bytes
+    service: Standin, client: AuthService
 ) -> None:
-    reply(service, 200, body)
-    unavailable(client)
+    def check(body: bytes) -> None:
+        reply(service, 200, body)
+        unavailable(client)
+
+    each(check, ((body,) for body in NO_OBJECTS))
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
+def test_a_401_is_a_rejection_whatever_it_says(service: Standin, client: AuthService) -> None:
+    for body, reason in (
         ({"is_valid": False, "error": "API key expired"}, "API key expired"),
         ({"detail": "Invalid API key"}, "Invalid API key"),
         ({"detail": [{"msg": "x"}]}, ""),
@@ -292,85 +303,58 @@ def test_regression_17_a_200_that_is_no_object_is_no_verdict(
         (["x"], ""),
         (b"<html>401</html>", ""),
         (b"", ""),
-    ],
-)
-def test_a_401_is_a_rejection_whatever_it_says(
-    service: Standin, client: AuthService, body: object, reason: str
-) -> None:
-    reply(service, 401, body)
-    assert client.lookup(keys.generate()) == Rejected(reason)
+    ):
+        reply(service, 401, body)
+        assert client.lookup(keys.generate()) == Rejected(reason), body
 
 
 _NO_VERDICT = [201, 202, 204, 206, 300, 301, 302, 303, 304, 307, 308, 400, 402, 403, 404, 405, 406]
 _NO_VERDICT += [407, 408, 409, 410, 413, 415, 418, 422, 428, 431, 451, 500, 501, 502, 503, 504, 599]
 
 
-@pytest.mark.parametrize("status", _NO_VERDICT)
-@pytest.mark.parametrize("valid", [True, False])
-def test_regression_18_and_21_every_other_status_is_no_verdict(
-    service: Standin, client: AuthService, status: int, valid: bool
-) -> None:
+def test_regression_18_and_21_every_other_status_is_no_verdict(service: Standin) -> None:
     # Whatever the body says, and though the same key was good a moment ago.
     key = service.add()
-    assert isinstance(client.lookup(key), Principal)
-    reply(service, status, {**GOOD, "is_valid": valid})
-    assert str(status) in str(unavailable(client, key))
+
+    def check(status: int, valid: bool) -> None:
+        # Of its own, as the body of a 204 or 304 stays unread on the connection.
+        client = AuthService(service.url, timeout=LONG)
+        service.behave("strict")
+        assert isinstance(client.lookup(key), Principal)
+        reply(service, status, {**GOOD, "is_valid": valid})
+        assert str(status) in str(unavailable(client, key))
+
+    each(check, itertools.product(_NO_VERDICT, (True, False)))
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_regression_18_a_redirect_is_not_followed(
-    service: Standin, client: AuthService, status: int
-) -> None:
+def test_regression_18_a_redirect_is_not_followed(service: Standin, client: AuthService) -> None:
     with Standin() as other:
         key = other.add()
-        reply(service, status, {}, Location=other.url + PATH)
-        unavailable(client, key)
+        for status in (301, 302, 303, 307, 308):
+            reply(service, status, {}, Location=other.url + PATH)
+            unavailable(client, key)
         assert other.connections == 0
-    assert len(service.calls) == 1
+    assert len(service.calls) == 5
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b'{"detail": "Rate limit exceeded"}', json.dumps(GOOD).encode()]
-)
-def test_regression_18_a_429_is_passed_on_as_one(
-    service: Standin, client: AuthService, body: bytes
-) -> None:
-    reply(service, 429, body, Retry_After="7")
-    with pytest.raises(Throttled) as refused:
-        client.lookup(keys.generate())
-    assert refused.value.retry_after == 7
+def test_regression_18_a_429_is_passed_on_as_one(service: Standin, client: AuthService) -> None:
+    for body in (b"", b'{"detail": "Rate limit exceeded"}', json.dumps(GOOD).encode()):
+        reply(service, 429, body, Retry_After="7")
+        assert throttled(client) == 7
 
 
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        (None, 1),
-        ("", 1),
-        ("0", 1),
-        ("30", 30),
-        (" 30 ", 30),
-        ("3600", 60),
-        ("9" * 5000, 60),
-        ("-5", 1),
-        ("1.5", 1),
-        ("soon", 1),
-        ("nan", 1),
-        ("³", 1),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", 60),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 1),
-        ("Thu, 01 Jan 0001 00:00:00 -0000", 1),
-        ("Fri, 31 Dec 99999 23:59:59 GMT", 1),
-        ("Fri, 31 Dec 2099 23:59:59 +9999", 1),
-    ],
-    ids=lambda value: str(value)[:24],
-)
-def test_retry_after_is_bounded(
-    service: Standin, client: AuthService, header: str | None, expected: float
-) -> None:
-    reply(service, 429, b"", **({} if header is None else {"Retry_After": header}))
-    with pytest.raises(Throttled) as refused:
-        client.lookup(keys.generate())
-    assert refused.value.retry_after == expected
+def test_retry_after_is_bounded(service: Standin, client: AuthService) -> None:
+    def waits(header: str) -> float | None:
+        reply(service, 429, b"", Retry_After=header)
+        return throttled(client)
+
+    seconds = {30: ["30", " 30 "], 60: ["3600", "9" * 5000, "Fri, 31 Dec 9999 23:59:59 GMT"]}
+    seconds[1] = ["", "0", "-5", "1.5", "soon", "nan", "³", "Thu, 01 Jan 1970 00:00:00 GMT"]
+    seconds[1] += ["Thu, 01 Jan 0001 00:00:00 -0000", "Fri, 31 Dec 99999 23:59:59 GMT"]
+    seconds[1] += ["Fri, 31 Dec 2099 23:59:59 +9999"]
+    agree(waits, ((header, wait) for wait, headers in seconds.items() for header in headers))
+    reply(service, 429, b"")
+    assert throttled(client) == 1
 
 
 @pytest.fixture
@@ -383,14 +367,13 @@ def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-@pytest.mark.parametrize("zone", ["GMT", "-0000"])
 @pytest.mark.usefixtures("tokyo")
-def test_retry_after_may_be_a_date(service: Standin, client: AuthService, zone: str) -> None:
-    date = email.utils.formatdate(time.time() + 31, usegmt=True).replace("GMT", zone)
-    reply(service, 429, b"", Retry_After=date)
-    with pytest.raises(Throttled) as refused:
-        client.lookup(keys.generate())
-    assert refused.value.retry_after is not None and 20 < refused.value.retry_after <= 31
+@time_machine.travel(2_000_000_000, tick=False)
+def test_retry_after_may_be_a_date(service: Standin, client: AuthService) -> None:
+    date = email.utils.formatdate(time.time() + 31, usegmt=True)
+    for zone in ("GMT", "-0000"):
+        reply(service, 429, b"", Retry_After=date.replace("GMT", zone))
+        assert throttled(client) == 31
 
 
 def test_an_outage_may_say_how_long_it_lasts(service: Standin, client: AuthService) -> None:
@@ -413,20 +396,19 @@ def test_a_reply_may_come_in_chunks(service: Standin, client: AuthService) -> No
 # What is quoted
 
 
-@pytest.mark.parametrize("status", [400, 403, 422, 500])
-@pytest.mark.parametrize("as_json", [True, False])
 def test_the_service_s_words_are_quoted_short_and_without_the_key(
-    service: Standin, client: AuthService, status: int, as_json: bool
+    service: Standin, client: AuthService
 ) -> None:
     # Of a shape that no pattern of ours knows.
     key = "partner-0123456789-abcdefghij"
     other = keys.generate()
     said = f"unknown service for {key} and {other}\r\n\x1b[31m forged line " + "x" * 5000
-    reply(service, status, {"detail": said} if as_json else said.encode())
-    error = str(unavailable(client, key))
-    assert "unknown service for *** and hk_live_***" in error
-    assert error.isprintable() and other not in error
-    assert len(error) < 240
+    for status, body in itertools.product((400, 403, 422, 500), ({"detail": said}, said.encode())):
+        reply(service, status, body)
+        error = str(unavailable(client, key))
+        assert "unknown service for *** and hk_live_***" in error
+        assert error.isprintable() and other not in error
+        assert len(error) < 240
 
 
 def test_a_rejection_s_words_are_quoted_short_and_without_the_key(
@@ -449,51 +431,42 @@ def test_a_wrong_field_is_named_and_not_shown(service: Standin, client: AuthServ
 # Faults of the network
 
 
-@pytest.mark.parametrize(
-    "kind", ["broken", "html", "truncate", "cut", "oversize", "reset", "hang_up", "garbage"]
-)
 def test_regression_18_a_fault_is_no_verdict_and_passes(
-    service: Standin, client: AuthService, kind: str
+    service: Standin, client: AuthService
 ) -> None:
     key = service.add()
-    started = time.monotonic()
-    service.behave(kind)
-    unavailable(client, key)
-    assert time.monotonic() - started < 2
-    service.behave("strict")
-    assert isinstance(client.lookup(key), Principal)
+    faults = ("broken", "html", "truncate", "cut", "oversize", "reset", "hang_up", "garbage")
+    for kind in faults:
+        service.behave(kind)
+        # It is seen as soon as it is there, and not waited for.
+        assert "took more than" not in str(unavailable(client, key)), kind
+        service.behave("strict")
+        assert isinstance(client.lookup(key), Principal), kind
 
 
 @pytest.mark.parametrize("kind", ["slow", "drip", "drip_headers"])
 def test_regression_18_an_answer_that_takes_too_long_is_given_up(
-    service: Standin, kind: str
+    service: Standin, hasty: AuthService, kind: str
 ) -> None:
-    key = service.add()
-    # One connection, so that one that is still read would be missed by the next lookup.
-    client = AuthService(service.url, timeout=TIMEOUT, connections=1)
-    service.behave(kind, seconds=30 if kind == "slow" else TIMEOUT / 20)
+    key = service.add(extra={"more": "x" * 1000})
+    # Byte after byte comes in time, and the last one after more than a minute.
+    service.behave(kind, seconds=2 * LONG if kind == "slow" else SHORT / 4)
     for _ in range(2):
-        started = time.monotonic()
-        unavailable(client, key)
-        assert TIMEOUT * 0.9 < time.monotonic() - started < TIMEOUT + LATE
-    time.sleep(0.1)
+        unavailable(hasty, key)
     service.behave("strict")
-    assert isinstance(client.lookup(key), Principal)
+    until(lambda: known(hasty, key))
 
 
-def test_the_deadline_is_a_setting(service: Standin) -> None:
+def test_the_deadline_is_a_setting(service: Standin, client: AuthService) -> None:
     key = service.add()
-    service.behave("slow", seconds=TIMEOUT * 1.5)
-    unavailable(AuthService(service.url, timeout=TIMEOUT), key)
-    assert isinstance(AuthService(service.url, timeout=TIMEOUT * 10).lookup(key), Principal)
+    service.behave("slow", seconds=SHORT * 1.5)
+    unavailable(AuthService(service.url, timeout=SHORT), key)
+    assert isinstance(client.lookup(key), Principal)
 
 
 def test_a_black_hole_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as hole:
-        client = AuthService(f"http://127.0.0.1:{hole.getsockname()[1]}", timeout=TIMEOUT)
-        started = time.monotonic()
-        unavailable(client)
-        assert time.monotonic() - started < TIMEOUT + LATE
+        unavailable(AuthService(f"http://127.0.0.1:{hole.getsockname()[1]}", timeout=SHORT))
 
 
 def test_a_service_that_is_gone_is_found_again(service: Standin, client: AuthService) -> None:
@@ -507,57 +480,23 @@ def test_a_service_that_is_gone_is_found_again(service: Standin, client: AuthSer
 
 
 def test_a_name_server_that_does_not_answer_is_given_up(
-    service: Standin, hasty: AuthService, monkeypatch: pytest.MonkeyPatch
+    hasty: AuthService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
     # Nothing of Python's bounds this call, so the test does not wait for a real name server.
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(10) and [])
-    started = time.monotonic()
-    unavailable(hasty)
-    assert time.monotonic() - started < TIMEOUT + LATE
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(LONG) and [])
+    assert "took more than" in str(unavailable(hasty))
     released.set()
 
 
 def test_a_name_that_nobody_has_is_no_verdict() -> None:
-    started = time.monotonic()
     unavailable(AuthService("http://auth.invalid", timeout=1))
-    assert time.monotonic() - started < 1 + LATE
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"[" * 60_000,
-        b'{"key_id": ' + b"9" * 5000 + b"}",
-        b'{"is_valid": NaN}',
-        b"\x00",
-        b"\xef\xbb\xbf{}",
-    ],
-    ids=["deep", "long number", "NaN", "NUL", "BOM"],
-)
-def test_regression_19_what_breaks_a_parser_is_no_verdict(
-    service: Standin, client: AuthService, body: bytes
-) -> None:
-    reply(service, 200, body)
-    unavailable(client)
 
 
 def test_regression_19_an_error_of_our_own_is_no_verdict(client: AuthService) -> None:
     # No such key passes the gate; should one come here, the HTTP library raises what it likes.
     for key in ("hk_test_\u043a\u043b\u044e\u0447", "hk_test_a\r\nX-Admin: 1"):
         unavailable(client, key)
-
-
-def test_regression_21_an_outage_admits_nobody_that_was_known(
-    service: Standin, client: AuthService
-) -> None:
-    key = service.add()
-    assert isinstance(client.lookup(key), Principal)
-    for status in (404, 500, 503):
-        reply(service, status)
-        unavailable(client, key)
-    service.go()
-    unavailable(client, key)
 
 
 # Connections
@@ -587,13 +526,10 @@ def test_lookups_at_once_share_connections_and_mix_nothing_up(
     assert 1 <= service.connections <= 8
 
 
-def test_waiting_for_a_connection_counts(service: Standin) -> None:
-    client = AuthService(service.url, timeout=TIMEOUT, connections=1)
-    service.behave("slow", seconds=TIMEOUT * 0.8)
-    started = time.monotonic()
+def test_waiting_for_a_connection_counts(service: Standin, hasty: AuthService) -> None:
+    service.behave("slow", seconds=SHORT * 0.8)
     with ThreadPoolExecutor(6) as pool:
-        answers = [pool.submit(client.lookup, service.add()) for _ in range(6)]
-    assert time.monotonic() - started < TIMEOUT + LATE
+        answers = [pool.submit(hasty.lookup, service.add()) for _ in range(6)]
     failed = [answer for answer in answers if answer.exception() is not None]
     assert len(failed) >= 4
     assert all(isinstance(answer.exception(), BackendUnavailable) for answer in failed)
@@ -633,34 +569,46 @@ def decoy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
         yield running
 
 
-def test_a_proxy_in_the_environment_gets_no_key(service: Standin, decoy: Standin) -> None:
-    assert isinstance(AuthService(service.url).lookup(service.add()), Principal)
+def test_a_proxy_in_the_environment_gets_no_key(
+    service: Standin, client: AuthService, decoy: Standin
+) -> None:
+    assert isinstance(client.lookup(service.add()), Principal)
     assert decoy.connections == 0
 
 
-def test_a_proxy_is_used_where_the_operator_says_so(service: Standin, decoy: Standin) -> None:
-    client = AuthService(service.url, use_environment_proxies=True, timeout=TIMEOUT)
-    unavailable(client)
-    assert [call.path for call in decoy.calls] == [service.url + PATH]
+def test_a_proxy_is_used_where_the_operator_says_so(
+    service: Standin, decoy: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = AuthService(service.url, use_environment_proxies=True, timeout=SHORT, connections=1)
+
+    def asks() -> bool:
+        before = len(decoy.calls)
+        unavailable(client)
+        return len(decoy.calls) > before
+
+    # As a proxy the stand-in knows of no path, so that it answers 404.
+    until(asks)
+    assert {call.path for call in decoy.calls} == {service.url + PATH}
     assert service.connections == 0
-    # What comes through a proxy has the same deadline.
-    decoy.behave("drip_headers", seconds=TIMEOUT / 20)
-    started = time.monotonic()
-    unavailable(client)
-    assert time.monotonic() - started < TIMEOUT + LATE
+    # What comes through a proxy has the same deadline: the only connection is free again.
+    with monkeypatch.context() as patch:
+        patch.setattr(standin, "PATH", service.url + PATH)
+        decoy.behave("drip_headers", seconds=SHORT / 4)
+        until(asks)
+    until(asks)
 
 
-@pytest.mark.parametrize("proxies", [True, False])
 def test_a_netrc_does_not_replace_the_key(
-    service: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxies: bool
+    service: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    key = service.add()
-    client = AuthService(service.url, use_environment_proxies=proxies)
-    assert isinstance(client.lookup(key), Principal)
-    assert service.calls[0].headers["authorization"] == f"Bearer {key}"
+    for proxies in (True, False):
+        key = service.add()
+        client = AuthService(service.url, use_environment_proxies=proxies, timeout=LONG)
+        assert isinstance(client.lookup(key), Principal)
+        assert service.calls[-1].headers["authorization"] == f"Bearer {key}"
 
 
 # TLS
@@ -713,18 +661,20 @@ def test_a_certificate_that_nobody_signed_is_refused(
 ) -> None:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(name, str(certificate))
-    error = unavailable(AuthService(secure.url), secure.add())
+    error = unavailable(AuthService(secure.url, timeout=LONG), secure.add())
     assert "certificate verify failed" in str(error)
     assert secure.calls == []
 
 
 def test_a_bundle_says_whom_to_trust(secure: Standin, certificate: Path) -> None:
-    client = AuthService(secure.url, ca_bundle=str(certificate), timeout=TIMEOUT * 2)
+    client = AuthService(secure.url, ca_bundle=str(certificate), timeout=LONG)
     key = secure.add()
     for _ in range(3):
         assert isinstance(client.lookup(key), Principal)
     assert secure.connections == 1
-    secure.behave("drip_headers", seconds=TIMEOUT / 20)
-    started = time.monotonic()
-    unavailable(client, key)
-    assert time.monotonic() - started < TIMEOUT * 2 + LATE
+    hasty = AuthService(secure.url, ca_bundle=str(certificate), timeout=SHORT, connections=1)
+    secure.behave("drip_headers", seconds=SHORT / 4)
+    for _ in range(2):
+        unavailable(hasty, key)
+    secure.behave("strict")
+    until(lambda: known(hasty, key))

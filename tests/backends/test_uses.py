@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
@@ -18,19 +17,12 @@ from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.tables import USES
 from mlflow_hokusai_auth.backends.uses import HOURS, KEPT, UseCounter, by_hour
 
-#: The beginning of an hour.
-START = 1_800_000_000 - 1_800_000_000 % 3600
+from .conftest import LONG, START
 
 
 @pytest.fixture(autouse=True)
 def nothing_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "INTERVAL", 3600)
-
-
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(START, tick=False) as traveller:
-        yield traveller
 
 
 def made(store: LocalStore, owner: str = "ACME") -> str:
@@ -55,19 +47,6 @@ def total(store: LocalStore, key_id: str) -> int:
 def rename(store: LocalStore, old: str, new: str) -> None:
     with store.database.changing(generation=False) as change:
         change.connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
-
-
-def test_uses_add_up_over_processes(store: LocalStore) -> None:
-    one, two = UseCounter(store.database), UseCounter(LocalStore(store_uri(store)).database)
-    key_id, other = made(store), made(store)
-    use(one, key_id, 3)
-    use(two, key_id, 4)
-    use(two, other, 1)
-    for counter in (one, two, one, two):
-        counter.write()
-    use(one, key_id, 5)
-    one.write()
-    assert (total(store, key_id), total(store, other)) == (12, 1)
 
 
 def store_uri(store: LocalStore) -> str:
@@ -106,16 +85,6 @@ def test_the_last_use_is_known_to_the_minute(
     use(counter, key_id)
     counter.write()
     assert store.get(key_id).last_used_at == START + 360
-
-
-def test_uses_are_kept_by_the_minute(store: LocalStore, clock: time_machine.Traveller) -> None:
-    counter = UseCounter(store.database)
-    key_id = made(store)
-    for _ in range(4):
-        use(counter, key_id)
-        clock.shift(30)
-    counter.write()
-    assert minutes(store) == {(key_id, START // 60): 2, (key_id, START // 60 + 1): 2}
 
 
 def test_uses_are_told_by_the_hour(store: LocalStore, clock: time_machine.Traveller) -> None:
@@ -193,19 +162,19 @@ def test_the_last_write_waits_for_one_that_is_under_way(
 
     def slowly(counts: Counter[tuple[str, int]]) -> None:
         began.set()
-        assert go_on.wait(10)
+        assert go_on.wait(LONG)
         write(counts)
 
     monkeypatch.setattr(counter._batch, "_write", slowly)
     use(counter, key_id)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(counter.write)
-        assert began.wait(10)
+        assert began.wait(LONG)
         last = threads.submit(counter.write)
         assert wait([last], 0.2).not_done
         go_on.set()
-        first.result(10)
-        last.result(10)
+        first.result(LONG)
+        last.result(LONG)
     assert total(store, key_id) == 1
 
 
@@ -315,7 +284,7 @@ def test_uses_are_written_in_the_background(
     for expected in (1, 2):
         use(counter, key_id)
         writers.add(counter._batch._writer)
-        ends = time.monotonic() + 10
+        ends = time.monotonic() + LONG
         while total(store, key_id) < expected and time.monotonic() < ends:
             time.sleep(0.01)
         assert total(store, key_id) == expected

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from mlflow_hokusai_auth.core import addresses
 from mlflow_hokusai_auth.core.addresses import client_address, inside, networks
 
+from .rows import agree
+
 PROXIES = networks(["10.0.0.0/8", "fd00::1"])
 
 
-@pytest.mark.parametrize(
-    ("peer", "forwarded", "address"),
-    [
+def test_regression_30_the_right_most_hop_that_is_no_proxy() -> None:
+    rows = [
         ("203.0.113.7", [], "203.0.113.7"),
         # Nobody's proxy: whatever it says, it is the client.
         ("203.0.113.7", [b"198.51.100.1"], "203.0.113.7"),
@@ -33,12 +34,8 @@ PROXIES = networks(["10.0.0.0/8", "fd00::1"])
         ("::ffff:10.0.0.1", [b"198.51.100.1"], "198.51.100.1"),
         ("", [b"198.51.100.1"], ""),
         ("unix:", [b"198.51.100.1"], ""),
-    ],
-)
-def test_regression_30_the_right_most_hop_that_is_no_proxy(
-    peer: str, forwarded: list[bytes], address: str
-) -> None:
-    assert client_address(peer, forwarded, PROXIES) == address
+    ]
+    agree(lambda peer, forwarded: client_address(peer, forwarded, PROXIES), rows)
 
 
 @given(st.lists(st.binary(max_size=40), max_size=4))
@@ -52,9 +49,8 @@ def test_any_header_gives_an_address(forwarded: list[bytes]) -> None:
     assert client_address("10.0.0.1", forwarded, PROXIES) != ""
 
 
-@pytest.mark.parametrize(
-    ("address", "texts", "there"),
-    [
+def test_who_is_inside() -> None:
+    rows = [
         ("192.0.2.7", ("192.0.2.7",), True),
         ("192.0.2.8", ("192.0.2.7",), False),
         ("192.0.2.7", ("10.0.0.0/8", "192.0.2.0/24"), True),
@@ -70,16 +66,14 @@ def test_any_header_gives_an_address(forwarded: list[bytes]) -> None:
         # What is not known is nowhere, not even in everything.
         ("", ("0.0.0.0/0", "::/0"), False),
         ("unknown", ("0.0.0.0/0", "::/0"), False),
-    ],
-)
-def test_who_is_inside(address: str, texts: tuple[str, ...], there: bool) -> None:
-    assert inside(address, texts) is there
+    ]
+    agree(inside, rows)
 
 
-@pytest.mark.parametrize("text", ["", "x", "192.0.2", "192.0.2.0/33", "192.0.2.0/-1", "1.2.3.4:80"])
-def test_what_is_no_network_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="does not appear"):
-        networks([text])
+def test_what_is_no_network_is_refused() -> None:
+    for text in ("", "x", "192.0.2", "192.0.2.0/33", "192.0.2.0/-1", "1.2.3.4:80"):
+        with pytest.raises(ValueError, match="does not appear"):
+            networks([text])
 
 
 def test_what_is_too_long_for_an_address_is_not_kept() -> None:

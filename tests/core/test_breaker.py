@@ -12,12 +12,17 @@ COOL_DOWN = 1.0
 MAX_PROBE = 20.0
 
 
+def begun(breaker: Breaker, now: float) -> int:
+    """The ticket of a call, which must be let through."""
+    ticket = breaker.begin(now)
+    assert ticket is not None
+    return ticket
+
+
 def opened(now: float = 0.0) -> Breaker:
     breaker = Breaker(THRESHOLD, MAX_PROBE)
     for _ in range(THRESHOLD):
-        ticket = breaker.begin(now)
-        assert ticket is not None
-        breaker.failed(ticket, now, COOL_DOWN)
+        breaker.failed(begun(breaker, now), now, COOL_DOWN)
     return breaker
 
 
@@ -116,35 +121,26 @@ def test_it_opens_after_failures_in_a_row_only() -> None:
     breaker = Breaker(THRESHOLD, MAX_PROBE)
     for _ in range(10):
         for _ in range(THRESHOLD - 1):
-            ticket = breaker.begin(0)
-            assert ticket is not None
-            assert not breaker.failed(ticket, 0, COOL_DOWN)
-        ticket = breaker.begin(0)
-        assert ticket is not None
-        breaker.succeeded(ticket)
+            assert not breaker.failed(begun(breaker, 0), 0, COOL_DOWN)
+        breaker.succeeded(begun(breaker, 0))
     assert breaker.closed
 
 
 def test_a_single_probe_decides() -> None:
     breaker = opened()
     assert breaker.begin(0.99) is None
-    probe = breaker.begin(1.0)
-    assert probe is not None
+    probe = begun(breaker, 1.0)
     assert [breaker.begin(1.0 + later) for later in (0, 1, MAX_PROBE - 0.01)] == [None] * 3
     assert breaker.failed(probe, 5.0, COOL_DOWN)
     assert breaker.begin(5.9) is None
-    probe = breaker.begin(6.0)
-    assert probe is not None
-    breaker.succeeded(probe)
+    breaker.succeeded(begun(breaker, 6.0))
     assert breaker.closed
 
 
 def test_a_probe_that_is_not_heard_of_again_gives_way_to_another() -> None:
     breaker = opened()
-    lost = breaker.begin(1.0)
-    assert lost is not None
-    probe = breaker.begin(1.0 + MAX_PROBE)
-    assert probe is not None
+    lost = begun(breaker, 1.0)
+    probe = begun(breaker, 1.0 + MAX_PROBE)
     # What it has to tell after all is old news.
     breaker.succeeded(lost)
     assert not breaker.closed and breaker.begin(1.1 + MAX_PROBE) is None
@@ -160,9 +156,7 @@ def test_a_clock_set_back_while_a_probe_is_under_way_is_no_wait() -> None:
 
 def test_calls_from_before_it_opened_do_not_keep_it_open() -> None:
     breaker = Breaker(THRESHOLD, MAX_PROBE)
-    tickets = [breaker.begin(0) for _ in range(200)]
-    for number, ticket in enumerate(tickets):
-        assert ticket is not None
+    for number, ticket in enumerate([begun(breaker, 0) for _ in range(200)]):
         breaker.failed(ticket, number / 100, COOL_DOWN)
     assert breaker.begin((THRESHOLD - 1) / 100 + COOL_DOWN) is not None
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +15,8 @@ from mlflow_hokusai_auth.core import browser
 from mlflow_hokusai_auth.core.browser import cross_site, forged, local_path, session_tokens
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.types import Request
+
+from .rows import agree, each
 
 SECURE, LOOPBACK = "__Host-hokusai_session", "hokusai_session"
 TOKEN = "hk_session_token"
@@ -37,70 +39,59 @@ def request(
 # The cookie
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["localhost", "LocalHost:5000", "127.0.0.1", "127.0.0.1:5000", "127.1.2.3", "[::1]:5000"],
-)
-def test_on_the_same_machine_the_cookie_needs_no_https(host: str) -> None:
-    assert browser.cookie_name(host) == LOOPBACK
+NEAR = ["localhost", "LocalHost:5000", "127.0.0.1", "127.0.0.1:5000", "127.1.2.3", "[::1]:5000"]
+FAR = [
+    *("mlflow.example", "mlflow.example:443", "", "localhost.evil.example", "evil-localhost"),
+    *("127.0.0.1.evil.example", "1127.0.0.1", "127.0.0", "[::1", "::1", "[::2]", "localhost:"),
+    *("localhost:123456", "localhost:x", "localhost\n", "127.0.0.1@evil.example", "10.0.0.1"),
+]
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        *("mlflow.example", "mlflow.example:443", "", "localhost.evil.example", "evil-localhost"),
-        *("127.0.0.1.evil.example", "1127.0.0.1", "127.0.0", "[::1", "::1", "[::2]", "localhost:"),
-        *("localhost:123456", "localhost:x", "localhost\n", "127.0.0.1@evil.example", "10.0.0.1"),
-    ],
-)
-def test_elsewhere_the_cookie_is_for_https_only(host: str) -> None:
-    assert browser.cookie_name(host) == SECURE
+def test_the_cookie_is_for_https_only_but_on_the_same_machine() -> None:
+    rows = [*((host, LOOPBACK) for host in NEAR), *((host, SECURE) for host in FAR)]
+    agree(browser.cookie_name, rows)
 
 
-@pytest.mark.parametrize(
-    ("cookies", "found"),
-    [
-        ([f"{SECURE}=a"], ["a"]),
-        ([f"x=1; {SECURE}=a; y=2"], ["a"]),
-        ([f"x=1;\t{SECURE}=a;y=2"], ["a"]),
-        (["x=1", f"{SECURE}=a"], ["a"]),
-        # Planted by somebody who may set cookies for the path or the host.
-        ([f"{SECURE}=a; {SECURE}=b"], ["a", "b"]),
-        ([f"{SECURE}=a", f"{SECURE}=b"], ["a", "b"]),
-        ([f"{SECURE}=a; {SECURE}=a"], ["a"]),
-        ([f"{SECURE}=a=b"], ["a=b"]),
-        ([f"{SECURE}="], []),
-        ([SECURE], []),
-        ([f"{SECURE}x=a; x{SECURE}=a; {SECURE.lower()}=a"], []),
-        ([f"x={SECURE}=a"], []),
-        # Only with the prefix do browsers say whose it is.
-        ([f"{LOOPBACK}=a"], []),
-        ([], []),
-    ],
-)
-def test_every_session_of_a_request_is_found(cookies: list[str], found: list[str]) -> None:
-    fields = [("Cookie", value) for value in cookies]
-    assert session_tokens(request("GET", "/", *fields)) == found
+def found(*cookies: str, host: str | None = "mlflow.example") -> list[str]:
+    """The sessions in these headers."""
+    return session_tokens(request("GET", "/", *(("Cookie", one) for one in cookies), host=host))
+
+
+def test_every_session_of_a_request_is_found() -> None:
+    agree(
+        lambda cookies: found(*cookies),
+        [
+            ([f"{SECURE}=a"], ["a"]),
+            ([f"x=1; {SECURE}=a; y=2"], ["a"]),
+            ([f"x=1;\t{SECURE}=a;y=2"], ["a"]),
+            (["x=1", f"{SECURE}=a"], ["a"]),
+            # Planted by somebody who may set cookies for the path or the host.
+            ([f"{SECURE}=a; {SECURE}=b"], ["a", "b"]),
+            ([f"{SECURE}=a", f"{SECURE}=b"], ["a", "b"]),
+            ([f"{SECURE}=a; {SECURE}=a"], ["a"]),
+            ([f"{SECURE}=a=b"], ["a=b"]),
+            ([f"{SECURE}="], []),
+            ([SECURE], []),
+            ([f"{SECURE}x=a; x{SECURE}=a; {SECURE.lower()}=a"], []),
+            ([f"x={SECURE}=a"], []),
+            # Only with the prefix do browsers say whose it is.
+            ([f"{LOOPBACK}=a"], []),
+            ([], []),
+        ],
+    )
+    assert session_tokens(request("GET", "/", ("X-Cookie", f"{SECURE}=a"))) == []
 
 
 def test_no_more_sessions_are_looked_at_than_anybody_has() -> None:
-    for fields in (
-        [("Cookie", f"{SECURE}={i}") for i in range(1000)],
-        [("Cookie", "; ".join(f"{SECURE}={i}" for i in range(1000)))],
-    ):
-        found = session_tokens(request("GET", "/", *fields))
-        assert found == [str(i) for i in range(browser.MAX_SESSIONS)]
+    many = [f"{SECURE}={i}" for i in range(1000)]
+    for cookies in (many, ["; ".join(many)]):
+        assert found(*cookies) == [str(i) for i in range(browser.MAX_SESSIONS)]
 
 
 def test_each_host_has_its_own_cookie_only() -> None:
-    both = ("Cookie", f"{SECURE}=far; {LOOPBACK}=near")
-    assert session_tokens(request("GET", "/", both)) == ["far"]
-    assert session_tokens(request("GET", "/", both, host=None)) == ["far"]
-    assert session_tokens(request("GET", "/", both, host="localhost:5000")) == ["near"]
-
-
-def test_no_other_header_is_a_cookie() -> None:
-    assert session_tokens(request("GET", "/", ("X-Cookie", f"{SECURE}=a"))) == []
+    both = f"{SECURE}=far; {LOOPBACK}=near"
+    for host, session in (("mlflow.example", "far"), (None, "far"), ("localhost:5000", "near")):
+        assert found(both, host=host) == [session]
 
 
 @given(st.binary(max_size=60))
@@ -127,10 +118,18 @@ def site(value: str) -> tuple[str, str]:
     return ("Sec-Fetch-Site", value)
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"])
-@pytest.mark.parametrize(
-    ("fields", "foreign"),
-    [
+#: Origins that are of the page's own host, and those that are not.
+OWN_ORIGINS = ["https://mlflow.example", "http://mlflow.example", "HTTPS://MLflow.Example"]
+OTHER_ORIGINS = [
+    *("https://evil.example", "https://mlflow.example:8443", "https://sub.mlflow.example"),
+    *("https://mlflow.example.evil.example", "https://mlflow.example@evil.example"),
+    *("https://evil.example#mlflow.example", "null", "mlflow.example", "http://["),
+    *("http://[::1", "\xff"),
+]
+
+
+def test_a_page_of_another_site_is_told_apart() -> None:
+    rows = [
         ([site("same-origin")], False),
         ([site("none")], False),
         ([site("same-site")], True),
@@ -140,53 +139,37 @@ def site(value: str) -> tuple[str, str]:
         # What the browser says of the site goes before what it says of the origin.
         ([site("same-origin"), OTHER], False),
         ([site("cross-site"), OWN], True),
-        ([OWN], False),
-        ([OTHER], True),
-        ([("Origin", "http://mlflow.example")], False),
-        ([("Origin", "HTTPS://MLflow.Example")], False),
-        ([("Origin", "https://mlflow.example:8443")], True),
-        ([("Origin", "https://sub.mlflow.example")], True),
-        ([("Origin", "https://mlflow.example.evil.example")], True),
-        ([("Origin", "https://mlflow.example@evil.example")], True),
-        ([("Origin", "https://evil.example#mlflow.example")], True),
-        ([("Origin", "null")], True),
-        ([("Origin", "mlflow.example")], True),
-        ([("Origin", "http://[")], True),
-        ([("Origin", "http://[::1")], True),
-        ([("Origin", "\xff")], True),
-    ],
-)
-def test_a_page_of_another_site_is_told_apart(
-    fields: list[tuple[str, str]], foreign: bool, method: str
-) -> None:
-    assert cross_site(request(method, "/", *fields)) is foreign
+        *(([("Origin", origin)], False) for origin in OWN_ORIGINS),
+        *(([("Origin", origin)], True) for origin in OTHER_ORIGINS),
+    ]
+    for method in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"):
+        agree(lambda fields, method=method: cross_site(request(method, "/", *fields)), rows)
 
 
-@pytest.mark.parametrize(
-    ("host", "origin", "foreign"),
-    [
-        ("mlflow.example:5000", "http://mlflow.example:5000", False),
-        ("mlflow.example:5000", "http://mlflow.example", True),
-        ("mlflow.example:5000", "http://mlflow.example:5001", True),
-        ("MLflow.Example:5000", "http://mlflow.example:5000", False),
-        ("[::1]:5000", "http://[::1]:5000", False),
-        ("[::1]:5000", "http://[::2]:5000", True),
-        ("", "null", True),
-        (None, "null", True),
-        (None, "http://evil.example", True),
-        ("null", "null", True),
-    ],
-)
-def test_an_origin_is_compared_with_the_host(host: str | None, origin: str, foreign: bool) -> None:
-    assert cross_site(request("POST", "/", ("Origin", origin), host=host)) is foreign
+def test_an_origin_is_compared_with_the_host() -> None:
+    agree(
+        lambda host, origin: cross_site(request("POST", "/", ("Origin", origin), host=host)),
+        [
+            ("mlflow.example:5000", "http://mlflow.example:5000", False),
+            ("mlflow.example:5000", "http://mlflow.example", True),
+            ("mlflow.example:5000", "http://mlflow.example:5001", True),
+            ("MLflow.Example:5000", "http://mlflow.example:5000", False),
+            ("[::1]:5000", "http://[::1]:5000", False),
+            ("[::1]:5000", "http://[::2]:5000", True),
+            ("", "null", True),
+            (None, "null", True),
+            (None, "http://evil.example", True),
+            ("null", "null", True),
+        ],
+    )
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-def test_what_tells_nothing_may_read_only(method: str) -> None:
+def test_request_without_origin_headers_may_only_read() -> None:
     for fields in ([], [site(""), ("Origin", "")]):
-        assert not cross_site(request(method, "/", *fields))
+        for method in ("GET", "HEAD", "OPTIONS"):
+            assert not cross_site(request(method, "/", *fields)), method
         for unsafe in ("POST", "PUT", "DELETE", "get", ""):
-            assert cross_site(request(unsafe, "/", *fields))
+            assert cross_site(request(unsafe, "/", *fields)), unsafe
 
 
 def with_token(value: str) -> tuple[str, str]:
@@ -197,16 +180,14 @@ KEYS = "/api/2.0/hokusai/keys"
 RUNS = "/api/2.0/mlflow/runs/create"
 HERE = site("same-origin")
 GOOD = with_token(browser.csrf_token(TOKEN))
-LINK = [
-    site("cross-site"),
-    ("Sec-Fetch-Mode", "navigate"),
-    ("Sec-Fetch-Dest", "document"),
-]
+LINK = [site("cross-site"), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document")]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "fields", "refused"),
-    [
+def test_regression_42_what_another_page_may_do_with_the_cookie() -> None:
+    def refused(method: str, path: str, fields: list[tuple[str, str]]) -> bool:
+        return forged(request(method, path, *fields), classify(method, path), TOKEN)
+
+    rows = [
         # What manages keys takes a token that only our pages know.
         ("POST", KEYS, [HERE], True),
         ("POST", KEYS, [HERE, GOOD], False),
@@ -241,13 +222,8 @@ LINK = [
         ("GET", "/", [*LINK[:2]], True),
         ("GET", "/", [LINK[0], ("Sec-Fetch-Mode", "no-cors"), LINK[2]], True),
         ("GET", "/", [LINK[0]], True),
-    ],
-)
-def test_regression_42_what_another_page_may_do_with_the_cookie(
-    method: str, path: str, fields: list[tuple[str, str]], refused: bool
-) -> None:
-    asked = request(method, path, *fields)
-    assert forged(asked, classify(method, path), TOKEN) is refused
+    ]
+    agree(refused, rows)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["origin", "host", "sec-fetch-site"]), st.binary())))
@@ -256,19 +232,18 @@ def test_any_headers_have_an_answer(fields: list[tuple[str, bytes]]) -> None:
     cross_site(Request("POST", "/", b"", headers))
 
 
-@pytest.mark.parametrize(
-    ("method", "accept", "page"),
-    [
-        ("GET", "text/html,application/xhtml+xml,*/*;q=0.8", True),
-        ("HEAD", "text/html", True),
-        ("POST", "text/html", False),
-        ("GET", "application/json", False),
-        ("GET", "*/*", False),
-        ("GET", "", False),
-    ],
-)
-def test_who_waits_for_a_page(method: str, accept: str, page: bool) -> None:
-    assert browser.wants_page(request(method, "/", ("Accept", accept))) is page
+def test_who_waits_for_a_page() -> None:
+    agree(
+        lambda method, accept: browser.wants_page(request(method, "/", ("Accept", accept))),
+        [
+            ("GET", "text/html,application/xhtml+xml,*/*;q=0.8", True),
+            ("HEAD", "text/html", True),
+            ("POST", "text/html", False),
+            ("GET", "application/json", False),
+            ("GET", "*/*", False),
+            ("GET", "", False),
+        ],
+    )
 
 
 # Where to sign in, and back
@@ -299,9 +274,8 @@ def follow(base: str, reference: str) -> str:
     return f"{parts.scheme}://{parts.netloc}/{'/'.join(segments)}{rest}"
 
 
-@pytest.mark.parametrize(
-    ("reference", "url"),
-    [
+def test_the_browser_of_these_tests_is_one() -> None:
+    rows = [
         ("../x", "http://h/x"),
         ("../../../x", "http://h/x"),
         ("..//x", "http://h//x"),
@@ -310,10 +284,8 @@ def follow(base: str, reference: str) -> str:
         ("java\nscript:x", "javascript:x"),
         ("%2E%2e/x/.", "http://h/x/"),
         ("?../x", "http://h/a/?../x"),
-    ],
-)
-def test_the_browser_of_these_tests_is_one(reference: str, url: str) -> None:
-    assert follow("http://h/a/b", reference) == url
+    ]
+    agree(partial(follow, "http://h/a/b"), rows)
 
 
 PREFIXES = ["", "/mlflow", "/api/mlflow"]
@@ -358,17 +330,17 @@ def returned(root: str, target: str) -> str:
     return url
 
 
-def test_the_list_of_redirects_is_whole() -> None:
+def test_regression_46_signing_in_leads_nowhere_else() -> None:
     assert len(REDIRECTS) == len(set(REDIRECTS)) >= 100
 
+    def check(target: str) -> None:
+        assert local_path(target) == "/"
+        for prefix in PREFIXES:
+            root = f"http://host{prefix}"
+            assert returned(root, target) == f"{root}/"
+            assert returned(root, unquote(target)).startswith(f"{root}/")
 
-@pytest.mark.parametrize("target", REDIRECTS, ids=ascii)
-def test_regression_46_signing_in_leads_nowhere_else(target: str) -> None:
-    assert local_path(target) == "/"
-    for prefix in PREFIXES:
-        root = f"http://host{prefix}"
-        assert returned(root, target) == f"{root}/"
-        assert returned(root, unquote(target)).startswith(f"{root}/")
+    each(check, ((target,) for target in REDIRECTS))
 
 
 @given(st.text("/\\.:@?#%2eE \t\n\rahtps;", max_size=14), st.sampled_from(PREFIXES))
@@ -378,37 +350,15 @@ def test_whatever_next_is_it_stays_below_the_prefix(target: str, prefix: str) ->
         assert returned(f"http://host{prefix}", again).startswith(f"http://host{prefix}/")
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        *(
-            "/",
-            "/x",
-            "/#/experiments/1/runs/2",
-            "/hokusai/keys",
-            "/hokusai/keys?state=active&query=a",
-        ),
-        *(
-            "/graphql",
-            "/get-artifact?path=a/../b",
-            "/x?next=//evil.example",
-            "/x?y=http://z",
-            "/a//b",
-        ),
-        *(
-            "/x#//y",
-            "/x#/../y",
-            "/...",
-            "/..a/b",
-            "/a../b",
-            "/.a",
-            "/a/b.c",
-            "/%20",
-            "/a%2Fb",
-        ),
-        *("/~a;b=1,c!$&'()*+", "/x:y@z", "/x/[1]", '/x?filter="a"', "/?", "/?x", "/" + "x" * 2047),
-    ],
-)
-def test_a_path_of_this_server_is_kept(target: str) -> None:
-    assert local_path(target) == target
-    assert returned("http://host/mlflow", target) == f"http://host/mlflow{target}"
+LOCAL = [
+    *("/", "/x", "/#/experiments/1/runs/2", "/hokusai/keys", "/graphql", "/x?y=http://z", "/a//b"),
+    *("/hokusai/keys?state=active&query=a", "/get-artifact?path=a/../b", "/x?next=//evil.example"),
+    *("/x#//y", "/x#/../y", "/...", "/..a/b", "/a../b", "/.a", "/a/b.c", "/%20", "/a%2Fb", "/?"),
+    *("/~a;b=1,c!$&'()*+", "/x:y@z", "/x/[1]", '/x?filter="a"', "/?x", "/" + "x" * 2047),
+]
+
+
+def test_a_path_of_this_server_is_kept() -> None:
+    for target in LOCAL:
+        assert local_path(target) == target
+        assert returned("http://host/mlflow", target) == f"http://host/mlflow{target}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import product
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy, dropped, identity
 from mlflow_hokusai_auth.core.operations import UNKNOWN
 from mlflow_hokusai_auth.core.types import Access, Allow, Credential, Operation, Principal
+
+from .rows import agree
 
 PRINCIPAL = Principal("key_1", "somebody", frozenset())
 ALL_PLACES = ("X-API-Key", "Authorization", "X-MLflow-Authorization", "?api_key=")
@@ -20,19 +23,13 @@ def allow(*places: str, outbound: bool = False) -> Allow:
 
 
 PUBLIC = Allow(Operation(Access.PUBLIC, "server", "GET /health"))
-SPELLINGS = [
-    b"x-hokusai-user-id",
-    b"x_hokusai_user_id",
-    b"x-hokusai_user",
-    b"x_hokusai-",
-    b"x-hokusai-",
-]
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
-def test_identity_headers_are_dropped_everywhere(name: bytes) -> None:
-    for verdict in (PUBLIC, allow("X-API-Key"), allow("X-API-Key", outbound=True)):
-        assert dropped([name], verdict)
+def test_identity_headers_are_dropped_everywhere() -> None:
+    names = [b"x-hokusai-user-id", b"x_hokusai_user_id", b"x-hokusai_user", b"x_hokusai-"]
+    for name in (*names, b"x-hokusai-"):
+        for verdict in (PUBLIC, allow("X-API-Key"), allow("X-API-Key", outbound=True)):
+            assert dropped([name], verdict) == {name}
 
 
 @given(st.one_of(st.binary(), st.sampled_from([b"x-hokusai", b"hokusai-user", b"x-hokusais-user"])))
@@ -42,14 +39,13 @@ def test_nothing_else_is_dropped_where_nothing_leaves_the_server(name: bytes) ->
         assert not dropped([name], PUBLIC)
 
 
-@pytest.mark.parametrize("place", ALL_PLACES[:3])
-def test_a_request_that_calls_out_loses_the_header_that_held_the_key(place: str) -> None:
-    verdict = allow(place, outbound=True)
-    for other in ALL_PLACES[:3]:
+def test_a_request_that_calls_out_loses_the_header_that_held_the_key() -> None:
+    for place, other in product(ALL_PLACES[:3], repeat=2):
+        verdict = allow(place, outbound=True)
         name = other.lower().encode()
         assert bool(dropped([name], verdict)) == (other == place)
         assert bool(dropped([name.replace(b"-", b"_")], verdict)) == (other == place)
-    assert not dropped([b"accept"], verdict)
+        assert not dropped([b"accept"], verdict)
 
 
 def test_identity() -> None:
@@ -86,9 +82,8 @@ def test_a_proxy_s_cookie_does_not_leave_either_where_nobody_is_asked_for_a_key(
 # What the operator says of headers
 
 
-@pytest.mark.parametrize(
-    ("policy", "name", "reaches"),
-    [
+def test_which_headers_reach_mlflow() -> None:
+    rows = [
         (HeaderPolicy(), b"x-tenant", True),
         (HeaderPolicy(remove=("x-tenant",)), b"x-tenant", False),
         (HeaderPolicy(remove=("x-tenant",)), b"x_tenant", False),
@@ -105,20 +100,18 @@ def test_a_proxy_s_cookie_does_not_leave_either_where_nobody_is_asked_for_a_key(
         (HeaderPolicy(forward=()), b"authorization", False),
         (HeaderPolicy(forward=("a.b",)), b"axb", False),
         (HeaderPolicy(forward=("accept",)), b"\xff", False),
-    ],
-)
-def test_which_headers_reach_mlflow(policy: HeaderPolicy, name: bytes, reaches: bool) -> None:
+    ]
     for verdict in (PUBLIC, allow("Authorization")):
-        assert bool(dropped([name], verdict, policy)) is not reaches
+        agree(lambda policy, name, one=verdict: not dropped([name], one, policy), rows)
 
 
 NEEDED = ("host", "content-length", "content-type", "content-encoding", "transfer-encoding")
 
 
-@pytest.mark.parametrize("name", NEEDED)
-def test_what_http_needs_reaches_mlflow_whatever_is_said(name: str) -> None:
-    for policy in (HeaderPolicy(()), HeaderPolicy(("x",), (name,)), HeaderPolicy(remove=("*",))):
-        assert not dropped([name.encode()], PUBLIC, policy)
+def test_what_http_needs_reaches_mlflow_whatever_is_said() -> None:
+    for name in NEEDED:
+        for policy in HeaderPolicy(()), HeaderPolicy(("x",), (name,)), HeaderPolicy(remove=("*",)):
+            assert not dropped([name.encode()], PUBLIC, policy), name
 
 
 def test_a_policy_gives_no_key_to_a_provider() -> None:
@@ -127,9 +120,8 @@ def test_a_policy_gives_no_key_to_a_provider() -> None:
     assert dropped([b"x-api-key"], verdict, policy) and dropped([b"cookie"], verdict, policy)
 
 
-@pytest.mark.parametrize(
-    ("policy", "says"),
-    [
+def test_a_policy_that_can_t_be_is_told() -> None:
+    for policy, says in (
         (HeaderPolicy(), None),
         (HeaderPolicy((), ()), None),
         (HeaderPolicy(("accept", "x-*", "x_y"), ("x-forwarded-*", "cookie")), None),
@@ -144,8 +136,6 @@ def test_a_policy_gives_no_key_to_a_provider() -> None:
         (HeaderPolicy(remove=("*",)), "can't be removed"),
         (HeaderPolicy(("x-hokusai-user-id",)), "can't be forwarded"),
         (HeaderPolicy(("x_hokusai_*",)), "can't be forwarded"),
-    ],
-)
-def test_a_policy_that_can_t_be_is_told(policy: HeaderPolicy, says: str | None) -> None:
-    problem = policy.problem()
-    assert problem is None if says is None else says in str(problem)
+    ):
+        problem = policy.problem()
+        assert problem is None if says is None else says in str(problem), policy

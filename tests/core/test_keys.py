@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from mlflow_hokusai_auth.core import keys
 
+from .rows import agree
+
 BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 OLD = "hk_live_" + "a" * 32
 GENERATED = st.sampled_from([keys.generate(name) for name in keys.ENVIRONMENTS for _ in range(5)])
@@ -26,15 +28,15 @@ def test_a_checksum_is_always_six_characters(text: str) -> None:
     assert set(keys.checksum(text)) <= set(BASE62)
 
 
-@pytest.mark.parametrize("environment", keys.ENVIRONMENTS)
-def test_generated_keys(environment: str) -> None:
-    key = keys.generate(environment)
-    prefix, made_for, body = key.split("_")
-    assert (prefix, made_for, len(body)) == ("hk", environment, 46)
-    assert keys.checksum(body[:40]) == body[40:]
-    assert keys.problem(key) is None
-    assert keys.importable(key)
-    assert keys.environment(key) == environment
+def test_generated_keys() -> None:
+    for environment in keys.ENVIRONMENTS:
+        key = keys.generate(environment)
+        prefix, made_for, body = key.split("_")
+        assert (prefix, made_for, len(body)) == ("hk", environment, 46)
+        assert keys.checksum(body[:40]) == body[40:]
+        assert keys.problem(key) is None
+        assert keys.importable(key)
+        assert keys.environment(key) == environment
 
 
 def test_generated_keys_differ_in_every_character() -> None:
@@ -42,10 +44,10 @@ def test_generated_keys_differ_in_every_character() -> None:
     assert all(len(set(column)) > 20 for column in columns)
 
 
-@pytest.mark.parametrize("environment", ["", "prod", "LIVE", "live_"])
-def test_there_are_no_other_environments(environment: str) -> None:
-    with pytest.raises(ValueError, match="live, test, dev"):
-        keys.generate(environment)
+def test_there_are_no_other_environments() -> None:
+    for environment in ("", "prod", "LIVE", "live_"):
+        with pytest.raises(ValueError, match="live, test, dev"):
+            keys.generate(environment)
 
 
 # Edits
@@ -97,49 +99,29 @@ def test_turned_characters_are_refused_without_asking(key: str, at: int) -> None
 # Shapes
 
 
-@pytest.mark.parametrize(
-    ("key", "word"),
-    [
-        ("a" * 257, "longer"),
-        ("a" * 65536, "longer"),
-        ("", "characters"),
-        *((f"hk_live_abc{odd}", "characters") for odd in " \t\r\n\0\x7f,;:=+/.%\"'é\xa0ª²"),
-        ("hk_live_\u0661\u0662", "characters"),
-        ("hk_live_abc\n", "characters"),
-        ("\ud800", "characters"),
-    ],
-    ids=ascii,
-)
-def test_what_no_key_is(key: str, word: str) -> None:
-    assert word in str(keys.problem(key))
-    assert not keys.importable(key)
+LONG = ["a" * 257, "a" * 65536]
+ODD = ["", *(f"hk_live_abc{odd}" for odd in " \t\r\n\0\x7f,;:=+/.%\"'é\xa0ª²")]
+ODD += ["hk_live_\u0661\u0662", "hk_live_abc\n", "\ud800"]
 
 
-@pytest.mark.parametrize("key", ["a", "a" * 256, OLD, "hk_live_", "other-authority_KEY-1"])
-def test_what_another_authority_may_know(key: str) -> None:
-    assert keys.problem(key) is None
+def test_what_no_key_is() -> None:
+    for word, texts in (("longer", LONG), ("characters", ODD)):
+        for text in texts:
+            assert word in str(keys.problem(text)), ascii(text)
+            assert not keys.importable(text), ascii(text)
 
 
-@pytest.mark.parametrize(
-    ("key", "taken"),
-    [
-        (OLD, True),
-        (OLD + "b" * 8, True),
-        ("hk_dev_" + "Z" * 32, True),
-        ("hk_test_" + "0" * 40, True),
-        (OLD[:-1], False),
-        (OLD + "b", False),
-        (OLD + "b" * 14, False),
-        (OLD + "\n", False),
-        ("hk_prod_" + "a" * 32, False),
-        ("HK_live_" + "a" * 32, False),
-        ("hk_live_" + "a" * 31 + "_", False),
-        ("xhk_live_" + "a" * 32, False),
-        ("", False),
-    ],
-)
-def test_what_the_store_takes_in(key: str, taken: bool) -> None:
-    assert keys.importable(key) is taken
+def test_what_another_authority_may_know() -> None:
+    for key in ("a", "a" * 256, OLD, "hk_live_", "other-authority_KEY-1"):
+        assert keys.problem(key) is None, key
+
+
+def test_what_the_store_takes_in() -> None:
+    for key in (OLD, OLD + "b" * 8, "hk_dev_" + "Z" * 32, "hk_test_" + "0" * 40):
+        assert keys.importable(key), key
+    length = [OLD[:-1], OLD + "b", OLD + "b" * 14, OLD + "\n", "hk_live_" + "a" * 31 + "_", ""]
+    for text in (*length, "hk_prod_" + "a" * 32, "HK_live_" + "a" * 32, "xhk_live_" + "a" * 32):
+        assert not keys.importable(text), text
 
 
 @given(st.text())
@@ -160,9 +142,8 @@ def test_no_key_is_left_in_a_text(key: str, before: str, after: str) -> None:
     assert key[8:] not in keys.redact(before + key + after)
 
 
-@pytest.mark.parametrize(
-    ("text", "redacted"),
-    [
+def test_redaction_leaves_the_rest() -> None:
+    rows = [
         (f"X-API-Key: {OLD}, next", "X-API-Key: hk_live_***, next"),
         (f"/a?x={OLD}&y={OLD}", "/a?x=hk_live_***&y=hk_live_***"),
         ("hk_dev_abcd/hk_test_abcd", "hk_dev_***/hk_test_***"),
@@ -173,10 +154,8 @@ def test_no_key_is_left_in_a_text(key: str, before: str, after: str) -> None:
         ("__Host-hokusai_session=x", "__Host-hokusai_session=x"),
         ("nothing", "nothing"),
         ("", ""),
-    ],
-)
-def test_redaction_leaves_the_rest(text: str, redacted: str) -> None:
-    assert keys.redact(text) == redacted
+    ]
+    agree(keys.redact, rows)
 
 
 # Sessions
