@@ -390,7 +390,8 @@ def world(
         log = logging.getLogger(f"mlflow_hokusai_auth{name}")
         for what in ("handlers", "level", "propagate"):
             monkeypatch.setattr(log, what, copy(getattr(log, what)))
-    monkeypatch.setattr(app.gc, "freeze", lambda: None)
+    # A full collection takes longer than all else that a start does.
+    monkeypatch.setattr(app, "gc", SimpleNamespace(collect=int, freeze=int))
     # It would look into the store of each server until the tests are over.
     monkeypatch.setattr(app.switches, "follow", lambda *_: None)
     listening = []
