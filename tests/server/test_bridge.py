@@ -93,7 +93,6 @@ def test_answer_has_its_status_headers_and_body() -> None:
     headers = [(b"x-l", b"\xe9"), (b"x-one", b"a"), (b"x-one", b"b")]
     assert answer(app) == (404, headers, b"onetwo")
 
-
     def broken(environ: Any, start_response: Any) -> list[bytes]:
         raise LookupError("gone")
 

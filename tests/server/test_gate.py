@@ -68,6 +68,7 @@ def request() -> dict[str, Any]:
 def test_nobody_waits_for_ever_and_more_than_there_are_threads_do_not_either() -> None:
     authority, lookups = Stuck(), Lookups(0.3)
     gate = app_behind(authority, lookups=lookups)
+
     async def many() -> list[Any]:
         refused = await asyncio.gather(*(ask(gate, request(), b"") for _ in range(50)))
         assert authority.asked and not authority.answered

@@ -162,7 +162,9 @@ def told(caplog: pytest.LogCaptureFixture, observer: Observer, *made: Exchange) 
     ]
 
 
-def test_request_that_fails_or_changes_something_is_always_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_request_that_fails_or_changes_something_is_always_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     made = (
         exchange(MISSING, 401, False),
         exchange(allow(), 500),
