@@ -162,7 +162,7 @@ def told(caplog: pytest.LogCaptureFixture, observer: Observer, *made: Exchange) 
     ]
 
 
-def test_request_that_fails_or_changes_something_is_always_logged(
+def test_failures_and_changes_are_always_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     made = (
