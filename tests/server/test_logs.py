@@ -103,7 +103,9 @@ def test_our_own_are_shown_unless_the_operator_says_how() -> None:
     def show(before: str) -> list[str]:
         """What is written in a fork, as logging's configuration is one for all."""
         out, error = io.StringIO(), io.StringIO()
-        ours, other = (logging.getLogger(f"mlflow_hokusai_auth.{one}") for one in ("audit", "other"))
+        ours, other = (
+            logging.getLogger(f"mlflow_hokusai_auth.{one}") for one in ("audit", "other")
+        )
         for log in (logging.getLogger(), logging.getLogger("mlflow_hokusai_auth"), ours, other):
             log.handlers.clear()
             log.setLevel(logging.NOTSET)
