@@ -1,15 +1,27 @@
-"""Processes for tests that need one of their own: forks, which have imported all that they take."""
+"""Processes for tests that need one of their own: forks, which have imported all that they take.
+
+A lock that another thread holds at that moment is held in the fork for ever. So threads that ask a
+store now and then should not do so after their test.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import signal
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
+
+from mlflow_hokusai_auth.backends import cache
 
 #: Seconds after which a fork is taken for stuck, and ended.
 TIMEOUT = 120
@@ -43,6 +55,21 @@ def forked(work: Callable[[], object]) -> Any:
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert ended == 0, f"a fork ended with {ended}: {said}"
     return json.loads(said)
+
+
+@contextlib.contextmanager
+def watchers_rest() -> Iterator[None]:
+    """Threads that watch the stores of caches do so no more after this context."""
+    over, never = threading.Event(), threading.Event()
+
+    def sleep(seconds: float) -> None:
+        if over.wait(seconds):
+            never.wait()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+        yield
+    over.set()
 
 
 def count_in(folder: Path) -> None:

@@ -39,6 +39,7 @@ from tests.backends.test_service import certificate  # noqa: F401 - a fixture
 from tests.harness import free_port
 from tests.server import test_leaks as signed
 from tests.server.both_ways import ask
+from tests.server.forked import watchers_rest
 from tests.standin import Grant, Standin
 
 ROOT = Path(__file__).parent.parent.parent
@@ -401,7 +402,7 @@ def world(
         listening.append(start(*args, **options)[0])
 
     monkeypatch.setattr(metrics, "start_http_server", listen)
-    with Standin() as service:
+    with watchers_rest(), Standin() as service:
         yield World(tmp_path, service, monkeypatch, caplog, request.getfixturevalue)
     for one in listening:
         one.shutdown()

@@ -16,13 +16,15 @@ from typing import Any
 import flask
 import pytest
 import requests
+from werkzeug.serving import make_server
 
 from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.server import health
 from mlflow_hokusai_auth.server.health import FRESH, TIMEOUT, Health, Unhealthy
-from tests.harness import Server
+from mlflow_hokusai_auth.server.wsgi import wsgi_gate
 from tests.server.forked import forked
+from tests.server.sentinel import READ, make_gate
 
 SECRET = "postgresql://mlflow:canary@db.example.com/mlflow"
 KEY = "hk_live_" + "a" * 32
@@ -294,19 +296,31 @@ def test_others_are_told_what_was_found_before_while_somebody_looks() -> None:
         assert asked.result(60) is not found
 
 
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """Where another server is, which has no artifacts."""
+    app = flask.Flask("elsewhere")
+    app.add_url_rule("/api/2.0/mlflow-artifacts/artifacts", view_func=lambda: {"files": []})
+    server = make_server("127.0.0.1", 0, wsgi_gate(app, make_gate(), ()), threaded=True)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+    server.server_close()
+
+
 def test_artifacts_that_are_not_in_a_folder_here_are_asked_for(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another server's artifacts stand for an object store."""
     look = health.checks(LocalStore(f"sqlite:///{tmp_path}/keys.db"), lambda: "")["artifact_root"]
     monkeypatch.setattr("mlflow.server.handlers._artifact_repo", None)
-    there = f"{server.origin}/api/2.0/mlflow-artifacts/artifacts"
+    there = f"{elsewhere}/api/2.0/mlflow-artifacts/artifacts"
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", there)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.origin)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
     monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
     with pytest.raises(requests.HTTPError, match="KEY_MISSING"):
         look()
-    monkeypatch.setenv("HOKUSAI_API_KEY", server.key("model:read"))
+    monkeypatch.setenv("HOKUSAI_API_KEY", READ)
     assert look() == "can be listed"
     monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "false")
     assert look() == "not served here"

@@ -20,6 +20,7 @@ from mlflow_hokusai_auth.server.cors import Cors
 from mlflow_hokusai_auth.server.gate import Gate
 from mlflow_hokusai_auth.server.observe import Exchange
 from mlflow_hokusai_auth.server.switches import Mode
+from tests.server.forked import watchers_rest
 from tests.standin import Standin
 
 #: What the service does -> the code of the refusal of a key that is not known here yet.
@@ -41,7 +42,7 @@ KNOWLEDGE = ["unknown", "known", "stale", "stale but allowed"]
 
 @pytest.fixture
 def service() -> Iterator[Standin]:
-    with Standin() as standin:
+    with watchers_rest(), Standin() as standin:
         yield standin
 
 
