@@ -133,7 +133,9 @@ def test_file_reaches_the_server_as_one(gate: Gate, told: Told) -> None:
 def test_answer_of_mlflow_is_told(gate: Gate, told: Told) -> None:
     for status, content_type, host in (
         (403, "text/plain", True),
+        (403, "text/plain; charset=utf-8", True),
         (403, "application/json", False),
+        (403, "", False),
         (404, "text/plain", False),
     ):
         start = {

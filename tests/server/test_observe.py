@@ -88,18 +88,6 @@ def test_one_word_says_how_a_request_ended() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_mlflow_s_refusal_of_a_host_is_told_by_its_form() -> None:
-    for status, content_type, host in (
-        (403, "text/plain; charset=utf-8", True),
-        (403, "application/json", False),
-        (403, "", False),
-        (404, "text/plain", False),
-    ):
-        made = exchange(allow())
-        made.started(status, content_type)
-        assert (made.host_refusal, made.status) == (host, status), content_type
-
-
 def test_line_of_a_request_that_mlflow_answered() -> None:
     told = line(exchange(allow()), "allowed")
     assert abs(told.pop("at") - time.time()) < 60
