@@ -55,6 +55,7 @@ checks      server/test_settings
 cors        server/test_adapters server/test_app server/test_shortcut adversarial/test_spelling
 explain     test_cli
 gate        server/test_exchanges server/test_limits server/test_interceptors
+gate        adversarial/test_caches_between
 gate        server/test_observe e2e/test_modes
 gate        server/test_state_table adversarial/test_bodies adversarial/test_sign_in
 gate        e2e/test_service adversarial/test_grammar
@@ -66,7 +67,7 @@ lookups     server/test_gate
 logs        e2e/test_log_level e2e/test_metrics e2e/test_secrets
 metrics     server/test_observe e2e/test_metrics
 mlflow_     contract/test_mlflow core/test_operations server/test_shortcut e2e/test_every_route
-observe     server/test_tally e2e/test_metrics e2e/test_modes e2e/test_secrets
+observe     server/test_exchanges server/test_tally e2e/test_metrics e2e/test_modes e2e/test_secrets
 openapi     docs/test_generated contract/test_openapi
 schemas     server/test_api contract/test_openapi e2e/test_lifecycle
 sessions    adversarial/test_sign_in e2e/test_browser

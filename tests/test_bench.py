@@ -13,14 +13,14 @@ import pytest
 from bench import goals, micro, page, peers, store
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_cost_is_measured() -> None:
     assert len(micro.costs()) > 5  # differences, which noise may make negative
     for question, (middle, high) in store.costs(200).items():
         assert 0 < middle <= high and store.goal(question)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_contender_is_measured(tmp_path: Path) -> None:
     """Those that are installed; what each answers is told where it is not what it should be."""
     target = tmp_path / "bench.json"
@@ -47,7 +47,7 @@ def test_a_goal_is_missed_where_a_peer_is_faster() -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     not store.PROGRAMS or shutil.which("redis-server") is None, reason="needs PostgreSQL and Redis"
 )

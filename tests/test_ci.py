@@ -342,7 +342,7 @@ def test_every_hook_has_a_violation_and_fetches_nothing() -> None:
     assert {one["id"] for one in hooks} == set(VIOLATIONS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", VIOLATIONS)
 def test_a_hook_fails_on_a_violation(name: str, tree: Path) -> None:
     where, old, new, says = VIOLATIONS[name]

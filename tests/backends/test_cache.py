@@ -242,7 +242,7 @@ def test_the_cache_is_bounded(service: Service) -> None:
     assert sum(small.peek(f"not {number}", HERE) is not None for number in range(100)) == 20
 
 
-@pytest.mark.parametrize("total", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("total", [50_000, pytest.param(1_000_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("backend", [Memory, Service])
 def test_regression_33_a_flood_of_made_up_keys(
     clock: Clock, backend: type[Memory], total: int

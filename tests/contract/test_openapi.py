@@ -20,7 +20,7 @@ from mlflow_hokusai_auth.core.operations import rules
 from mlflow_hokusai_auth.server import openapi
 from tests.harness import Server
 
-pytestmark = pytest.mark.slow  # `make test` has to be short
+pytestmark = pytest.mark.long  # `make test` has to be short
 
 _turns = itertools.count()
 _PATH = "/api/2.0/hokusai/openapi.json"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -182,6 +184,10 @@ def scope_of(wire: Wire, **extra: Any) -> dict[str, Any]:
     }
 
 
+#: One for all requests: to make a loop takes longer than to answer.
+_LOOP = asyncio.new_event_loop()
+
+
 def through_asgi(wire: Wire, gate: Gate = GATE, **extra: Any) -> Answer:
     called: list[Any] = []
     sent: list[Any] = []
@@ -196,7 +202,7 @@ def through_asgi(wire: Wire, gate: Gate = GATE, **extra: Any) -> Answer:
         sent.append(message)
 
     scope = scope_of(wire, **extra)
-    asyncio.run(AsgiGate(mlflow, gate)(scope, unread, send))
+    _LOOP.run_until_complete(AsgiGate(mlflow, gate)(scope, unread, send))
     assert len(called) <= 1
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in sent[0]["headers"]]
@@ -250,4 +256,28 @@ def through_wsgi(wire: Wire, gate: Gate = GATE, **extra: Any) -> Answer:
 
 Adapter = Callable[..., Answer]
 ADAPTERS: dict[str, Adapter] = {"asgi": through_asgi, "wsgi": through_wsgi}
-both = pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+
+
+def both(test: Callable[..., None]) -> Callable[..., None]:
+    """Run `test` with each adapter in turn, as one case, and report each adapter that fails.
+
+    Fixtures are shared between the adapters.
+    """
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        failures: dict[str, BaseException] = {}
+        for name, adapter in ADAPTERS.items():
+            try:
+                test(adapter=adapter, **fixtures)
+            except (Exception, pytest.fail.Exception) as error:
+                failures[name] = error
+        if failures:
+            told = [f"{name}: {type(error).__name__}: {error}" for name, error in failures.items()]
+            raise AssertionError("\n".join(told)) from next(iter(failures.values()))
+
+    # pytest passes what the signature names, and there is no fixture of adapters.
+    signature = inspect.signature(test)
+    others = [one for name, one in signature.parameters.items() if name != "adapter"]
+    run.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+    return run

@@ -13,20 +13,19 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.cache import CachedBackend
 from mlflow_hokusai_auth.core import credentials, keys, policy, scopes
-from mlflow_hokusai_auth.core.addresses import Network, networks
+from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.policy import Policy
-from mlflow_hokusai_auth.core.types import Principal, Rejected
+from mlflow_hokusai_auth.core.types import MODES, Principal, Rejected
 from mlflow_hokusai_auth.server import aliases, asgi, gate, wsgi
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
@@ -37,7 +36,6 @@ from tests.server.sentinel import (
     ADAPTERS,
     GATE,
     KEYS,
-    PREFIXES,
     PRINCIPALS,
     READ,
     UI,
@@ -146,33 +144,35 @@ def expand(case: dict[str, Any]) -> Iterator[Case]:
         )
 
 
-@pytest.mark.parametrize("case", VECTORS["case"], ids=lambda case: case["id"])
-def test_vectors(case: dict[str, Any]) -> None:
-    for one in expand(case):
-        for adapter in one.adapters:
-            check(one, adapter)
+def test_vectors() -> None:
+    wrong = []
+    for case in VECTORS["case"]:
+        for one in expand(case):
+            for adapter in one.adapters:
+                try:
+                    check(one, adapter(one.wire))
+                except (AssertionError, pytest.fail.Exception) as error:
+                    wire = f"{one.wire.method} {one.wire.target[:99]!r} {one.wire.headers!r:.300}"
+                    wrong.append(f"{case['id']}, {adapter.__name__}: {wire}\n{error}")
+    assert not wrong, "\n".join(wrong)
 
 
-def check(case: Case, adapter: Adapter) -> None:
-    wire = case.wire
-    what = f"{adapter.__name__}: {wire.method} {wire.target[:99]!r} {wire.headers!r:.300}"
-    answer = adapter(wire)
-    assert answer.status == case.status, what
+def check(case: Case, answer: Answer) -> None:
+    assert answer.status == case.status
     if case.code == "ALLOW":
-        assert answer.inner is not None, what
-        check_forwarding(case, answer, what)
+        assert answer.inner is not None
+        check_forwarding(case, answer)
         return
-    assert answer.inner is None, what
-    if wire.method.upper() != "HEAD":
-        assert answer.code == case.code, what
-    assert ("bearer realm" in " ".join(answer.header("www-authenticate")).lower()) == (
-        case.status in (401, 403)
-    ), what
+    assert answer.inner is None
+    if case.wire.method.upper() != "HEAD":
+        assert answer.code == case.code
+    challenge = " ".join(answer.header("www-authenticate")).lower()
+    assert ("bearer realm" in challenge) == (case.status in (401, 403))
     for secret in KEYS.values():
-        assert secret.encode() not in answer.body, what
+        assert secret.encode() not in answer.body
 
 
-def check_forwarding(case: Case, answer: Answer, what: str = "") -> None:
+def check_forwarding(case: Case, answer: Answer) -> None:
     path = answer.inner.get("path") or (
         answer.inner["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
     )
@@ -187,13 +187,13 @@ def check_forwarding(case: Case, answer: Answer, what: str = "") -> None:
     if case.kind is not None and not unlisted:
         expected += identity_of(case.kind)
     if "headers" in answer.inner:
-        assert inner_headers(answer) == expected, what
+        assert inner_headers(answer) == expected
     else:
         merged: dict[str, str] = {}
         for name, value in expected:
             value = value.strip(" \t")
             merged[name] = f"{merged[name]},{value}" if name in merged else value
-        assert inner_headers(answer) == sorted(merged.items()), what
+        assert inner_headers(answer) == sorted(merged.items())
 
 
 def test_every_vector_that_a_request_can_express_has_a_case() -> None:
@@ -206,7 +206,7 @@ def test_every_vector_that_a_request_can_express_has_a_case() -> None:
 
 
 @both
-def test_a_refusal_says_what_kind_of_key_to_send(adapter: Adapter) -> None:
+def test_refusal_says_what_kind_of_key_to_send(adapter: Adapter) -> None:
     answer = adapter(Wire())
     assert answer.status == 401
     assert [value.split()[0] for value in answer.header("www-authenticate")] == ["Bearer"]
@@ -217,57 +217,52 @@ def test_a_refusal_says_what_kind_of_key_to_send(adapter: Adapter) -> None:
 
 
 @both
-def test_head_is_refused_without_a_body(adapter: Adapter) -> None:
+def test_refusal_of_head_has_no_body(adapter: Adapter) -> None:
     answer = adapter(Wire("HEAD"))
     assert (answer.status, answer.body) == (401, b"")
     assert answer.header("content-length") == adapter(Wire("GET")).header("content-length")
-
-
-@both
-def test_what_only_resembles_head_is_refused_with_a_body(adapter: Adapter) -> None:
     # A server frames the answer by the exact method, and breaks off one that is too short.
     answer = adapter(Wire("head"))
-    assert answer.header("content-length") == [str(len(answer.body))]
+    assert answer.body and answer.header("content-length") == [str(len(answer.body))]
 
 
 @both
-@pytest.mark.parametrize("error", [BackendUnavailable("down"), RuntimeError("bug"), KeyError("x")])
-def test_an_authority_that_fails_never_allows(adapter: Adapter, error: Exception) -> None:
-    failing = make_gate(Failing(error))
-    for kind in ("read", "admin", "unknown"):
-        answer = adapter(with_key(kind), failing)
-        assert answer.verdict == (503, "AUTHORITY_UNAVAILABLE")
-        assert answer.header("retry-after") in [["1"], ["2"], ["3"], ["4"]]
-    assert adapter(Wire(target="/health"), failing).code == "ALLOW"
+def test_authority_that_fails_never_allows(adapter: Adapter) -> None:
+    for error in (BackendUnavailable("down"), RuntimeError("bug"), KeyError("x")):
+        failing = make_gate(Failing(error))
+        for kind in ("read", "admin", "unknown"):
+            answer = adapter(with_key(kind), failing)
+            assert answer.verdict == (503, "AUTHORITY_UNAVAILABLE"), (error, kind)
+            assert answer.header("retry-after") in [["1"], ["2"], ["3"], ["4"]]
+        assert adapter(Wire(target="/health"), failing).code == "ALLOW"
 
 
 @both
-@pytest.mark.parametrize(
-    ("origin", "allowed"),
-    [
-        (UI, True),
-        ("http://localhost:5173", True),
-        ("http://localhost", True),
-        ("http://localhost.evil.example", False),
-        ("https://ui.example.evil.example", False),
-        ("https://evil.example", False),
-        ("null", False),
-        ("\u00ff", False),
-        ("", False),
-    ],
-)
-def test_refusals_can_be_read_by_allowed_origins_only(
-    adapter: Adapter, origin: str, allowed: bool
-) -> None:
-    refused = adapter(Wire(headers=(("Origin", origin),)))
-    assert refused.status == 401
-    assert refused.header("access-control-allow-origin") == ([origin] if allowed else [])
-    assert refused.header("access-control-allow-credentials") == (["true"] if allowed else [])
-    assert refused.header("vary") == (["Origin"] if allowed else [])
+def test_only_allowed_origins_can_read_refusals(adapter: Adapter) -> None:
+    allowed = (UI, "http://localhost:5173", "http://localhost")
+    others = (
+        "http://localhost.evil.example",
+        "https://ui.example.evil.example",
+        "https://evil.example",
+        "null",
+        "\u00ff",
+        "",
+    )
+    wrong = []
+    for origin in allowed + others:
+        refused = adapter(Wire(headers=(("Origin", origin),)))
+        found = [
+            refused.header(f"access-control-allow-{name}") for name in ("origin", "credentials")
+        ]
+        found.append(refused.header("vary"))
+        expected = [[origin], ["true"], ["Origin"]] if origin in allowed else [[], [], []]
+        if (refused.status, found) != (401, expected):
+            wrong.append(f"{origin!r}: {refused.status} {found}, not 401 {expected}")
+    assert not wrong, "\n".join(wrong)
 
 
 @both
-def test_cors_for_all_and_for_none(adapter: Adapter) -> None:
+def test_cors_can_be_for_all_or_for_none(adapter: Adapter) -> None:
     wire = Wire(headers=(("Origin", "https://evil.example"),))
     everybody = adapter(wire, make_gate(cors=Cors(("*",), "")))
     assert everybody.header("access-control-allow-origin") == ["*"]
@@ -289,35 +284,35 @@ def test_the_query_key_can_be_switched_off_and_still_reaches_nobody(adapter: Ada
 # Forwarding
 
 
+#: A query, and what is left of it without the key.
+QUERIES = {
+    "api_key=@KEY@": "",
+    "x=%2F+1&api_key=@KEY@&&y=\u00e9&x": "x=%2F+1&&y=\u00e9&x",
+    "x=1&api%5Fkey=@KEY@": "x=1",
+    "api_key=@KEY@&": "",
+    "x=a?b&y=%zz": "x=a?b&y=%zz",
+    "xapi_key=1&api_keys=2&API_KEY=3": "xapi_key=1&api_keys=2&API_KEY=3",
+    "": "",
+}
+
+
 @both
-@pytest.mark.parametrize(
-    ("query", "scrubbed"),
-    [
-        ("api_key=@KEY@", ""),
-        ("x=%2F+1&api_key=@KEY@&&y=\u00e9&x", "x=%2F+1&&y=\u00e9&x"),
-        ("x=1&api%5Fkey=@KEY@", "x=1"),
-        ("api_key=@KEY@&", ""),
-        ("x=a?b&y=%zz", "x=a?b&y=%zz"),
-        ("xapi_key=1&api_keys=2&API_KEY=3", "xapi_key=1&api_keys=2&API_KEY=3"),
-        ("", ""),
-    ],
-)
-@pytest.mark.parametrize("method", ["GET", "POST"], ids=["allowed", "refused"])
-def test_the_query_without_the_key_is_what_mlflow_and_the_log_see(
-    adapter: Adapter, method: str, query: str, scrubbed: str
-) -> None:
-    headers = (("X-API-Key", READ),)
-    target = "/mlflow/version?" + query.replace("@KEY@", READ)
-    answer = adapter(Wire(method, target, headers))
-    assert (answer.inner is not None) == (method == "GET")
-    for seen in filter(None, (answer.inner, answer.outer)):
-        if "query_string" in seen:
-            assert seen["query_string"] == scrubbed.encode("latin-1")
-        else:
-            assert seen["QUERY_STRING"] == scrubbed
-            for raw in (seen["RAW_URI"], seen["REQUEST_URI"]):
-                assert raw.partition("?")[2] == scrubbed
-                assert raw.partition("?")[0] == "/mlflow/version"
+def test_mlflow_and_the_log_see_the_query_without_the_key(adapter: Adapter) -> None:
+    wrong = []
+    for (query, scrubbed), method in product(QUERIES.items(), ("GET", "POST")):
+        target = "/mlflow/version?" + query.replace("@KEY@", READ)
+        answer = adapter(Wire(method, target, (("X-API-Key", READ),)))
+        assert (answer.inner is not None) == (method == "GET")
+        for seen in filter(None, (answer.inner, answer.outer)):
+            if "query_string" in seen:
+                found = {seen["query_string"].decode("latin-1")}
+            else:
+                raw = [seen[name].partition("?") for name in ("RAW_URI", "REQUEST_URI")]
+                assert {path for path, _, _ in raw} == {"/mlflow/version"}
+                found = {seen["QUERY_STRING"], *(left for _, _, left in raw)}
+            if found != {scrubbed}:
+                wrong.append(f"{method} {query}: {found}, not {scrubbed!r}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_asgi_takes_the_alias_off_path_and_raw_path_once() -> None:
@@ -347,18 +342,17 @@ def test_asgi_leaves_the_scope_of_the_server_alone_but_for_the_query() -> None:
 
 
 @both
-def test_a_page_whose_key_is_wrong_says_so_instead_of_asking_for_one(adapter: Adapter) -> None:
+def test_page_with_a_wrong_key_says_so_instead_of_asking_for_one(adapter: Adapter) -> None:
     page = ("Accept", "text/html")
     assert adapter(Wire(headers=(page,))).status == 303
     for kind, code in (("unknown", "KEY_UNKNOWN"), ("expired", "KEY_EXPIRED")):
         assert adapter(with_key(kind, "GET", "/version", page)).verdict == (401, code)
 
 
-@pytest.mark.parametrize("mode", ["enforce", "observe", "off"])
-def test_asgi_refuses_a_root_path(mode: str) -> None:
-    for wire in (Wire(target="/health"), with_key("admin")):
+def test_asgi_refuses_a_root_path() -> None:
+    for mode, wire in product(MODES, (Wire(target="/health"), with_key("admin"))):
         answer = through_asgi(wire, make_gate(mode=Mode(mode)), root_path="/mlflow")
-        assert answer.verdict == (503, "MISCONFIGURED")
+        assert answer.verdict == (503, "MISCONFIGURED"), (mode, wire)
         assert answer.header("retry-after")
 
 
@@ -373,37 +367,35 @@ def test_wsgi_takes_the_alias_off_once() -> None:
         assert (inner["SCRIPT_NAME"], inner["PATH_INFO"]) == (script, path)
 
 
-@pytest.mark.parametrize(
-    ("script", "path", "code"),
-    [
-        ("/x", "/health", "KEY_MISSING"),
-        ("/health", "", "ALLOW"),
-        ("/health", "/x", "KEY_MISSING"),
-        ("/mlflow", "/health", "ALLOW"),
-        ("/mlflow", "/mlflow/health", "KEY_MISSING"),
-        ("/mlf", "low/health", "ALLOW"),
-    ],
-)
-def test_wsgi_joins_a_script_name_before_it_decides(script: str, path: str, code: str) -> None:
-    assert through_wsgi(Wire(), SCRIPT_NAME=script, PATH_INFO=path).code == code
+def test_wsgi_joins_a_script_name_before_it_decides() -> None:
+    expected = {
+        ("/x", "/health"): "KEY_MISSING",
+        ("/health", ""): "ALLOW",
+        ("/health", "/x"): "KEY_MISSING",
+        ("/mlflow", "/health"): "ALLOW",
+        ("/mlflow", "/mlflow/health"): "KEY_MISSING",
+        ("/mlf", "low/health"): "ALLOW",
+    }
+    found = {
+        (script, path): through_wsgi(Wire(), SCRIPT_NAME=script, PATH_INFO=path).code
+        for script, path in expected
+    }
+    assert found == expected
 
 
 @both
-@pytest.mark.parametrize(
-    ("target", "location"),
-    [
-        ("/mlflow", "mlflow/"),
-        ("/api/mlflow", "mlflow/"),
-        ("/api/mlflow?a=b%20c&d", "mlflow/?a=b%20c&d"),
-        ("/mlflow?api_key=@KEY@&a=b", "mlflow/?a=b"),
-        ("/mlflow?api_key=@KEY@", "mlflow/"),
-    ],
-)
-def test_the_bare_prefix_leads_to_its_slash(adapter: Adapter, target: str, location: str) -> None:
-    answer = adapter(with_key("read", "GET", target.replace("@KEY@", READ)))
-    assert (answer.status, answer.body, answer.inner) == (308, b"", None)
-    assert answer.header("location") == [location]
-    assert answer.header("content-length") == ["0"]
+def test_bare_prefix_leads_to_its_slash(adapter: Adapter) -> None:
+    for target, location in {
+        "/mlflow": "mlflow/",
+        "/api/mlflow": "mlflow/",
+        "/api/mlflow?a=b%20c&d": "mlflow/?a=b%20c&d",
+        f"/mlflow?api_key={READ}&a=b": "mlflow/?a=b",
+        f"/mlflow?api_key={READ}": "mlflow/",
+    }.items():
+        answer = adapter(with_key("read", "GET", target))
+        assert (answer.status, answer.body, answer.inner) == (308, b"", None), target
+        assert answer.header("location") == [location], target
+        assert answer.header("content-length") == ["0"], target
 
 
 @both
@@ -486,30 +478,27 @@ def websocket(wire: Wire) -> tuple[list[Any], list[Any]]:
     return sent, called
 
 
-@pytest.mark.parametrize("target", ["/health", "/version", "/", "/mlflow/health", "/mlflow"])
-def test_a_websocket_takes_admin(target: str) -> None:
+def test_websocket_takes_admin() -> None:
     closed = [{"type": "websocket.close", "code": 1008}]
-    for wire in (Wire("", target), *(with_key(k, "", target) for k in ("read", "write", "typo"))):
-        assert websocket(wire) == (closed, [])
-
-
-def test_a_websocket_with_an_admin_key_is_forwarded() -> None:
-    sent, called = websocket(with_key("admin", "", "/mlflow/x"))
-    assert sent == []
-    assert [(scope["type"], scope["path"]) for scope in called] == [("websocket", "/x")]
-
-
-def test_a_websocket_to_the_bare_prefix_is_sent_no_http() -> None:
-    sent, _ = websocket(with_key("admin", "", "/mlflow"))
-    assert [message for message in sent if message["type"].startswith("http")] == []
-
-
-def test_a_websocket_is_no_preflight() -> None:
+    for target in ("/health", "/version", "/", "/mlflow/health", "/mlflow"):
+        for kind in ("read", "write", "typo"):
+            assert websocket(with_key(kind, "", target)) == (closed, []), (target, kind)
+        assert websocket(Wire("", target)) == (closed, []), target
+    # Not even what looks like a preflight gets through.
     headers = (("Origin", UI), ("Access-Control-Request-Method", "GET"))
     assert websocket(Wire("", "/x", headers))[1] == []
 
 
-def test_the_lifespan_is_forwarded_and_what_is_left_is_done_before_its_end_is_told(
+def test_websocket_with_an_admin_key_is_forwarded() -> None:
+    sent, called = websocket(with_key("admin", "", "/mlflow/x"))
+    assert sent == []
+    assert [(scope["type"], scope["path"]) for scope in called] == [("websocket", "/x")]
+    # To the bare prefix no redirect is sent, which would be HTTP.
+    sent, _ = websocket(with_key("admin", "", "/mlflow"))
+    assert [message for message in sent if message["type"].startswith("http")] == []
+
+
+def test_lifespan_is_forwarded_and_its_end_is_told_after_what_is_left_to_do(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     happened: list[object] = []
@@ -533,7 +522,7 @@ def test_the_lifespan_is_forwarded_and_what_is_left_is_done_before_its_end_is_to
     assert caplog.text.count("OSError: disk full") == 2
 
 
-def test_what_is_left_to_do_and_stalls_does_not_keep_a_process_from_ending(
+def test_process_ends_although_what_is_left_to_do_stalls(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(asgi, "MAX_END", 0.1)
@@ -553,14 +542,14 @@ def test_what_is_left_to_do_and_stalls_does_not_keep_a_process_from_ending(
     free.set()
 
 
-@pytest.mark.parametrize("kind", ["", "http2", "HTTP", "webtransport", "tcp"])
-def test_an_unknown_kind_of_scope_is_refused(kind: str) -> None:
+def test_unknown_kind_of_scope_is_refused() -> None:
     async def unreachable(*_: Any) -> None:
         pytest.fail("the gate let it pass")
 
-    scope = scope_of(with_key("admin"), type=kind)
-    with pytest.raises(RuntimeError, match="scope type"):
-        asyncio.run(AsgiGate(unreachable, GATE)(scope, unread, unreachable))
+    for kind in ("", "http2", "HTTP", "webtransport", "tcp"):
+        scope = scope_of(with_key("admin"), type=kind)
+        with pytest.raises(RuntimeError, match="scope type"):
+            asyncio.run(AsgiGate(unreachable, GATE)(scope, unread, unreachable))
 
 
 # Faults
@@ -605,11 +594,6 @@ ADAPTER_FAULTS = {
         (wsgi, "_set_query"),
     ],
 }
-FAULTS = [
-    (name, owner, attribute)
-    for name, own in ADAPTER_FAULTS.items()
-    for owner, attribute in SHARED_FAULTS + own
-]
 
 
 class Fault(Exception):
@@ -630,186 +614,51 @@ class _Broken:
         return self()
 
 
-@pytest.mark.parametrize(
-    ("name", "owner", "attribute"),
-    FAULTS,
-    ids=[
-        f"{name}-{owner.__name__.split('.')[-1]}.{attribute}" for name, owner, attribute in FAULTS
-    ],
-)
-def test_whatever_fails_mlflow_is_not_called(
-    monkeypatch: pytest.MonkeyPatch, name: str, owner: Any, attribute: str
-) -> None:
-    broken = _Broken()
-    monkeypatch.setattr(owner, attribute, broken)
-    fresh = make_gate()
-    for wire in (
+def test_mlflow_is_not_called_whatever_fails() -> None:
+    wires = (
         with_key("read", "GET", "/mlflow/version?a%5Fb=1"),
         with_key("read", "GET", f"/mlflow?api_key={READ}"),
         with_key("read", "POST", "/api/2.0/mlflow/experiments/create"),
         with_key("unknown"),
         Wire(headers=(("Origin", UI),)),
-    ):
-        used, answer = broken.used, None
-        with contextlib.suppress(Fault):
-            answer = ADAPTERS[name](wire, fresh)
-        if broken.used > used:
-            assert answer is None or (answer.inner is None and answer.status >= 400)
-    assert broken.used, "no request came this way, so this proves nothing"
-
-
-# Any request at all
-
-
-def words(text: str) -> list[str]:
-    return text.split()
-
-
-SEGMENTS = st.sampled_from(
-    words("""
-        health Health healthz %68ealth health%00 health%0a health;x mlflow %6dlflow MLFLOW api
-        ajax-api 2.0 2.0mlflow experiments get create search version gateway mlflow-artifacts
-        artifacts static-files hokusai keys whoami assistant config . .. %2e %2e%2e %2F %252F ; ;x=1
-        \\ %5c # %23 %3f %ff %c1%a8 \u00ff \u00c3\u00a9 * a:generateContent
-    """)
-)
-SEPARATORS = st.sampled_from(["/", "/", "/", "/", "//", "%2F", "\\", ";", "?"])
-PATHS = st.one_of(
-    st.lists(st.tuples(SEPARATORS, SEGMENTS), max_size=6).map(
-        lambda parts: "".join(map("".join, parts))
-    ),
-    st.tuples(
-        st.sampled_from(["", "", "/mlflow", "/api/mlflow", "/mlflow/mlflow", "/", "x", "/x"]),
-        st.sampled_from(
-            [
-                "/health",
-                "/version",
-                "/",
-                "",
-                "/health/",
-                "//health",
-                "/api/2.0/mlflow/experiments/create",
-                "/gateway/mlflow/v1/chat/completions",
-                "/api/2.0/hokusai/keys",
-            ]
-        ),
-    ).map("".join),
-    st.text(st.characters(max_codepoint=0xFF, exclude_characters="\r\n"), max_size=12),
-)
-KEY_KINDS = st.sampled_from(sorted(KEYS))
-BAD_KINDS = sorted(
-    {"unknown", "typo", "turned", "cut", "padded", "upper", "expired", "revoked", "ending"}
-)
-
-
-def header_lists(kinds: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
-    texts = st.one_of(
-        kinds.map(KEYS.__getitem__),
-        st.text(st.characters(max_codepoint=0xFF, exclude_characters="\r\n\0"), max_size=8),
-        st.sampled_from(["", " ", "hk_", ",", "sk-provider"]),
     )
-    schemes = st.sampled_from(
-        ["Bearer {}", "bearer {}", "ApiKey {}", "{}", "Token {}", "Bearer {},", "{0}, {0}"]
-    )
-    credential = st.one_of(
-        st.tuples(
-            st.sampled_from(["X-API-Key", "Authorization", "X-MLflow-Authorization", "Cookie"]),
-            st.builds(str.format, schemes, texts),
-        ),
-        texts.map(
-            lambda text: (
-                "Authorization",
-                "Basic " + base64.b64encode(b"u:" + text.encode("latin-1")).decode(),
-            )
-        ),
-    )
-    other = st.tuples(
-        st.sampled_from(["X-Hokusai-User-Id", "X-Original-URL", "Host", "Expect"]), texts
-    )
-    cors = st.sampled_from(
-        [
-            [],
-            [],
-            [("Origin", UI)],
-            [("Origin", UI), ("Access-Control-Request-Method", "POST")],
-            [("Origin", UI), ("Access-Control-Request-Method", "POST"), ("Content-Length", "3")],
-            [("Origin", "null"), ("Access-Control-Request-Method", "GET"), ("Content-Length", "0")],
-        ]
-    )
-    return st.tuples(st.lists(st.one_of(credential, other), max_size=4), cors).map(
-        lambda pair: tuple(pair[0] + pair[1])
-    )
+    wrong = []
+    for name, own in ADAPTER_FAULTS.items():
+        for where, attribute in SHARED_FAULTS + own:
+            what = f"{name} with a broken {where.__name__}.{attribute}"
+            broken = _Broken()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(where, attribute, broken)
+                fresh = make_gate()
+                for wire in wires:
+                    used, answer = broken.used, None
+                    with contextlib.suppress(Fault):
+                        answer = ADAPTERS[name](wire, fresh)
+                    passed = answer and (answer.inner is not None or answer.status < 400)
+                    if broken.used > used and passed:
+                        wrong.append(f"{what}: {wire}")
+            if not broken.used:
+                wrong.append(f"{what}: no request came this way, so this proves nothing")
+    assert not wrong, "\n".join(wrong)
 
 
-def wires(kinds: st.SearchStrategy[str]) -> st.SearchStrategy[Wire]:
-    queries = st.one_of(
-        st.just(""),
-        kinds.map(lambda kind: f"?api_key={KEYS[kind]}"),
-        st.text(st.characters(max_codepoint=0xFF, exclude_characters="\r\n"), max_size=9).map(
-            "?{}".format
-        ),
-        st.sampled_from(
-            ["?api_key=", "?api%5fkey=%ff", "?/health", "?x=1&api_key=%20&%61pi_key=x"]
-        ),
-    )
-    methods = st.sampled_from(
-        words("GET GET HEAD POST OPTIONS PUT TRACE get post options head FOO WEBSOCKET")
-    )
-    return st.builds(Wire, methods, st.tuples(PATHS, queries).map("".join), header_lists(kinds))
+# Any request at all: tests/adversarial/test_grammar.py, but for the query that a server logs
 
 
-@settings(max_examples=600, deadline=None)
-@given(wires(KEY_KINDS))
-@example(Wire("OPTIONS", "*", (("Origin", UI), ("Access-Control-Request-Method", "GET"))))
-@example(with_key("read", "GET", "x"))
-@example(Wire("GET", "x/health"))
-def test_both_adapters_give_the_same_verdict(wire: Wire) -> None:
-    assert through_asgi(wire).verdict == through_wsgi(wire).verdict
-
-
-PUBLIC = {f"{prefix}/health".encode() for prefix in ("", *PREFIXES)}
-
-
-def headers_of(wire: Wire) -> dict[str, str]:
-    return {name.lower(): value.strip(" \t") for name, value in wire.headers}
-
-
-def is_public(wire: Wire) -> bool:
-    return wire.method.upper() in ("GET", "HEAD") and unquote_to_bytes(wire.split[0]) in PUBLIC
-
-
-def may_pass_without_a_key(wire: Wire) -> bool:
-    headers = headers_of(wire)
-    preflight = (
-        wire.method == "OPTIONS"
-        and headers.get("origin")
-        and headers.get("access-control-request-method")
-    )
-    return bool(is_public(wire) or preflight) and headers.get("content-length", "0") == "0"
-
-
-@settings(max_examples=600, deadline=None)
-@given(wires(st.sampled_from(BAD_KINDS)))
-@example(Wire("GET", "x/health"))
-def test_without_a_good_key_only_health_and_preflights_pass(wire: Wire) -> None:
-    for adapter in ADAPTERS.values():
-        answer = adapter(wire)
-        if may_pass_without_a_key(wire):
-            assert answer.status in (200, 308)
-        else:
-            assert answer.inner is None
-            assert answer.status in ((413,) if is_public(wire) else (400, 401))
-
-
-@settings(max_examples=300, deadline=None)
-@given(wires(KEY_KINDS))
-def test_no_key_in_the_query_gets_through_nor_stays_in_the_log(wire: Wire) -> None:
-    wire = replace(wire, target=wire.target.partition("?")[0] + f"?a=1&api_key={READ}&%61pi_key=x")
-    for answer in (through_asgi(wire), through_wsgi(wire)):
+@both
+def test_no_key_in_the_query_gets_through_nor_stays_in_the_log(adapter: Adapter) -> None:
+    wrong = []
+    for wire in {one.wire for case in VECTORS["case"] for one in expand(case)}:
+        # A key in a path is no key, and stays.
+        path = wire.target.partition("?")[0].replace(READ, "x")
+        answer = adapter(replace(wire, target=f"{path}?a=1&api_key={READ}&%61pi_key=x"))
         for seen in filter(None, (answer.inner, answer.outer)):
             queries = [seen.get(name) for name in ("query_string", "QUERY_STRING", "RAW_URI")]
-            assert READ not in str(queries)
-        assert READ not in str(answer.header("location"))
+            if READ in str(queries):
+                wrong.append(f"{wire}: {queries}")
+        if READ in str(answer.header("location")):
+            wrong.append(f"{wire}: {answer.header('location')}")
+    assert not wrong, "\n".join(wrong)
 
 
 @settings(max_examples=500, deadline=None)
@@ -818,9 +667,10 @@ def test_no_key_in_the_query_gets_through_nor_stays_in_the_log(wire: Wire) -> No
         st.sampled_from(["/mlflow", "/api/mlflow", "/api", "/mlflow/x", "/a/b/c", "/mlflo", "/x"]),
         unique=True,
     ),
-    st.lists(st.sampled_from(words("/ // mlflow mlflo api a b c x ; é")), max_size=9).map(
-        lambda parts: "/" + "".join(parts)
-    ),
+    st.lists(
+        st.sampled_from(["/", "//", "mlflow", "mlflo", "api", "a", "b", "c", "x", ";", "é"]),
+        max_size=9,
+    ).map(lambda parts: "/" + "".join(parts)),
 )
 def test_prefixes_split_as_werkzeugs_dispatcher_does(prefixes: list[str], path: str) -> None:
     def app(environ: Any, start_response: Any) -> list[Any]:
@@ -835,9 +685,9 @@ def test_prefixes_split_as_werkzeugs_dispatcher_does(prefixes: list[str], path: 
 
 
 @both
-def test_a_cached_identity_is_no_cached_verdict(adapter: Adapter) -> None:
+def test_cached_identity_is_no_cached_verdict(adapter: Adapter) -> None:
     cached = make_gate()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while cached.authority.peek(READ, "") is None:
         assert time.monotonic() < deadline
         assert adapter(with_key("read"), cached).code == "ALLOW"
@@ -846,27 +696,18 @@ def test_a_cached_identity_is_no_cached_verdict(adapter: Adapter) -> None:
     assert adapter(with_key("other"), cached).code == "ALLOW"
 
 
-@pytest.mark.parametrize(
-    ("trusted", "peer", "address"),
-    [
-        ((), "10.0.0.9", "10.0.0.9"),
-        (networks(["10.0.0.0/8"]), "10.0.0.9", "198.51.100.7"),
-        (networks(["10.0.0.0/8"]), "192.0.2.1", "192.0.2.1"),
-    ],
-)
-def test_the_authority_is_told_the_client_s_address(
-    trusted: tuple[Network, ...], peer: str, address: str
-) -> None:
+@both
+def test_authority_is_told_the_client_s_address(adapter: Adapter) -> None:
     others = [(name, "203.0.113.9") for name in ("X-Real-IP", "Forwarded", "X-Forwarded")]
     forwarded = (others[0], ("X-Forwarded-For", "203.0.113.1, 198.51.100.7"), *others[1:])
-    for adapter, came in (
-        (through_asgi, {"client": (peer, 1234)}),
-        (through_wsgi, {"REMOTE_ADDR": peer}),
+    wire = with_key("read", "GET", "/version", *forwarded)
+    for trusted, peer, address in (
+        ([], "10.0.0.9", "10.0.0.9"),
+        (["10.0.0.0/8"], "10.0.0.9", "198.51.100.7"),
+        (["10.0.0.0/8"], "192.0.2.1", "192.0.2.1"),
     ):
         backend = Memory()
-        adapter(
-            with_key("read", "GET", "/version", *forwarded),
-            make_gate(backend, trusted=trusted),
-            **came,
-        )
-        assert backend.addresses == [address]
+        gate = make_gate(backend, trusted=networks(trusted))
+        # Each adapter looks at one of the two.
+        adapter(wire, gate, client=(peer, 1234), REMOTE_ADDR=peer)
+        assert backend.addresses == [address], (trusted, peer)

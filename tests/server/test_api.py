@@ -68,48 +68,51 @@ def here(tmp_path: Path) -> Iterator[Api]:
     yield served(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("line", "body", "status", "says"),
-    [
-        ("GET /keys?max_results=0", None, 400, "from 1 to 1000"),
-        ("GET /keys?max_results=x", None, 400, "must be a whole number"),
-        ("GET /keys?max_results=%D9%A3", None, 400, "must be a whole number"),
-        ("GET /keys?max_results=" + "9" * 5000, None, 400, "max_results"),
-        ("GET /keys?max_results=" + "9" * 10, None, 400, "must be a whole number"),
-        ("GET /keys?query=a%00b", None, 400, "'query' must be printable"),
-        ("GET /keys?query=" + "a" * 256, None, 400, "'query' must be printable"),
-        ("GET /keys?state=lost", None, 400, "state"),
-        ("GET /keys?page_token=x", None, 400, "page_token"),
-        ("GET /keys/key_0", None, 404, "no key 'key_0'"),
-        ("DELETE /keys/key_0?wait=yes", None, 400, "wait must be true or false"),
-        ("DELETE /keys/key_0?force=", None, 400, "force must be true or false"),
-        ("POST /keys", b"{", 400, "Send a JSON object"),
-        ("POST /keys", [], 400, "Send a JSON object"),
-        ("POST /keys", {}, 400, "owner: "),
-        ("POST /keys", {**ACME, "owner": " "}, 400, "must say whom the key is for"),
-        ("POST /keys", {**ACME, "owner": "a\x07"}, 400, "must be printable text"),
-        ("POST /keys", {**ACME, "name": "a\nb"}, 400, "must be printable text"),
-        ("POST /keys", {**ACME, "note": "a\x07"}, 400, "must be printable text"),
-        ("POST /keys", {**ACME, "scopes": ["root"]}, 400, "unknown scope 'root'; known: "),
-        ("POST /keys", {**ACME, "environment": "jobs"}, 400, "must be one of "),
-        ("POST /keys", {**ACME, "networks": ["x"]}, 400, "networks.0: must be an address"),
-        ("POST /keys", {**ACME, "colour": "red"}, 400, "colour: unknown; known: owner, "),
-        ("POST /keys/import", {**ACME, "key": "hk_live_short"}, 400, "can be imported"),
-        ("PATCH /keys/key_0", {}, 400, "Nothing to change. Known: owner, "),
-        ("PATCH /keys/key_0", {"name": "x"}, 404, "no key 'key_0'"),
-        ("POST /keys/key_0/rotate", {"overlap": -1}, 400, "overlap: "),
-    ],
-)
-def test_a_mistake_is_explained(line: str, body: object, status: int, says: str, here: Api) -> None:
-    answer = here.ask(line, body)
-    assert answer.status_code == status and answer.json is not None
-    assert says in answer.json["message"]
-    assert answer.json["error_code"]
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert here.store.page()[0] == []
+MISTAKES: list[tuple[str, object, int, str]] = [
+    ("GET /keys?max_results=0", None, 400, "from 1 to 1000"),
+    ("GET /keys?max_results=x", None, 400, "must be a whole number"),
+    ("GET /keys?max_results=%D9%A3", None, 400, "must be a whole number"),
+    ("GET /keys?max_results=" + "9" * 5000, None, 400, "max_results"),
+    ("GET /keys?max_results=" + "9" * 10, None, 400, "must be a whole number"),
+    ("GET /keys?query=a%00b", None, 400, "'query' must be printable"),
+    ("GET /keys?query=" + "a" * 256, None, 400, "'query' must be printable"),
+    ("GET /keys?state=lost", None, 400, "state"),
+    ("GET /keys?page_token=x", None, 400, "page_token"),
+    ("GET /keys/key_0", None, 404, "no key 'key_0'"),
+    ("DELETE /keys/key_0?wait=yes", None, 400, "wait must be true or false"),
+    ("DELETE /keys/key_0?force=", None, 400, "force must be true or false"),
+    ("POST /keys", b"{", 400, "Send a JSON object"),
+    ("POST /keys", [], 400, "Send a JSON object"),
+    ("POST /keys", {}, 400, "owner: "),
+    ("POST /keys", {**ACME, "owner": " "}, 400, "must say whom the key is for"),
+    ("POST /keys", {**ACME, "owner": "a\x07"}, 400, "must be printable text"),
+    ("POST /keys", {**ACME, "name": "a\nb"}, 400, "must be printable text"),
+    ("POST /keys", {**ACME, "note": "a\x07"}, 400, "must be printable text"),
+    ("POST /keys", {**ACME, "scopes": ["root"]}, 400, "unknown scope 'root'; known: "),
+    ("POST /keys", {**ACME, "environment": "jobs"}, 400, "must be one of "),
+    ("POST /keys", {**ACME, "networks": ["x"]}, 400, "networks.0: must be an address"),
+    ("POST /keys", {**ACME, "colour": "red"}, 400, "colour: unknown; known: owner, "),
+    ("POST /keys/import", {**ACME, "key": "hk_live_short"}, 400, "can be imported"),
+    ("PATCH /keys/key_0", {}, 400, "Nothing to change. Known: owner, "),
+    ("PATCH /keys/key_0", {"name": "x"}, 404, "no key 'key_0'"),
+    ("POST /keys/key_0/rotate", {"overlap": -1}, 400, "overlap: "),
+]
 
 
-def test_a_key_is_made_changed_and_shown(here: Api) -> None:
+def test_mistake_is_explained(here: Api) -> None:
+    wrong = []
+    for line, body, status, says in MISTAKES:
+        answer = here.ask(line, body)
+        told = answer.json or {}
+        kept = answer.headers["Cache-Control"] == "no-store" and not here.store.page()[0]
+        if answer.status_code != status or says not in told.get("message", ""):
+            wrong.append(f"{line} {body}: {answer.status_code} {answer.text}, not {status} {says}")
+        elif not told["error_code"] or not kept:
+            wrong.append(f"{line} {body}: {told} {answer.headers} {here.store.page()}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_key_is_made_changed_and_shown(here: Api) -> None:
     fields = {"name": " a ", "note": "b\nc", "networks": ["192.0.2.1"], "rate_limit_per_hour": 5}
     answer = here.ask("POST /keys", {**ACME, **fields, "expires_in": 60, "environment": "test"})
     made = answer.json
@@ -145,7 +148,7 @@ def test_a_key_is_made_changed_and_shown(here: Api) -> None:
     assert here.ask("POST /keys/import", {**ACME, "key": key}).status_code in (400, 409)
 
 
-def test_a_key_from_before_is_taken_in_once(here: Api) -> None:
+def test_key_from_before_is_taken_in_once(here: Api) -> None:
     old = "hk_live_" + "a1B2" * 8
     assert here.ask("POST /keys/import", {**ACME, "key": f" {old}\n"}).status_code == 201
     assert here.store.find(old) is not None
@@ -170,7 +173,7 @@ def test_all_keys_are_exported_or_the_failure_is_an_answer(
     assert failed.json["error_code"] == "TEMPORARILY_UNAVAILABLE"
 
 
-def test_a_key_replaces_itself_and_no_other(here: Api) -> None:
+def test_key_replaces_itself_and_no_other(here: Api) -> None:
     own, other = (here.store.create(**ACME)[0] for _ in range(2))  # type: ignore[arg-type]
     caller = Principal(own.key_id, own.owner, frozenset(own.scopes))
     assert here.ask(f"POST /keys/{other.key_id}/rotate", caller=caller).status_code == 403
@@ -183,17 +186,17 @@ def test_a_key_replaces_itself_and_no_other(here: Api) -> None:
     assert here.ask(f"POST /keys/{other.key_id}/rotate").status_code == 201
 
 
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
-def test_how_to_replace_a_key_is_read_whatever_it_is_sent_as(here: Api, kind: str) -> None:
-    own, key = here.store.create(**ACME)  # type: ignore[arg-type]
-    path = f"POST /keys/{own.key_id}/rotate"
-    assert here.ask(path, b'{"overlapp": 0}', content_type=kind).status_code == 400
-    assert here.ask(path, b'{"overlap": 0}', content_type=kind).status_code == 201
-    found = here.store.find(key)
-    assert found is not None and found.state(time.time()) == "expired"
+def test_body_is_read_whatever_it_is_sent_as(here: Api) -> None:
+    for kind in ("application/x-www-form-urlencoded", "text/plain", ""):
+        own, key = here.store.create(**ACME)  # type: ignore[arg-type]
+        path = f"POST /keys/{own.key_id}/rotate"
+        assert here.ask(path, b'{"overlapp": 0}', content_type=kind).status_code == 400, kind
+        assert here.ask(path, b'{"overlap": 0}', content_type=kind).status_code == 201, kind
+        found = here.store.find(key)
+        assert found is not None and found.state(time.time()) == "expired"
 
 
-def test_a_key_does_not_get_around_its_limit_by_replacing_itself(here: Api) -> None:
+def test_key_does_not_get_around_its_limit_by_replacing_itself(here: Api) -> None:
     own, _ = here.store.create(**ACME, rate_limit_per_hour=3)  # type: ignore[arg-type]
     caller = Principal(own.key_id, own.owner, frozenset(own.scopes), rate_limit_per_hour=3)
     path = f"POST /keys/{own.key_id}/rotate"
@@ -220,7 +223,7 @@ def test_a_key_does_not_get_around_its_limit_by_replacing_itself(here: Api) -> N
         assert here.ask(path, caller=caller).status_code == 201
 
 
-def test_revoked_by_request_and_by_force_for_the_last_that_manages(
+def test_key_is_revoked_by_request_and_the_last_that_manages_by_force(
     here: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
@@ -237,7 +240,7 @@ def test_revoked_by_request_and_by_force_for_the_last_that_manages(
     assert waited == [api.SETTLED]
 
 
-def test_who_asks_is_told_of_itself(here: Api) -> None:
+def test_caller_is_told_of_itself(here: Api) -> None:
     record, _ = here.store.create(**ACME, name="laptop")  # type: ignore[arg-type]
     caller = Principal(
         record.key_id, "ACME", frozenset(record.scopes), rate_limit_per_hour=9, networks=("::1",)
@@ -261,7 +264,7 @@ class TestReportsOfLeaks:
         headers = {leaks.IDENTIFIER_HEADER: by, leaks.SIGNATURE_HEADER: signed.sign(body, key)}
         return api.ask("POST /keys/leaked", body, None, **headers)
 
-    def test_a_key_found_in_public_is_revoked_at_once(self, here: Api) -> None:
+    def test_key_found_in_public_is_revoked_at_once(self, here: Api) -> None:
         # Even the last one that may manage keys.
         record, key = here.store.create(owner="root", scopes=["mlflow:admin"])
         retyped = key[:-1] + ("0" if key[-1] != "0" else "1")
@@ -280,15 +283,15 @@ class TestReportsOfLeaks:
         # It was a key of ours, whatever became of it.
         assert self.report(here, key).json[0]["label"] == "true_positive"
 
-    @pytest.mark.parametrize(("key", "by"), [(signed.OTHER, "one"), (signed.SIGNER, "three")])
-    def test_what_github_has_not_signed_does_nothing(self, key: Any, by: str, here: Api) -> None:
+    def test_report_that_github_has_not_signed_does_nothing(self, here: Api) -> None:
         record, leaked = here.store.create(**ACME)  # type: ignore[arg-type]
-        answer = self.report(here, leaked, key=key, by=by)
-        assert answer.status_code == 401
-        assert answer.json["error_code"] == "UNAUTHENTICATED"
-        assert here.store.get(record.key_id).revoked_at is None
+        for key, by in ((signed.OTHER, "one"), (signed.SIGNER, "three")):
+            answer = self.report(here, leaked, key=key, by=by)
+            assert answer.status_code == 401
+            assert answer.json["error_code"] == "UNAUTHENTICATED"
+            assert here.store.get(record.key_id).revoked_at is None
 
-    def test_what_is_no_report_is_refused(self, here: Api) -> None:
+    def test_body_that_is_no_report_is_refused(self, here: Api) -> None:
         assert self.send(here, b"{}").status_code == 400
 
     def test_without_keys_of_github_there_is_no_such_route(self, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import gc
+import logging
 import os
-import subprocess
+import socket
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import mlflow.server.fastapi_app
 import pytest
+from prometheus_client import REGISTRY
 
 from mlflow_hokusai_auth.backends.database import Actor
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core.types import MODES
 from mlflow_hokusai_auth.server import app, interceptors, jobs, metrics, settings
 from tests.contract.test_mlflow import VERSION
-from tests.harness import environment
+from tests.server.forked import forked
+from tests.server.test_sockets import nodelay
 
 OFF = "hokusai-auth: MODE IS off. NOBODY IS ASKED FOR A KEY."
 OBSERVE = "hokusai-auth: mode is observe. Nobody is refused; what would be is logged."
@@ -61,49 +65,52 @@ def test_workers_and_jobs_inherit_what_they_need(tmp_path: Path) -> None:
     assert LocalStore(f"sqlite:///{tmp_path}/hokusai_auth.db").is_current()
 
 
-def test_whom_the_operator_lets_forward_addresses_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_that_the_operator_lets_forward_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "192.0.2.1")
     app.bootstrap({"uvicorn_opts": "--log-level debug", "gunicorn_opts": "--timeout 60"})
     assert os.environ["FORWARDED_ALLOW_IPS"] == "192.0.2.1"
 
 
-@pytest.mark.parametrize(
-    ("environ", "kept", "said"),
-    [
-        ({}, None, []),
-        ({"MODE": "observe"}, None, [OBSERVE]),
-        ({"MODE": "off"}, None, [OFF]),
-        ({}, "off", [OFF, "mode is off, as `hokusai-auth mode` said, and not HOKUSAI_AUTH_MODE="]),
-        ({"MODE": "off"}, "enforce", ["mode is enforce, as `hokusai-auth mode` said, and not "]),
-        ({"MODE": "observe"}, "observe", [OBSERVE]),
-        ({"FORCE_MODE": "enforce"}, "off", []),
-        ({"FORCE_MODE": "off"}, "enforce", [OFF]),
-        ({"SERVICE_URL": "http://auth.example.com"}, None, []),
-        (
-            {"BACKEND": "service", "SERVICE_URL": "http://auth.example.com"},
-            None,
-            ["hokusai-auth: keys travel to http://auth.example.com without encryption."],
-        ),
-        ({"BACKEND": "service", "SERVICE_URL": "https://auth.example.com"}, None, []),
-    ],
-)
-def test_what_must_not_be_overlooked_is_said(
-    environ: dict[str, str],
-    kept: str | None,
-    said: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+SAID = [
+    ({}, None, []),
+    ({"MODE": "observe"}, None, [OBSERVE]),
+    ({"MODE": "off"}, None, [OFF]),
+    ({}, "off", [OFF, "mode is off, as `hokusai-auth mode` said, and not HOKUSAI_AUTH_MODE="]),
+    ({"MODE": "off"}, "enforce", ["mode is enforce, as `hokusai-auth mode` said, and not "]),
+    ({"MODE": "observe"}, "observe", [OBSERVE]),
+    ({"FORCE_MODE": "enforce"}, "off", []),
+    ({"FORCE_MODE": "off"}, "enforce", [OFF]),
+    ({"SERVICE_URL": "http://auth.example.com"}, None, []),
+    (
+        {"BACKEND": "service", "SERVICE_URL": "http://auth.example.com"},
+        None,
+        ["hokusai-auth: keys travel to http://auth.example.com without encryption."],
+    ),
+    ({"BACKEND": "service", "SERVICE_URL": "https://auth.example.com"}, None, []),
+]
+
+
+def test_command_says_what_must_not_be_overlooked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if kept is not None:
-        database = store(tmp_path).database
-        database.set_state("mode", MODES.index(kept), "mode.set", Actor("operator", ""))
-    for name, value in environ.items():
-        monkeypatch.setenv(f"HOKUSAI_AUTH_{name}", value)
-    app.bootstrap({})
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(said)
-    assert all(text in line for text, line in zip(said, lines, strict=True))
+    wrong = []
+    for number, (environ, kept, said) in enumerate(SAID):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            if kept is not None:
+                database = store(folder).database
+                database.set_state("mode", MODES.index(kept), "mode.set", Actor("operator", ""))
+            for name, value in environ.items():
+                patch.setenv(f"HOKUSAI_AUTH_{name}", value)
+            app.bootstrap({})
+        lines = capsys.readouterr().err.splitlines()
+        if len(lines) != len(said) or any(
+            text not in line for text, line in zip(said, lines, strict=True)
+        ):
+            wrong.append(f"{environ}, {kept}: {lines}, not {said}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_forced_off_it_starts_without_its_store_and_otherwise_not(
@@ -117,79 +124,54 @@ def test_forced_off_it_starts_without_its_store_and_otherwise_not(
     assert "hokusai-auth: starts all the same, as it is off: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("environ", "missing", "says"),
-    [
-        ({"LEAK_PUBLIC_KEYS": "/nowhere.json"}, None, "/nowhere.json can't be read"),
-        ({"METRICS_BIND": "192.0.2.1:9464"}, None, "metrics can't be served at 192.0.2.1:9464"),
-        (
-            {
-                "BACKEND": "service",
-                "SERVICE_URL": "https://auth.example.com",
-                "REDIS_URL": "redis://127.0.0.1:1",
-                "SECRET_KEY": "s" * 32,
-            },
-            "redis",
-            "redis",
-        ),
-    ],
-)
-def test_what_workers_would_fail_at_stops_the_command(
-    environ: dict[str, str], missing: str | None, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environ.items():
-        monkeypatch.setenv(f"HOKUSAI_AUTH_{name}", value)
-    if missing:
-        monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(SystemExit, match=f"can't start: .*{says}"):
-        app.bootstrap({})
-
-
-def test_an_interceptor_that_can_t_be_loaded_stops_the_command(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_command_stops_at_what_workers_would_fail_at() -> None:
+    shared = {
+        "BACKEND": "service",
+        "SERVICE_URL": "https://auth.example.com",
+        "REDIS_URL": "redis://127.0.0.1:1",
+        "SECRET_KEY": "s" * 32,
+    }
     point = EntryPoint("tenants", "no_such_module:Tenants", interceptors.GROUP)
-    monkeypatch.setattr(interceptors, "entry_points", lambda group: [point])
-    with pytest.raises(SystemExit, match=r"can't start: interceptor tenants .*can't be loaded"):
-        app.bootstrap({})
+    for environ, points, says in (
+        ({"LEAK_PUBLIC_KEYS": "/nowhere.json"}, [], "/nowhere.json can't be read"),
+        ({"METRICS_BIND": "192.0.2.1:9464"}, [], "metrics can't be served at 192.0.2.1:9464"),
+        (shared, [], "redis"),
+        ({}, [point], r"interceptor tenants .*can't be loaded"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environ.items():
+                patch.setenv(f"HOKUSAI_AUTH_{name}", value)
+            patch.setitem(sys.modules, "redis", None)
+            patch.setattr(interceptors, "entry_points", lambda group, found=points: found)
+            with pytest.raises(SystemExit, match=f"can't start: .*{says}"):
+                app.bootstrap({})
 
 
-@pytest.mark.parametrize(
-    ("command", "options"), [("server", {"port": 1}), ("gc", None), (None, None)]
-)
-def test_only_in_the_server_s_command_is_anything_done(command: str | None, options: Any) -> None:
-    if command is None:
-        assert app._in_server_command() is None
-        return
-    with click.Context(click.Command(command), info_name=command) as context:
-        context.params = {"port": 1}
-        assert app._in_server_command() == options
+def test_nothing_is_done_but_in_the_server_s_command() -> None:
+    assert app._in_server_command() is None
+    for command, options in (("server", {"port": 1}), ("gc", None)):
+        with click.Context(click.Command(command), info_name=command) as context:
+            context.params = {"port": 1}
+            assert app._in_server_command() == options
 
 
 # A worker
 
 
-@pytest.mark.parametrize(
-    ("environ", "says"),
-    [
+def test_worker_that_can_t_start_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    for environ, says in (
         ({}, "the key store's tables are missing"),
         ({"HOKUSAI_AUTH_MODE": "on"}, "HOKUSAI_AUTH_MODE: "),
         ({"_MLFLOW_STATIC_PREFIX": "/ui"}, "--static-prefix is not supported"),
-    ],
-)
-def test_a_worker_that_can_t_start_says_why(
-    environ: dict[str, str],
-    says: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    said = refused(capsys)
-    assert said.startswith("hokusai-auth can't start: ") and says in said
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environ.items():
+                patch.setenv(name, value)
+            said = refused(capsys)
+        assert said.startswith("hokusai-auth can't start: ") and says in said
 
 
-def test_what_nobody_thought_of_is_shown_with_its_traceback(
+def test_error_that_nobody_thought_of_is_shown_with_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
@@ -200,44 +182,49 @@ def test_what_nobody_thought_of_is_shown_with_its_traceback(
     assert "Traceback" in said and "TypeError: unforeseen" in said
 
 
-#: What a worker is put together from, as JSON on the last line.
-WORKER = """
-import gc, json, logging
-from prometheus_client import REGISTRY
-from mlflow_hokusai_auth.server import app
-made = app.create_app()
-from mlflow.server import app as flask_app
-gate = getattr(made, "_gate", None)
-print(json.dumps({
-    "type": type(made).__name__,
-    "shortcut": getattr(made, "_shortcut", None) is not None,
-    "user": "_set_user" in [one.__name__ for one in flask_app.before_request_funcs[None]],
-    "pages": sorted(name for name in flask_app.blueprints if name.startswith("hokusai")),
-    "cut": logging.getLogRecordFactory() is not logging.LogRecord,
-    "shown": bool(logging.getLogger("mlflow_hokusai_auth.audit").handlers),
-    "frozen": gc.get_freeze_count() > 0,
-    "told": sorted(
-        family.name for family in REGISTRY.collect()
-        if family.name in ("hokusai_auth_info", "hokusai_auth_mode") and family.samples
-    ),
-    "cors": gate and [gate.cors.headers(origin) != () for origin in (
-        "https://ui.example", "http://localhost:3000", "https://evil.example"
-    )],
-}))
-"""
+ORIGINS = ("https://ui.example", "http://localhost:3000", "https://evil.example")
 PAGES = ["account", "health", "monitoring", "pages", "validation"]
 
 
 def worker(folder: Path, **environ: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", WORKER],
-        cwd=folder,
-        env=environment(folder, **environ),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    """What a worker is put together from, in a fork, in which nothing of that is there yet."""
+
+    def start() -> dict[str, Any]:
+        os.chdir(folder)
+        os.environ.update(environ)
+        logging.setLogRecordFactory(logging.LogRecord)
+        # pytest's handlers would be taken for the operator's.
+        for name in ("", "mlflow_hokusai_auth.audit"):
+            logging.getLogger(name).handlers.clear()
+        metrics.INFO.clear()
+        metrics.MODE.clear()
+        collected: list[object] = []
+        gc.collect = lambda: collected.append("all")  # type: ignore[assignment]
+        with socket.socket(socket.AF_INET) as listening:
+            listening.bind(("127.0.0.1", 0))
+            made: Any = app.create_app()
+            at_once = nodelay(listening)
+        collected.append(gc.get_freeze_count() > 0)
+        flask_app = mlflow.server.app
+        gate = getattr(made, "_gate", None)
+        return {
+            "type": type(made).__name__,
+            "shortcut": getattr(made, "_shortcut", None) is not None,
+            "user": "_set_user" in [one.__name__ for one in flask_app.before_request_funcs[None]],
+            "pages": sorted(name for name in flask_app.blueprints if name.startswith("hokusai")),
+            "cut": logging.getLogRecordFactory() is not logging.LogRecord,
+            "shown": bool(logging.getLogger("mlflow_hokusai_auth.audit").handlers),
+            "collected and frozen": collected == ["all", True],
+            "told": sorted(
+                family.name
+                for family in REGISTRY.collect()
+                if family.name in ("hokusai_auth_info", "hokusai_auth_mode") and family.samples
+            ),
+            "sends at once": at_once,
+            "cors": gate and [gate.cors.headers(origin) != () for origin in ORIGINS],
+        }
+
+    found: dict[str, Any] = forked(start)
     return found
 
 
@@ -254,8 +241,9 @@ def test_under_uvicorn_it_is_put_together_as_designed(origins: str, tmp_path: Pa
         "pages": ["hokusai", *(f"hokusai_{name}" for name in PAGES)],
         "cut": True,
         "shown": True,
-        "frozen": True,
+        "collected and frozen": True,
         "told": ["hokusai_auth_info", "hokusai_auth_mode"],
+        "sends at once": True,
         "cors": [bool(origins), True, False],
     }
 

@@ -39,6 +39,7 @@ from tests.backends.test_service import certificate  # noqa: F401 - a fixture
 from tests.harness import free_port
 from tests.server import test_leaks as signed
 from tests.server.both_ways import ask
+from tests.server.forked import watchers_rest
 from tests.standin import Grant, Standin
 
 ROOT = Path(__file__).parent.parent.parent
@@ -390,7 +391,8 @@ def world(
         log = logging.getLogger(f"mlflow_hokusai_auth{name}")
         for what in ("handlers", "level", "propagate"):
             monkeypatch.setattr(log, what, copy(getattr(log, what)))
-    monkeypatch.setattr(app.gc, "freeze", lambda: None)
+    # A full collection takes longer than all else that a start does.
+    monkeypatch.setattr(app, "gc", SimpleNamespace(collect=int, freeze=int))
     # It would look into the store of each server until the tests are over.
     monkeypatch.setattr(app.switches, "follow", lambda *_: None)
     listening = []
@@ -400,7 +402,7 @@ def world(
         listening.append(start(*args, **options)[0])
 
     monkeypatch.setattr(metrics, "start_http_server", listen)
-    with Standin() as service:
+    with watchers_rest(), Standin() as service:
         yield World(tmp_path, service, monkeypatch, caplog, request.getfixturevalue)
     for one in listening:
         one.shutdown()

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import flask
-import pytest
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from mlflow_hokusai_auth.backends.database import Actor
@@ -17,34 +16,35 @@ from mlflow_hokusai_auth.server import identity
 SOMEBODY = Principal("key_1", "somebody", frozenset())
 
 
-@pytest.mark.parametrize(
-    ("principal", "user", "actor"),
-    [
-        (SOMEBODY, "somebody", Actor("somebody", "key_1", "192.0.2.1", "id-1")),
-        (None, None, Actor("", "", "192.0.2.1", "id-1")),
-    ],
-)
-def test_the_caller_is_named(principal: Principal | None, user: str | None, actor: Actor) -> None:
+def ask(principal: Principal | None, app: flask.Flask, **environ: str) -> Any:
+    """The application's answer to a request of this caller."""
+
+    def run() -> Any:
+        identity.current.set(identity.Caller(principal, "192.0.2.1", "id-1"))
+        return run_wsgi_app(app, EnvironBuilder().get_environ() | environ)
+
+    return contextvars.copy_context().run(run)
+
+
+def test_caller_is_named() -> None:
+    found: list[object] = []
     app = flask.Flask("mlflow")
     identity.install(app)
-    found: list[object] = []
 
     @app.get("/")
     def handler() -> str:
         found.extend((flask.g.get("mlflow_authenticated_user"), identity.actor()))
         return ""
 
-    def ask() -> int:
-        identity.current.set(identity.Caller(principal, "192.0.2.1", "id-1"))
-        return app.test_client().get("/").status_code
+    ask(SOMEBODY, app)
+    assert found == ["somebody", Actor("somebody", "key_1", "192.0.2.1", "id-1")]
+    found.clear()
+    ask(None, app)
+    assert found == [None, Actor("", "", "192.0.2.1", "id-1")]
 
-    assert contextvars.copy_context().run(ask) == 200
-    assert found == [user, actor]
 
-
-@pytest.mark.parametrize(
-    ("line", "principal", "status"),
-    [
+def test_our_routes_take_a_key_whatever_the_gate_made_of_the_path() -> None:
+    for line, principal, status in (
         ("GET /api/2.0/hokusai/keys", None, 401),
         ("POST //api/2.0/hokusai/keys", None, 401),
         ("GET /hokusai/metrics", None, 401),
@@ -52,25 +52,15 @@ def test_the_caller_is_named(principal: Principal | None, user: str | None, acto
         ("HEAD /api/health/mlflow", None, 200),
         ("OPTIONS /api/2.0/hokusai/keys", None, 200),
         ("GET /api/2.0/hokusai/keys", SOMEBODY, 200),
-    ],
-)
-def test_our_routes_take_a_key_whatever_the_gate_made_of_the_path(
-    line: str, principal: Principal | None, status: int
-) -> None:
-    app = flask.Flask("mlflow")
-    blueprint = flask.Blueprint("ours", "ours")
-    blueprint.before_request(identity.required)
-    method, path = line.split()
-    blueprint.add_url_rule("/" + path.lstrip("/"), "view", lambda: "", methods=["GET", "POST"])
-    app.register_blueprint(blueprint)
-
-    def ask() -> tuple[Any, ...]:
-        identity.current.set(identity.Caller(principal, "192.0.2.1", "id-1"))
-        environ = {"REQUEST_METHOD": method, "PATH_INFO": path}
-        return run_wsgi_app(app, EnvironBuilder().get_environ() | environ)
-
-    body, line_sent, headers = contextvars.copy_context().run(ask)
-    assert int(line_sent.split()[0]) == status
-    if status == 401:
-        assert json.loads(b"".join(body))["error"] == "KEY_MISSING"
-        assert "WWW-Authenticate" in headers
+    ):
+        app = flask.Flask("mlflow")
+        blueprint = flask.Blueprint("ours", "ours")
+        blueprint.before_request(identity.required)
+        method, path = line.split()
+        blueprint.add_url_rule("/" + path.lstrip("/"), "view", lambda: "", methods=["GET", "POST"])
+        app.register_blueprint(blueprint)
+        body, sent, headers = ask(principal, app, REQUEST_METHOD=method, PATH_INFO=path)
+        assert int(sent.split()[0]) == status, line
+        if status == 401:
+            assert json.loads(b"".join(body))["error"] == "KEY_MISSING"
+            assert "WWW-Authenticate" in headers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlflow_hokusai_auth.core.types import Deny
-from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server import interceptors, metrics
 from mlflow_hokusai_auth.server.interceptors import Interceptors, Refusal, RequestView, load
 from mlflow_hokusai_auth.server.switches import Mode
 from tests.server.test_adapters import (
@@ -44,7 +45,7 @@ def errors(name: str) -> float:
     return float(metrics.INTERCEPTOR_ERRORS.labels(name)._value.get())
 
 
-def test_they_are_asked_in_order_and_all_are_heard() -> None:
+def test_all_are_asked_in_order_and_heard() -> None:
     asked: list[str] = []
 
     def one(name: str) -> SimpleNamespace:
@@ -90,71 +91,50 @@ def test_a_response_that_has_begun_can_t_be_refused() -> None:
     assert found.on_response(VIEW, 200) == []
 
 
-@pytest.mark.parametrize("refuse", [True, False])
-def test_an_exception_is_counted_and_ignored_or_refused(
-    refuse: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_exception_is_counted_and_ignored_or_refused(caplog: pytest.LogCaptureFixture) -> None:
     canary = KEYS["read"]
     broken = answering(RuntimeError(canary), RuntimeError(canary))
-    found = Interceptors(
-        (("broken", broken), ("good", answering({"X-A": "1"}, {"X-B": "2"}))), refuse
-    )
-    before = errors("broken")
-    answer = found.on_request(VIEW)
-    if refuse:
-        assert isinstance(answer, Deny) and answer.code == "INTERCEPTOR_FAILED"
-        assert canary not in answer.message
-    else:
-        assert answer == [("X-A", "1")]
-    assert found.on_response(VIEW, 200) == [("X-B", "2")]
-    assert errors("broken") == before + 2
-    said = [one.getMessage() for one in caplog.records if one.levelno >= logging.INFO]
-    assert said == ["Interceptor broken failed: RuntimeError"] * 2
+    both_of_them = (("broken", broken), ("good", answering({"X-A": "1"}, {"X-B": "2"})))
+    for refuse in (True, False):
+        caplog.clear()
+        found = Interceptors(both_of_them, refuse)
+        before = errors("broken")
+        answer = found.on_request(VIEW)
+        if refuse:
+            assert isinstance(answer, Deny) and answer.code == "INTERCEPTOR_FAILED"
+            assert canary not in answer.message
+        else:
+            assert answer == [("X-A", "1")]
+        assert found.on_response(VIEW, 200) == [("X-B", "2")]
+        assert errors("broken") == before + 2
+        said = [one.getMessage() for one in caplog.records if one.levelno >= logging.INFO]
+        assert said == ["Interceptor broken failed: RuntimeError"] * 2
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {"X-A": "a\r\nX-B: b"},
-        {"X-A": "a\n"},
-        {"X-A": "é"},
-        {"X-A": 1},
-        {"X-A": None},
-        {"X A": "a"},
-        {"X-A:": "a"},
-        {"": "a"},
-        {"é": "a"},
-        {1: "a"},
-        "X-A: a",
-        ["X-A"],
-        7,
-        *(
-            {name: "a"}
-            for name in (
-                "Content-Length",
-                "transfer-encoding",
-                "Connection",
-                "HOST",
-                "Set-Cookie",
-                "X-Hokusai-User-Id",
-                "x_hokusai_user_id",
-                "Content_Length",
-            )
-        ),
-    ],
-    ids=repr,
-)
-def test_headers_that_can_t_be_are_not_added(answer: Any) -> None:
-    found = Interceptors((("bad", answering(answer, answer)), ("good", answering({"X-G": "1"}))))
-    before = errors("bad")
-    assert found.on_request(VIEW) == [("X-G", "1")]
-    assert found.on_response(VIEW, 200) == []
-    assert errors("bad") == before + 2
+NO_HEADERS: list[Any] = [
+    *({"X-A": value} for value in ("a\r\nX-B: b", "a\n", "é", 1, None)),
+    *({name: "a"} for name in ("X A", "X-A:", "", "é", 1)),
+    *({name: "a"} for name in ("Content-Length", "transfer-encoding", "Connection", "HOST")),
+    *({name: "a"} for name in ("Set-Cookie", "X-Hokusai-User-Id", "x_hokusai_user_id")),
+    {"Content_Length": "a"},
+    # One bad header takes the others of its answer along.
+    {"X-Good": "1", "Host": "evil"},
+    "X-A: a",
+    ["X-A"],
+    7,
+]
 
 
-def test_one_bad_header_takes_the_others_of_its_answer_along() -> None:
-    found = Interceptors((("bad", answering({"X-Good": "1", "Host": "evil"})),), True)
-    assert isinstance(found.on_request(VIEW), Deny)
+def test_wrong_headers_are_not_added() -> None:
+    good = answering({"X-G": "1"})
+    wrong = []
+    for answer in NO_HEADERS:
+        found = Interceptors((("bad", answering(answer, answer)), ("good", good)))
+        before = errors("bad")
+        got = found.on_request(VIEW), found.on_response(VIEW, 200), errors("bad") - before
+        if got != ([("X-G", "1")], [], 2):
+            wrong.append(f"{answer!r}: {got}")
+    assert not wrong, "\n".join(wrong)
 
 
 # Through the adapters
@@ -170,31 +150,26 @@ def test_what_is_added_reaches_mlflow_and_the_client(adapter: Adapter) -> None:
 
 
 @both
-@pytest.mark.parametrize(
-    ("answer", "refuse", "verdict"),
-    [
+def test_refused_request_does_not_reach_mlflow(adapter: Adapter) -> None:
+    for answer, refuse, verdict in (
         (Refusal("No."), False, (403, "INTERCEPTED")),
         (ValueError(), True, (503, "INTERCEPTOR_FAILED")),
         (ValueError(), False, (200, "ALLOW")),
-    ],
-)
-def test_who_is_refused_does_not_reach_mlflow(
-    adapter: Adapter, answer: Any, refuse: bool, verdict: tuple[int, str]
-) -> None:
-    found = Interceptors((("a", answering(answer)),), refuse)
-    got = adapter(with_key("read"), make_gate(interceptors=found))
-    assert got.verdict == verdict
-    assert len(got.header("x-request-id")) == 1
+    ):
+        found = Interceptors((("a", answering(answer)),), refuse)
+        got = adapter(with_key("read"), make_gate(interceptors=found))
+        assert got.verdict == verdict
+        assert len(got.header("x-request-id")) == 1
 
 
 @both
-@pytest.mark.parametrize("mode", ["observe", "off"])
-def test_without_a_key_nobody_gets_past_them_either(adapter: Adapter, mode: str) -> None:
+def test_request_without_a_key_does_not_get_past_them_either(adapter: Adapter) -> None:
     found = Interceptors((("a", answering(Refusal("No."))),))
-    gate = make_gate(interceptors=found, mode=Mode(mode))
-    for wire in (with_key("read"), Wire(), with_key("unknown")):
-        answer = adapter(wire, gate)
-        assert (answer.status, answer.code, answer.inner) == (403, "INTERCEPTED", None)
+    for mode in ("observe", "off"):
+        gate = make_gate(interceptors=found, mode=Mode(mode))
+        for wire in (with_key("read"), Wire(), with_key("unknown")):
+            answer = adapter(wire, gate)
+            assert (answer.status, answer.code, answer.inner) == (403, "INTERCEPTED", None)
 
 
 @both
@@ -242,7 +217,9 @@ one = Added()
 """
 
 
-def test_those_that_are_installed_are_loaded_by_name(install: Callable[..., None]) -> None:
+def test_installed_ones_are_loaded_by_name(install: Callable[..., None]) -> None:
+    # There are none here.
+    assert not load(refuse_on_error=False)
     install("interceptors_b", GOOD, b="interceptors_b:Added", c="interceptors_b:one")
     install(
         "interceptors_a", "def on_request(request): return {'X-Module': 'a'}", a="interceptors_a"
@@ -253,27 +230,28 @@ def test_those_that_are_installed_are_loaded_by_name(install: Callable[..., None
     assert found.on_request(VIEW) == [("X-Module", "a"), ("X-Class", "Added"), ("X-Class", "Added")]
 
 
-def test_none_are_installed_here() -> None:
-    assert not load(refuse_on_error=False)
-
-
-@pytest.mark.parametrize(
-    ("text", "value", "says"),
-    [
-        ("import no_such_module", "{module}:A", "ModuleNotFoundError"),
-        ("", "{module}:A", "AttributeError"),
-        ("class A:\n    def __init__(self): raise OSError('secret')", "{module}:A", "OSError"),
-        ("1 /", "{module}", "SyntaxError"),
-        ("", "no_such_module", "ModuleNotFoundError"),
-    ],
-)
 def test_one_that_can_t_be_loaded_stops_the_start(
-    install: Callable[..., None], request: pytest.FixtureRequest, text: str, value: str, says: str
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = f"interceptor_{abs(hash(request.node.name))}"
-    install(module, text, broken=value.format(module=module))
-    with pytest.raises(
-        ValueError, match=rf"interceptor broken \(.*\) can't be loaded: {says}$"
-    ) as it:
-        load(refuse_on_error=False)
-    assert "secret" not in str(it.value) and it.value.__cause__ is None
+    names = []
+    for text, value, says in (
+        ("import no_such_module", ":A", "ModuleNotFoundError"),
+        ("", ":A", "AttributeError"),
+        ("class A:\n    def __init__(self): raise OSError('secret')", ":A", "OSError"),
+        ("1 /", "", "SyntaxError"),
+        ("", "no_such_module", "ModuleNotFoundError"),
+    ):
+        module = f"interceptor_{len(names)}"
+        names.append(f"broken_{len(names)}")
+        value = value if value.startswith("no") else module + value
+        install(module, text, **{names[-1]: value})
+        # Of all that are installed by now, this one.
+        monkeypatch.setattr(
+            interceptors,
+            "entry_points",
+            lambda group, name=names[-1]: entry_points(group=group, name=name),
+        )
+        message = rf"interceptor {names[-1]} \(.*\) can't be loaded: {says}$"
+        with pytest.raises(ValueError, match=message) as refused:
+            load(refuse_on_error=False)
+        assert "secret" not in str(refused.value) and refused.value.__cause__ is None

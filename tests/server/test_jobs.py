@@ -42,7 +42,7 @@ def test_each_start_has_a_secret_of_its_own() -> None:
     assert second[TOKEN] != first[TOKEN]
 
 
-def test_a_key_of_this_machine_is_not_sent_beside_the_password(
+def test_key_of_this_machine_is_not_sent_beside_the_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = keys.generate()
@@ -54,23 +54,21 @@ def test_a_key_of_this_machine_is_not_sent_beside_the_password(
     assert environ == {}
 
 
-@pytest.mark.parametrize(
-    "theirs", [{USERNAME: "a"}, {PASSWORD: "b"}, {USERNAME: "a", PASSWORD: "b"}]
-)
-def test_what_the_operator_has_set_stays(theirs: dict[str, str]) -> None:
-    environ = {**theirs, KEY: "c"}
-    issue(environ)
-    secret = environ.pop(TOKEN)
-    assert environ == {**theirs, KEY: "c"}
-    assert take(environ | {TOKEN: secret}) == secret
-    assert environ == {**theirs, KEY: "c"}
+def test_settings_of_the_operator_stay() -> None:
+    for theirs in ({USERNAME: "a"}, {PASSWORD: "b"}, {USERNAME: "a", PASSWORD: "b"}):
+        environ = {**theirs, KEY: "c"}
+        issue(environ)
+        secret = environ.pop(TOKEN)
+        assert environ == {**theirs, KEY: "c"}
+        assert take(environ | {TOKEN: secret}) == secret
+        assert environ == {**theirs, KEY: "c"}
 
 
-@pytest.mark.parametrize("token", ["", "something of MLflow's", "hk_jobs_short"])
-def test_what_this_package_did_not_make_is_not_taken(token: str) -> None:
-    environ = {TOKEN: token, USERNAME: "a", PASSWORD: token}
-    assert take(environ) is None
-    assert environ == {TOKEN: token, USERNAME: "a", PASSWORD: token}
+def test_token_that_this_package_did_not_make_is_not_taken() -> None:
+    for token in ("", "something of MLflow's", "hk_jobs_short"):
+        environ = {TOKEN: token, USERNAME: "a", PASSWORD: token}
+        assert take(environ) is None, token
+        assert environ == {TOKEN: token, USERNAME: "a", PASSWORD: token}
 
 
 class Inner:

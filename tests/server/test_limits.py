@@ -6,8 +6,10 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import time_machine
@@ -15,15 +17,15 @@ import time_machine
 from mlflow_hokusai_auth.backends import patience
 from mlflow_hokusai_auth.core.types import Access, Allow, Deny, Operation, Principal
 from mlflow_hokusai_auth.server import limits as module
-from mlflow_hokusai_auth.server.limits import BUDGET, SIGN_INS_PER_MINUTE, Limits
+from mlflow_hokusai_auth.server.limits import SIGN_INS_PER_MINUTE, Limits
 from tests.conftest import redis_server
 from tests.harness import free_port
 
+#: After so many in a row nobody waits for Redis any more.
+FAILURES = 5
 OPERATION = Operation(Access.READ, "runs", "GET /x")
 #: The beginning of a minute and of an hour.
 START = 1_800_000_000 - 1_800_000_000 % 3600
-#: What the machine that runs the tests may add to a budget, in seconds.
-SLACK = 0.4
 
 
 def allow(limit: int | None, name: str = "key_1", **fields: object) -> Allow:
@@ -142,26 +144,50 @@ def test_servers_that_share_a_redis_share_a_count(redis_url: str) -> None:
     assert two.left("key_1", 5)[0] == 0
 
 
-def test_without_redis_a_server_counts_for_itself_and_says_so_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """How long at most each request waited for Redis that waited for it."""
+    found: list[float | None] = []
+    result = Future.result
+
+    def counted(future: Future[Any], timeout: float | None = None) -> Any:
+        found.append(timeout)
+        return result(future, timeout)
+
+    monkeypatch.setattr(Future, "result", counted)
+    return found
+
+
+def test_server_without_its_redis_counts_for_itself_and_says_so_once(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    waits: list[float | None],
 ) -> None:
-    monkeypatch.setattr(patience, "COOL_DOWN", 0.2)
+    now = [1000.0]
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    # A Redis that is there may be as slow as the machine.
+    monkeypatch.setattr(module, "BUDGET", 60.0)
     port = free_port()
     limits = Limits(f"redis://:hunter2@127.0.0.1:{port}/0")
     options = ("--port", str(port), "--requirepass", "hunter2")
     with redis_server(tmp_path, *options):
         assert admitted(limits, 100, 10) == 10
         assert limits.left("key_1", 100)[0] == 90
-    began = time.perf_counter()
+    waits.clear()
     assert admitted(limits, 100, 150) == 100
-    assert time.perf_counter() - began < 2
-    assert not limits._patience._breaker.closed
+    breaker = limits._patience._breaker
+    assert not breaker.closed and len(waits) == FAILURES
+    ends = time.monotonic() + 60
     for _ in range(2):  # It is asked again now and then, and that it still fails is no news.
-        time.sleep(0.25)
+        now[0] += patience.COOL_DOWN
         assert admitted(limits, 100, 1) == 0
+        while breaker.probing and time.monotonic() < ends:
+            time.sleep(0.01)
+    assert len(waits) == FAILURES
     with redis_server(tmp_path, *options):
-        ends = time.monotonic() + 10
-        while not limits._patience._breaker.closed and time.monotonic() < ends:
+        while not breaker.closed and time.monotonic() < ends:
+            now[0] += patience.COOL_DOWN
             limits.left("key_1", 100)
             time.sleep(0.01)
         # This one knows of nothing, so all that it counts is new.
@@ -173,21 +199,19 @@ def test_without_redis_a_server_counts_for_itself_and_says_so_once(
     assert "hunter2" not in caplog.text and str(port) not in caplog.text
 
 
-def test_a_redis_that_never_answers_costs_little_time() -> None:
+def test_few_requests_wait_for_a_redis_that_never_answers_and_none_for_long(
+    waits: list[float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUDGET", 0.05)
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         limits = Limits(f"redis://127.0.0.1:{listener.getsockname()[1]}")
-        took = []
         for _ in range(100):
-            began = time.perf_counter()
             limits.admit(allow(1000))
-            took.append(time.perf_counter() - began)
-    assert took[0] > BUDGET / 2, "it was not asked"
-    assert max(took) < BUDGET + SLACK
-    assert sorted(took)[-10] < 0.05
+    assert waits == [0.05] * FAILURES
     assert limits.left("key_1", 1000)[0] == 900
 
 
-def test_a_server_starts_without_its_redis() -> None:
+def test_server_starts_without_its_redis() -> None:
     assert admitted(Limits(f"redis://127.0.0.1:{free_port()}"), 3, 10) == 3
 
 
@@ -227,25 +251,22 @@ def test_without_a_setting_failures_are_not_counted() -> None:
     assert not limits._addresses_storage.storage
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "together"),
-    [
+def test_network_of_an_ipv6_customer_counts_as_one() -> None:
+    for one, other, together in (
         ("2001:db8:0:1::1", "2001:db8:0:1:ffff:ffff:ffff:ffff", True),
         ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
         ("fe80::1%eth0", "fe80::2%eth0", True),
         ("192.0.2.1", "192.0.2.2", False),
-    ],
-)
-def test_an_ipv6_customer_s_network_counts_as_one(one: str, other: str, together: bool) -> None:
-    limits = Limits(failures_per_minute=5)
-    assert failures(limits, one, 5) == 5
-    assert failures(limits, other, 5) == (0 if together else 5)
-    for _ in range(SIGN_INS_PER_MINUTE):
-        limits.sign_in(one)
-    assert (limits.sign_in(other) is not None) is together
+    ):
+        limits = Limits(failures_per_minute=5)
+        assert failures(limits, one, 5) == 5, one
+        assert failures(limits, other, 5) == (0 if together else 5), (one, other)
+        for _ in range(SIGN_INS_PER_MINUTE):
+            limits.sign_in(one)
+        assert (limits.sign_in(other) is not None) is together, (one, other)
 
 
-def test_a_crowd_of_addresses_takes_no_more_memory_and_counts_as_one(
+def test_crowd_of_addresses_takes_no_more_memory_and_counts_as_one(
     clock: time_machine.Traveller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_ADDRESSES", 50)
@@ -256,7 +277,7 @@ def test_a_crowd_of_addresses_takes_no_more_memory_and_counts_as_one(
     assert len(kept.storage) <= 51 and len(kept.locks) <= 51 and len(kept.expirations) <= 51
     clock.shift(180)
     # The storage forgets in a thread that the next count starts.
-    ends = time.perf_counter() + 10
+    ends = time.perf_counter() + 60
     while len(kept.storage) > 10 and time.perf_counter() < ends:
         limits.failed("198.51.100.1")
     assert failures(limits, "192.0.2.1", 9) == 5

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -17,18 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.server import metrics
 from tests.harness import free_port
-
-ROOT = Path(__file__).parent.parent.parent
-#: What a server's process does: it says who and in which mode it is, and prints what all have said.
-PROCESS = """
-import sys
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.server import metrics
-metrics.describe("scopes", "local,service")
-metrics.show_mode("observe")
-metrics.QUERY_KEYS.inc()
-sys.stdout.buffer.write(metrics.text(LocalStore(sys.argv[1])))
-"""
+from tests.server.forked import count_in, forked
 
 Samples = Mapping[str, Mapping[tuple[tuple[str, str], ...], float]]
 
@@ -62,14 +49,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def process(uri: str) -> Samples:
-    done = subprocess.run([sys.executable, "-c", PROCESS, uri], cwd=ROOT, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    return parsed(done.stdout)
+def process(folder: Path, uri: str) -> Samples:
+    """What is told by a process that says who and in which mode it is, and counts one request."""
+
+    def work() -> str:
+        count_in(folder)
+        metrics.describe("scopes", "local,service")
+        metrics.show_mode("observe")
+        metrics.QUERY_KEYS.inc()
+        return metrics.text(LocalStore(uri)).decode()
+
+    return parsed(forked(work).encode())
 
 
-def test_a_process_tells_of_itself_and_of_the_keys(folder: Path, uri: str) -> None:
-    told = process(uri)
+def test_process_tells_of_itself_and_of_the_keys(folder: Path, uri: str) -> None:
+    told = process(folder, uri)
     assert {dict(labels)["mode"]: value for labels, value in told["mode"].items()} == {
         "enforce": 0,
         "observe": 1,
@@ -92,19 +86,19 @@ def test_a_process_tells_of_itself_and_of_the_keys(folder: Path, uri: str) -> No
     assert not [name for name in told if name.endswith("_created")]
 
 
-def test_of_a_process_that_is_gone_the_counts_stay_and_the_states_do_not(
+def test_counts_of_a_process_that_is_gone_stay_and_its_states_do_not(
     folder: Path, uri: str
 ) -> None:
-    process(uri)
-    assert process(uri)["query_keys_total"] == {(): 2}
+    process(folder, uri)
+    assert process(folder, uri)["query_keys_total"] == {(): 2}
     told = parsed(metrics.text(LocalStore(uri)))
     assert told["query_keys_total"] == {(): 2}
     assert not {"mode", "info"} & set(told)
 
 
-def test_a_file_that_a_process_did_not_come_to_fill_is_passed_over(folder: Path, uri: str) -> None:
+def test_file_that_a_process_did_not_come_to_fill_is_passed_over(folder: Path, uri: str) -> None:
     (folder / "counter_1.db").touch()
-    assert process(uri)["query_keys_total"] == {(): 1}
+    assert process(folder, uri)["query_keys_total"] == {(): 1}
 
 
 def test_without_its_directory_it_fails_rather_than_tell_of_nothing(folder: Path, uri: str) -> None:
@@ -113,15 +107,15 @@ def test_without_its_directory_it_fails_rather_than_tell_of_nothing(folder: Path
         metrics.text(LocalStore(uri))
 
 
-def test_a_process_that_is_not_named_by_its_number_is_left_alone(folder: Path, uri: str) -> None:
-    process(uri)
+def test_process_that_is_not_named_by_its_number_is_left_alone(folder: Path, uri: str) -> None:
+    process(folder, uri)
     (gone,) = folder.glob("gauge_livemax_*.db")
     shutil.copy(gone, folder / "gauge_livemax_another.db")
     assert "mode" in parsed(metrics.text(LocalStore(uri)))
 
 
 def test_while_the_store_can_not_be_asked_the_rest_is_told(folder: Path, tmp_path: Path) -> None:
-    told = process(f"sqlite:///{tmp_path}/none/keys.db")
+    told = process(folder, f"sqlite:///{tmp_path}/none/keys.db")
     assert told["mode"] and not {"keys", "keys_expiring"} & set(told)
 
 
@@ -134,7 +128,7 @@ def test_without_workers_it_is_what_this_process_counted(
     assert not [name for name in told if name.endswith("_created")]
 
 
-def test_a_folder_is_made_where_none_is_named_and_only_that_is_removed(
+def test_folder_is_made_where_none_is_named_and_only_that_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environ = {metrics.DIRECTORY: str(tmp_path)}
@@ -154,7 +148,7 @@ def test_a_folder_is_made_where_none_is_named_and_only_that_is_removed(
 def test_metrics_have_an_address_of_their_own(folder: Path, uri: str) -> None:
     port = free_port()
     metrics.serve(f"127.0.0.1:{port}", LocalStore(uri))
-    process(uri)
+    process(folder, uri)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         told = parsed(answer.read())
     assert told["query_keys_total"] == {(): 1} and told["keys"]

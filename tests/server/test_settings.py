@@ -28,84 +28,81 @@ def test_the_defaults_start_a_server(tmp_path: Path) -> None:
     assert (tmp_path / "hokusai_auth.db").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "environ", "says"),
-    [
+#: A setting, a value that it must not have, and what is said of it.
+MISTAKES = [
+    ("CACHE_TTL", "soon", "HOKUSAI_AUTH_CACHE_TTL: "),
+    ("CACHE_TTL", "0", "HOKUSAI_AUTH_CACHE_TTL: "),
+    ("PREFIX", "/x", "did you mean HOKUSAI_AUTH_PREFIXES?"),
+    ("COLOUR", "red", "there is no such setting"),
+    ("MODE", "on", "HOKUSAI_AUTH_MODE: "),
+    ("BACKEND", "ldap", "must be local, service or local,service"),
+    ("BACKEND", "service", "start: HOKUSAI_AUTH_BACKEND names the"),
+    ("SERVICE_URL", "a.example", "start: HOKUSAI_AUTH_SERVICE_URL: must"),
+    ("SERVICE_URL", "ftp://auth.example.com", "must look like https://"),
+    ("SERVICE_URL", "https://", "must look like https://"),
+    ("SERVICE_URL", "https://a.example:99999", "has a port that is none"),
+    ("SERVICE_URL", "https://a.example:canary", "has a port that is none"),
+    ("SERVICE_CA_BUNDLE", "/nowhere.pem", "must name a file of certificates"),
+    ("SERVICE_CA_BUNDLE", __file__, "must name a file of certificates"),
+    ("SERVICE_URL", "https://a.example/?canary", "must look like https://"),
+    ("SERVICE_URL", "https://a.example/#canary", "must look like https://"),
+    ("SERVICE_URL", "https://canary@a.example", "must look like https://"),
+    ("SERVICE_URL", "https://:canary@a.example", "must look like https://"),
+    ("TRUSTED_PROXIES", "proxy", "HOKUSAI_AUTH_TRUSTED_PROXIES: "),
+    ("SECRET_KEY", "canary", "32 characters"),
+    ("REDIS_URL", "redis://x", "needs HOKUSAI_AUTH_SECRET_KEY"),
+    ("METRICS_BIND", "9464", "must look like 127.0.0.1:9464"),
+    ("METRICS_BIND", "127.0.0.1:", "must look like 127.0.0.1:9464"),
+    ("METRICS_BIND", "127.0.0.1:0", "must look like 127.0.0.1:9464"),
+    ("METRICS_BIND", "127.0.0.1:65536", "must look like 127.0.0.1:9464"),
+    ("PREFIXES", "x", "must look like /mlflow"),
+    ("PREFIXES", "/mlflow/", "must look like /mlflow"),
+    ("PREFIXES", "/", "must look like /mlflow"),
+    ("PREFIXES", "/a%2Fb", "must look like /mlflow"),
+    ("PREFIXES", "/größe", "must look like /mlflow"),
+    ("PREFIXES", "/a/../b", "must look like /mlflow"),
+    ("PREFIXES", "/api", "routes of its own below /api"),
+    ("DATABASE_URI", "sqlite://", "in memory"),
+    ("DATABASE_URI", "not a url", "no database URL"),
+    ("DATABASE_URI", "mysql://u:canary@h/d", "must begin with"),
+    ("DATABASE_URI", "sqlite:////nowhere/at/all.db", "can't be written"),
+    ("DATABASE_URI", "postgresql://u:canary@127.0.0.1:1/d", "can't be read"),
+]
+REDIS_WITHOUT_ITS_SCHEME = {
+    "HOKUSAI_AUTH_BACKEND": "service",
+    "HOKUSAI_AUTH_SERVICE_URL": "https://auth.example.com",
+    "HOKUSAI_AUTH_REDIS_URL": "redis.example.com:6379",
+    "HOKUSAI_AUTH_SECRET_KEY": "canary" * 9,
+}
+
+
+def test_mistake_is_refused_at_start() -> None:
+    mistakes: list[tuple[dict[str, str], dict[str, str], str]] = [
         ({"static_prefix": "/ui"}, {}, "HOKUSAI_AUTH_PREFIXES=/ui"),
         ({"uvicorn_opts": "--root-path /ui"}, {}, "--root-path is not supported"),
         ({"uvicorn_opts": "--root-path=/ui"}, {}, "--root-path is not supported"),
         ({}, {"UVICORN_ROOT_PATH": "/ui"}, "--root-path is not supported"),
         ({"gunicorn_opts": "-k uvicorn.workers.UvicornWorker"}, {}, "Drop --gunicorn-opts"),
-        ({}, {"HOKUSAI_AUTH_CACHE_TTL": "soon"}, "HOKUSAI_AUTH_CACHE_TTL: "),
-        ({}, {"HOKUSAI_AUTH_CACHE_TTL": "0"}, "HOKUSAI_AUTH_CACHE_TTL: "),
-        ({}, {"HOKUSAI_AUTH_PREFIX": "/x"}, "did you mean HOKUSAI_AUTH_PREFIXES?"),
-        ({}, {"HOKUSAI_AUTH_COLOUR": "red"}, "there is no such setting"),
-        ({}, {"HOKUSAI_AUTH_MODE": "on"}, "HOKUSAI_AUTH_MODE: "),
-        ({}, {"HOKUSAI_AUTH_BACKEND": "ldap"}, "must be local, service or local,service"),
-        ({}, {"HOKUSAI_AUTH_BACKEND": "service"}, "start: HOKUSAI_AUTH_BACKEND names the"),
-        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "a.example"}, "start: HOKUSAI_AUTH_SERVICE_URL: must"),
-        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "ftp://auth.example.com"}, "must look like https://"),
-        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://"}, "must look like https://"),
-        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://a.example:99999"}, "has a port that is none"),
-        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://a.example:canary"}, "has a port that is none"),
-        (
-            {},
-            {"HOKUSAI_AUTH_SERVICE_CA_BUNDLE": "/nowhere.pem"},
-            "must name a file of certificates",
-        ),
-        ({}, {"HOKUSAI_AUTH_SERVICE_CA_BUNDLE": __file__}, "must name a file of certificates"),
-        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://a.example/?canary"}, "must look like https://"),
-        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://a.example/#canary"}, "must look like https://"),
-        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://canary@a.example"}, "must look like https://"),
-        ({}, {"HOKUSAI_AUTH_SERVICE_URL": "https://:canary@a.example"}, "must look like https://"),
-        ({}, {"HOKUSAI_AUTH_TRUSTED_PROXIES": "proxy"}, "HOKUSAI_AUTH_TRUSTED_PROXIES: "),
-        ({}, {"HOKUSAI_AUTH_SECRET_KEY": "canary"}, "32 characters"),
-        ({}, {"HOKUSAI_AUTH_REDIS_URL": "redis://x"}, "needs HOKUSAI_AUTH_SECRET_KEY"),
-        (
-            {},
-            {
-                "HOKUSAI_AUTH_BACKEND": "service",
-                "HOKUSAI_AUTH_SERVICE_URL": "https://auth.example.com",
-                "HOKUSAI_AUTH_REDIS_URL": "redis.example.com:6379",
-                "HOKUSAI_AUTH_SECRET_KEY": "canary" * 9,
-            },
-            "redis",
-        ),
-        ({}, {"HOKUSAI_AUTH_METRICS_BIND": "9464"}, "must look like 127.0.0.1:9464"),
-        ({}, {"HOKUSAI_AUTH_METRICS_BIND": "127.0.0.1:"}, "must look like 127.0.0.1:9464"),
-        ({}, {"HOKUSAI_AUTH_METRICS_BIND": "127.0.0.1:0"}, "must look like 127.0.0.1:9464"),
-        ({}, {"HOKUSAI_AUTH_METRICS_BIND": "127.0.0.1:65536"}, "must look like 127.0.0.1:9464"),
-        ({}, {"HOKUSAI_AUTH_PREFIXES": "x"}, "must look like /mlflow"),
-        ({}, {"HOKUSAI_AUTH_PREFIXES": "/mlflow/"}, "must look like /mlflow"),
-        ({}, {"HOKUSAI_AUTH_PREFIXES": "/"}, "must look like /mlflow"),
-        ({}, {"HOKUSAI_AUTH_PREFIXES": "/a%2Fb"}, "must look like /mlflow"),
-        ({}, {"HOKUSAI_AUTH_PREFIXES": "/größe"}, "must look like /mlflow"),
-        ({}, {"HOKUSAI_AUTH_PREFIXES": "/a/../b"}, "must look like /mlflow"),
-        ({}, {"HOKUSAI_AUTH_PREFIXES": "/api"}, "routes of its own below /api"),
-        ({}, {"HOKUSAI_AUTH_DATABASE_URI": "sqlite://"}, "in memory"),
-        ({}, {"HOKUSAI_AUTH_DATABASE_URI": "not a url"}, "no database URL"),
-        ({}, {"HOKUSAI_AUTH_DATABASE_URI": "mysql://u:canary@h/d"}, "must begin with"),
-        ({}, {"HOKUSAI_AUTH_DATABASE_URI": "sqlite:////nowhere/at/all.db"}, "can't be written"),
-        (
-            {},
-            {"HOKUSAI_AUTH_DATABASE_URI": "postgresql://u:canary@127.0.0.1:1/d"},
-            "can't be read",
-        ),
-    ],
-)
-def test_a_mistake_is_refused_at_start(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, str], environ: dict[str, str], says: str
-) -> None:
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as refused:
-        bootstrap(options)
-    assert str(refused.value).startswith("hokusai-auth can't start: ")
-    assert says in str(refused.value)
-    assert "canary" not in str(refused.value)
+        ({}, REDIS_WITHOUT_ITS_SCHEME, "redis"),
+        *(({}, {f"HOKUSAI_AUTH_{name}": value}, says) for name, value, says in MISTAKES),
+    ]
+    wrong = []
+    for options, environ, says in mistakes:
+        said = "it started"
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environ.items():
+                patch.setenv(name, value)
+            try:
+                bootstrap(options)
+            except SystemExit as refused:
+                said = str(refused)
+        begins = said.startswith("hokusai-auth can't start: ")
+        if not begins or says not in said or "canary" in said:
+            wrong.append(f"{options} {environ}: {said}, not {says}")
+    assert not wrong, "\n".join(wrong)
 
 
-def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_mistake(
+def test_variables_of_kubernetes_for_a_service_of_our_name_are_no_mistake(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP_ADDR"):
@@ -116,18 +113,18 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_mistake(
         settings.load()
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "hokusai_auth.db").write_bytes(b"something else, and long enough to be read" * 99)
     with pytest.raises(SystemExit, match="can't be read"):
         bootstrap({})
 
 
-def test_a_password_is_not_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password_is_not_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", "postgresql://user:canary@host/db")
     assert "canary" not in repr(settings.load())
 
 
-def test_a_setting_is_read_from_its_secret_file_unless_the_environment_has_it(
+def test_setting_is_read_from_its_secret_file_unless_the_environment_has_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "hokusai_auth_database_uri").write_text("postgresql://user:canary@host/db\n")
@@ -145,7 +142,7 @@ def test_a_setting_is_read_from_its_secret_file_unless_the_environment_has_it(
     assert "canary" not in str(refused.value)
 
 
-def test_a_secret_file_that_cannot_be_read_is_named(
+def test_secret_file_that_cannot_be_read_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     secret = tmp_path / "hokusai_auth_secret_key"
@@ -160,14 +157,14 @@ def test_a_secret_file_that_cannot_be_read_is_named(
         settings.load(tmp_path)
 
 
-def test_a_list_may_have_spaces_and_nothing_between_its_commas(
+def test_list_may_have_spaces_and_nothing_between_its_commas(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOKUSAI_AUTH_PREFIXES", "/a, /b,, ")
     assert settings.load().prefixes == ("/a", "/b")
 
 
-def test_the_names_of_other_hokusai_services_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_other_hokusai_services_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTH_SERVICE_URL", "https://auth.example.com/")
     monkeypatch.setenv("REGISTRY_ADMIN_USER_EMAILS", "a@example.com, B@example.com")
     monkeypatch.setenv("REGISTRY_ADMIN_SCOPES", "ops")

@@ -75,17 +75,17 @@ def test_the_span_says_what_the_request_was(exporter: InMemorySpanExporter) -> N
     }
 
 
-def test_the_span_lasts_as_long_as_the_request(exporter: InMemorySpanExporter) -> None:
+def test_span_lasts_as_long_as_the_request(exporter: InMemorySpanExporter) -> None:
     one = exchange()
     one.ended = one.began + 0.3
     record(one, "allowed")
     made = span(exporter)
     assert made.start_time is not None and made.end_time is not None
     assert (made.end_time - made.start_time) / 1e9 == pytest.approx(0.3, abs=1e-3)
-    assert time.time() - made.start_time / 1e9 == pytest.approx(0.5, abs=0.2)
+    assert 0.4 < time.time() - made.start_time / 1e9 < 60
 
 
-def test_the_parent_is_the_client_s_span(exporter: InMemorySpanExporter) -> None:
+def test_parent_is_the_client_s_span(exporter: InMemorySpanExporter) -> None:
     record(exchange(traceparent=f"00-{TRACE}-{PARENT}-01"), "allowed")
     parent = span(exporter).parent
     assert parent is not None
@@ -93,39 +93,34 @@ def test_the_parent_is_the_client_s_span(exporter: InMemorySpanExporter) -> None
     assert parent.is_remote and f"{span(exporter).get_span_context().trace_id:032x}" == TRACE
 
 
-@pytest.mark.parametrize(
-    "value", ["", "00-0-0-01", "x" * 1000, f"00-{'0' * 32}-{PARENT}-01", "\xe4"]
-)
-def test_a_parent_that_is_none_begins_a_trace(exporter: InMemorySpanExporter, value: str) -> None:
-    record(exchange(traceparent=value), "allowed")
-    assert span(exporter).parent is None
+def test_wrong_parent_begins_a_trace(exporter: InMemorySpanExporter) -> None:
+    for value in ("", "00-0-0-01", "x" * 1000, f"00-{'0' * 32}-{PARENT}-01", "\xe4"):
+        exporter.clear()
+        record(exchange(traceparent=value), "allowed")
+        assert span(exporter).parent is None, value
 
 
-def test_a_parent_that_is_not_sampled_takes_no_span(exporter: InMemorySpanExporter) -> None:
+def test_parent_that_is_not_sampled_takes_no_span(exporter: InMemorySpanExporter) -> None:
     record(exchange(traceparent=f"00-{TRACE}-{PARENT}-00"), "allowed")
     assert spans(exporter) == []
 
 
-@pytest.mark.parametrize(
-    ("status", "broke_off", "code"),
-    [
+def test_failure_is_marked(exporter: InMemorySpanExporter) -> None:
+    for status, broke_off, code in (
         (401, False, StatusCode.UNSET),
         (499, False, StatusCode.UNSET),
         (500, False, StatusCode.ERROR),
         (503, False, StatusCode.ERROR),
         (200, True, StatusCode.ERROR),
-    ],
-)
-def test_a_failure_is_marked(
-    exporter: InMemorySpanExporter, status: int, broke_off: bool, code: StatusCode
-) -> None:
-    one = exchange(status=status)
-    one.broke_off = broke_off
-    record(one, "x")
-    assert span(exporter).status.status_code is code
+    ):
+        exporter.clear()
+        one = exchange(status=status)
+        one.broke_off = broke_off
+        record(one, "x")
+        assert span(exporter).status.status_code is code, status
 
 
-def test_what_is_unknown_has_one_name_and_no_key(exporter: InMemorySpanExporter) -> None:
+def test_unknown_route_has_one_name_and_no_key(exporter: InMemorySpanExporter) -> None:
     key = keys.generate()
     for operation in (None, UNKNOWN):
         one = exchange(key, authorization=f"Bearer {key}", cookie=key)
@@ -143,7 +138,7 @@ def test_without_the_sdk_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -
         assert tracing.provider() is None
 
 
-def test_whoever_counts_requests_makes_their_spans(exporter: InMemorySpanExporter) -> None:
+def test_spans_are_made_where_requests_are_counted(exporter: InMemorySpanExporter) -> None:
     counts = Tally()
     counts.add(exchange(), "allowed")
     counts.settle()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import product
 
 from mlflow_hokusai_auth.core.policy import Policy
+from mlflow_hokusai_auth.core.types import MODES
 from mlflow_hokusai_auth.server.limits import Limits
 from mlflow_hokusai_auth.server.switches import Mode
 from tests.server.sentinel import KEYS, Adapter, Wire, both, make_gate, with_key
@@ -19,52 +20,44 @@ CLOSED = [
 
 
 @both
-@pytest.mark.parametrize("mode", ["enforce", "observe", "off"])
-def test_each_mode(adapter: Adapter, mode: str) -> None:
-    gate = make_gate(mode=Mode(mode), policy=Policy())
-    refused = [
-        (Wire("POST", CREATE), "KEY_MISSING"),
-        (with_key("unknown", "POST", CREATE), "KEY_UNKNOWN"),
-        (with_key("read", "POST", CREATE), "SCOPE_MISSING"),
-    ]
-    for wire, code in refused:
-        answer = adapter(wire, gate)
-        assert (answer.inner is None) == (mode == "enforce")
-        assert mode != "enforce" or answer.code == code
-        for path in CLOSED:
-            answer = adapter(Wire(wire.method, path, wire.headers), gate)
-            assert (answer.inner, answer.code) == (None, code), path
-    for answer in (adapter(with_key("read"), gate), adapter(Wire("POST", CLOSED[0]), gate)):
-        assert answer.header("x-hokusai-auth-mode") == (["off"] if mode == "off" else [])
+def test_each_mode(adapter: Adapter) -> None:
+    for mode in MODES:
+        gate = make_gate(mode=Mode(mode), policy=Policy())
+        for wire, code in (
+            (Wire("POST", CREATE), "KEY_MISSING"),
+            (with_key("unknown", "POST", CREATE), "KEY_UNKNOWN"),
+            (with_key("read", "POST", CREATE), "SCOPE_MISSING"),
+        ):
+            answer = adapter(wire, gate)
+            assert (answer.inner is None) == (mode == "enforce"), (mode, code)
+            assert mode != "enforce" or answer.code == code
+            for path in CLOSED:
+                answer = adapter(Wire(wire.method, path, wire.headers), gate)
+                assert (answer.inner, answer.code) == (None, code), (mode, path)
+        for answer in (adapter(with_key("read"), gate), adapter(Wire("POST", CLOSED[0]), gate)):
+            assert answer.header("x-hokusai-auth-mode") == (["off"] if mode == "off" else [])
 
 
 @both
-@pytest.mark.parametrize("mode", ["observe", "off"])
-def test_the_assistant_is_for_administrators_in_a_mode_for_all(adapter: Adapter, mode: str) -> None:
-    gate = make_gate(mode=Mode(mode), policy=Policy(assistant=True))
+def test_assistant_is_for_administrators_in_a_mode_for_all(adapter: Adapter) -> None:
     path = "/ajax-api/3.0/mlflow/assistant/message"
-    assert adapter(with_key("admin", "POST", path), gate).inner is not None
-    for wire in (Wire("POST", path), with_key("write", "POST", path)):
-        assert adapter(wire, gate).inner is None
+    for mode in ("observe", "off"):
+        gate = make_gate(mode=Mode(mode), policy=Policy(assistant=True))
+        assert adapter(with_key("admin", "POST", path), gate).inner is not None, mode
+        for wire in (Wire("POST", path), with_key("write", "POST", path)):
+            assert adapter(wire, gate).inner is None, mode
 
 
 @both
-@pytest.mark.parametrize("mode", ["observe", "off"])
-@pytest.mark.parametrize(
-    "headers",
-    [
-        (("X-API-Key", KEYS["read"]), ("Authorization", f"Bearer {KEYS['write']}")),
-        (("X-API-Key", KEYS["read"]), ("X-API-Key", KEYS["read"])),
-        (("X_API_Key", KEYS["read"]),),
-    ],
-)
-def test_keys_that_nobody_could_tell_apart_do_not_go_on_to_a_provider(
-    adapter: Adapter, mode: str, headers: tuple[tuple[str, str], ...]
-) -> None:
-    route = "/gateway/openai/v1/chat/completions"
-    answer = adapter(Wire("POST", route, headers), make_gate(mode=Mode(mode)))
-    assert answer.inner is not None
-    assert "hk_" not in repr(answer.inner)
+def test_keys_that_nobody_could_tell_apart_do_not_go_on_to_a_provider(adapter: Adapter) -> None:
+    read = ("X-API-Key", KEYS["read"])
+    others = (("Authorization", f"Bearer {KEYS['write']}"), read)
+    sent = [*((read, other) for other in others), (("X_API_Key", KEYS["read"]),)]
+    for mode, headers in product(("observe", "off"), sent):
+        wire = Wire("POST", "/gateway/openai/v1/chat/completions", headers)
+        answer = adapter(wire, make_gate(mode=Mode(mode)))
+        assert answer.inner is not None, (mode, headers)
+        assert "hk_" not in repr(answer.inner), (mode, headers)
 
 
 @both

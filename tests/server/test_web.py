@@ -67,13 +67,13 @@ class Down(Memory):
         raise BackendUnavailable("down")
 
 
-def test_an_outage_is_not_taken_for_a_wrong_key(tmp_path: Path) -> None:
+def test_outage_is_not_taken_for_a_wrong_key(tmp_path: Path) -> None:
     answer = pages(tmp_path, Down()).sign_in(KEYS["read"])
     assert answer.status_code == 503 and "Set-Cookie" not in answer.headers
     assert "does not open" not in answer.text
 
 
-def test_whoever_signs_in_during_a_stall_does_not_wait_for_its_end(tmp_path: Path) -> None:
+def test_sign_in_does_not_wait_for_the_end_of_a_stall(tmp_path: Path) -> None:
     authority = Stuck()
     answer = pages(tmp_path, authority=authority, lookups=Lookups(0.1)).sign_in(KEYS["read"])
     assert not authority.free.is_set()
@@ -81,7 +81,7 @@ def test_whoever_signs_in_during_a_stall_does_not_wait_for_its_end(tmp_path: Pat
     assert answer.status_code == 503 and "Set-Cookie" not in answer.headers
 
 
-def test_a_key_that_came_too_often_is_told_so(tmp_path: Path) -> None:
+def test_sign_in_with_a_key_that_came_too_often_is_refused_for_that(tmp_path: Path) -> None:
     once = replace(PRINCIPALS["read"], rate_limit_per_hour=1)
     there = pages(tmp_path, Memory({"read": once}))
     assert there.sign_in(KEYS["read"]).status_code == 303
@@ -90,14 +90,14 @@ def test_a_key_that_came_too_often_is_told_so(tmp_path: Path) -> None:
     assert "does not open" not in answer.text
 
 
-def test_a_wrong_key_is_audited_by_its_address(here: Pages) -> None:
+def test_wrong_key_is_audited_by_its_address(here: Pages) -> None:
     assert here.sign_in(KEYS["unknown"]).status_code == 401
     (event,) = here.store.database.audited()
     assert (event["event"], event["address"]) == ("session.refused", ADDRESS)
     assert event["detail"] == {"reason": "KEY_UNKNOWN"} and event["request_id"] == "request-1"
 
 
-def test_an_administrator_pages_through_all_keys_and_others_see_none(here: Pages) -> None:
+def test_administrator_pages_through_all_keys_and_others_see_none(here: Pages) -> None:
     made = [here.store.create(owner=f"owner {n}", scopes=["mlflow:read"])[0] for n in range(3)]
     newest = here.ask("GET", "/hokusai/keys?max_results=2", PRINCIPALS["admin"]).text
     assert made[2].key_id in newest and made[1].key_id in newest
@@ -112,7 +112,7 @@ def test_an_administrator_pages_through_all_keys_and_others_see_none(here: Pages
     assert not any(record.key_id in others for record in made) and "New key" not in others
 
 
-def test_what_changes_keys_takes_the_token_of_the_session(here: Pages) -> None:
+def test_page_that_changes_keys_has_the_token_of_the_session(here: Pages) -> None:
     token = keys.session_token()
     cookie = {"Cookie": f"{browser.LOOPBACK_COOKIE}={token}"}
     page = here.ask("GET", "/hokusai/keys", PRINCIPALS["admin"], headers=cookie).text
@@ -121,30 +121,26 @@ def test_what_changes_keys_takes_the_token_of_the_session(here: Pages) -> None:
     assert 'name="csrf-token" content=""' in without
 
 
-def test_a_time_that_never_was_is_shown_as_none(here: Pages) -> None:
+def test_time_that_never_was_is_shown_as_none(here: Pages) -> None:
     date = here.app.jinja_env.filters["hokusai_date"]
     assert (date(None), date(86400.0)) == ("", "1970-01-02 00:00")
 
 
-@pytest.mark.parametrize(("kind", "permission"), [("read", "READ"), ("write", "MANAGE")])
-def test_mlflow_s_pages_offer_what_the_key_may(kind: str, permission: str, here: Pages) -> None:
+def test_mlflow_s_pages_offer_what_the_key_may(here: Pages) -> None:
     path = "/ajax-api/3.0/mlflow/users/current/permissions"
-    told = here.ask("GET", path, PRINCIPALS[kind]).json
-    assert told is not None and told["is_admin"] is False
-    assert [one["permission"] for one in told["permissions"]] == [permission]
+    for kind, permission in (("read", "READ"), ("write", "MANAGE")):
+        told = here.ask("GET", path, PRINCIPALS[kind]).json
+        assert told is not None and told["is_admin"] is False
+        assert [one["permission"] for one in told["permissions"]] == [permission]
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [("page_token=x", 400), ("max_results=x", 400), ("", 503)]
-)
-def test_a_page_that_can_t_be_shown_says_why(
-    error: str, status: int, here: Pages, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page_that_can_t_be_shown_says_why(here: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> Any:
         raise BackendUnavailable("postgresql://canary")
 
-    if status == 503:
-        monkeypatch.setattr(here.store, "page", fail)
-    answer = here.ask("GET", f"/hokusai/keys?{error}", PRINCIPALS["admin"])
-    assert answer.status_code == status and "text/html" in answer.content_type
-    assert "canary" not in answer.text
+    for error, status in (("page_token=x", 400), ("max_results=x", 400), ("", 503)):
+        if status == 503:
+            monkeypatch.setattr(here.store, "page", fail)
+        answer = here.ask("GET", f"/hokusai/keys?{error}", PRINCIPALS["admin"])
+        assert answer.status_code == status and "text/html" in answer.content_type, error
+        assert "canary" not in answer.text

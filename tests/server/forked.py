@@ -1,0 +1,88 @@
+"""Processes for tests that need one of their own: forks, which have imported all that they take.
+
+A lock that another thread holds at that moment is held in the fork for ever. So threads that ask a
+store now and then should not do so after their test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlflow_hokusai_auth.backends import cache
+
+#: Seconds after which a fork is taken for stuck, and ended.
+TIMEOUT = 120
+
+
+def forked(work: Callable[[], object]) -> Any:
+    """Run `work` in a fork of this process and return its answer, as JSON has it.
+
+    The fork ends without the exit functions of the process that it is a fork of.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(TIMEOUT)
+            os.close(reading)
+            try:
+                answer = json.dumps(work())
+                code = 0
+            except BaseException:
+                answer = traceback.format_exc()
+            with os.fdopen(writing, "w") as pipe:
+                pipe.write(answer)
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended == 0, f"a fork ended with {ended}: {said}"
+    return json.loads(said)
+
+
+@contextlib.contextmanager
+def watchers_rest() -> Iterator[None]:
+    """Threads that watch the stores of caches do so no more after this context."""
+    over, never = threading.Event(), threading.Event()
+
+    def sleep(seconds: float) -> None:
+        if over.wait(seconds):
+            never.wait()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+        yield
+    over.set()
+
+
+def count_in(folder: Path) -> None:
+    """Have this fork count in `folder`, from nothing, as a worker that was started for it does."""
+    from prometheus_client import REGISTRY, values
+
+    from mlflow_hokusai_auth.backends import metrics as events
+    from mlflow_hokusai_auth.server import metrics, tally
+
+    os.environ[metrics.DIRECTORY] = str(folder)
+    values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
+    for collector in list(REGISTRY._collector_to_names):
+        REGISTRY.unregister(collector)
+    # In place, so that whoever has the module has the new counters.
+    for module in (events, metrics, tally):
+        importlib.reload(module)
