@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 
 import pytest
 import schemathesis
@@ -18,9 +19,9 @@ from schemathesis.specs.openapi.checks import (
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.operations import rules
 from mlflow_hokusai_auth.server import openapi
-from tests.harness import Server
+from tests.harness import Server, serve
 
-pytestmark = pytest.mark.long  # `make test` has to be short
+pytestmark = pytest.mark.servers
 
 _turns = itertools.count()
 _PATH = "/api/2.0/hokusai/openapi.json"
@@ -30,6 +31,13 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that nobody else uses: its keys come and go."""
+    with serve(tmp_path_factory.mktemp("described")) as running:
+        yield running
 
 
 # As the server gives it, which a test below compares.

@@ -25,7 +25,7 @@ from tests.docker.test_alerts import ALERTS, EXPOSED, PROMETHEUS, RECORDED, metr
 from tests.harness import Server, free_port, serve
 
 pytestmark = [
-    pytest.mark.long,
+    pytest.mark.servers,
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed"),
 ]
 
