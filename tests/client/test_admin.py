@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,6 +15,8 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.entities import PagedList
 
 from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
+
+from .conftest import Handler, listening
 
 PREFIX = "/api/mlflow"
 API = f"{PREFIX}/api/2.0/hokusai"
@@ -65,56 +65,28 @@ class Api:
         self.answers[f"{method} /api/2.0/hokusai/{path}"] = answer
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Answers(Handler):
     api: Api
 
-    def _answer(self) -> None:
-        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    def answer(self, body: bytes) -> tuple[int, dict[str, str | None], bytes]:
         url = urlsplit(self.path)
         query = {name: ",".join(values) for name, values in parse_qs(url.query).items()}
-        body = json.loads(content) if content else None
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.api.asked.append(Asked(self.command, url.path, query, headers, body))
+        read = json.loads(body) if body else None
+        self.api.asked.append(Asked(self.command, url.path, query, headers, read))
         answer = self.api.answers.get(f"{self.command} {url.path.removeprefix(PREFIX)}", UNKNOWN)
-        if callable(answer):
-            answer = answer()
-        status, sent, *more = answer
-        extra = more[0] if more else {}
-        data = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
-        self.send_response_only(status)
-        for name, value in {
-            "Date": self.date_time_string(),
-            "Content-Type": "application/json",
-            "Content-Length": str(len(data)),
-            **extra,
-        }.items():
-            if value is not None:
-                self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_POST = do_PATCH = do_DELETE = _answer
-
-    def log_message(self, *_: object) -> None:
-        pass
+        status, sent, *more = answer() if callable(answer) else answer
+        content = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
+        usual = {"Date": self.date_time_string(), "Content-Type": "application/json"}
+        return status, {**usual, **(more[0] if more else {})}, content
 
 
 @contextlib.contextmanager
 def answering() -> Iterator[Api]:
     """A running `Api`."""
     api = Api()
-    handler = type("Handler", (_Handler,), {"api": api})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    api.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with listening(_Answers, api=api) as api.port:
         yield api
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture
