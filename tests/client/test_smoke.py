@@ -151,7 +151,8 @@ def skipped(checks: dict[str, dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("scope", "prefix"), [*zip(("mlflow:write", "model:write", "mlflow:admin"), PREFIXES)]
+    ("scope", "prefix"),
+    [*zip(("mlflow:write", "model:write", "mlflow:admin"), PREFIXES, strict=True)],
 )
 def test_the_whole_job(scope: str, prefix: str, live: Server, run: Any) -> None:
     _, checks = run(live.origin + prefix, live.key(scope), code=0)
