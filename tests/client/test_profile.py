@@ -109,10 +109,7 @@ def test_a_bad_key_is_neither_used_nor_shown(
 
 
 def test_unusable_sources_say_so_once_and_are_not_skipped(
-    hokusai: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    hokusai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = keys.generate()
     write(hokusai / "config", f"[default]\napi_key = {made}\n")
