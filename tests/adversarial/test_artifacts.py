@@ -5,7 +5,9 @@ MLflow decodes a path of artifacts again and again, so that what the gate sees i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from itertools import product
 from urllib.parse import quote
 
 import pytest
@@ -15,9 +17,11 @@ from tests.harness import Server
 
 ARTIFACTS = "/api/mlflow/api/2.0/mlflow-artifacts/artifacts"
 RUN = "0123456789abcdef" * 2
-THEIRS = [f"902/{RUN}/artifacts/95%.png", f"902/models/m-{RUN}/artifacts/MLmodel"]
-TRACES = ["901/traces/tr-1/artifacts/traces.json", "team/traces/tr-2/artifacts/traces.json"]
-OTHERS = [*TRACES, f"team/{RUN}/artifacts/model"]
+# Of this process alone, as another may use the same server at the same time.
+TRACED, TRAINED, TEAM = (f"{name}{os.getpid()}" for name in (901, 902, "team"))
+THEIRS = [f"{TRAINED}/{RUN}/artifacts/95%.png", f"{TRAINED}/models/m-{RUN}/artifacts/MLmodel"]
+TRACES = [f"{where}/traces/tr-{where}/artifacts/traces.json" for where in (TRACED, TEAM)]
+OTHERS = [*TRACES, f"{TEAM}/{RUN}/artifacts/model"]
 
 
 @pytest.fixture(params=NAMES)
@@ -36,52 +40,39 @@ def url(path: str) -> str:
     return f"{ARTIFACTS}/{quote(path)}"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "901",
-        "901/traces",
-        "901/%2574races",
-        "901/%252574races",
-        "901/tra%09ces",
-        "901/traces%3F",
-        "901/traces%3B",
-        "%20file:901/traces",
-        "file:901/%252574races",
-        "901/%252e",
-        "%252e/%252e",
-        "%252e",
-        "902/models",
-        "902/models%3F",
-        "team",
-        "team/traces",
-        f"team/{RUN}/artifacts/%252e%252e/%252e%252e",
-    ],
-)
-def test_what_is_not_of_the_registry_is_not_deleted_with_its_scope(
-    server: Server, path: str
-) -> None:
-    server.request("DELETE", f"{ARTIFACTS}/{path}", key=server.key("model:write"))
-    for one in (*THEIRS, *OTHERS):
-        status, _, body = server.request("GET", url(one), key=server.key("mlflow:read"))
-        assert (status, body) == (200, one.encode()), path
+DELETED = [
+    f"{TRACED}",
+    f"{TRACED}/traces",
+    f"{TRACED}/%2574races",
+    f"{TRACED}/%252574races",
+    f"{TRACED}/tra%09ces",
+    f"{TRACED}/traces%3F",
+    f"{TRACED}/traces%3B",
+    f"%20file:{TRACED}/traces",
+    f"file:{TRACED}/%252574races",
+    f"{TRACED}/%252e",
+    "%252e/%252e",
+    "%252e",
+    f"{TRAINED}/models",
+    f"{TRAINED}/models%3F",
+    f"{TEAM}",
+    f"{TEAM}/traces",
+    f"{TEAM}/{RUN}/artifacts/%252e%252e/%252e%252e",
+]
 
 
-@pytest.mark.parametrize("trace", TRACES)
-def test_a_trace_is_not_read_or_written_with_a_scope_for_the_registry(
-    server: Server, trace: str
-) -> None:
-    folder = trace.rpartition("/traces/")[0]
-    rest = trace.removeprefix(f"{folder}/traces/")
-    for name in (
-        "traces",
-        "%74races",
-        "%2574races",
-        "tra%09ces",
-        "%20/traces",
-        "./traces",
-        "/traces",
-    ):
+def test_what_is_not_of_the_registry_is_not_deleted_with_its_scope(server: Server) -> None:
+    for path in DELETED:
+        server.request("DELETE", f"{ARTIFACTS}/{path}", key=server.key("model:write"))
+        for one in (*THEIRS, *OTHERS):
+            status, _, body = server.request("GET", url(one), key=server.key("mlflow:read"))
+            assert (status, body) == (200, one.encode()), path
+
+
+def test_a_trace_is_not_read_or_written_with_a_scope_for_the_registry(server: Server) -> None:
+    names = ("traces", "%74races", "%2574races", "tra%09ces", "%20/traces", "./traces", "/traces")
+    for trace, name in product(TRACES, names):
+        folder, _, rest = trace.partition("/traces/")
         path = f"{ARTIFACTS}/{folder}/{name}/{rest}"
         status, _, body = server.request("GET", path, key=server.key("model:read"))
         assert trace.encode() not in body and status >= 400, path
@@ -89,17 +80,16 @@ def test_a_trace_is_not_read_or_written_with_a_scope_for_the_registry(
         path = f"{ARTIFACTS}?path={folder}/{name}"
         status, _, body = server.request("GET", path, key=server.key("model:read"))
         assert b"tr-" not in body and status >= 400, path
-    assert server.request("GET", url(trace), key=server.key("mlflow:read"))[2] == trace.encode()
+        found = server.request("GET", url(trace), key=server.key("mlflow:read"))[2]
+        assert found == trace.encode(), path
 
 
-@pytest.mark.parametrize("path", THEIRS)
-def test_what_is_of_the_registry_is_read_written_listed_and_deleted(
-    server: Server, path: str
-) -> None:
+def test_what_is_of_the_registry_is_read_written_listed_and_deleted(server: Server) -> None:
     key = server.key("model:write")
-    assert server.request("GET", url(path), key=server.key("model:read"))[2] == path.encode()
-    folder = quote(path.rpartition("/")[0])
-    status, _, listed = server.request("GET", f"{ARTIFACTS}?path={folder}", key=key)
-    assert status == 200 and path.rpartition("/")[2].encode() in listed
-    assert server.request("DELETE", url(path), key=key)[0] == 200
-    assert server.request("PUT", url(path), key=key, body=b"anew")[0] == 200
+    for path in THEIRS:
+        assert server.request("GET", url(path), key=server.key("model:read"))[2] == path.encode()
+        folder = quote(path.rpartition("/")[0])
+        status, _, listed = server.request("GET", f"{ARTIFACTS}?path={folder}", key=key)
+        assert status == 200 and path.rpartition("/")[2].encode() in listed
+        assert server.request("DELETE", url(path), key=key)[0] == 200
+        assert server.request("PUT", url(path), key=key, body=b"anew")[0] == 200

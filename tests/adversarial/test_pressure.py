@@ -16,10 +16,12 @@ import string
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlflow_hokusai_auth.core import keys
+from tests import standin
 from tests.adversarial.test_oracles import Line
 from tests.adversarial.test_spelling import CREATE, NAMES, spell
 from tests.e2e.test_running import wait_until
@@ -35,8 +37,8 @@ EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Standin]:
-    with Standin() as standin:
-        yield standin
+    with Standin() as running:
+        yield running
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -108,17 +110,13 @@ def series(server: Server, key: str) -> set[str]:
     return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
 
 
+PATHS = ["/{0}", "/mlflow/{0}/{1}", "/api/mlflow/api/2.0/mlflow/{0}", "/hokusai/{0}"]
+PATHS.append(CREATE + "/{0}")
+
+
 def stranger() -> Wire:
     """A request of somebody's who makes up all there is to it, the key too."""
-    path = random.choice(
-        [
-            "/{0}",
-            "/mlflow/{0}/{1}",
-            "/api/mlflow/api/2.0/mlflow/{0}",
-            "/hokusai/{0}",
-            CREATE + "/{0}",
-        ]
-    )
+    path = random.choice(PATHS)
     method = random.choice(["GET", "POST", "PUT", "DELETE", "PATCH"])
     key = random.choice([keys.generate(), keys.generate(), word()])
     headers = (("X-API-Key", key), ("User-Agent", word()), ("X-Request-Id", word()))
@@ -158,27 +156,10 @@ def test_no_line_of_the_log_is_made_up(server: Server) -> None:
         for path in (f"/x{end}{quoted}", f"/version?x={end}{quoted}", f"/{end}x%22%7D{end}"):
             for headers in ((), (good,)):
                 server.raw(spell(f"GET {path} HTTP/1.1", *headers))
-    for end in (
-        "\\n",
-        "\x1b[2J",
-        "\x0b",
-        "\x0c",
-        "\x1c",
-        "\x85",
-        "\xe2\x80\xa8",
-        "\r",
-        "\n",
-        "\0",
-        "\n ",
-    ):
-        for name in (
-            "User-Agent",
-            "Referer",
-            "X-Request-Id",
-            "X-Forwarded-For",
-            "traceparent",
-            "Host",
-        ):
+    ends = ["\\n", "\x1b[2J", "\xe2\x80\xa8", "\n ", *"\x0b\x0c\x1c\x85\r\n\0"]
+    names = ["User-Agent", "Referer", "X-Request-Id", "X-Forwarded-For", "traceparent", "Host"]
+    for end in ends:
+        for name in names:
             server.raw(spell("GET /version HTTP/1.1", f"{name}: x{end}{FORGED}", good))
         server.raw(spell(f"GET{end}{FORGED.replace(' ', '')} /version HTTP/1.1"))
         server.raw(spell("GET /version HTTP/1.1", f"Authorization: Basic {end}{FORGED}"))
@@ -194,26 +175,37 @@ def test_no_line_of_the_log_is_made_up(server: Server) -> None:
 
 
 def test_a_crowd_with_one_key_makes_one_call_and_health_still_answers(
-    server: Server, service: Standin
+    server: Server, service: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, before = service.add(), len(service.calls)
-    service.behave("slow", seconds=5.0)
+    told = threading.Event()
+
+    def held(*details: Any) -> None:
+        told.wait(60)
+        standin._KINDS["strict"](*details)
+
+    monkeypatch.setitem(standin._KINDS, "held", held)
+    service.behave("held")
+    asking: list[None] = []
     answers: list[int] = []
 
     def ask() -> None:
+        asking.append(None)
         answers.append(server.request("GET", EXPERIMENT, key=key)[0])
 
     threads = [threading.Thread(target=ask) for _ in range(200)]
     try:
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(service.calls) > before)
-        status, waiting = server.request("GET", "/health")[0], not answers
-        assert status == 200
-        # Before the service has said a word. A WSGI server has a thread for each request and no more
-        # of them, so there whoever asks for health waits as long as everybody else does.
-        assert waiting or kind_of(server) in ("gunicorn", "waitress")
+        wait_until(lambda: len(service.calls) > before and len(asking) == 200, 60)
+        # A WSGI server has a thread for each request and no more of them, so there whoever asks for
+        # health waits as long as everybody else does.
+        if kind_of(server) in ("gunicorn", "waitress"):
+            told.set()
+        assert server.request("GET", "/health")[0] == 200
+        assert told.is_set() or not answers
     finally:
+        told.set()
         for thread in threads:
             thread.join()
         service.behave("strict")

@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 import pytest
 
 from mlflow_hokusai_auth.core import keys
+from tests.e2e.test_running import wait_until
 from tests.harness import SERVERS, Server, serve
 
 pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
@@ -75,7 +76,7 @@ def test_a_session_is_fresh_and_the_one_before_ends(site: Server) -> None:
     assert site.request("GET", WHOAMI, headers={"Cookie": first})[0] == 200
     second = cookie(sign_in(site, site.key("mlflow:read"), Cookie=first)[1])
     assert second != first
-    assert refused_within_a_second(site, first)
+    assert ended(site, first)
     assert site.request("GET", WHOAMI, headers={"Cookie": second})[0] == 200
 
 
@@ -102,21 +103,23 @@ def test_signing_out_and_the_key_s_end_are_the_session_s(site: Server) -> None:
     assert site.request("GET", WHOAMI, headers={"Cookie": one})[0] == 200
     status, headers, _ = site.request("POST", "/hokusai/logout", headers=out)
     assert status == 303 and "Max-Age=0" in headers["set-cookie"]
-    assert refused_within_a_second(site, one)
+    assert ended(site, one)
     assert site.request("GET", WHOAMI, headers={"Cookie": other})[0] == 200
     site.store.revoke(record.key_id)
-    assert refused_within_a_second(site, other)
+    assert ended(site, other)
 
 
-def refused_within_a_second(site: Server, session: str) -> bool:
-    began = time.monotonic()
-    while True:
-        asked = time.monotonic()
+def ended(site: Server, session: str) -> bool:
+    """Whether the session is refused as soon as all processes know."""
+    answers: list[bytes] = []
+
+    def refused() -> bool:
         status, _, body = site.request("GET", WHOAMI, headers={"Cookie": session})
-        if status == 401:
-            return bool(json.loads(body)["error"] == "SESSION_ENDED")
-        if asked - began > 1:
-            return False
+        answers.append(body)
+        return status == 401
+
+    wait_until(refused, 60)
+    return bool(json.loads(answers[-1])["error"] == "SESSION_ENDED")
 
 
 def test_a_cookie_s_request_must_come_from_our_own_page(site: Server) -> None:

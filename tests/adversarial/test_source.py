@@ -1,22 +1,13 @@
-"""What can only be seen in the source: no verdict by a URL that was put together, no slow comparison.
-
-`python -m tests.adversarial.test_source` prints how long lookups take, of keys that share more or less
-with a good one. There is no bound on that: a machine's own noise is larger than what it would find.
-"""
+"""What only the source shows: no verdict by a URL that was put together, no slow comparison."""
 
 from __future__ import annotations
 
 import ast
 import re
-import statistics
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow_hokusai_auth
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.core import keys
 
 PACKAGE = Path(mlflow_hokusai_auth.__file__).parent
 TREES = {
@@ -71,32 +62,3 @@ def test_nothing_is_decided_by_a_url_that_was_put_together() -> None:
                 assert not re.search(r"\brequest$", ast.unparse(node.value)) or name.startswith(
                     "client/"
                 ), (name, node.lineno)
-
-
-def main(samples: int = 100_000) -> None:
-    """Print the distribution of the time that a lookup takes, in microseconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = LocalStore(f"sqlite:///{folder}/keys.db")
-        store.migrate()
-        good = store.create(owner="somebody", scopes=["mlflow:read"])[1]
-        body = good[8:-6]
-        other = body[:-1] + ("a" if body[-1] != "a" else "b")
-        kinds = {
-            "good": good,
-            "all but one character in common": f"hk_live_{other}{keys.checksum(other)}",
-            "nothing in common": keys.generate(),
-        }
-        times: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for _ in range(samples):
-            for kind, key in kinds.items():  # in turns, so that noise is everybody's
-                began = time.perf_counter_ns()
-                store.lookup(key)
-                times[kind].append((time.perf_counter_ns() - began) / 1000)
-        for kind, taken in times.items():
-            quantiles = statistics.quantiles(taken, n=100)
-            middle = ", ".join(f"p{q} {quantiles[q - 1]:.1f}" for q in (10, 50, 90, 99))
-            print(f"{kind:32} {middle} µs")
-
-
-if __name__ == "__main__":
-    main()

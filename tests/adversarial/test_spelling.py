@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import re
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 
 from mlflow_hokusai_auth.core import keys
+from tests.e2e.test_running import wait_until
 from tests.harness import Server
 
 NAMES = ("uvicorn", "httptools", "gunicorn", "waitress")
@@ -30,8 +33,14 @@ PREFLIGHT = ("Origin: https://evil.example", "Access-Control-Request-Method: POS
 
 
 @pytest.fixture(params=NAMES)
-def server(request: pytest.FixtureRequest, servers: dict[str, Server]) -> Server:
-    return servers[request.param]
+def server(request: pytest.FixtureRequest, servers: dict[str, Server]) -> Iterator[Server]:
+    """Each kind of server, in which nothing may break meanwhile."""
+    server = servers[request.param]
+    before = len(server.log)
+    yield server
+    logged = server.log[before:]
+    assert "Traceback" not in logged
+    assert "Exception in ASGI application" not in logged
 
 
 @pytest.fixture(params=NAMES[:3])
@@ -113,101 +122,108 @@ TARGETS = [
 ]  # fmt: skip
 
 
-def assert_refused(answer: Answer, what: object) -> None:
-    assert answer.ours == "KEY_MISSING" or answer.theirs, (what, answer)
-    assert answer.whole, (what, answer)
+class Wrong(list[str]):
+    """What was answered otherwise than it has to be."""
+
+    def unless(self, as_it_should_be: object, *what: object) -> None:
+        if not as_it_should_be:
+            self.append(repr(what))
+
+    def unless_refused(self, answer: Answer, *what: object) -> None:
+        self.unless(answer.ours == "KEY_MISSING" or answer.theirs, *what, answer)
+        self.unless(answer.whole, "cut", *what, answer)
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_no_spelling_of_a_path_is_answered(server: Server, method: str) -> None:
-    for target in TARGETS:
-        assert_refused(ask(server, spell(f"{method} {target} HTTP/1.1")), (method, target))
+@pytest.fixture
+def wrong() -> Iterator[Wrong]:
+    wrong = Wrong()
+    yield wrong
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("target", ["/version", f"//{CREATE}"])
-def test_no_spelling_of_a_method_is_answered(server: Server, target: str) -> None:
-    for method in METHODS:
-        assert_refused(ask(server, spell(f"{method} {target} HTTP/1.1")), (method, target))
+def test_no_spelling_of_a_path_is_answered(server: Server, wrong: Wrong) -> None:
+    for method, target in product(("GET", "POST"), TARGETS):
+        wrong.unless_refused(ask(server, spell(f"{method} {target} HTTP/1.1")), method, target)
 
 
-@pytest.mark.parametrize(
-    "version", ["HTTP/1.0", "HTTP/2.0", "HTTP/0.9", "HTTP/1.2", "http/1.1", "X"]
-)
-def test_no_version_of_http_is_answered(server: Server, version: str) -> None:
-    assert_refused(ask(server, spell(f"GET /version {version}")), version)
+def test_no_spelling_of_a_method_is_answered(server: Server, wrong: Wrong) -> None:
+    for method, target in product(METHODS, ("/version", f"//{CREATE}")):
+        wrong.unless_refused(ask(server, spell(f"{method} {target} HTTP/1.1")), method, target)
 
 
-def test_only_health_is_public(server: Server) -> None:
+def test_no_version_of_http_is_answered(server: Server, wrong: Wrong) -> None:
+    for version in ("HTTP/1.0", "HTTP/2.0", "HTTP/0.9", "HTTP/1.2", "http/1.1", "X"):
+        wrong.unless_refused(ask(server, spell(f"GET /version {version}")), version)
+
+
+def test_only_health_is_public(server: Server, wrong: Wrong) -> None:
     for target in ("/health", "/mlflow/health", "/api/mlflow/health", "/%68ealth", "/health?x=1"):
         answer = ask(server, spell(f"GET {target} HTTP/1.1"))
-        assert (answer.status, answer.body) == (200, b"OK"), target
+        wrong.unless((answer.status, answer.body) == (200, b"OK"), target, answer)
     # Some servers make /health of these; all there is to learn from them is that.
     for target in ("/health#/x", "/health\t", "http://localhost/health", "http:/health"):
         answer = ask(server, spell(f"GET {target} HTTP/1.1"))
         if answer.body != b"OK":
-            assert_refused(answer, target)
+            wrong.unless_refused(answer, target)
     for method in ("POST", "PUT", "DELETE", "FOO", "OPTIONS", "TRACE"):
-        assert_refused(ask(server, spell(f"{method} /health HTTP/1.1")), method)
+        wrong.unless_refused(ask(server, spell(f"{method} /health HTTP/1.1")), method)
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        "SCRIPT_NAME: /x",
-        "Script-Name: /x",
-        "PATH_INFO: /health",
-        "X-Script-Name: /x",
-        "X-Forwarded-Prefix: /x",
-        "X-Forwarded-Uri: /health",
-        "X-Original-URL: /health",
-        "X-Rewrite-URL: /health",
-        "X-HTTP-Method-Override: GET",
-        "REMOTE_USER: root",
-        "X-Forwarded-User: root",
-        "X-Hokusai-User-Id: root",
-        "X-Hokusai-API-Key-Id: key_1",
-        "Host: a/health?",
-        "Host: localhost/health#",
-        "Host:",
-        "Forwarded: for=127.0.0.1;host=localhost",
-        "X-Forwarded-For: 127.0.0.1",
-        "Authorization: Basic OnBhc3N3b3Jk",
-        "Cookie: session=x",
-        "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
-        "Transfer-Encoding: identity",
-        "Transfer-Encoding : chunked",
-        "Content-Length: -1",
-        "Content-Length: +1",
-        "Content-Length: 0x1",
-        "Content-Length: 1\r\nContent-Length: 2",
-        "Content-Length: 1, 2",
-        ": x",
-        "no colon",
-        " folded: x",
-        "X: a\r\n /health HTTP/1.1",
-        "X: a\0b",
-        "X: a\rb",
-        "X\u00ff: a",
-    ],
-)  # fmt: skip
-def test_no_header_opens_anything(server: Server, header: str) -> None:
-    for line in ("GET /x/health HTTP/1.1", "GET /version HTTP/1.1", f"POST {CREATE} HTTP/1.1"):
+HEADERS = [
+    "SCRIPT_NAME: /x",
+    "Script-Name: /x",
+    "PATH_INFO: /health",
+    "X-Script-Name: /x",
+    "X-Forwarded-Prefix: /x",
+    "X-Forwarded-Uri: /health",
+    "X-Original-URL: /health",
+    "X-Rewrite-URL: /health",
+    "X-HTTP-Method-Override: GET",
+    "REMOTE_USER: root",
+    "X-Forwarded-User: root",
+    "X-Hokusai-User-Id: root",
+    "X-Hokusai-API-Key-Id: key_1",
+    "Host: a/health?",
+    "Host: localhost/health#",
+    "Host:",
+    "Forwarded: for=127.0.0.1;host=localhost",
+    "X-Forwarded-For: 127.0.0.1",
+    "Authorization: Basic OnBhc3N3b3Jk",
+    "Cookie: session=x",
+    "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
+    "Transfer-Encoding: identity",
+    "Transfer-Encoding : chunked",
+    "Content-Length: -1",
+    "Content-Length: +1",
+    "Content-Length: 0x1",
+    "Content-Length: 1\r\nContent-Length: 2",
+    "Content-Length: 1, 2",
+    ": x",
+    "no colon",
+    " folded: x",
+    "X: a\r\n /health HTTP/1.1",
+    "X: a\0b",
+    "X: a\rb",
+    "X\u00ff: a",
+]
+
+
+def test_no_header_opens_anything(server: Server, wrong: Wrong) -> None:
+    codes = ("KEY_MISSING", "KEY_MALFORMED", "KEY_UNKNOWN")
+    lines = ("GET /x/health HTTP/1.1", "GET /version HTTP/1.1", f"POST {CREATE} HTTP/1.1")
+    for header, line in product(HEADERS, lines):
         answer = ask(server, spell(line, header))
-        refused = answer.status == 401 and answer.ours in (
-            "KEY_MISSING",
-            "KEY_MALFORMED",
-            "KEY_UNKNOWN",
-        )
-        assert refused or answer.theirs, (line, answer)
+        refused = answer.status == 401 and answer.ours in codes
+        wrong.unless(refused or answer.theirs, line, header, answer)
 
 
-@pytest.mark.parametrize("method", ["OPTIONS", "options"])
-@pytest.mark.parametrize("target", [CREATE, "/version", "/mlflow/version", "/x", "*", "x"])
-def test_a_preflight_tells_nothing(server: Server, method: str, target: str) -> None:
-    answer = ask(server, spell(f"{method} {target} HTTP/1.1", *PREFLIGHT))
-    assert answer.status < 500
-    assert b"access-control-allow-origin" not in answer.head.lower()
-    assert len(answer.body) < 100 or answer.theirs or answer.ours or answer.status == 404
+def test_a_preflight_tells_nothing(server: Server, wrong: Wrong) -> None:
+    targets = (CREATE, "/version", "/mlflow/version", "/x", "*", "x")
+    for method, target in product(("OPTIONS", "options"), targets):
+        answer = ask(server, spell(f"{method} {target} HTTP/1.1", *PREFLIGHT))
+        short = len(answer.body) < 100 or answer.theirs or answer.ours or answer.status == 404
+        told = b"access-control-allow-origin" in answer.head.lower()
+        wrong.unless(answer.status < 500 and short and not told, method, target, answer)
 
 
 # Requests with a key that may only read
@@ -229,92 +245,82 @@ def create(server: Server, line: str, name: str, *headers: str) -> Answer:
     return ask(server, spell(line, "Content-Type: application/json", length, *headers, body=body))
 
 
-def test_no_spelling_lets_a_read_key_write(server: Server) -> None:
+def test_no_spelling_lets_a_read_key_write(server: Server, wrong: Wrong) -> None:
     may_write = f"X-API-Key: {server.key('mlflow:write')}"
     may_read = f"X-API-Key: {server.key('mlflow:read')}"
     answer = create(server, f"POST {CREATE} HTTP/1.1", "spelled-well", may_write)
     assert answer.status == 200 or b"already exists" in answer.body
     targets = [target for target in TARGETS if "create" in target]
     targets += [f"{CREATE}?_method=GET", "/%61pi/2.0/mlflow/experiments/create", CREATE.upper()]
-    targets += [
-        CREATE.replace("/", "//"),
-        CREATE[1:],
-        f"http://localhost{CREATE}",
-        f"{CREATE}#/version",
-    ]
-    targets += [CREATE.replace("/api", "/ajax-api"), "/version/.." + CREATE, f"/version;{CREATE}"]
-    for method in ("POST", "post", "PoSt", "GET"):
-        for target in targets:
-            answer = create(server, f"{method} {target} HTTP/1.1", "smuggled", may_read)
-            assert answer.ours == "SCOPE_MISSING" or answer.theirs, (method, target, answer)
+    targets += [CREATE.replace("/", "//"), CREATE[1:], f"http://localhost{CREATE}"]
+    targets += [f"{CREATE}#/version", CREATE.replace("/api", "/ajax-api")]
+    targets += [f"/version/..{CREATE}", f"/version;{CREATE}"]
+    for method, target in product(("POST", "post", "PoSt", "GET"), targets):
+        answer = create(server, f"{method} {target} HTTP/1.1", "smuggled", may_read)
+        wrong.unless(answer.ours == "SCOPE_MISSING" or answer.theirs, method, target, answer)
     for override in ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"):
-        for line, value in [
-            (f"POST {CREATE}", "GET"),
-            ("GET /api/2.0/mlflow/experiments/search", "POST"),
-        ]:
-            create(server, f"{line} HTTP/1.1", "smuggled", may_read, f"{override}: {value}")
+        for line in (f"POST {CREATE}", "GET /api/2.0/mlflow/experiments/search"):
+            value = f"{override}: {'GET' if line.startswith('POST') else 'POST'}"
+            create(server, f"{line} HTTP/1.1", "smuggled", may_read, value)
     assert "smuggled" not in created(server)
     assert "spelled-well" in created(server)
 
 
-@pytest.mark.parametrize(
-    "lines",
-    [
-        ["X-API-Key: {key}", "X-API-Key: {key}"],
-        ["X-API-Key: {key}", "X-API-Key: x"],
-        ["X-API-Key: x", "x-api-key: {key}"],
-        ["X-API-Key: {key}, {key}"],
-        ["X-API-Key: {key}", "Authorization: Bearer {other}"],
-        ["X-API-Key: {key}", " {key}"],
-        ["X-API-Key: {key}", "\tx"],
-        ["X-API-Key:", " x", " {key}"],
-        ["X-API-Key : {key}"],
-        ["X-API-Key\t: {key}"],
-        [" X-API-Key: {key}"],
-        ["X_API_Key: {key}"],
-        ["X-API_Key: {key}"],
-        ["X-API-Key: {key}\0"],
-        ["X-API-Key: {key}\0, x"],
-        ["X-API-Key: {key}\u00e9"],
-        ["X-API-Key: \u00a0{key}"],
-        ["X-API-Key: {key}\x0b"],
-        ["X-API-Key: {key}\rX: y"],
-        ["X-API-Key: {key}" + "a" * 300],
-        ["X-API-Key: {key}" + "a" * 65000],
-        ["Authorization: Bearer {key} {key}"],
-        ["Authorization: {key}"],
-        ["Cookie: X-API-Key={key}"],
-        ["X: y\0", "X-API-Key: {key}\x85"],
-    ],
-    ids=lambda lines: "+".join(lines)[:40].encode("unicode_escape").decode(),
-)
-def test_a_good_key_in_a_bad_header_is_refused(server: Server, lines: list[str]) -> None:
-    read, other = server.key("mlflow:read"), server.key("mlflow:admin")
-    headers = [line.replace("{key}", read).replace("{other}", other) for line in lines]
-    answer = ask(server, spell("GET /version HTTP/1.1", *headers))
-    ours = str(answer.ours).startswith("KEY_") and answer.status in (400, 401)
-    assert ours or answer.theirs or answer.status == 431, answer
+BAD_HEADERS = [
+    ["X-API-Key: {key}", "X-API-Key: {key}"],
+    ["X-API-Key: {key}", "X-API-Key: x"],
+    ["X-API-Key: x", "x-api-key: {key}"],
+    ["X-API-Key: {key}, {key}"],
+    ["X-API-Key: {key}", "Authorization: Bearer {other}"],
+    ["X-API-Key: {key}", " {key}"],
+    ["X-API-Key: {key}", "\tx"],
+    ["X-API-Key:", " x", " {key}"],
+    ["X-API-Key : {key}"],
+    ["X-API-Key\t: {key}"],
+    [" X-API-Key: {key}"],
+    ["X_API_Key: {key}"],
+    ["X-API_Key: {key}"],
+    ["X-API-Key: {key}\0"],
+    ["X-API-Key: {key}\0, x"],
+    ["X-API-Key: {key}\u00e9"],
+    ["X-API-Key: \u00a0{key}"],
+    ["X-API-Key: {key}\x0b"],
+    ["X-API-Key: {key}\rX: y"],
+    ["X-API-Key: {key}" + "a" * 300],
+    ["X-API-Key: {key}" + "a" * 65000],
+    ["Authorization: Bearer {key} {key}"],
+    ["Authorization: {key}"],
+    ["Cookie: X-API-Key={key}"],
+    ["X: y\0", "X-API-Key: {key}\x85"],
+]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_one_header_twice(servers: dict[str, Server], name: str) -> None:
-    header = f"X-API-Key: {servers[name].key('mlflow:read')}"
-    answer = ask(servers[name], spell("GET /version HTTP/1.1", header, header))
+def test_a_good_key_in_a_bad_header_is_refused(server: Server, wrong: Wrong) -> None:
+    keys = {"key": server.key("mlflow:read"), "other": server.key("mlflow:admin")}
+    for lines in BAD_HEADERS:
+        headers = [line.format_map(keys) for line in lines]
+        answer = ask(server, spell("GET /version HTTP/1.1", *headers))
+        ours = str(answer.ours).startswith("KEY_") and answer.status in (400, 401)
+        wrong.unless(ours or answer.theirs or answer.status == 431, str(lines)[:60], answer)
+
+
+def test_one_header_twice(server: Server) -> None:
+    header = f"X-API-Key: {server.key('mlflow:read')}"
+    answer = ask(server, spell("GET /version HTTP/1.1", header, header))
     assert (answer.status, answer.ours) == (400, "KEY_CONFLICT")
 
 
 # Bodies that nobody reads
 
 
-@pytest.mark.parametrize("framing", ["Content-Length: 300000000", "Transfer-Encoding: chunked"])
-@pytest.mark.parametrize(
-    "line", [f"POST {CREATE}", "PUT /api/2.0/mlflow-artifacts/artifacts/x", "GET /"]
-)
-def test_the_refusal_does_not_wait_for_the_body(
-    unbuffered: Server, line: str, framing: str
-) -> None:
-    answer = first_bytes(unbuffered, f"{line} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n".encode())
-    assert answer.startswith(b"HTTP/1.1 401 ")
+def test_the_refusal_does_not_wait_for_the_body(unbuffered: Server, wrong: Wrong) -> None:
+    for line, framing in product(
+        (f"POST {CREATE}", "PUT /api/2.0/mlflow-artifacts/artifacts/x", "GET /"),
+        ("Content-Length: 300000000", "Transfer-Encoding: chunked"),
+    ):
+        head = f"{line} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n"
+        answer = first_bytes(unbuffered, head.encode())
+        wrong.unless(answer.startswith(b"HTTP/1.1 401 "), line, framing, answer)
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "httptools"])
@@ -326,7 +332,7 @@ def test_nobody_is_asked_for_the_body(servers: dict[str, Server], name: str) -> 
     assert b"100 Continue" not in answer
 
 
-def test_no_second_request_hides_in_a_body(server: Server) -> None:
+def test_no_second_request_hides_in_a_body(server: Server, wrong: Wrong) -> None:
     may_read = f"X-API-Key: {server.key('mlflow:read')}"
     hidden = f"GET /version HTTP/1.1\r\nHost: a\r\n{may_read}\r\n\r\n"
     for framing in (
@@ -344,10 +350,8 @@ def test_no_second_request_hides_in_a_body(server: Server) -> None:
         # `ask` fails if there is a second answer.
         data = spell(f"POST {CREATE} HTTP/1.1", *framing, body=f"0\r\n\r\n{hidden}")
         answer = ask(server, data)
-        assert answer.ours == "KEY_MISSING" or answer.theirs or answer.status == 501, (
-            framing,
-            answer,
-        )
+        refused = answer.ours == "KEY_MISSING" or answer.theirs or answer.status == 501
+        wrong.unless(refused, framing, answer)
 
 
 def test_a_websocket_is_not_opened(unbuffered: Server) -> None:
@@ -390,14 +394,8 @@ def test_no_key_is_left_in_the_servers_log(server: Server) -> None:
             data = spell(f"{method} {target} HTTP/1.1", f"Referer: http://a/?api_key={key}")
             assert key.encode() not in ask(server, data).head
         # With the key in a header as well, so that MLflow itself sees the request.
-        ask(server, spell(f"GET /static-files/{key} HTTP/1.1", f"X-API-Key: {good}"))
-        ask(
-            server,
-            spell(
-                f"GET /api/2.0/mlflow/experiments/get?experiment_id={key} HTTP/1.1",
-                f"X-API-Key: {good}",
-            ),
-        )
+        for target in ("static-files/", "api/2.0/mlflow/experiments/get?experiment_id="):
+            ask(server, spell(f"GET /{target}{key} HTTP/1.1", f"X-API-Key: {good}"))
         assert key[8:] not in server.log
 
 
@@ -405,9 +403,4 @@ def test_no_key_is_left_in_the_servers_log(server: Server) -> None:
 def test_the_log_still_tells_of_requests(servers: dict[str, Server], name: str) -> None:
     key = keys.generate()
     ask(servers[name], spell(f"GET /version?a={name}&api_key={key}&b=%2F HTTP/1.1"))
-    assert f"/version?a={name}&b=%2F" in servers[name].log
-
-
-def test_nothing_of_this_broke_a_server(server: Server) -> None:
-    assert "Traceback" not in server.log
-    assert "Exception in ASGI application" not in server.log
+    wait_until(lambda: f"/version?a={name}&b=%2F" in servers[name].log, 60)

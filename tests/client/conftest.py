@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -23,6 +24,7 @@ from mlflow_hokusai_auth.client.artifacts import HokusaiArtifactRepository
 from mlflow_hokusai_auth.client.auth_provider import HokusaiAuthProvider
 from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
 from mlflow_hokusai_auth.core import keys
+from tests.harness import RUN
 
 FILE = b"content of the artifact"
 
@@ -62,28 +64,59 @@ class Server:
         return any(secret in request.text for request in self.seen)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    state: Server
+class Handler(BaseHTTPRequestHandler):
+    """Reads a request whole, then answers as `answer` says."""
+
+    def answer(self, body: bytes) -> tuple[int, dict[str, str | None], bytes] | None:
+        """Status, headers (None: without that one) and body; None to hang up without a word."""
+        raise NotImplementedError
 
     def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        answer = self.answer(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+        if answer is None:
+            return
+        status, headers, content = answer
+        with contextlib.suppress(OSError):
+            self.send_response_only(status)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                if value is not None:
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def listening(handler: type[BaseHTTPRequestHandler], **attributes: Any) -> Iterator[int]:
+    """The port of a server whose requests `handler` answers, with these attributes."""
+    made = type("Handler", (handler,), attributes)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), made)
+    server.daemon_threads = True
+    server.block_on_close = False
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _MLflow(Handler):
+    state: Server
+
+    def answer(self, body: bytes) -> tuple[int, dict[str, str | None], bytes]:
         state = self.state
         state.seen.append(Seen(self.command, self.path, list(self.headers.items()), body))
         path = urlsplit(self.path).path
         if path in state.redirects:
             status, location = state.redirects[path]
-            self.send_response(status)
-            self.send_header("Location", location)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
+            return status, {"Location": location}, b""
         answer, kind = self._content(path, self.path.endswith(".txt"))
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(answer)))
-        self.send_header("ETag", "etag")
-        self.end_headers()
-        self.wfile.write(answer)
+        return 200, {"Content-Type": kind, "ETag": "etag"}, answer
 
     def _content(self, path: str, names_a_file: bool) -> tuple[bytes, str]:
         answer: dict[str, Any] = {}
@@ -103,40 +136,23 @@ class _Handler(BaseHTTPRequestHandler):
             return FILE, "application/octet-stream"
         return json.dumps(answer).encode(), "application/json"
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def _serve() -> Iterator[Server]:
-    state = Server()
-    handler = type("Handler", (_Handler,), {"state": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    state.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    yield from _serve()
+    state = Server()
+    with listening(_MLflow, state=state) as state.port:
+        yield state
 
 
-@pytest.fixture
-def other() -> Iterator[Server]:
-    yield from _serve()
+other = server
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A home directory of its own, and none of the variables that the client reads."""
     for name in list(os.environ):
-        if name.startswith(("HOKUSAI_", "MLFLOW_")) or name.lower().endswith("_proxy"):
+        ours = name.startswith(("HOKUSAI_", "MLFLOW_")) and name != RUN
+        if ours or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,6 +16,8 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.entities import PagedList
 
 from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
+
+from .conftest import Handler, listening
 
 PREFIX = "/api/mlflow"
 API = f"{PREFIX}/api/2.0/hokusai"
@@ -65,56 +66,28 @@ class Api:
         self.answers[f"{method} /api/2.0/hokusai/{path}"] = answer
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Answers(Handler):
     api: Api
 
-    def _answer(self) -> None:
-        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    def answer(self, body: bytes) -> tuple[int, dict[str, str | None], bytes]:
         url = urlsplit(self.path)
         query = {name: ",".join(values) for name, values in parse_qs(url.query).items()}
-        body = json.loads(content) if content else None
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.api.asked.append(Asked(self.command, url.path, query, headers, body))
+        read = json.loads(body) if body else None
+        self.api.asked.append(Asked(self.command, url.path, query, headers, read))
         answer = self.api.answers.get(f"{self.command} {url.path.removeprefix(PREFIX)}", UNKNOWN)
-        if callable(answer):
-            answer = answer()
-        status, sent, *more = answer
-        extra = more[0] if more else {}
-        data = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
-        self.send_response_only(status)
-        for name, value in {
-            "Date": self.date_time_string(),
-            "Content-Type": "application/json",
-            "Content-Length": str(len(data)),
-            **extra,
-        }.items():
-            if value is not None:
-                self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_POST = do_PATCH = do_DELETE = _answer
-
-    def log_message(self, *_: object) -> None:
-        pass
+        status, sent, *more = answer() if callable(answer) else answer
+        content = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
+        usual = {"Date": self.date_time_string(), "Content-Type": "application/json"}
+        return status, {**usual, **(more[0] if more else {})}, content
 
 
 @contextlib.contextmanager
 def answering() -> Iterator[Api]:
     """A running `Api`."""
     api = Api()
-    handler = type("Handler", (_Handler,), {"api": api})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    api.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with listening(_Answers, api=api) as api.port:
         yield api
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture
@@ -137,26 +110,12 @@ def test_mlflow_finds_the_client(api: Api, key: str) -> None:
     assert api.last.headers["x-api-key"] == key
 
 
-@pytest.mark.parametrize("status", [200, 201])
-def test_a_key_is_made_with_what_is_set_and_no_more(
-    status: int, api: Api, client: HokusaiAuthClient
-) -> None:
-    api.on("POST keys", status, {**RECORD, "key": "hk_..."})
-    assert client.create_key("ACME", ["model:write"])["key"] == "hk_..."
+def test_a_key_is_made_with_what_is_set_and_no_more(api: Api, client: HokusaiAuthClient) -> None:
+    for status in (200, 201):
+        api.on("POST keys", status, {**RECORD, "key": "hk_..."})
+        assert client.create_key("ACME", ["model:write"])["key"] == "hk_..."
     assert api.last.body == {"owner": "ACME", "scopes": ["model:write"], "environment": "live"}
-    client.create_key(
-        "ACME",
-        ("model:write", "model:read"),
-        name="ci",
-        environment="test",
-        expires_in=3600,
-        networks=["192.0.2.0/24"],
-        rate_limit_per_hour=1000,
-        note="two\nlines",
-    )
-    assert api.last.body == {
-        "owner": "ACME",
-        "scopes": ["model:write", "model:read"],
+    more = {
         "name": "ci",
         "environment": "test",
         "expires_in": 3600,
@@ -164,6 +123,8 @@ def test_a_key_is_made_with_what_is_set_and_no_more(
         "rate_limit_per_hour": 1000,
         "note": "two\nlines",
     }
+    client.create_key("ACME", ("model:write", "model:read"), **more)
+    assert api.last.body == {"owner": "ACME", "scopes": ["model:write", "model:read"], **more}
 
 
 def test_import(api: Api, client: HokusaiAuthClient) -> None:
@@ -188,50 +149,32 @@ def test_list_by_pages(api: Api, client: HokusaiAuthClient) -> None:
     assert api.last.query == {**which, "max_results": "7", "page_token": "next"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "body"),
-    [
-        ({}, {}),
-        ({"expires_in": None}, {"expires_in": None}),
-        ({"rate_limit_per_hour": None, "name": ""}, {"rate_limit_per_hour": None, "name": ""}),
-        (
-            {"owner": "B", "scopes": ["admin"], "networks": [], "note": "", "expires_in": 60},
-            {"owner": "B", "scopes": ["admin"], "networks": [], "note": "", "expires_in": 60},
-        ),
-    ],
-)
-def test_edit_tells_none_from_left_out(
-    changes: dict[str, Any], body: dict[str, Any], api: Api, client: HokusaiAuthClient
-) -> None:
+def test_edit_tells_none_from_left_out(api: Api, client: HokusaiAuthClient) -> None:
     api.on("PATCH keys/key_1", 200, RECORD)
-    assert client.edit_key("key_1", **changes) == RECORD
-    assert api.last.body == body
+    changes: dict[str, Any]
+    for changes in (
+        {},
+        {"expires_in": None},
+        {"rate_limit_per_hour": None, "name": ""},
+        {"owner": "B", "scopes": ["admin"], "networks": [], "note": "", "expires_in": 60},
+    ):
+        assert client.edit_key("key_1", **changes) == RECORD
+        assert api.last.body == changes
 
 
-@pytest.mark.parametrize(("overlap", "body"), [(None, {}), (0, {"overlap": 0})])
-def test_rotate(
-    overlap: float | None, body: dict[str, Any], api: Api, client: HokusaiAuthClient
-) -> None:
+def test_rotate(api: Api, client: HokusaiAuthClient) -> None:
     answer = {**RECORD, "key_id": "key_2", "key": "hk_...", "replaces": RECORD}
     api.on("POST keys/key_1/rotate", 201, answer)
-    assert client.rotate_key("key_1", overlap=overlap) == answer
-    assert api.last.body == body
+    for overlap, body in ((None, {}), (0, {"overlap": 0})):
+        assert client.rotate_key("key_1", overlap=overlap) == answer
+        assert api.last.body == body
 
 
-@pytest.mark.parametrize(
-    ("how", "query"),
-    [
-        ({}, {}),
-        ({"wait": True}, {"wait": "true"}),
-        ({"force": True, "wait": True}, {"wait": "true", "force": "true"}),
-    ],
-)
-def test_revoke(
-    how: dict[str, bool], query: dict[str, str], api: Api, client: HokusaiAuthClient
-) -> None:
+def test_revoke(api: Api, client: HokusaiAuthClient) -> None:
     api.on("DELETE keys/key_1", 200, {**RECORD, "state": "revoked"})
-    assert client.revoke_key("key_1", **how)["state"] == "revoked"
-    assert api.last.query == query
+    for names in ((), ("wait",), ("force", "wait")):
+        assert client.revoke_key("key_1", **dict.fromkeys(names, True))["state"] == "revoked"
+        assert api.last.query == dict.fromkeys(names, "true")
 
 
 def test_export_is_read_as_it_is_taken(api: Api, client: HokusaiAuthClient) -> None:
@@ -264,41 +207,33 @@ def test_the_export_comes_line_by_line(api: Api, client: HokusaiAuthClient) -> N
     taken.close()
 
 
-@pytest.mark.parametrize("key_id", ["a/b", "a?wait=true", "a#b", "../whoami", "ä b", "%2e%2e"])
-def test_an_id_is_one_step_of_the_path(key_id: str, api: Api, client: HokusaiAuthClient) -> None:
-    for call in (client.get_key, client.edit_key, client.rotate_key, client.revoke_key):
+def test_an_id_is_one_step_of_the_path(api: Api, client: HokusaiAuthClient) -> None:
+    calls = (client.get_key, client.edit_key, client.rotate_key, client.revoke_key)
+    for call, key_id in product(calls, ("", ".", "..")):
+        with pytest.raises(MlflowException, match="not the id of a key"):
+            call(key_id)
+        assert not api.asked, (call, key_id)
+    strange = ("a/b", "a?wait=true", "a#b", "../whoami", "ä b", "%2e%2e")
+    for call, key_id in product(calls, strange):
         with pytest.raises(RestException):
             call(key_id)
         step = api.last.path.removeprefix(f"{API}/keys/").removesuffix("/rotate")
-        assert step and "/" not in step and api.last.path.startswith(f"{API}/keys/")
-        assert api.last.query == {}
+        assert step and "/" not in step and api.last.path.startswith(f"{API}/keys/"), key_id
+        assert api.last.query == {}, key_id
 
 
-@pytest.mark.parametrize("key_id", ["", ".", ".."])
-def test_what_is_no_id_is_never_sent(key_id: str, api: Api, client: HokusaiAuthClient) -> None:
-    for call in (client.get_key, client.edit_key, client.rotate_key, client.revoke_key):
-        with pytest.raises(MlflowException, match="not the id of a key"):
-            call(key_id)
-    assert not api.asked
-
-
-@pytest.mark.parametrize("status", [400, 403, 404, 409, 429, 503])
 def test_a_refusal_is_an_exception_with_the_servers_message(
-    status: int, api: Api, client: HokusaiAuthClient
+    api: Api, client: HokusaiAuthClient
 ) -> None:
-    api.on("GET keys/key_1", status, {"error_code": "BAD_REQUEST", "message": "Because."})
-    with pytest.raises(RestException, match=r"Because\.") as caught:
-        client.get_key("key_1")
-    assert caught.value.error_code == "BAD_REQUEST"
-
-
-@pytest.mark.parametrize("status", [200, 201, 404, 502])
-def test_an_answer_that_is_not_json_is_an_exception(
-    status: int, api: Api, client: HokusaiAuthClient
-) -> None:
-    api.on("GET whoami", status, b"<html>Sign in</html>")
-    with pytest.raises(MlflowException, match="Sign in"):
-        client.whoami()
+    for status in (400, 403, 404, 409, 429, 503):
+        api.on("GET keys/key_1", status, {"error_code": "BAD_REQUEST", "message": f"No {status}."})
+        with pytest.raises(RestException, match=rf"No {status}\.") as caught:
+            client.get_key("key_1")
+        assert caught.value.error_code == "BAD_REQUEST"
+    for status in (200, 201, 404, 502):
+        api.on("GET whoami", status, f"<html>Sign in, {status}</html>".encode())
+        with pytest.raises(MlflowException, match=f"Sign in, {status}"):
+            client.whoami()
 
 
 def test_what_makes_a_key_is_sent_once_and_what_reads_is_tried_again(
@@ -320,12 +255,10 @@ def test_what_makes_a_key_is_sent_once_and_what_reads_is_tried_again(
     assert [asked.method for asked in api.asked] == ["POST"] * 3 + ["GET"] * 2
 
 
-@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "./mlruns", ""])
-def test_without_a_server_nothing_is_made(
-    uri: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_server_nothing_is_made(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(MlflowException, match="MLFLOW_TRACKING_URI"):
-        HokusaiAuthClient(uri).whoami()
-    assert sorted(tmp_path.iterdir()) == before
+    for uri in ("sqlite:///mlflow.db", "./mlruns", ""):
+        with pytest.raises(MlflowException, match="MLFLOW_TRACKING_URI"):
+            HokusaiAuthClient(uri).whoami()
+        assert sorted(tmp_path.iterdir()) == before, uri

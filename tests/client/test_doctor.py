@@ -17,6 +17,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import time_machine
 from click.testing import CliRunner, Result
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
@@ -156,32 +157,25 @@ def write(home: Path, name: str, text: str) -> None:
     (home / ".hokusai" / name).write_text(text)
 
 
-@pytest.mark.parametrize(
-    ("source", "environment"),
-    [("HOKUSAI_API_KEY_FILE", "test"), ("HOKUSAI_PROFILE", "dev"), ("~/.hokusai/config", "live")],
-)
 def test_where_the_key_was_found(
-    source: str,
-    environment: str,
-    api: Api,
-    run: Any,
-    clean_environment: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    api: Api, run: Any, clean_environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = keys.generate(environment)
     monkeypatch.delenv("HOKUSAI_API_KEY")
-    write(clean_environment, "key", key + "\n")
-    write(clean_environment, "profiles", f"[mine]\napi_key = {key}\n")
-    write(clean_environment, "config", f"[default]\napi_key = {key}\n")
-    if source == "HOKUSAI_API_KEY_FILE":
-        monkeypatch.setenv(source, "~/.hokusai/key")
-    elif source == "HOKUSAI_PROFILE":
-        monkeypatch.setenv(source, "mine")
-    result = run("doctor")
-    assert result.exit_code == 0
-    assert source in result.stdout.splitlines()[0]
-    assert result.stdout.splitlines()[0].endswith(f", for {environment}")
-    assert key[10:] not in result.output
+    # From the last in order to the first.
+    for source, value, environment, name, text in (
+        ("~/.hokusai/config", "", "live", "config", "[default]\napi_key = {}\n"),
+        ("HOKUSAI_PROFILE", "mine", "dev", "profiles", "[mine]\napi_key = {}\n"),
+        ("HOKUSAI_API_KEY_FILE", "~/.hokusai/key", "test", "key", "{}\n"),
+    ):
+        key = keys.generate(environment)
+        write(clean_environment, name, text.format(key))
+        if value:
+            monkeypatch.setenv(source, value)
+        result = run("doctor")
+        assert result.exit_code == 0
+        first = result.stdout.splitlines()[0]
+        assert source in first and first.endswith(f", for {environment}")
+        assert key[10:] not in result.output
 
 
 def test_a_source_that_has_no_key(api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,46 +189,47 @@ def test_a_source_that_has_no_key(api: Api, failure: Any, monkeypatch: pytest.Mo
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("at", "put", "why"), [(20, "-", "checksum"), (20, " ", "characters"), (30, "\n", "characters")]
-)
-def test_a_damaged_key(
-    at: int, put: str, why: str, api: Api, key: str, failure: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    swapped = "a" if key[at] != "a" else "b"
-    damaged = key[:at] + (swapped if put == "-" else put) + key[at + 1 :]
-    monkeypatch.setenv("HOKUSAI_API_KEY", damaged)
-    name, found, fix, verdicts = failure()
-    assert (name, fix) == ("key", "Copy the key again, whole.")
-    assert found.startswith("in HOKUSAI_API_KEY, but") and why in found
-    assert damaged[8:20] not in found
-    assert verdicts["key accepted"] is None
+def test_a_damaged_key(api: Api, key: str, failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped = "a" if key[20] != "a" else "b"
+    for at, put, why in (
+        (20, swapped, "checksum"),
+        (20, " ", "characters"),
+        (30, "\n", "characters"),
+    ):
+        damaged = key[:at] + put + key[at + 1 :]
+        monkeypatch.setenv("HOKUSAI_API_KEY", damaged)
+        name, found, fix, verdicts = failure()
+        assert (name, fix) == ("key", "Copy the key again, whole.")
+        assert found.startswith("in HOKUSAI_API_KEY, but") and why in found
+        assert damaged[8:20] not in found
+        assert verdicts["key accepted"] is None
 
 
-@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"])
 def test_another_credential(
-    name: str, api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+    api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(name, key)
-    assert run("doctor").exit_code == 0
-    monkeypatch.setenv(name, "something-else")
-    check, found, fix, _ = failure()
-    assert (check, fix) == ("other credentials", f"Unset {name}.")
-    assert name in found and "something-else" not in found
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, key)
+            assert run("doctor").exit_code == 0
+            patch.setenv(name, "something-else")
+            check, found, fix, _ = failure()
+        assert (check, fix) == ("other credentials", f"Unset {name}.")
+        assert name in found and "something-else" not in found
 
 
-@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "./mlruns", "databricks"])
 def test_a_tracking_uri_without_a_server(
-    uri: str, api: Api, failure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: Api, failure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    mlflow.set_tracking_uri(uri)
-    name, _, fix, verdicts = failure()
-    assert name == "tracking URI"
-    assert "Set MLFLOW_TRACKING_URI to the URL of the server, such as https://" in fix
-    assert skipped(verdicts) == NAMES[3:4] + NAMES[5:]
-    assert sorted(tmp_path.iterdir()) == before
+    for uri in ("sqlite:///mlflow.db", "./mlruns", "databricks"):
+        mlflow.set_tracking_uri(uri)
+        name, _, fix, verdicts = failure()
+        assert name == "tracking URI", uri
+        assert "Set MLFLOW_TRACKING_URI to the URL of the server, such as https://" in fix
+        assert skipped(verdicts) == NAMES[3:4] + NAMES[5:]
+        assert sorted(tmp_path.iterdir()) == before, uri
 
 
 def test_an_origin_that_is_not_on_the_list(
@@ -287,32 +282,30 @@ def closed_port() -> int:
 
 
 def check_server(failure: Any, found: str, fix: str) -> None:
-    started = time.monotonic()
     name, said, told, verdicts = failure()
     assert name == "server"
     assert found in said and fix in told
     assert skipped(verdicts) == NAMES[6:]
-    assert time.monotonic() - started < 8
 
 
-def test_a_name_without_an_address(failure: Any) -> None:
-    mlflow.set_tracking_uri("https://registry.invalid/api/mlflow")
-    check_server(failure, "registry.invalid/api/mlflow/health has no address", "Check the host in")
-
-
-def test_a_name_that_cannot_be_one(failure: Any) -> None:
-    mlflow.set_tracking_uri(f"https://{'a' * 64}.example")
-    check_server(failure, "cannot be asked", "Check MLFLOW_TRACKING_URI and the network.")
-
-
-def test_a_port_where_nothing_listens(failure: Any) -> None:
-    mlflow.set_tracking_uri(f"http://127.0.0.1:{closed_port()}")
-    check_server(failure, "nothing listens at", "Check the port in MLFLOW_TRACKING_URI")
-
-
-def test_a_port_without_tls(api: Api, failure: Any) -> None:
-    mlflow.set_tracking_uri(api.uri.replace("http:", "https:"))
-    check_server(failure, "speaks plain http", "Check the port in MLFLOW_TRACKING_URI")
+def test_a_tracking_uri_that_leads_nowhere(api: Api, failure: Any) -> None:
+    port = "Check the port in MLFLOW_TRACKING_URI"
+    for uri, found, fix in (
+        (
+            "https://registry.invalid/api/mlflow",
+            "registry.invalid/api/mlflow/health has no address",
+            "Check the host in",
+        ),
+        (
+            f"https://{'a' * 64}.example",
+            "cannot be asked",
+            "Check MLFLOW_TRACKING_URI and the network.",
+        ),
+        (f"http://127.0.0.1:{closed_port()}", "nothing listens at", port),
+        (api.uri.replace("http:", "https:"), "speaks plain http", port),
+    ):
+        mlflow.set_tracking_uri(uri)
+        check_server(failure, found, fix)
 
 
 def test_a_server_that_does_not_answer(failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,30 +333,26 @@ def test_something_that_breaks_off(failure: Any) -> None:
         taker.join()
 
 
-@pytest.mark.parametrize(
-    ("answer", "found", "fix"),
-    [
+def test_another_status(api: Api, failure: Any) -> None:
+    moved = {"Location": "https://new.example/mlflow/health"}
+    for answer, found, fix in (
         ((404, b""), "answered 404", "Check the path in MLFLOW_TRACKING_URI"),
         ((401, b""), "answered 401", "something in front of the server"),
         ((503, b""), "answered 503", "Try again in a minute"),
         (
-            (308, b"", {"Location": "https://new.example/mlflow/health"}),
+            (308, b"", moved),
             "answered 308, a redirect to https://new.example/mlflow",
             "Set MLFLOW_TRACKING_URI to where it leads",
         ),
-    ],
-)
-def test_another_status(
-    answer: tuple[Any, ...], found: str, fix: str, api: Api, failure: Any
-) -> None:
-    api.answers["GET /health"] = answer
-    check_server(failure, found, fix)
-    assert len(api.asked) == 1
+    ):
+        api.asked.clear()
+        api.answers["GET /health"] = answer
+        check_server(failure, found, fix)
+        assert len(api.asked) == 1, found
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "fix"),
-    [
+def test_a_key_that_the_server_refuses(api: Api, key: str, failure: Any, retries: None) -> None:
+    for status, code, fix in (
         (401, "KEY_MISSING", "takes the header X-API-Key away"),
         (401, "KEY_MALFORMED", "Copy the key again, whole."),
         (401, "KEY_UNKNOWN", "Check that this key was made for this server"),
@@ -375,34 +364,24 @@ def test_another_status(
         (503, "AUTHORITY_UNAVAILABLE", "Try again in a minute."),
         (503, "MISCONFIGURED", "Tell the server's operator."),
         (404, None, "--app-name hokusai-auth"),
-    ],
-)
-def test_a_key_that_the_server_refuses(
-    status: int,
-    code: str | None,
-    fix: str,
-    api: Api,
-    key: str,
-    failure: Any,
-    retries: None,
-) -> None:
-    body = {"error_code": "UNAUTHENTICATED", "message": f"Not {key}.\x1b[31m\nHa.", "error": code}
-    api.on("GET whoami", status, body, {"Retry-After": "1"})
-    name, found, told, verdicts = failure()
-    assert name == "key accepted" and fix in told
-    assert "Not ***. [31m Ha." in found
-    assert skipped(verdicts) == ["scope", "artifact path", "expiry"]
-    assert len(api.asked) == 2
+    ):
+        api.asked.clear()
+        said = f"Not {key}.\x1b[31m\nHa."
+        body = {"error_code": "UNAUTHENTICATED", "message": said, "error": code}
+        api.on("GET whoami", status, body, {"Retry-After": "1"})
+        name, found, told, verdicts = failure()
+        assert name == "key accepted" and fix in told, code
+        assert "Not ***. [31m Ha." in found, code
+        assert skipped(verdicts) == ["scope", "artifact path", "expiry"], code
+        assert len(api.asked) == 2, code
 
 
-@pytest.mark.parametrize("answer", [(200, b"<html>" * 999), (200, {}), (502, b"<html>")])
-def test_something_that_is_not_this_package(
-    answer: tuple[Any, ...], api: Api, failure: Any
-) -> None:
-    api.on("GET whoami", *answer)
-    name, found, fix, _ = failure()
-    assert name == "key accepted" and "--app-name hokusai-auth" in fix
-    assert len(found) < 600
+def test_something_that_is_not_this_package(api: Api, failure: Any) -> None:
+    for answer in ((200, b"<html>" * 999), (200, {}), (502, b"<html>")):
+        api.on("GET whoami", *answer)
+        name, found, fix, _ = failure()
+        assert name == "key accepted" and "--app-name hokusai-auth" in fix, answer
+        assert len(found) < 600
 
 
 def test_a_key_that_may_not_register(api: Api, failure: Any) -> None:
@@ -442,13 +421,14 @@ def test_artifacts_that_leave_the_prefix(api: Api, failure: Any) -> None:
     assert skipped(verdicts) == []
 
 
-@pytest.mark.parametrize("status", [404, 502, 503])
-def test_artifacts_that_are_not_served(status: int, api: Api, failure: Any, retries: None) -> None:
-    api.answers[f"GET {ARTIFACTS}"] = (status, b"")
-    name, found, fix, _ = failure()
-    assert name == "artifact path" and f"{PREFIX}{ARTIFACTS} answered {status}" in found
-    assert f"send all of {PREFIX}/api/2.0/mlflow-artifacts/ to MLflow" in fix
-    assert len(api.asked) == 3
+def test_artifacts_that_are_not_served(api: Api, failure: Any, retries: None) -> None:
+    for status in (404, 502, 503):
+        api.asked.clear()
+        api.answers[f"GET {ARTIFACTS}"] = (status, b"")
+        name, found, fix, _ = failure()
+        assert name == "artifact path" and f"{PREFIX}{ARTIFACTS} answered {status}" in found
+        assert f"send all of {PREFIX}/api/2.0/mlflow-artifacts/ to MLflow" in fix
+        assert len(api.asked) == 3, status
 
 
 def test_a_refusal_shows_that_artifacts_are_served(api: Api, run: Any) -> None:
@@ -456,44 +436,44 @@ def test_a_refusal_shows_that_artifacts_are_served(api: Api, run: Any) -> None:
     assert run("doctor").exit_code == 0
 
 
-@pytest.mark.parametrize(("ahead", "way"), [(90, "behind"), (-90, "ahead of")])
-def test_a_clock_that_is_off(ahead: int, way: str, api: Api, failure: Any) -> None:
-    api.answers["GET /health"] = lambda: (
-        200, b"OK", {"Date": formatdate(time.time() + ahead, usegmt=True)}
-    )  # fmt: skip
-    name, found, fix, _ = failure()
-    assert name == "clock"
-    assert found in {f"{seconds} s {way} the server's" for seconds in range(88, 93)}
-    assert fix.startswith("Set this machine's clock")
+@pytest.fixture
+def now() -> Iterator[float]:
+    """The time, which stands still."""
+    now = 1_796_040_000.0
+    with time_machine.travel(now, tick=False):
+        yield now
 
 
-@pytest.mark.parametrize("date", [None, "noon"])
-def test_a_server_without_a_clock(date: str | None, api: Api, run: Any) -> None:
-    api.answers["GET /health"] = (200, b"OK", {"Date": date})
-    result = run("doctor")
-    assert result.exit_code == 0
-    assert "skip  clock: the server does not tell its time" in result.stdout
+def test_a_clock_that_is_off(api: Api, run: Any, failure: Any, now: float) -> None:
+    for ahead, found in ((90, "90 s behind the server's"), (-90, "90 s ahead of the server's")):
+        date = formatdate(now + ahead, usegmt=True)
+        api.answers["GET /health"] = (200, b"OK", {"Date": date})
+        name, said, fix, _ = failure()
+        assert (name, said) == ("clock", found)
+        assert fix.startswith("Set this machine's clock")
+    for nothing in (None, "noon"):
+        api.answers["GET /health"] = (200, b"OK", {"Date": nothing})
+        result = run("doctor")
+        assert result.exit_code == 0
+        assert "skip  clock: the server does not tell its time" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("left", "deprecated", "said", "fix"),
-    [
+def test_a_key_that_ends_soon_is_a_note(api: Api, run: Any, now: float) -> None:
+    new, replace = "Ask the server's operator for a new key.", "Set HOKUSAI_API_KEY to the new key"
+    for left, deprecated, said, fix in (
         (15 * DAY, None, "the key ends on", ""),
-        (5 * DAY + 60, None, "in 5 days", "Ask the server's operator for a new key."),
-        (DAY, 1.0, "was replaced and ends on", "Set HOKUSAI_API_KEY to the new key before then."),
-    ],
-)
-def test_a_key_that_ends_soon_is_a_note(
-    left: float, deprecated: float | None, said: str, fix: str, api: Api, run: Any
-) -> None:
-    ends = time.time() + left
-    api.on("GET whoami", 200, {**IDENTITY, "expires_at": ends, "deprecated_at": deprecated})
-    result = run("doctor", "--json")
-    assert result.exit_code == 0
-    (check,) = [check for check in json.loads(result.stdout) if check["check"] == "expiry"]
-    assert check["ok"] is True and check["fix"] == fix
-    assert said in check["found"] and time.strftime("%Y-%m-%d", time.gmtime(ends)) in check["found"]
-    assert ("days" in check["found"]) is bool(fix)
+        (5 * DAY + 60, None, "in 5 days", new),
+        (DAY, 1.0, "was replaced and ends on", f"{replace} before then."),
+    ):
+        ends = {"expires_at": now + left, "deprecated_at": deprecated}
+        api.on("GET whoami", 200, {**IDENTITY, **ends})
+        result = run("doctor", "--json")
+        assert result.exit_code == 0
+        (check,) = [check for check in json.loads(result.stdout) if check["check"] == "expiry"]
+        assert check["ok"] is True and check["fix"] == fix
+        date = time.strftime("%Y-%m-%d", time.gmtime(now + left))
+        assert said in check["found"] and date in check["found"]
+        assert ("days" in check["found"]) is bool(fix)
 
 
 def test_settings_that_mlflow_refuses(
@@ -548,26 +528,20 @@ def test_whoami(api: Api, run: Any) -> None:
     assert json.loads(run("whoami", "--json").stdout) == {**IDENTITY, **more}
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {"key_id": "key_1", "rate_limit": {"limit": 5}},
-        {"key_id": "key_1", "rate_limit": 5},
-        {"key_id": "key_1", "expires_at": "soon"},
-        {"key_id": "key_1", "expires_at": 1e300},
-        {"key_id": "key_1", "scopes": 5},
-    ],
-    ids=str,
-)
-def test_an_answer_of_another_form_is_no_traceback(
-    api: Api, run: Any, answer: dict[str, Any]
-) -> None:
-    api.on("GET whoami", 200, answer)
-    result = run("whoami")
-    assert result.exit_code == 1 and "Check MLFLOW_TRACKING_URI" in result.stderr
-    if "expires_at" in answer:
-        result = run("doctor")
-        assert result.exit_code == 1 and "Check MLFLOW_TRACKING_URI" in result.stdout
+def test_an_answer_of_another_form_is_no_traceback(api: Api, run: Any) -> None:
+    for strange in (
+        {"rate_limit": {"limit": 5}},
+        {"rate_limit": 5},
+        {"expires_at": "soon"},
+        {"expires_at": 1e300},
+        {"scopes": 5},
+    ):
+        api.on("GET whoami", 200, {"key_id": "key_1", **strange})
+        result = run("whoami")
+        assert result.exit_code == 1 and "Check MLFLOW_TRACKING_URI" in result.stderr, strange
+        if "expires_at" in strange:
+            result = run("doctor")
+            assert result.exit_code == 1 and "Check MLFLOW_TRACKING_URI" in result.stdout, strange
 
 
 def test_whoami_says_no_more_than_it_understands(

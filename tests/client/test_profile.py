@@ -89,31 +89,27 @@ def test_settled_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert profile.api_key() is profile.api_key()
 
 
-@pytest.mark.parametrize("damage", ["\r\n", "\n", " ", "\0", "\x1b[1m", "é", '"', ", "])
 def test_a_bad_key_is_neither_used_nor_shown(
-    damage: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = keys.generate()
-    bad = good[:20] + damage + good[20:]
-    monkeypatch.setenv("HOKUSAI_API_KEY_FILE", str(write(tmp_path / "key", bad)))
-    if "\0" not in damage:
-        monkeypatch.setenv("HOKUSAI_API_KEY", bad)
-    assert profile.api_key() is None
-    assert profile.api_key() is None
-    assert len(caplog.records) == 1
-    assert "HOKUSAI_API_KEY" in caplog.text
-    assert good[:20] not in caplog.text
-    assert good[20:] not in caplog.text
+    for damage in ("\r\n", "\n", " ", "\0", "\x1b[1m", "é", '"', ", "):
+        caplog.clear()
+        profile._warned.clear()
+        bad = good[:20] + damage + good[20:]
+        with monkeypatch.context() as patch:
+            patch.setenv("HOKUSAI_API_KEY_FILE", str(write(tmp_path / "key", bad)))
+            if "\0" not in damage:
+                patch.setenv("HOKUSAI_API_KEY", bad)
+            assert profile.api_key() is None, repr(damage)
+            assert profile.api_key() is None, repr(damage)
+        assert len(caplog.records) == 1, repr(damage)
+        assert "HOKUSAI_API_KEY" in caplog.text
+        assert good[:20] not in caplog.text and good[20:] not in caplog.text, repr(damage)
 
 
 def test_unusable_sources_say_so_once_and_are_not_skipped(
-    hokusai: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    hokusai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = keys.generate()
     write(hokusai / "config", f"[default]\napi_key = {made}\n")
@@ -154,96 +150,91 @@ def test_a_config_that_cannot_be_parsed_is_not_quoted(
     assert made not in caplog.text
 
 
-@pytest.mark.parametrize("home", ["/nowhere", ""])
-def test_no_home(
-    home: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("HOME", home)
-    assert profile.api_key() is None
-    assert not caplog.text
+def test_no_home(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for home in ("/nowhere", ""):
+        monkeypatch.setenv("HOME", home)
+        assert profile.api_key() is None
+        assert not caplog.text
 
 
-@pytest.mark.parametrize(
-    ("tracking", "url", "allowed"),
-    [
-        ("https://reg.example.com/api/mlflow", "https://reg.example.com/api/2.0/x", True),
-        ("https://reg.example.com/api/mlflow", "https://reg.example.com:443", True),
-        ("https://reg.example.com/api/mlflow", "HTTPS://REG.Example.com:0443/x", True),
-        ("https://reg.example.com/api/mlflow", "https://reg.example.com?x=1", True),
-        ("https://reg.example.com/api/mlflow", "https://user:pw@reg.example.com/x", True),
-        ("https://u:p@reg.example.com", "https://reg.example.com/x", True),
-        ("https://reg.example.com", "http://reg.example.com/x", False),
-        ("https://reg.example.com", "https://reg.example.com:8443/x", False),
-        ("https://reg.example.com", "https://reg.example.com./x", False),
-        ("https://reg.example.com", "https://reg.example.com.evil.com/x", False),
-        ("https://reg.example.com", "https://reg.example.com@evil.com/x", False),
-        ("https://reg.example.com", "https://evil.com\\@reg.example.com/x", False),
-        ("https://reg.example.com", "https://evil.com#@reg.example.com/x", False),
-        ("https://reg.example.com", "https://evil.com?@reg.example.com/x", False),
-        ("https://reg.example.com", "https://a@b@reg.example.com/x", False),
-        ("https://reg.example.com", "https://reg.example.com\t.evil.com", False),
-        ("https://reg.example.com", "https://reg.example.com\n", False),
-        ("https://reg.example.com", " https://reg.example.com", False),
-        ("https://reg.example.com", "//reg.example.com", False),
-        ("https://reg.example.com", "ftp://reg.example.com", False),
-        ("https://reg.example.com", "https://reg.example.com:99999", False),
-        ("https://reg.example.com", "", False),
-        ("http://reg.example.com", "http://reg.example.com", False),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000/x", True),
-        ("http://127.9.9.9:5000", "http://127.9.9.9:5000/x", True),
-        ("http://localhost:5000", "http://LOCALHOST:5000/x", True),
-        ("http://localhost:5000", "http://127.0.0.1:5000/x", False),
-        ("http://[::1]:5000", "http://[0:0::1]:5000/x", True),
-        ("http://[::2]:5000", "http://[::2]:5000/x", False),
-        ("http://[::ffff:127.0.0.1]:5000", "http://[::ffff:127.0.0.1]:5000/x", False),
-        ("http://127.0.0.1.evil.com", "http://127.0.0.1.evil.com", False),
-        ("http://localhost@evil.com", "http://localhost@evil.com", False),
-        ("http://localhost.evil.com", "http://localhost.evil.com", False),
-        ("http://2130706433", "http://2130706433", False),
-        ("http://127.1", "http://127.1", False),
-        ("http://127.0.0.1:0", "http://127.0.0.1:0/x", False),
-        ("https://token.example", "https://to\u212aen.example/x", False),
-        ("http://0.0.0.0:5000", "http://0.0.0.0:5000", False),
-        ("https://bücher.example", "https://bücher.example", False),
-        ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example/x", True),
-        ("https://reg.example.com", "https://reg.exampleͺ.com", False),
-        ("databricks", "https://reg.example.com", False),
-        ("sqlite:///mlflow.db", "https://reg.example.com", False),
+REG = "https://reg.example.com"
+#: Tracking URI, and a URL that the key may be sent to.
+SENT = [
+    (f"{REG}/api/mlflow", f"{REG}/api/2.0/x"),
+    (f"{REG}/api/mlflow", f"{REG}:443"),
+    (f"{REG}/api/mlflow", "HTTPS://REG.Example.com:0443/x"),
+    (f"{REG}/api/mlflow", f"{REG}?x=1"),
+    (f"{REG}/api/mlflow", "https://user:pw@reg.example.com/x"),
+    ("https://u:p@reg.example.com", f"{REG}/x"),
+    ("http://127.0.0.1:5000", "http://127.0.0.1:5000/x"),
+    ("http://127.9.9.9:5000", "http://127.9.9.9:5000/x"),
+    ("http://localhost:5000", "http://LOCALHOST:5000/x"),
+    ("http://[::1]:5000", "http://[0:0::1]:5000/x"),
+    ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example/x"),
+]
+#: Tracking URI, and a URL that it may not be sent to.
+KEPT_BACK = [
+    *[
+        (REG, url)
+        for url in (
+            "http://reg.example.com/x", f"{REG}:8443/x", f"{REG}./x", f"{REG}.evil.com/x",
+            f"{REG}@evil.com/x", "https://evil.com\\@reg.example.com/x",
+            "https://evil.com#@reg.example.com/x", "https://evil.com?@reg.example.com/x",
+            "https://a@b@reg.example.com/x", f"{REG}\t.evil.com", f"{REG}\n", f" {REG}",
+            "//reg.example.com", "ftp://reg.example.com", f"{REG}:99999", "", "https://reg.exampleͺ.com",
+        )
     ],
-)
-def test_origin_of_the_tracking_uri(
-    tracking: str, url: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
-    assert profile.origin_allowed(url) is allowed
-
-
-@pytest.mark.parametrize(
-    ("environ", "allowed"),
-    [
-        ({}, True),
-        ({"HTTP_PROXY": "http://proxy.example:3128"}, False),
-        ({"all_proxy": "http://proxy.example:3128"}, False),
-        ({"http_proxy": "http://proxy.example:3128", "NO_PROXY": "other.example"}, False),
-        ({"http_proxy": "http://proxy.example:3128", "NO_PROXY": "localhost,127.0.0.1"}, True),
-        ({"https_proxy": "http://proxy.example:3128"}, True),
+    *[
+        (url, f"{url}{path}")  # not even where it is what MLflow is told to ask
+        for url in (
+            "http://reg.example.com", "http://[::2]:5000", "http://[::ffff:127.0.0.1]:5000",
+            "http://127.0.0.1.evil.com", "http://localhost@evil.com", "http://localhost.evil.com",
+            "http://2130706433", "http://127.1", "http://127.0.0.1:0", "http://0.0.0.0:5000",
+            "https://bücher.example",
+        )
+        for path in ("", "/x")
     ],
-)
+    ("http://localhost:5000", "http://127.0.0.1:5000/x"),
+    ("https://token.example", "https://to\u212aen.example/x"),
+    ("databricks", REG),
+    ("sqlite:///mlflow.db", REG),
+]  # fmt: skip
+
+
+def test_origin_of_the_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = []
+    for allowed, pairs in ((True, SENT), (False, KEPT_BACK)):
+        for tracking, url in pairs:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
+            if profile.origin_allowed(url) is not allowed:
+                wrong.append(f"{url!r} by {tracking}: {not allowed}")
+    assert not wrong, "allowed wrongly:\n" + "\n".join(wrong)
+
+
 def test_what_stays_on_this_machine_is_not_shown_to_a_proxy(
-    environ: dict[str, str],
-    allowed: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    for url in ("http://localhost:5000", "http://127.0.0.1:5000"):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        assert guard.may_send(f"{url}/x") is allowed
-        assert ("Add localhost,127.0.0.1,::1 to NO_PROXY" in caplog.text) is not allowed
-        caplog.clear()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.com")
-    assert guard.may_send("https://tracking.example.com/x")
+    proxy = "http://proxy.example:3128"
+    for environ, allowed in (
+        ({}, True),
+        ({"HTTP_PROXY": proxy}, False),
+        ({"all_proxy": proxy}, False),
+        ({"http_proxy": proxy, "NO_PROXY": "other.example"}, False),
+        ({"http_proxy": proxy, "NO_PROXY": "localhost,127.0.0.1"}, True),
+        ({"https_proxy": proxy}, True),
+    ):
+        profile._warned.clear()
+        with monkeypatch.context() as patch:
+            for name, value in environ.items():
+                patch.setenv(name, value)
+            for url in ("http://localhost:5000", "http://127.0.0.1:5000"):
+                caplog.clear()
+                patch.setenv("MLFLOW_TRACKING_URI", url)
+                assert guard.may_send(f"{url}/x") is allowed, (environ, url)
+                told = "Add localhost,127.0.0.1,::1 to NO_PROXY" in caplog.text
+                assert told is not allowed, (environ, url)
+            patch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.com")
+            assert guard.may_send("https://tracking.example.com/x"), environ
 
 
 def test_registry_counts_only_beside_a_tracking_uri_that_is_no_server(

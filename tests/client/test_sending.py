@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import logging
 import os
@@ -97,9 +98,7 @@ def test_beside_a_tracking_token(
     assert ("Authorization", "Bearer other-token") in tracking.seen[0].headers
 
 
-@pytest.mark.parametrize("damage", ["\r\n", "\nX-Evil: 1", " "])
 def test_a_bad_key_is_kept_back_and_never_shown(
-    damage: str,
     tracking: Server,
     key: str,
     way: None,
@@ -107,20 +106,12 @@ def test_a_bad_key_is_kept_back_and_never_shown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv("HOKUSAI_API_KEY", key[:20] + damage + key[20:])
-    call()
-    assert tracking.seen[0].keys == []
-    for half in (key[:20], key[20:]):
-        assert not tracking.saw(half)
-        assert half not in caplog.text
-
-
-def test_a_trailing_newline_does_no_harm(
-    tracking: Server, key: str, way: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOKUSAI_API_KEY", key + "\r\n")
-    call()
-    assert tracking.seen[0].keys == [key]
+    for damage in ("\r\n", "\nX-Evil: 1", " "):
+        monkeypatch.setenv("HOKUSAI_API_KEY", key[:20] + damage + key[20:])
+        call()
+        assert tracking.seen[-1].keys == [], damage
+        for half in (key[:20], key[20:]):
+            assert not tracking.saw(half) and half not in caplog.text, damage
 
 
 def test_nothing_is_logged_with_the_key(
@@ -137,35 +128,50 @@ def test_nothing_is_logged_with_the_key(
     assert key not in caplog.text
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize(
-    "place",
-    ["http://127.0.0.1:{}", "http://localhost:{}", "//127.0.0.1:{}"],
-)
+@pytest.fixture
+def afresh(caplog: pytest.LogCaptureFixture) -> Callable[..., None]:
+    """Forget what was warned of and logged, and what these servers have seen."""
+
+    def afresh(*servers: Server) -> None:
+        for server in servers:
+            server.seen.clear()
+        caplog.clear()
+        profile._warned.clear()
+
+    return afresh
+
+
 def test_not_forwarded_to_another_origin(
-    status: int,
-    place: str,
     tracking: Server,
     other: Server,
     key: str,
     way: None,
     caplog: pytest.LogCaptureFixture,
+    afresh: Callable[..., None],
 ) -> None:
-    tracking.redirects[SEARCH] = (status, place.format(other.port) + SEARCH)
-    call()
-    call()
-    assert [request.keys for request in tracking.seen] == [[key], [key]]
-    assert len(other.seen) == 2
-    assert not other.saw(key)
-    (warning,) = caplog.records
-    assert "another origin" in warning.getMessage()
+    for place in ("http://127.0.0.1:{}", "http://localhost:{}", "//127.0.0.1:{}"):
+        for status in (301, 302, 303, 307, 308):
+            afresh(tracking, other)
+            tracking.redirects[SEARCH] = (status, place.format(other.port) + SEARCH)
+            call()
+            call()
+            assert [request.keys for request in tracking.seen] == [[key], [key]], (place, status)
+            assert len(other.seen) == 2 and not other.saw(key), (place, status)
+            (warning,) = caplog.records
+            assert "another origin" in warning.getMessage()
 
 
-@pytest.mark.parametrize("location", ["/api/mlflow/there", "http://127.0.0.1:{}/there"])
-def test_forwarded_within_the_origin(location: str, tracking: Server, key: str, way: None) -> None:
-    tracking.redirects[SEARCH] = (307, location.format(tracking.port))
-    call()
-    assert [request.keys for request in tracking.seen] == [[key], [key]]
+def test_forwarded_within_the_origin_of_the_same_name(
+    tracking: Server, key: str, way: None
+) -> None:
+    for place, sent in (
+        ("/api/mlflow/there", [key]),
+        (f"{tracking.origin}/there", [key]),
+        (f"http://localhost:{tracking.port}/there", []),
+    ):
+        tracking.redirects[SEARCH] = (307, place)
+        call()
+        assert [request.keys for request in tracking.seen[-2:]] == [[key], sent], place
 
 
 def test_every_hop_is_checked(tracking: Server, other: Server, key: str, way: None) -> None:
@@ -177,14 +183,6 @@ def test_every_hop_is_checked(tracking: Server, other: Server, key: str, way: No
     assert [request.keys for request in tracking.seen] == [[key], [key], []]
     assert len(other.seen) == 1
     assert not other.saw(key)
-
-
-def test_the_same_host_by_another_name_is_another_origin(
-    tracking: Server, key: str, way: None
-) -> None:
-    tracking.redirects[SEARCH] = (307, f"http://localhost:{tracking.port}/there")
-    call()
-    assert [request.keys for request in tracking.seen] == [[key], []]
 
 
 def foreign_registry(other: Server, _: Path) -> None:
@@ -207,7 +205,6 @@ def foreign_artifact_location(other: Server, folder: Path) -> None:
 
 
 def foreign_deployments(other: Server, _: Path) -> None:
-    pytest.importorskip("pydantic", reason="MLflow 2.9 has deployments only with its genai extra")
     get_deploy_client(other.origin).predict(endpoint="any", inputs={"x": 1})
 
 
@@ -215,35 +212,34 @@ def foreign_client(other: Server, _: Path) -> None:
     mlflow.MlflowClient(tracking_uri=other.origin).search_experiments()
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        foreign_registry,
-        foreign_download,
-        foreign_artifact_location,
-        foreign_deployments,
-        foreign_client,
-    ],
-)
+FOREIGN: list[Callable[[Server, Path], None]] = [
+    foreign_registry,
+    foreign_download,
+    foreign_artifact_location,
+    foreign_client,
+]
+if importlib.util.find_spec("pydantic"):  # MLflow 2.9 has it only with its genai extra
+    FOREIGN.append(foreign_deployments)
+
+
 def test_other_servers_never_see_it(
-    use: Callable[[Server, Path], None],
     tracking: Server,
     other: Server,
     key: str,
     way: None,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    afresh: Callable[..., None],
 ) -> None:
-    use(other, tmp_path)
-    use(other, tmp_path)
-    call()
-    assert tracking.seen[-1].keys == [key]
-    assert other.seen
-    assert not other.saw(key)
-    (warning,) = [
-        record for record in caplog.records if record.name == "mlflow_hokusai_auth.client"
-    ]
-    assert f"HOKUSAI_ALLOWED_ORIGINS={other.origin}" in warning.getMessage()
+    for use in FOREIGN:
+        afresh(tracking, other)
+        use(other, tmp_path)
+        use(other, tmp_path)
+        call()
+        assert tracking.seen[-1].keys == [key], use
+        assert other.seen and not other.saw(key), use
+        (warning,) = warnings(caplog)
+        assert f"HOKUSAI_ALLOWED_ORIGINS={other.origin}" in warning, use
 
 
 def test_allowed_origins_decides_alone(
@@ -290,13 +286,11 @@ def test_registered_twice(tracking: Server, key: str, way: None) -> None:
     assert tracking.seen[0].keys == [key]
 
 
-@pytest.mark.parametrize("name", ["X-API-Key", "x-api-key"])
-def test_a_key_that_the_caller_sets_stays(name: str, tracking: Server, way: None) -> None:
-    auth = os.environ.get("MLFLOW_TRACKING_AUTH")
-    http_request(
-        MlflowHostCreds(tracking.origin, auth=auth), "/x", "GET", extra_headers={name: "own"}
-    )
-    assert tracking.seen[0].keys == ["own"]
+def test_a_key_that_the_caller_sets_stays(tracking: Server, way: None) -> None:
+    creds = MlflowHostCreds(tracking.origin, auth=os.environ.get("MLFLOW_TRACKING_AUTH"))
+    for name in ("X-API-Key", "x-api-key"):
+        http_request(creds, "/x", "GET", extra_headers={name: "own"})
+        assert tracking.seen[-1].keys == ["own"], name
 
 
 def test_the_callers_hooks_still_run_and_stay_as_they_are(tracking: Server, key: str) -> None:
@@ -367,9 +361,10 @@ def test_it_is_announced_before_the_key_is_taken_back(
     assert other.seen and not other.saw(key)
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
+def test_what_is_no_announcement_is_passed_over(
+    replaced: Api, way: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for headers in (
         {"Deprecation": "@1764597600"},
         {"Sunset": SUNSET["Sunset"]},
         {**SUNSET, "Deprecation": "true"},
@@ -381,15 +376,10 @@ def test_it_is_announced_before_the_key_is_taken_back(
         {**SUNSET, "Sunset": "Tue, 99 Dec 2026 14:00:00 GMT"},
         {**SUNSET, "Sunset": "Tue, 01 Dec 2026 14:00:00"},
         {**SUNSET, "Sunset": "Fri, 31 Dec 9999 23:59:59 -1200"},
-    ],
-    ids=str,
-)
-def test_what_is_no_announcement_is_passed_over(
-    headers: dict[str, str], replaced: Api, way: None, caplog: pytest.LogCaptureFixture
-) -> None:
-    replaced.answers["POST /api/2.0/mlflow/experiments/search"] = (200, {}, headers)
-    call()
-    assert not warnings(caplog)
+    ):
+        replaced.answers["POST /api/2.0/mlflow/experiments/search"] = (200, {}, headers)
+        call()
+        assert not warnings(caplog), headers
 
 
 def test_of_another_key_than_ours_nothing_is_said(
@@ -423,9 +413,11 @@ def caller(body: str, **names: Any) -> Callable[..., Any]:
     return names["http_request"]  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
+def test_unknown_circumstances_fail_closed(
+    tracking: Server, caplog: pytest.LogCaptureFixture, afresh: Callable[..., None]
+) -> None:
+    databricks = SimpleNamespace(use_databricks_sdk=True)
+    for body, said in (
         ("pass", "does not tell where"),
         ("url = 5", "does not tell where"),
         ("url = allowed; kwargs = None", "does not tell where"),
@@ -433,25 +425,25 @@ def caller(body: str, **names: Any) -> Callable[..., Any]:
         ("url = allowed; kwargs['hooks'] = 5", "AttributeError"),
         ("url = allowed; extra_headers = 5", "TypeError"),
         ("url = 'https://evil.example'", "not the origin"),
-    ],
-)
-def test_unknown_circumstances_fail_closed(
-    body: str, said: str, tracking: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    databricks = SimpleNamespace(use_databricks_sdk=True)
-    ask = caller(body, allowed=tracking.origin, databricks=databricks)
-    assert ask() == ask() == {}
-    assert [said in record.getMessage() for record in caplog.records] == [True]
+    ):
+        afresh()
+        ask = caller(body, allowed=tracking.origin, databricks=databricks)
+        assert ask() == ask() == {}, body
+        assert [said in record.getMessage() for record in caplog.records] == [True], body
 
 
-@pytest.mark.parametrize("auth", ["hokusai", ""])
 def test_outside_of_a_request_there_is_no_key(
-    auth: str, tracking: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tracking: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    afresh: Callable[..., None],
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", auth)
-    assert HokusaiHeaderProvider().in_context() is True
-    assert HokusaiHeaderProvider().request_headers() == {}
-    assert ("MLFLOW_TRACKING_AUTH=hokusai" in caplog.text) is (auth != "hokusai")
+    for auth in ("hokusai", ""):
+        afresh()
+        monkeypatch.setenv("MLFLOW_TRACKING_AUTH", auth)
+        assert HokusaiHeaderProvider().in_context() is True
+        assert HokusaiHeaderProvider().request_headers() == {}
+        assert ("MLFLOW_TRACKING_AUTH=hokusai" in caplog.text) is (auth != "hokusai")
 
 
 def test_url_in_parts_as_in_mlflow_2_9(tracking: Server, key: str) -> None:
@@ -483,14 +475,10 @@ def test_the_authentication_object_never_raises_and_shows_no_key(
     assert key not in caplog.text
 
 
+BEGINNINGS = ["//", "///", "////", "/\t/", "/\\", "\\\\", "http:", "http://good.example:8080", "/"]
 LOCATIONS = st.one_of(
     st.lists(PIECES, max_size=8).map("".join),
-    st.tuples(
-        st.sampled_from(
-            ["//", "///", "////", "/\t/", "/\\", "\\\\", "http:", "http://good.example:8080", "/"]
-        ),
-        st.lists(PIECES, max_size=5).map("".join),
-    ).map("".join),
+    st.tuples(st.sampled_from(BEGINNINGS), st.lists(PIECES, max_size=5).map("".join)).map("".join),
 )
 
 
