@@ -69,13 +69,13 @@ soak: $(VENV)/test.stamp
 test-docker: $(VENV)/test.stamp
 	$(PYTEST) tests/docker -m docker $(ARGS)
 
-# `make test` with each Python that is found, each in an environment of its own.
+# `make test` with each Python that is here, each in an environment of its own.
 PYTHONS ?= 3.10 3.11 3.12 3.13
-test-pythons: $(PYTHONS:%=test-python-%)
-
-test-python-%:
-	@python=$$(bash .ci/python $*) || { echo "Python $* is not found: not tested"; exit 0; }; \
-		$(MAKE) test PYTHON="$$python" VENV=.venv-python$*
+test-pythons:
+	for version in $(PYTHONS); do \
+		if python=$$(bash .ci/python $$version); \
+		then $(MAKE) test PYTHON="$$python" VENV=.venv-python$$version || exit 1; \
+		else printf 'Python %s is not here, and is not tested.\n' $$version; fi; done
 
 # The tests of what depends on MLflow's version, on older ones, each in an environment of its own.
 # (Not `mlflow models serve`: that of 3.4 does not start with a FastAPI of today.)

@@ -18,7 +18,7 @@ from tests.e2e.test_secrets import Told, wait_until
 from tests.harness import SERVERS, serve
 from tests.standin import Standin
 
-pytestmark = pytest.mark.slow  # servers of their own
+pytestmark = pytest.mark.servers
 
 #: Each kind of server, to say as much as it can be told to.
 LOUD = {

@@ -3,7 +3,7 @@
 Each request is sent once under a trace function, which writes down every line of the package that is
 run for it, and then once for each of these lines, where the trace function raises. So nobody has to
 list the places, and a new one is covered. `make test` raises on entry to every function, and
-`make test-slow` at every line, and every kind of error.
+`make test-long` at every line, and every kind of error.
 """
 
 from __future__ import annotations
@@ -430,7 +430,7 @@ def test_a_function_that_fails_lets_nobody_in(rigs: dict[str, Rig], rig: str, ad
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @each_rig
 @each_way
 @pytest.mark.parametrize("part", range(4))

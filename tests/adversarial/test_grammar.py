@@ -1,6 +1,6 @@
 """Thousands of requests, drawn from a grammar: none gets more than its keys open, or shows a key.
 
-In process to both adapters, of which `make test` sends 5,000 and `make test-slow` 200,000; and as bytes
+In process to both adapters, of which `make test` sends 5,000 and `make test-long` 200,000; and as bytes
 to real servers.
 """
 
@@ -273,7 +273,7 @@ def test_five_thousand_requests(lines: list[str], random: Random) -> None:
     send_all(random, BATCH, lines)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @requests(200_000)
 def test_two_hundred_thousand_requests(lines: list[str], random: Random) -> None:
     send_all(random, BATCH, lines)
@@ -322,7 +322,7 @@ def test_bytes_to_a_server(server: Server) -> None:
     send_bytes(server, Random(1), 200)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_many_bytes_to_every_server(servers: dict[str, Server], name: str) -> None:
     send_bytes(servers[name], Random(name), 3000)

@@ -26,7 +26,7 @@ from tests.harness import SERVERS, Server, serve
 from tests.server.sentinel import KEYS, PRINCIPALS, Wire
 from tests.server.test_adapters import VECTORS, expand
 
-pytestmark = pytest.mark.slow  # servers of their own, and every route in every spelling
+pytestmark = pytest.mark.long  # servers of their own, and every route in every spelling
 
 #: The keys of the vector file that are none of a moment; and when each ended, if it did.
 ENDS: dict[str, float | None] = {

@@ -29,7 +29,7 @@ from tests.harness import SERVERS, Server, serve
 from tests.server.sentinel import Wire
 from tests.standin import Standin
 
-pytestmark = pytest.mark.slow  # servers of their own, and 10⁴ requests to each
+pytestmark = pytest.mark.long  # servers of their own, and 10⁴ requests to each
 
 MB = 2**20
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"

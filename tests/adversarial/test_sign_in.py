@@ -17,7 +17,7 @@ from mlflow_hokusai_auth.core import keys
 from tests.e2e.test_running import wait_until
 from tests.harness import SERVERS, Server, serve
 
-pytestmark = pytest.mark.slow  # servers of their own; `make test` has to be short
+pytestmark = pytest.mark.servers
 
 PAGE = {"Accept": "text/html"}
 WHOAMI = "/api/2.0/hokusai/whoami"

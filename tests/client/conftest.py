@@ -24,7 +24,6 @@ from mlflow_hokusai_auth.client.artifacts import HokusaiArtifactRepository
 from mlflow_hokusai_auth.client.auth_provider import HokusaiAuthProvider
 from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
 from mlflow_hokusai_auth.core import keys
-from tests.harness import RUN
 
 FILE = b"content of the artifact"
 
@@ -151,8 +150,7 @@ other = server
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A home directory of its own, and none of the variables that the client reads."""
     for name in list(os.environ):
-        ours = name.startswith(("HOKUSAI_", "MLFLOW_")) and name != RUN
-        if ours or name.lower().endswith("_proxy"):
+        if name.startswith(("HOKUSAI_", "MLFLOW_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()
