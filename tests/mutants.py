@@ -183,12 +183,12 @@ class Copy:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
 
-    def pass_all(self, file: str, *, slow: bool, timeout: float) -> bool:
+    def pass_all(self, file: str, *, long: bool, timeout: float) -> bool:
         """Whether the tests of a file pass, in a fork of this process, which has what they import."""
         begun = time.monotonic()
         child = os.fork()
         if child == 0:
-            self._run(file, slow)
+            self._run(file, long)
         while time.monotonic() < begun + timeout:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
@@ -199,7 +199,7 @@ class Copy:
         os.waitpid(child, 0)
         return False
 
-    def survives(self, mutant: Mutant, files: list[str], *, slow: bool) -> bool:
+    def survives(self, mutant: Mutant, files: list[str], *, long: bool) -> bool:
         """Whether the tests of all `files` pass with the mutant in its place."""
         path = self.folder / mutant.file
         source = path.read_bytes()
@@ -207,11 +207,11 @@ class Copy:
             source[: mutant.start] + mutant.replacement.encode() + source[mutant.end :]
         )
         try:
-            return all(self.pass_all(file, slow=slow, timeout=TIMEOUT) for file in files)
+            return all(self.pass_all(file, long=long, timeout=TIMEOUT) for file in files)
         finally:
             path.write_bytes(source)
 
-    def _run(self, file: str, slow: bool) -> NoReturn:
+    def _run(self, file: str, long: bool) -> NoReturn:
         code = 1
         try:
             os.setsid()
@@ -224,7 +224,7 @@ class Copy:
             sys.path.insert(0, str(self.folder))
             for name in [n for n in sys.modules if n.split(".")[0] in ("tests", PACKAGE)]:
                 del sys.modules[name]
-            wanted = "not docker" if slow else "not docker and not slow"
+            wanted = "not docker" if long else "not docker and not long"
             code = int(pytest.main(["-x", "-p", "no:cacheprovider", file, "-m", wanted]))
         finally:
             os._exit(code)
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("mutants.json"), help="the survivors")
     parser.add_argument("--only", default="", help="files whose path has this in it")
     parser.add_argument("--again", action="store_true", help="only those that survived before")
-    parser.add_argument("--slow", action="store_true", help="run slow tests as well")
+    parser.add_argument("--long", action="store_true", help="run long tests as well")
     parser.add_argument("--without", nargs="*", default=[], help="tests to leave out, such as e2e/")
     options = parser.parse_args()
     for name in PRELOADED:
@@ -255,7 +255,7 @@ def main() -> None:
             if options.again and [mutant.file, mutant.what] not in before:
                 continue
             count += 1
-            if copy.survives(mutant, files, slow=options.slow):
+            if copy.survives(mutant, files, long=options.long):
                 survivors.append(mutant)
                 print(f"{mutant.file}:{mutant.line}: {mutant.what}", flush=True)
         print(f"# {count} tried with {file}, {len(survivors)} survived", flush=True)
