@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests import harness
 from tests.harness import Server, free_port, run_folder, shared
 
 # Before anything imports MLflow, in the tests' own process as well.
@@ -31,6 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "servers" in getattr(item, "fixturenames", ()):
             item.add_marker("servers")
+
+
+#: The one test of `make test` that has a server.
+MAIN_JOB = "test_supplier_registers_a_model"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    tiers = ("servers", "long", "docker")
+    harness.may_serve = item.name == MAIN_JOB or any(map(item.get_closest_marker, tiers))
 
 
 @pytest.fixture(scope="session")

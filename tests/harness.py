@@ -8,7 +8,6 @@ import fcntl
 import http.client
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -36,6 +35,8 @@ SERVERS = {
 #: The command line tool, whether or not its script is on the path.
 HOKUSAI_AUTH = (sys.executable, "-m", "mlflow_hokusai_auth.cli")
 START_TIMEOUT = 120
+#: Whether the test that runs may have servers: only those of the tiers that have them.
+may_serve = True
 #: The variable that names the folder of a run, in which its processes find what they share: the fork
 #: server, and servers for all tests.
 RUN = "SERVERS_OF_TESTS"
@@ -74,10 +75,12 @@ class Process:
     def wait(self, timeout: float | None = None) -> int:
         if self._code is None:
             assert self._ended is not None, "one that all tests share is not waited for"
-            if not select.select([self._ended], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            # Nothing, if the fork server was killed, and with it all that it had made.
-            self._code = int(self._ended.recv(100) or -signal.SIGKILL)
+            self._ended.settimeout(timeout)
+            try:
+                # Nothing, if the fork server was killed, and with it all that it had made.
+                self._code = int(self._ended.recv(100) or -signal.SIGKILL)
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
         return self._code
 
     def send_signal(self, number: int) -> None:
@@ -240,6 +243,7 @@ def _begin(
     keep: bool = False,
     **environ: str,
 ) -> Server:
+    assert may_serve, "a test with servers is marked so: pytest.mark.servers"
     folder.mkdir(parents=True, exist_ok=True)
     env = environment(folder, **environ)
     port = free_port()

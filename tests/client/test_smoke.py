@@ -21,6 +21,8 @@ from mlflow_hokusai_auth.client import doctor, smoke
 from mlflow_hokusai_auth.core import keys
 from tests.harness import HOKUSAI_AUTH, PREFIXES, Server, environment, serve
 
+pytestmark = pytest.mark.servers
+
 from .conftest import Handler, listening
 from .test_admin import answering
 from .test_doctor import IDENTITY, closed_port, silent
@@ -288,7 +290,6 @@ def test_no_key(live: Server, run: Any) -> None:
     assert checks["refused without a key"]["ok"] is True
 
 
-@pytest.mark.servers
 def test_mlflow_without_the_gate(tmp_path: Path, run: Any) -> None:
     with serve(tmp_path, app=None) as server:
         _, checks = run(server.origin, keys.generate("test"), code=1)
@@ -299,7 +300,6 @@ def test_mlflow_without_the_gate(tmp_path: Path, run: Any) -> None:
     assert "key accepted" in failed(checks) and set(MADE) <= set(skipped(checks))
 
 
-@pytest.mark.servers
 @pytest.mark.parametrize("mode", ["observe", "off"])
 def test_a_server_that_refuses_nobody(mode: str, tmp_path: Path, run: Any) -> None:
     with serve(tmp_path, HOKUSAI_AUTH_MODE=mode) as server:
@@ -311,7 +311,6 @@ def test_a_server_that_refuses_nobody(mode: str, tmp_path: Path, run: Any) -> No
     assert checks["clean up"]["ok"] is True
 
 
-@pytest.mark.servers
 def test_a_server_that_dies_in_the_middle(tmp_path: Path, run: Any) -> None:
     with serve(tmp_path) as server, between(server) as way:
 
@@ -327,7 +326,6 @@ def test_a_server_that_dies_in_the_middle(tmp_path: Path, run: Any) -> None:
     assert f"experiment {name}" in checks["clean up"]["fix"]
 
 
-@pytest.mark.servers
 def test_a_server_that_stops_to_answer_in_the_middle(tmp_path: Path, run: Any) -> None:
     over = threading.Event()
     with serve(tmp_path) as server, between(server) as way:
@@ -478,7 +476,6 @@ def test_answers_without_end_do_not_outlive_the_deadline(
     assert (first.check, first.found) == ("health", "no answer within 0 s")
 
 
-@pytest.mark.servers
 def test_the_command_ends_whatever_its_threads_do(tmp_path: Path) -> None:
     environ = environment(tmp_path, HOKUSAI_API_KEY=keys.generate("test"))
     with dripping() as url:
