@@ -21,11 +21,11 @@ from mlflow_hokusai_auth.client import doctor, smoke
 from mlflow_hokusai_auth.core import keys
 from tests.harness import HOKUSAI_AUTH, PREFIXES, Server, environment, serve
 
-pytestmark = pytest.mark.servers
-
 from .conftest import Handler, listening
 from .test_admin import answering
 from .test_doctor import IDENTITY, closed_port, silent
+
+pytestmark = pytest.mark.servers
 
 #: status, headers and body; None for a connection that ends without a word
 Answer = tuple[int, dict[str, str], bytes] | None
