@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import os
 import shutil
 import signal
@@ -180,28 +181,26 @@ class TestManyWorkers:
 
 
 class TestWhoMayRead:
-    @pytest.mark.parametrize("prefix", PREFIXES)
-    def test_a_key_for_metrics_and_an_administrator_s(self, server: Server, prefix: str) -> None:
-        for scope in ("metrics:read", "mlflow:admin"):
+    def test_a_key_for_metrics_and_an_administrator_s(self, server: Server) -> None:
+        for prefix, scope in itertools.product(PREFIXES, ("metrics:read", "mlflow:admin")):
             status, headers, body = server.request("GET", prefix + PATH, key=server.key(scope))
-            assert status == 200
-            assert headers["content-type"].startswith("text/plain; version=")
-            assert b"# TYPE hokusai_auth_info gauge" in body
+            assert status == 200, (prefix, scope)
+            assert headers["content-type"].startswith("text/plain; version="), prefix
+            assert b"# TYPE hokusai_auth_info gauge" in body, prefix
 
-    @pytest.mark.parametrize("prefix", PREFIXES)
-    @pytest.mark.parametrize("scope", ["model:write", "mlflow:read", "mlflow:write", "full_access"])
-    def test_no_other_key(self, server: Server, prefix: str, scope: str) -> None:
-        assert server.request("GET", prefix + PATH, key=server.key(scope))[0] == 403
+    def test_no_other_key(self, server: Server) -> None:
+        for prefix in PREFIXES:
+            for scope in ("model:write", "mlflow:read", "mlflow:write", "full_access"):
+                status = server.request("GET", prefix + PATH, key=server.key(scope))[0]
+                assert status == 403, (prefix, scope)
 
-    @pytest.mark.parametrize("prefix", PREFIXES)
-    def test_nobody_without_a_key(self, server: Server, prefix: str) -> None:
-        status, _, body = server.request("GET", prefix + PATH)
-        assert status == 401
-        assert b"hokusai_auth" not in body
+    def test_nobody_without_a_key(self, server: Server) -> None:
+        for prefix in PREFIXES:
+            status, _, body = server.request("GET", prefix + PATH)
+            assert (status, b"hokusai_auth" in body) == (401, False), prefix
 
-    @pytest.mark.parametrize(
-        ("method", "path"),
-        [
+    def test_a_key_for_metrics_opens_nothing_else(self, server: Server) -> None:
+        closed = [
             ("GET", EXPERIMENT),
             ("GET", "/version"),
             ("GET", "/"),
@@ -214,20 +213,15 @@ class TestWhoMayRead:
             ("POST", PATH),
             ("GET", f"{PATH}/"),
             ("GET", f"{PATH}/more"),
-        ],
-    )
-    def test_a_key_for_metrics_opens_nothing_else(
-        self, server: Server, method: str, path: str
-    ) -> None:
-        for prefix in PREFIXES:
-            answer = server.request(
-                method,
-                prefix + path,
-                key=server.key("metrics:read"),
-                headers={"Content-Type": "application/json"},
-                body=b"{}" if method == "POST" else None,
-            )
-            assert answer[0] == 403, (prefix, answer)
+        ]
+        headers = {"Content-Type": "application/json", "X-API-Key": server.key("metrics:read")}
+        opened = []
+        for prefix, (method, path) in itertools.product(PREFIXES, closed):
+            body = b"{}" if method == "POST" else None
+            answer = server.request(method, prefix + path, headers=headers, body=body)
+            if answer[0] != 403:
+                opened.append(f"{method} {prefix}{path}: {answer}")
+        assert not opened, "\n".join(opened)
 
     def test_head_goes_with_get_and_tells_nothing(self, server: Server) -> None:
         status, _, body = server.request("HEAD", PATH, key=server.key("metrics:read"))
@@ -265,7 +259,6 @@ class TestWhoMayRead:
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
-                timeout=60,
             )
         assert done.returncode == 1, done.stderr
         last = done.stderr.strip().splitlines()[-1]
@@ -330,9 +323,8 @@ class TestWhatIsCounted:
             name = "hokusai_auth_mlflow_seconds"
             becomes(grown, 7, f"{name}_count", access="write")
             becomes(grown, 7, f"{name}_bucket", access="write", le="+Inf")
-            assert 0 < grown(f"{name}_sum", access="write") < 7 * 10
-            reads = grown(f"{name}_count", access="read")
-            assert reads == 0
+            assert grown(f"{name}_sum", access="write") > 0
+            assert grown(f"{name}_count", access="read") == 0
             assert grown("hokusai_auth_gate_seconds_sum") > 0
             assert grown("hokusai_auth_gate_seconds_count") >= 10
 
@@ -464,5 +456,5 @@ def test_the_folder_of_counts_goes_with_the_server(tmp_path: Path, number: int) 
         assert list(folder.glob("*.db"))
         # As service managers do it: only the command itself is told, and passes it on.
         server.process.send_signal(number)
-        server.process.wait(30)
+        server.process.wait(120)
         assert not folder.exists()

@@ -197,27 +197,44 @@ FAULTS = [
 TIMES = 3
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.provoke.__name__)
-def test_a_fault_has_a_metric_and_a_line_of_its_own(
-    server: Server, service: Standin, fault: Fault
-) -> None:
-    server.key("mlflow:read"), server.key("metrics:read")
+def provoked(fault: Fault, server: Server, service: Standin) -> dict[str, object]:
+    """What `fault`, brought about `TIMES` times, leaves with the client, in the metrics, in the log."""
     before, said = samples(server), server.log
     world = World(server, service, [])
-    for _ in range(TIMES):
-        assert fault.provoke(world) == fault.status
+    statuses = {fault.provoke(world) for _ in range(TIMES)}
     wait_until(lambda: fault.value(samples(server)) >= fault.value(before) + TIMES)
     after = samples(server)
     rises = {one.provoke.__name__: one.value(after) - one.value(before) for one in FAULTS}
-    assert {name: rise for name, rise in rises.items() if rise} == {fault.provoke.__name__: TIMES}
     log = server.log.removeprefix(said)
     lines = [json.loads(text) for text in log.splitlines() if text.startswith("{")]
     told = [one for one in lines if one.get("request_id") in world.ids]
-    assert [one["request_id"] for one in told] == world.ids
-    assert {(one["outcome"], one["reason"]) for one in told} == {(fault.outcome, fault.reason)}
-    for other in FAULTS:
-        if other.says:
-            assert log.count(other.says) == (TIMES if other is fault else 0)
+    return {
+        "statuses": statuses,
+        "metrics": {name: rise for name, rise in rises.items() if rise},
+        "all in the log": [one["request_id"] for one in told] == world.ids,
+        "lines": {(one["outcome"], one["reason"]) for one in told},
+        "said": {one.says: n for one in FAULTS if one.says and (n := log.count(one.says))},
+    }
+
+
+def test_a_fault_has_a_metric_and_a_line_of_its_own(server: Server, service: Standin) -> None:
+    server.key("mlflow:read"), server.key("metrics:read")
+    wrong = []
+    for fault in FAULTS:
+        got = provoked(fault, server, service)
+        expected = {
+            "statuses": {fault.status},
+            "metrics": {fault.provoke.__name__: TIMES},
+            "all in the log": True,
+            "lines": {(fault.outcome, fault.reason)},
+            "said": {fault.says: TIMES} if fault.says else {},
+        }
+        wrong += [
+            f"{fault.provoke.__name__}: {what} {got[what]} instead of {expected[what]}"
+            for what in expected
+            if got[what] != expected[what]
+        ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_faults_differ_in_what_tells_them_apart() -> None:
@@ -293,25 +310,32 @@ ANSWERS = {
     "metrics": (METRICS, "metrics:read"),
     "a rule that fails": (BROKEN, "mlflow:read"),
     "bad host": (EXPERIMENT, "host"),
+    "prefix": ("/mlflow", "mlflow:read"),
 }
 
 
-@pytest.mark.parametrize("answer", [*ANSWERS, "prefix"])
-def test_every_answer_has_the_request_s_id(server: Server, answer: str) -> None:
-    path, who = ANSWERS.get(answer, ("/mlflow", "mlflow:read"))
-    more = {"page": {"Accept": "text/html"}, "host": {"Host": "evil.example"}}.get(who, {})
-    scope = "mlflow:read" if who == "host" else who
-    key = server.key(scope) if ":" in scope else None
-    for sent, plain in (
-        ("aB3.-_:x", True),
-        ("x" * 64, True),
-        ("x" * 65, False),
-        ("a b", False),
-        ("a,b", False),
-        ("\xe4", False),
-        (keys.generate(), False),
-        (None, False),
-    ):
-        headers = {**more, **({} if sent is None else {"X-Request-Id": sent})}
-        got = server.request("GET", path, key=key, headers=headers)[1]["x-request-id"]
-        assert got == sent if plain else re.fullmatch("[0-9a-f]{16}", got), sent
+#: What is sent as X-Request-Id, and whether it is one.
+IDS = {
+    "aB3.-_:x": True,
+    "x" * 64: True,
+    "x" * 65: False,
+    "a b": False,
+    "a,b": False,
+    "\xe4": False,
+    keys.generate(): False,
+    None: False,
+}
+
+
+def test_every_answer_has_the_request_s_id(server: Server) -> None:
+    wrong = []
+    for answer, (path, who) in ANSWERS.items():
+        more = {"page": {"Accept": "text/html"}, "host": {"Host": "evil.example"}}.get(who, {})
+        scope = "mlflow:read" if who == "host" else who
+        key = server.key(scope) if ":" in scope else None
+        for sent, plain in IDS.items():
+            headers = more if sent is None else {**more, "X-Request-Id": sent}
+            got = server.request("GET", path, key=key, headers=headers)[1].get("x-request-id", "")
+            if not (got == sent if plain else re.fullmatch("[0-9a-f]{16}", got)):
+                wrong.append(f"{answer}: {got!r} for {sent!r}")
+    assert not wrong, "\n".join(wrong)
