@@ -43,7 +43,9 @@ def sample() -> list[tuple[str, str]]:
 def answers(server: Server, sample: list[tuple[str, str]]) -> Iterator[tuple[str, object]]:
     for scope in ("", "model:write", "mlflow:admin"):
         key = server.key(scope) if scope else None
-        for number, (method, path) in enumerate(sample):
+        # Without a key the answer is the same for each route that is MLflow's.
+        asked = sample if key else [route for route in sample if " ".join(route) in OURS]
+        for number, (method, path) in enumerate(asked):
             prefix = PREFIXES[number % len(PREFIXES)]
             headers = {"Content-Type": "application/json"}
             status, sent, body = server.request(

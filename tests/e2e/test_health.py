@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +15,7 @@ import pytest
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.server.health import FRESH
 from tests.conftest import Postgresql
+from tests.e2e.parts import EXPERIMENT, python_path, renamed
 from tests.harness import PREFIXES, Server, serve, wait_until
 from tests.standin import Standin
 
@@ -26,7 +24,6 @@ pytestmark = pytest.mark.servers
 SUMMARY = "/api/health/mlflow"
 DETAILED = f"{SUMMARY}/detailed"
 PARTS = ["artifact_root", "key_authority", "key_store", "migrations", "mlflow_store"]
-EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 
 
 #: What Python runs in the server before anything else: it looks at its parts as often as tests ask.
@@ -38,12 +35,6 @@ health.FRESH = 0.1
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Standin]:
-    with Standin() as standin:
-        yield standin
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, service: Standin) -> Iterator[Server]:
     """With workspaces, without one of which MLflow's store does not answer."""
     folder = tmp_path_factory.mktemp("health")
@@ -51,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, service: Standin) -> Iterat
     with serve(
         folder,
         ("--workers", "1", "--enable-workspaces"),
-        PYTHONPATH=os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])),
+        PYTHONPATH=python_path(folder),
         HOKUSAI_AUTH_BACKEND="local,service",
         HOKUSAI_AUTH_SERVICE_URL=service.url,
         HOKUSAI_AUTH_SERVICE_TIMEOUT="1",
@@ -119,18 +110,6 @@ class TestWhoIsTold:
             if (status := server.request(method, prefix + path)[0]) != 401
         ]
         assert not wrong, "\n".join(wrong)
-
-
-@contextlib.contextmanager
-def renamed(database: Path, table: str) -> Iterator[None]:
-    """While the context lasts, the table has another name."""
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        connection.execute("PRAGMA legacy_alter_table = ON")  # leave what refers to it alone
-        connection.execute(f"ALTER TABLE {table} RENAME TO {table}_gone")
-        try:
-            yield
-        finally:
-            connection.execute(f"ALTER TABLE {table}_gone RENAME TO {table}")
 
 
 class TestOneByOne:

@@ -14,7 +14,8 @@ import pytest
 from mlflow.genai.judges import make_judge
 from mlflow.genai.scorers import ResponseLength
 
-from tests.e2e.test_outbound import ENVIRON, PROVIDER_KEY, Upstream, add_endpoint, post, provider
+from tests.e2e.parts import EXPERIMENT, post
+from tests.e2e.test_outbound import ENVIRON, PROVIDER_KEY, Upstream, add_endpoint, provider
 from tests.harness import Server, serve, wait_until
 
 pytestmark = pytest.mark.servers
@@ -210,9 +211,8 @@ def test_the_jobs_credential_opens_nothing_else(server: Server, secret: str) -> 
 
 
 def test_the_jobs_credential_is_good_for_what_jobs_do(server: Server, secret: str) -> None:
-    url = "/api/2.0/mlflow/experiments/get?experiment_id=0"
-    assert server.request("GET", url, key=secret)[0] == 200
-    assert server.request("GET", url, key=secret[:-1] + "x")[0] == 401
+    assert server.request("GET", EXPERIMENT, key=secret)[0] == 200
+    assert server.request("GET", EXPERIMENT, key=secret[:-1] + "x")[0] == 401
 
 
 def test_the_secret_is_in_no_log_nor_on_a_command_line(server: Server, secret: str) -> None:

@@ -367,17 +367,6 @@ def test_a_key_keeps_to_its_networks(tmp_path: Path) -> None:
             assert status == expected, answer
 
 
-def test_the_last_key_that_manages_keys_stays(tmp_path: Path) -> None:
-    with serve(tmp_path) as server:
-        record, key = server.store.create(owner="root", scopes=["mlflow:admin"])
-        path = f"/api/2.0/hokusai/keys/{record.key_id}"
-        status, _, body = server.request("DELETE", path, key=key)
-        assert status == 409 and b"force" in body
-        body = b'{"scopes": ["mlflow:read"]}'
-        assert server.request("PATCH", path, key=key, body=body)[0] == 409
-        assert server.request("DELETE", f"{path}?force=true", key=key)[0] == 200
-
-
 def test_uses_are_counted_in_the_background_and_told(server: Server) -> None:
     record, key = server.store.create(owner="counted", scopes=["mlflow:read"])
     began = time.time()

@@ -21,12 +21,6 @@ pytestmark = pytest.mark.servers
 INFO = "The auth service rejects a key"
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[Standin]:
-    with Standin() as standin:
-        yield standin
-
-
 @pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
 def server(
     request: pytest.FixtureRequest,

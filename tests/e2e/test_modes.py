@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_hokusai_auth.core import keys
+from tests.e2e.parts import EXPERIMENT
 from tests.harness import (
     HOKUSAI_AUTH,
     PREFIXES,
@@ -23,7 +24,6 @@ from tests.harness import (
 
 pytestmark = pytest.mark.servers
 
-EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 CREATE = "/api/2.0/mlflow/experiments/create"
 KEYS = "/api/2.0/hokusai/keys"
 JSON = {"Content-Type": "application/json"}

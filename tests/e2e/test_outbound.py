@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.parts import post, python_path
 from tests.harness import Server, serve
 
 pytestmark = pytest.mark.servers
@@ -151,16 +151,6 @@ def _events(chunks: list[dict[str, Any]]) -> bytes:
     return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
 
 
-def post(server: Server, path: str, key: str, content: object) -> dict[str, Any]:
-    """The answer to `content` as JSON, which must be a good one."""
-    body = json.dumps(content).encode()
-    headers = {"Content-Type": "application/json"}
-    status, _, answer = server.request("POST", path, key=key, headers=headers, body=body)
-    assert status == 200, (path, status, answer)
-    found: dict[str, Any] = json.loads(answer)
-    return found
-
-
 def add_endpoint(server: Server, name: str, upstream: Upstream) -> None:
     """A gateway endpoint called like its provider, `name`, whose provider is `upstream`."""
     key, base = server.key("mlflow:admin"), "/api/3.0/mlflow/gateway"
@@ -214,8 +204,7 @@ aiohttp.ClientSession._request = _elsewhere
 def gateway(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("gateway")
     (folder / "sitecustomize.py").write_text(SITECUSTOMIZE.replace("ORIGIN", upstream.origin))
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    with serve(folder, **ENVIRON, PYTHONPATH=path) as server:
+    with serve(folder, **ENVIRON, PYTHONPATH=python_path(folder)) as server:
         for name in PROVIDERS:
             add_endpoint(server, name, upstream)
         yield server

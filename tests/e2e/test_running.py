@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from mlflow_hokusai_auth.core import keys
+from tests.e2e.parts import EXPERIMENT
 from tests.harness import HOKUSAI_AUTH, Server, environment, free_port, serve, wait_until
 
 pytestmark = pytest.mark.servers
 
-EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 MB = 2**20
 
 
@@ -166,7 +166,6 @@ def test_a_mistake_stops_the_start_with_one_message(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
