@@ -1,4 +1,4 @@
-"""What tests of whole servers share: metrics, tables that are gone for a while, plugins, POSTs."""
+"""What tests of whole servers share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import contextlib
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.harness import Server
+from tests.harness import HOKUSAI_AUTH, Server, environment, free_port
 
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 METRICS = "/hokusai/metrics"
@@ -81,3 +83,30 @@ def post(server: Server, path: str, key: str, content: object) -> dict[str, Any]
     assert status == 200, (path, status, answer)
     found: dict[str, Any] = json.loads(answer)
     return found
+
+
+def hokusai_auth(server: Server, *arguments: str) -> str:
+    """What the command prints where the server is."""
+    done = subprocess.run(
+        [*HOKUSAI_AUTH, *arguments], env=server.environ, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def refused_start(folder: Path, *options: str, **environ: str) -> str:
+    """The one message with which `mlflow server` says that it can't start."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "hokusai-auth"]
+    done = subprocess.run(
+        [*command, "--port", str(free_port()), *options],
+        env=environment(folder, **environ),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr and "canary" not in done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("hokusai-auth can't start: "), done.stderr
+    return said

@@ -18,7 +18,8 @@ from mlflow import MlflowClient
 
 from mlflow_hokusai_auth.server.api import SETTLED
 from tests.conftest import redis_server
-from tests.harness import SERVERS, Server, free_port, run_forked, serve, wait_until
+from tests.e2e.parts import hokusai_auth
+from tests.harness import SERVERS, Server, free_port, serve, wait_until
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -57,8 +58,7 @@ class ByCommand:
         self._server = server
 
     def _run(self, *arguments: str) -> Any:
-        command = ("-m", "mlflow_hokusai_auth.cli", "keys", *arguments, "--json")
-        return json.loads(run_forked(self._server.folder, *command, environ=self._server.environ))
+        return json.loads(hokusai_auth(self._server, "keys", *arguments, "--json"))
 
     def create(self, limit: int) -> tuple[str, str]:
         arguments = ["--owner", OWNER, "--scope", "model:write", "--rate-limit", str(limit)]

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +21,8 @@ from mlflow.exceptions import RestException
 from prometheus_client.mmap_dict import MmapedDict
 
 from mlflow_hokusai_auth.core import keys
-from tests.e2e.parts import EXPERIMENT, METRICS, Samples, parsed, read, scrape
-from tests.harness import PREFIXES, Server, environment, free_port, serve, wait_until
+from tests.e2e.parts import EXPERIMENT, METRICS, Samples, parsed, read, refused_start, scrape
+from tests.harness import PREFIXES, Server, free_port, serve, wait_until
 from tests.standin import Standin
 
 pytestmark = pytest.mark.servers
@@ -227,20 +226,9 @@ class TestWhoMayRead:
     def test_a_port_in_use_stops_the_start_with_a_message(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = f"127.0.0.1:{taken.getsockname()[1]}"
-            env = environment(tmp_path, HOKUSAI_AUTH_METRICS_BIND=address, TMPDIR=str(tmp_path))
-            done = subprocess.run(
-                [sys.executable, "-m", "mlflow", "server", "--app-name", "hokusai-auth"]
-                + ["--port", str(free_port())],
-                env=env,
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-            )
-        assert done.returncode == 1, done.stderr
-        last = done.stderr.strip().splitlines()[-1]
-        assert last.startswith("hokusai-auth can't start: ")
-        assert address in last and "in use" in last
-        assert "Traceback" not in done.stderr
+            environ = {"HOKUSAI_AUTH_METRICS_BIND": address, "TMPDIR": str(tmp_path)}
+            said = refused_start(tmp_path, **environ)
+        assert address in said and "in use" in said
         assert not [path for path in tmp_path.iterdir() if path.name.startswith("hokusai-auth-")]
 
 

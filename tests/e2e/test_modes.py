@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from mlflow_hokusai_auth.core import keys
-from tests.e2e.parts import EXPERIMENT
+from tests.e2e.parts import EXPERIMENT, hokusai_auth
 from tests.harness import (
     HOKUSAI_AUTH,
     PREFIXES,
     Server,
     environment,
     free_port,
-    run_forked,
     serve,
     wait_until,
 )
@@ -130,11 +129,6 @@ def nobody_manages_keys(server: Server) -> None:
             assert answer.startswith(b"HTTP/1.1 401 "), (start, path, answer)
     assert server.request("GET", KEYS, key=writer)[0] == 403
     assert {record.owner for record in server.store.each()} == {"test"}
-
-
-def hokusai_auth(server: Server, *arguments: str) -> str:
-    command = ("-m", "mlflow_hokusai_auth.cli", *arguments)
-    return run_forked(server.folder, *command, environ=server.environ)
 
 
 @pytest.mark.parametrize("kind", KINDS)

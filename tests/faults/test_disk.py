@@ -8,7 +8,6 @@ import os
 import random
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,8 @@ import pytest
 
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core import keys
-from tests.harness import Server, environment, free_port, serve, wait_until
+from tests.e2e.parts import refused_start
+from tests.harness import Server, serve, wait_until
 
 from .watch import EXPERIMENT, KEYS, create
 
@@ -66,23 +66,6 @@ def read_only(folder: Path) -> Iterator[None]:
         mount("-o", "remount,rw", str(folder))
 
 
-def started(folder: Path, **environ: str) -> str:
-    """The one message with which `mlflow server` says that it can't start."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "hokusai-auth"]
-    done = subprocess.run(
-        [*command, "--port", str(free_port())],
-        env=environment(folder, **environ),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode > 0, done.returncode
-    assert "Traceback" not in done.stderr
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("hokusai-auth can't")]
-    return said
-
-
 def made(file: Path, number: int = 100) -> bytes:
     """What is in the file of a new store with that many keys."""
     store = LocalStore(f"sqlite:///{file}")
@@ -117,7 +100,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_store_at_start(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "keys.db"
     file.write_bytes(DAMAGES[damage](made(file)))
-    said = started(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
+    said = refused_start(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
     assert f"the key store {file} can't be read" in said
     assert "restore its backup" in said and "HOKUSAI_AUTH_DATABASE_URI" in said
 
@@ -129,7 +112,7 @@ def test_a_disk_at_start(disk: Path, tmp_path: Path, fault: Any, there: bool) ->
     if there:
         made(file, 5)
     with fault(disk):
-        said = started(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
+        said = refused_start(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
     assert f"the key store {file} can't be" in said
 
 
@@ -139,7 +122,7 @@ def test_a_store_that_may_only_be_read_at_start(tmp_path: Path) -> None:
     mount("--bind", str(file), str(file))
     try:
         mount("-o", "remount,bind,ro", str(file))
-        said = started(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
+        said = refused_start(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
     finally:
         subprocess.run(["umount", str(file)], check=True)
     assert f"the key store {file} can't be written: Read-only file system" in said
@@ -191,7 +174,7 @@ def test_a_disk_of_metrics_that_fills(disk: Path, tmp_path: Path) -> None:
         )
         assert server.process.poll() is None
     with filled(disk):
-        said = started(tmp_path / "s", PROMETHEUS_MULTIPROC_DIR=str(disk))
+        said = refused_start(tmp_path / "s", PROMETHEUS_MULTIPROC_DIR=str(disk))
     assert str(disk) in said and "PROMETHEUS_MULTIPROC_DIR" in said
 
 
