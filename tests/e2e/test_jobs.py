@@ -38,7 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iter
     config.write_text(f"[default]\napi_key = hk_live_{'x' * 32}\n")
     with serve(
         folder,
-        ("--workers", "2"),
+        # Else uvicorn replaces workers that a busy machine lets import for longer than five seconds.
+        ("--workers", "2", "--uvicorn-opts", "--timeout-worker-healthcheck 120"),
         started=True,  # what its processes were started with is looked at
         **ENVIRON,
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="true",

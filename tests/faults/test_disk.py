@@ -158,7 +158,9 @@ def test_a_disk_that_fills_while_running(disk: Path, tmp_path: Path) -> None:
 
 def test_a_disk_of_metrics_that_fills(disk: Path, tmp_path: Path) -> None:
     """The files are mapped into memory, where a write that finds no space ends the process."""
-    with serve(tmp_path / "s", PROMETHEUS_MULTIPROC_DIR=str(disk)) as server, filled(disk):
+    # The files are made as large as they get when the metrics are imported, which a fork has done.
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(disk)}
+    with serve(tmp_path / "s", started=True, **environ) as server, filled(disk):
         admin = server.key("mlflow:admin")
         # Counters of their own for each kind of request, more than fit into a page.
         for path in ("runs/get", "experiments/get", "registered-models/get", "metrics/get-history"):
@@ -174,7 +176,7 @@ def test_a_disk_of_metrics_that_fills(disk: Path, tmp_path: Path) -> None:
         )
         assert server.process.poll() is None
     with filled(disk):
-        said = refused_start(tmp_path / "s", PROMETHEUS_MULTIPROC_DIR=str(disk))
+        said = refused_start(tmp_path / "s", **environ)
     assert str(disk) in said and "PROMETHEUS_MULTIPROC_DIR" in said
 
 
