@@ -34,7 +34,7 @@ SERVERS = {
 }
 #: The command line tool, whether or not its script is on the path.
 HOKUSAI_AUTH = (sys.executable, "-m", "mlflow_hokusai_auth.cli")
-START_TIMEOUT = 120
+START_TIMEOUT = 300
 #: Whether the test that runs may have servers: only those of the tiers that have them.
 may_serve = True
 #: The variable that names the folder of a run, in which its processes find what they share: the fork
@@ -53,6 +53,7 @@ IMPORTED = frozenset(
         "MLFLOW_SERVER_ALLOWED_HOSTS",
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS",
         "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE",
+        "PROMETHEUS_MULTIPROC_DIR",
         "PYTHONPATH",
     }
 )

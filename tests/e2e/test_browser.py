@@ -5,9 +5,8 @@ And what other people's pages do to that person's browser.
 
 from __future__ import annotations
 
-import contextlib
 import http.server
-import json
+import itertools
 import re
 import threading
 import time
@@ -26,7 +25,8 @@ from mlflow_hokusai_auth.backends.database import Actor
 from mlflow_hokusai_auth.backends.records import KeyFilter
 from mlflow_hokusai_auth.backends.sessions import Sessions
 from mlflow_hokusai_auth.backends.tables import KEYS
-from tests.harness import Server
+from tests.e2e.parts import post
+from tests.harness import Server, wait_until
 
 playwright_api = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (it is in the extra `test`)"
@@ -38,7 +38,7 @@ Browser, BrowserContext, Page = (
 )
 expect = playwright_api.expect
 # Of pages that load megabytes of script, on a machine that may do other things.
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=60_000)
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGS = (
@@ -158,7 +158,7 @@ def person(browser: Browser, server: Server) -> Iterator[NewPerson]:
             if not options
             else browser.new_context(locale="en-GB", **options)
         )
-        contexts[-1].set_default_timeout(15_000)
+        contexts[-1].set_default_timeout(60_000)
         one = Person(contexts[-1], server)
         if key is not None:
             one.hold(key)
@@ -174,17 +174,8 @@ def seen(server: Server) -> dict[str, str]:
     """What there is to see in MLflow: an experiment's id, and names."""
     admin = server.key("mlflow:admin")
 
-    def make(path: str, name: str) -> Any:
-        body = json.dumps({"name": name}).encode()
-        headers = {"Content-Type": "application/json"}
-        return json.loads(
-            server.request(
-                "POST", f"/api/2.0/mlflow/{path}", key=admin, headers=headers, body=body
-            )[2]
-        )
-
-    made = make("experiments/create", "wave-heights")
-    make("registered-models/create", "great-wave")
+    made = post(server, "/api/2.0/mlflow/experiments/create", admin, {"name": "wave-heights"})
+    post(server, "/api/2.0/mlflow/registered-models/create", admin, {"name": "great-wave"})
     return {"id": made["experiment_id"], "experiment": "wave-heights", "model": "great-wave"}
 
 
@@ -238,7 +229,9 @@ def test_the_whole_way(
     monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", server.origin)
     client = MlflowClient(tracking_uri=f"{server.origin}{prefix}")
     assert [model.name for model in client.search_registered_models()] == [seen["model"]]
-    _until(lambda: bool(admin.open(f"{prefix}/hokusai/keys")) and row.get_by_role("img").count())
+    wait_until(
+        lambda: bool(admin.open(f"{prefix}/hokusai/keys")) and row.get_by_role("img").count()
+    )
     expect(row.get_by_role("img", name="use")).to_be_visible()
 
     supplier = person()
@@ -333,12 +326,13 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
         "networks.0: must be an address or network"
     )
     admin.dialog.get_by_label("Networks").fill("192.0.2.0/24\n2001:db8::/32")
+    began = time.time()
     admin.dialog.get_by_role("button", name="Create key").click()
     expect(page.locator("#status")).to_have_text("Fuji taken in.")
     record = server.store.find(old)
     assert record is not None and record.expires_at is not None
     assert record.networks == ("192.0.2.0/24", "2001:db8::/32")
-    assert abs(record.expires_at - time.time() - 5 * 86400) < 60
+    assert began <= record.expires_at - 5 * 86400 <= time.time()
 
     row = page.locator(f"#{record.key_id}")
     row.get_by_role("button", name="Edit").click()
@@ -356,12 +350,13 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
 
     row.get_by_role("button", name="Rotate").click()
     admin.dialog.get_by_label("1 hour").check()
+    began = time.time()
     admin.dialog.get_by_role("button", name="Rotate key").click()
     admin.dialog.get_by_role("button", name="Done").click()
     expect(row).to_contain_text("rotated")
     rotated = server.store.get(record.key_id)
     assert rotated.expires_at is not None
-    assert abs(rotated.expires_at - time.time() - 3600) < 60
+    assert began <= rotated.expires_at - 3600 <= time.time()
 
     assert (
         admin.wrong == [f"400 POST {server.origin}/api/2.0/hokusai/keys/import"]
@@ -583,21 +578,21 @@ def test_behind_a_proxy_with_a_prefix_of_its_own(
 
 
 #: From the first, another port of the server's host, browsers send the session's cookie along.
-HOSTS = pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["same-site", "cross-site"])
+HOSTS = ("127.0.0.1", "localhost")
 
 
-@HOSTS
-@pytest.mark.parametrize("path", ["/hokusai/login", "/hokusai/keys"])
 def test_no_page_is_shown_in_a_frame(
-    host: str, path: str, person: NewPerson, server: Server, elsewhere: Elsewhere
+    person: NewPerson, server: Server, elsewhere: Elsewhere
 ) -> None:
-    victim = person(server.key("mlflow:admin"))
-    victim.page.goto(elsewhere.url(host, f'<iframe src="{server.origin}{path}"></iframe>'))
-    frame = victim.page.frames[1]
-    frame.wait_for_load_state()
-    # A browser does not show the page, or is not even sent it.
-    assert frame.url.startswith("chrome-error:") or "CROSS_SITE" in frame.content()
-    assert frame.locator("form, table, button").count() == 0
+    for host, path in itertools.product(HOSTS, ("/hokusai/login", "/hokusai/keys")):
+        victim = person(server.key("mlflow:admin"))
+        victim.page.goto(elsewhere.url(host, f'<iframe src="{server.origin}{path}"></iframe>'))
+        frame = victim.page.frames[1]
+        frame.wait_for_load_state()
+        # A browser does not show the page, or is not even sent it.
+        hidden = frame.url.startswith("chrome-error:") or "CROSS_SITE" in frame.content()
+        assert hidden, (host, path)
+        assert frame.locator("form, table, button").count() == 0, (host, path)
 
 
 ATTACK = """async (server) => {
@@ -632,7 +627,7 @@ ATTACK = """async (server) => {
 }"""
 
 
-@HOSTS
+@pytest.mark.parametrize("host", HOSTS, ids=["same-site", "cross-site"])
 def test_another_site_gets_nothing_done(
     host: str, person: NewPerson, server: Server, elsewhere: Elsewhere
 ) -> None:
@@ -761,11 +756,3 @@ def test_nothing_sticks_out(width: int, person: NewPerson, server: Server) -> No
     for path in ("/hokusai/login", "/hokusai/keys?state=wrong"):
         admin.open(path)
         assert fits(), path
-
-
-def _until(done: Callable[[], object], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        with contextlib.suppress(InterruptedError):
-            time.sleep(0.5)

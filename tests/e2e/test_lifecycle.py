@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,7 +18,8 @@ from mlflow import MlflowClient
 
 from mlflow_hokusai_auth.server.api import SETTLED
 from tests.conftest import redis_server
-from tests.harness import HOKUSAI_AUTH, SERVERS, Server, free_port, serve
+from tests.e2e.parts import hokusai_auth
+from tests.harness import SERVERS, Server, free_port, serve, wait_until
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -55,17 +55,10 @@ class Managed(Protocol):
 
 class ByCommand:
     def __init__(self, server: Server, admin: str) -> None:
-        self._environ = server.environ
+        self._server = server
 
     def _run(self, *arguments: str) -> Any:
-        done = subprocess.run(
-            [*HOKUSAI_AUTH, "keys", *arguments, "--json"],
-            env=self._environ,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(hokusai_auth(self._server, "keys", *arguments, "--json"))
 
     def create(self, limit: int) -> tuple[str, str]:
         arguments = ["--owner", OWNER, "--scope", "model:write", "--rate-limit", str(limit)]
@@ -287,6 +280,7 @@ def test_a_key_s_life(
     _within_a_second(lambda: connections.statuses(key) == {200})
 
     # Rotate with overlap: both work, and the old one says that it will end.
+    began = time.time()
     new_id, new = managed.rotate(key_id, OVERLAP)
     rotated = time.time()
     assert connections.statuses(new) == {200}
@@ -294,7 +288,7 @@ def test_a_key_s_life(
     status, _, headers = connections.ask(key)[0]
     assert status == 200 and headers["Deprecation"].startswith("@")
     ends = parsedate_to_datetime(headers["Sunset"]).timestamp()
-    assert abs(ends - rotated - OVERLAP) < 60
+    assert began - 1 <= ends - OVERLAP <= rotated
     assert {key_id: "deprecated", new_id: "active"}.items() <= managed.states().items()
 
     # The old one ends, here by an administrator who does not wait that long.
@@ -308,11 +302,8 @@ def test_a_key_s_life(
     assert connections.statuses(new) == {200}
 
     # Revoke: refused everywhere by the time that is said to be done.
-    began = time.monotonic()
     managed.revoke(new_id)
-    answers = connections.ask(new)
-    assert {body.get("error") for _, body, _ in answers} == {"KEY_REVOKED"}
-    assert time.monotonic() - began < 30
+    assert {body.get("error") for _, body, _ in connections.ask(new)} == {"KEY_REVOKED"}
     assert {key_id: "expired", new_id: "revoked"}.items() <= managed.states().items()
 
 
@@ -338,10 +329,11 @@ def test_a_key_replaces_itself_without_being_an_administrator_s(server: Server) 
 
     assert rotate(other.key_id)[0] == 403
     assert rotate(record.key_id, {"scopes": ["mlflow:admin"]})[0] == 400
+    began = time.time()
     status, made = rotate(record.key_id)
     assert status == 201 and made["scopes"] == ["model:write"] and made["expires_at"] is None
     assert made["replaces"]["replaced_by"] == made["key_id"]
-    assert abs(made["replaces"]["expires_at"] - time.time() - 86400) < 60
+    assert began <= made["replaces"]["expires_at"] - 86400 <= time.time()
     # What leaked in the meantime makes no further keys.
     assert rotate(record.key_id)[0] == 409
     for method, path in (("GET", "keys"), ("POST", "keys"), ("PATCH", f"keys/{record.key_id}")):
@@ -375,28 +367,19 @@ def test_a_key_keeps_to_its_networks(tmp_path: Path) -> None:
             assert status == expected, answer
 
 
-def test_the_last_key_that_manages_keys_stays(tmp_path: Path) -> None:
-    with serve(tmp_path) as server:
-        record, key = server.store.create(owner="root", scopes=["mlflow:admin"])
-        path = f"/api/2.0/hokusai/keys/{record.key_id}"
-        status, _, body = server.request("DELETE", path, key=key)
-        assert status == 409 and b"force" in body
-        body = b'{"scopes": ["mlflow:read"]}'
-        assert server.request("PATCH", path, key=key, body=body)[0] == 409
-        assert server.request("DELETE", f"{path}?force=true", key=key)[0] == 200
-
-
 def test_uses_are_counted_in_the_background_and_told(server: Server) -> None:
     record, key = server.store.create(owner="counted", scopes=["mlflow:read"])
+    began = time.time()
     for _ in range(3):
         assert server.request("GET", "/version", key=key)[0] == 200
-    path = f"/api/2.0/hokusai/keys/{record.key_id}"
-    deadline = time.monotonic() + 20
-    while True:
-        shown = json.loads(server.request("GET", path, key=server.key("mlflow:admin"))[2])
-        if shown["last_used_at"] is not None:
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert sum(shown["uses_by_hour"]) == 3
-    assert shown["last_used_at"] % 60 == 0 and time.time() - shown["last_used_at"] < 180
+
+    def shown() -> dict[str, Any]:
+        path = f"/api/2.0/hokusai/keys/{record.key_id}"
+        found: dict[str, Any] = json.loads(
+            server.request("GET", path, key=server.key("mlflow:admin"))[2]
+        )
+        return found
+
+    wait_until(lambda: sum(shown()["uses_by_hour"]) == 3)
+    last = shown()["last_used_at"]
+    assert last % 60 == 0 and began - 60 < last <= time.time()

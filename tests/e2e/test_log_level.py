@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from mlflow_hokusai_auth.core import keys
+from tests.e2e.parts import hokusai_auth
 from tests.harness import HOKUSAI_AUTH, Server, serve, wait_until
 from tests.standin import Standin
 
@@ -19,12 +20,6 @@ pytestmark = pytest.mark.servers
 
 #: What is logged at the level of info, for each key that the service rejects.
 INFO = "The auth service rejects a key"
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Standin]:
-    with Standin() as standin:
-        yield standin
 
 
 @pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
@@ -54,13 +49,6 @@ def told(server: Server, level: str) -> int:
     return server.log.count(f"The level of logging is {level} now\n")
 
 
-def set_level(server: Server, level: str) -> None:
-    done = subprocess.run(
-        [*HOKUSAI_AUTH, "log-level", level], env=server.environ, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def processes(server: Server) -> int:
     """How many follow the level: each worker, and gunicorn's master if it loads the server itself."""
     return 3 if "Booting worker" in server.log else 2
@@ -68,7 +56,7 @@ def processes(server: Server) -> int:
 
 def follows(server: Server, level: str) -> None:
     before = told(server, level.upper())
-    set_level(server, level)
+    hokusai_auth(server, "log-level", level)
     wait_until(lambda: told(server, level.upper()) == before + processes(server))
 
 
@@ -118,13 +106,8 @@ def test_it_is_audited(server: Server) -> None:
     assert [event["event"] for event in events] == ["log_level.changed"] * 2
     assert [event["detail"] for event in events] == [{"level": "info"}, {"level": "warning"}]
     assert all(event["actor"].startswith("cli:") for event in events)
-    listed = subprocess.run(
-        [*HOKUSAI_AUTH, "audit", "--event", "log_level", "--json"],
-        env=server.environ,
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(listed.stdout.splitlines()[-1])["detail"] == {"level": "warning"}
+    listed = hokusai_auth(server, "audit", "--event", "log_level", "--json")
+    assert json.loads(listed.splitlines()[-1])["detail"] == {"level": "warning"}
 
 
 def test_a_level_that_is_none_is_refused(server: Server) -> None:

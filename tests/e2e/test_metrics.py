@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,20 +19,16 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import RestException
 from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_hokusai_auth.core import keys
-from tests.harness import PREFIXES, Server, environment, free_port, serve, wait_until
+from tests.e2e.parts import EXPERIMENT, METRICS, Samples, parsed, read, refused_start, scrape
+from tests.harness import PREFIXES, Server, free_port, serve, wait_until
 from tests.standin import Standin
 
 pytestmark = pytest.mark.servers
 
-PATH = "/hokusai/metrics"
-EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 DAY = 86400.0
 WORKERS = ("--workers", "2")
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +51,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def bound(server: Server) -> int:
     return int(server.environ["HOKUSAI_AUTH_METRICS_BIND"].rpartition(":")[2])
-
-
-def parsed(text: bytes) -> Samples:
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text.decode())
-        for sample in family.samples
-    }
-
-
-def scrape(server: Server) -> Samples:
-    status, _, body = server.request("GET", PATH, key=server.key("metrics:read"))
-    assert status == 200, body
-    return parsed(body)
-
-
-def read(samples: Samples, name: str, **labels: str) -> float:
-    """The sum over all series of this name with these labels."""
-    wanted = labels.items()
-    return sum(value for (n, has), value in samples.items() if n == name and wanted <= has)
 
 
 def series(samples: Samples, name: str) -> dict[frozenset[tuple[str, str]], float]:
@@ -146,7 +122,7 @@ class TestManyWorkers:
         connections = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(24)]
         told = []
         for connection in connections * 2:
-            connection.request("GET", PATH, headers={"X-API-Key": server.key("metrics:read")})
+            connection.request("GET", METRICS, headers={"X-API-Key": server.key("metrics:read")})
             samples = parsed(connection.getresponse().read())
             told.append(
                 {
@@ -180,28 +156,26 @@ class TestManyWorkers:
 
 
 class TestWhoMayRead:
-    @pytest.mark.parametrize("prefix", PREFIXES)
-    def test_a_key_for_metrics_and_an_administrator_s(self, server: Server, prefix: str) -> None:
-        for scope in ("metrics:read", "mlflow:admin"):
-            status, headers, body = server.request("GET", prefix + PATH, key=server.key(scope))
-            assert status == 200
-            assert headers["content-type"].startswith("text/plain; version=")
-            assert b"# TYPE hokusai_auth_info gauge" in body
+    def test_a_key_for_metrics_and_an_administrator_s(self, server: Server) -> None:
+        for prefix, scope in itertools.product(PREFIXES, ("metrics:read", "mlflow:admin")):
+            status, headers, body = server.request("GET", prefix + METRICS, key=server.key(scope))
+            assert status == 200, (prefix, scope)
+            assert headers["content-type"].startswith("text/plain; version="), prefix
+            assert b"# TYPE hokusai_auth_info gauge" in body, prefix
 
-    @pytest.mark.parametrize("prefix", PREFIXES)
-    @pytest.mark.parametrize("scope", ["model:write", "mlflow:read", "mlflow:write", "full_access"])
-    def test_no_other_key(self, server: Server, prefix: str, scope: str) -> None:
-        assert server.request("GET", prefix + PATH, key=server.key(scope))[0] == 403
+    def test_no_other_key(self, server: Server) -> None:
+        for prefix in PREFIXES:
+            for scope in ("model:write", "mlflow:read", "mlflow:write", "full_access"):
+                status = server.request("GET", prefix + METRICS, key=server.key(scope))[0]
+                assert status == 403, (prefix, scope)
 
-    @pytest.mark.parametrize("prefix", PREFIXES)
-    def test_nobody_without_a_key(self, server: Server, prefix: str) -> None:
-        status, _, body = server.request("GET", prefix + PATH)
-        assert status == 401
-        assert b"hokusai_auth" not in body
+    def test_nobody_without_a_key(self, server: Server) -> None:
+        for prefix in PREFIXES:
+            status, _, body = server.request("GET", prefix + METRICS)
+            assert (status, b"hokusai_auth" in body) == (401, False), prefix
 
-    @pytest.mark.parametrize(
-        ("method", "path"),
-        [
+    def test_a_key_for_metrics_opens_nothing_else(self, server: Server) -> None:
+        closed = [
             ("GET", EXPERIMENT),
             ("GET", "/version"),
             ("GET", "/"),
@@ -211,28 +185,23 @@ class TestWhoMayRead:
             ("POST", "/graphql"),
             ("GET", "/api/2.0/hokusai/keys"),
             ("POST", "/api/2.0/hokusai/keys"),
-            ("POST", PATH),
-            ("GET", f"{PATH}/"),
-            ("GET", f"{PATH}/more"),
-        ],
-    )
-    def test_a_key_for_metrics_opens_nothing_else(
-        self, server: Server, method: str, path: str
-    ) -> None:
-        for prefix in PREFIXES:
-            answer = server.request(
-                method,
-                prefix + path,
-                key=server.key("metrics:read"),
-                headers={"Content-Type": "application/json"},
-                body=b"{}" if method == "POST" else None,
-            )
-            assert answer[0] == 403, (prefix, answer)
+            ("POST", METRICS),
+            ("GET", f"{METRICS}/"),
+            ("GET", f"{METRICS}/more"),
+        ]
+        headers = {"Content-Type": "application/json", "X-API-Key": server.key("metrics:read")}
+        opened = []
+        for prefix, (method, path) in itertools.product(PREFIXES, closed):
+            body = b"{}" if method == "POST" else None
+            answer = server.request(method, prefix + path, headers=headers, body=body)
+            if answer[0] != 403:
+                opened.append(f"{method} {prefix}{path}: {answer}")
+        assert not opened, "\n".join(opened)
 
     def test_head_goes_with_get_and_tells_nothing(self, server: Server) -> None:
-        status, _, body = server.request("HEAD", PATH, key=server.key("metrics:read"))
+        status, _, body = server.request("HEAD", METRICS, key=server.key("metrics:read"))
         assert (status, body) == (200, b"")
-        assert server.request("HEAD", PATH, key=server.key("model:write"))[0] == 403
+        assert server.request("HEAD", METRICS, key=server.key("model:write"))[0] == 403
 
     def test_nobody_is_asked_on_the_port_of_metrics_bind(self, server: Server) -> None:
         with growth(server) as grown:
@@ -257,27 +226,15 @@ class TestWhoMayRead:
     def test_a_port_in_use_stops_the_start_with_a_message(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = f"127.0.0.1:{taken.getsockname()[1]}"
-            env = environment(tmp_path, HOKUSAI_AUTH_METRICS_BIND=address, TMPDIR=str(tmp_path))
-            done = subprocess.run(
-                [sys.executable, "-m", "mlflow", "server", "--app-name", "hokusai-auth"]
-                + ["--port", str(free_port())],
-                env=env,
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-        assert done.returncode == 1, done.stderr
-        last = done.stderr.strip().splitlines()[-1]
-        assert last.startswith("hokusai-auth can't start: ")
-        assert address in last and "in use" in last
-        assert "Traceback" not in done.stderr
+            environ = {"HOKUSAI_AUTH_METRICS_BIND": address, "TMPDIR": str(tmp_path)}
+            said = refused_start(tmp_path, **environ)
+        assert address in said and "in use" in said
         assert not [path for path in tmp_path.iterdir() if path.name.startswith("hokusai-auth-")]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_has_nothing_to_say_against_the_text(server: Server) -> None:
-    text = server.request("GET", PATH, key=server.key("metrics:read"))[2]
+    text = server.request("GET", METRICS, key=server.key("metrics:read"))[2]
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
@@ -330,9 +287,8 @@ class TestWhatIsCounted:
             name = "hokusai_auth_mlflow_seconds"
             becomes(grown, 7, f"{name}_count", access="write")
             becomes(grown, 7, f"{name}_bucket", access="write", le="+Inf")
-            assert 0 < grown(f"{name}_sum", access="write") < 7 * 10
-            reads = grown(f"{name}_count", access="read")
-            assert reads == 0
+            assert grown(f"{name}_sum", access="write") > 0
+            assert grown(f"{name}_count", access="read") == 0
             assert grown("hokusai_auth_gate_seconds_sum") > 0
             assert grown("hokusai_auth_gate_seconds_count") >= 10
 
@@ -374,20 +330,6 @@ class TestWhatIsCounted:
             dict(labels)["mode"]: n for labels, n in series(samples, "hokusai_auth_mode").items()
         }
         assert modes == {"enforce": 1, "observe": 0, "off": 0}
-
-    def test_nothing_that_a_client_makes_up_becomes_a_label(self, server: Server) -> None:
-        # Warm: each series that is fixed has been seen.
-        ask = ("GET", "/api/2.0/mlflow/made-up/0")
-        assert server.request(*ask, key=server.key("mlflow:read"))[0] == 403
-        before = set(scrape(server))
-        for number in range(20):
-            path = f"/api/2.0/mlflow/made-up/{number}"
-            assert server.request("GET", path, key=server.key("mlflow:read"))[0] == 403
-            server.request("GET", path, headers={"X-Request-Id": f"r-{number}"})
-            server.request(f"MADE{number}", path, key=server.key("mlflow:read"))
-        new = {labels for name, labels in set(scrape(server)) - before if "made" in str(labels)}
-        assert not new
-        assert len(set(scrape(server)) - before) < 20
 
 
 def test_a_worker_that_was_killed_no_longer_tells_of_its_breaker_but_its_counts_stay(
@@ -450,7 +392,7 @@ def test_a_worker_that_was_killed_no_longer_tells_of_its_breaker_but_its_counts_
 
 def answers(server: Server) -> bool:
     try:
-        return server.request("GET", PATH, key=server.key("metrics:read"))[0] == 200
+        return server.request("GET", METRICS, key=server.key("metrics:read"))[0] == 200
     except (OSError, http.client.HTTPException):
         return False
 
@@ -464,5 +406,5 @@ def test_the_folder_of_counts_goes_with_the_server(tmp_path: Path, number: int) 
         assert list(folder.glob("*.db"))
         # As service managers do it: only the command itself is told, and passes it on.
         server.process.send_signal(number)
-        server.process.wait(30)
+        server.process.wait(120)
         assert not folder.exists()

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from mlflow_hokusai_auth.core import keys
-from tests.harness import HOKUSAI_AUTH, Server, environment, free_port, serve, wait_until
+from tests.e2e.parts import EXPERIMENT, refused_start
+from tests.harness import HOKUSAI_AUTH, Server, environment, serve, wait_until
 
 pytestmark = pytest.mark.servers
 
-EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 MB = 2**20
 
 
@@ -158,21 +158,7 @@ class PeakMemory:
 def test_a_mistake_stops_the_start_with_one_message(
     tmp_path: Path, options: list[str], environ: dict[str, str], says: str
 ) -> None:
-    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "hokusai-auth"]
-    command += ["--port", str(free_port()), *options]
-    done = subprocess.run(
-        command,
-        env=environment(tmp_path, **environ),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 1, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("hokusai-auth can't start: ") and says in last
-    assert "Traceback" not in done.stderr
-    assert "canary" not in done.stderr
+    assert says in refused_start(tmp_path, *options, **environ)
 
 
 def test_all_wrong_settings_are_named_at_once(tmp_path: Path) -> None:

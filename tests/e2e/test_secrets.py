@@ -23,13 +23,13 @@ import pytest
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.browser import csrf_token, login_location
 from mlflow_hokusai_auth.core.types import Request
+from tests.e2e.parts import EXPERIMENT, interceptor, renamed
 from tests.harness import HOKUSAI_AUTH, Server, serve, wait_until
 from tests.server.test_leaks import SIGNER, entry, pem, sign
 from tests.standin import Standin
 
 pytestmark = pytest.mark.servers
 
-EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 KEYS = "/api/2.0/hokusai/keys"
 DEBUG = {
     "uvicorn": ("--workers", "1", "--uvicorn-opts", "--log-level debug"),
@@ -122,7 +122,6 @@ class Told:
             input=given,
             capture_output=True,
             text=True,
-            timeout=60,
         )
         said = done.stdout + done.stderr
         first, _, rest = said.partition("\n")
@@ -222,22 +221,13 @@ def everywhere(told: Told, fault: str, make: Callable[[str], str], admin: str) -
 @pytest.fixture(params=DEBUG)
 def told(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Told]:
     """A server that says as much as it can be told to, with a stand-in of the auth service."""
-    plugin = tmp_path / "plugins"
-    (plugin / "nosy-1.dist-info").mkdir(parents=True)
-    (plugin / "nosy.py").write_text(NOSY)
-    (plugin / "nosy-1.dist-info/METADATA").write_text(
-        "Metadata-Version: 2.1\nName: nosy\nVersion: 1\n"
-    )
-    (plugin / "nosy-1.dist-info/entry_points.txt").write_text(
-        "[mlflow_hokusai_auth.interceptor]\nnosy = nosy:Nosy\n"
-    )
     (tmp_path / "github.json").write_text(json.dumps({"public_keys": [entry("one", pem(SIGNER))]}))
     with (
         Standin() as service,
         serve(
             tmp_path / "server",
             DEBUG[request.param],
-            PYTHONPATH=str(plugin),
+            PYTHONPATH=interceptor(tmp_path / "plugins", NOSY, "site_rule:Nosy"),
             MLFLOW_LOGGING_LEVEL="DEBUG",
             HOKUSAI_AUTH_BACKEND="local,service",
             HOKUSAI_AUTH_SERVICE_URL=service.url,
@@ -253,17 +243,6 @@ def told(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Told]:
         told.run("log-level", "debug")
         wait_until(lambda: "The level of logging is DEBUG" in server.log)
         yield told
-
-
-@contextlib.contextmanager
-def renamed(database: Path, table: str) -> Iterator[None]:
-    """Without this table, for a while."""
-    for old, new in ((table, f"{table}_gone"), (f"{table}_gone", table)):
-        with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
-            connection.execute("PRAGMA legacy_alter_table=ON")
-            connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
-        if old == table:
-            yield
 
 
 def test_no_secret_gets_out_whatever_goes_wrong(told: Told) -> None:

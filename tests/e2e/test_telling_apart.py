@@ -11,23 +11,19 @@ import itertools
 import json
 import random
 import re
-import sqlite3
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_hokusai_auth.core import keys
+from tests.e2e.parts import EXPERIMENT, METRICS, Samples, interceptor, read, renamed, scrape
 from tests.harness import Server, serve, wait_until
 from tests.standin import Standin
 
 pytestmark = pytest.mark.servers
 
-METRICS = "/hokusai/metrics"
-EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 BROKEN = "/api/2.0/mlflow-artifacts/artifacts/broken"
 RULE = """
 def on_request(request):
@@ -37,27 +33,12 @@ def on_request(request):
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Standin]:
-    with Standin() as standin:
-        yield standin
-
-
-@pytest.fixture(scope="module")
 def server(service: Standin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One worker with a rule of its site's, which fails; it asks the store, then the service."""
     folder = tmp_path_factory.mktemp("apart")
-    plugins = folder / "plugins"
-    (plugins / "site-1.dist-info").mkdir(parents=True)
-    (plugins / "site_rule.py").write_text(RULE)
-    (plugins / "site-1.dist-info/METADATA").write_text(
-        "Metadata-Version: 2.1\nName: site\nVersion: 1\n"
-    )
-    (plugins / "site-1.dist-info/entry_points.txt").write_text(
-        "[mlflow_hokusai_auth.interceptor]\nsite = site_rule\n"
-    )
     with serve(
         folder,
-        PYTHONPATH=str(plugins),
+        PYTHONPATH=interceptor(folder / "plugins", RULE),
         HOKUSAI_AUTH_BACKEND="local,service",
         HOKUSAI_AUTH_SERVICE_URL=service.url,
         HOKUSAI_AUTH_INTERCEPTOR_ERRORS="refuse",
@@ -65,29 +46,6 @@ def server(service: Standin, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         # MLflow makes what tables it misses when it is first asked.
         assert running.request("GET", EXPERIMENT, key=running.key("mlflow:read"))[0] == 200
         yield running
-
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def samples(server: Server) -> Samples:
-    status, _, body = server.request("GET", METRICS, key=server.key("metrics:read"))
-    assert status == 200
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-    }
-
-
-@contextlib.contextmanager
-def without(database: Path, table: str) -> Iterator[None]:
-    """The database, for a while, with `table` under another name."""
-    with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
-        connection.execute("PRAGMA legacy_alter_table=ON")  # leaves what refers to it alone
-        connection.execute(f"ALTER TABLE {table} RENAME TO gone")
-        yield
-        connection.execute(f"ALTER TABLE gone RENAME TO {table}")
 
 
 @dataclass
@@ -124,12 +82,12 @@ def service_down(world: World) -> int:
 
 
 def store_down(world: World) -> int:
-    with without(world.server.folder / "hokusai_auth.db", "hokusai_auth_keys"):
+    with renamed(world.server.folder / "hokusai_auth.db", "hokusai_auth_keys"):
         return world.ask(keys.generate())
 
 
 def mlflow_fails(world: World) -> int:
-    with without(world.server.folder / "mlflow.db", "experiments"):
+    with renamed(world.server.folder / "mlflow.db", "experiments"):
         return world.ask(world.server.key("mlflow:read"))
 
 
@@ -162,10 +120,7 @@ class Fault:
     says: str = ""
 
     def value(self, found: Samples) -> float:
-        labels = self.labels.items()
-        return sum(
-            v for (n, ls), v in found.items() if n == self.metric and labels <= dict(ls).items()
-        )
+        return read(found, self.metric, **self.labels)
 
 
 DECISIONS, REQUESTS = "hokusai_auth_decisions_total", "hokusai_auth_requests_total"
@@ -197,27 +152,44 @@ FAULTS = [
 TIMES = 3
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.provoke.__name__)
-def test_a_fault_has_a_metric_and_a_line_of_its_own(
-    server: Server, service: Standin, fault: Fault
-) -> None:
-    server.key("mlflow:read"), server.key("metrics:read")
-    before, said = samples(server), server.log
+def provoked(fault: Fault, server: Server, service: Standin) -> dict[str, object]:
+    """What `fault`, brought about `TIMES` times, leaves with the client, in the metrics, in the log."""
+    before, said = scrape(server), server.log
     world = World(server, service, [])
-    for _ in range(TIMES):
-        assert fault.provoke(world) == fault.status
-    wait_until(lambda: fault.value(samples(server)) >= fault.value(before) + TIMES)
-    after = samples(server)
+    statuses = {fault.provoke(world) for _ in range(TIMES)}
+    wait_until(lambda: fault.value(scrape(server)) >= fault.value(before) + TIMES)
+    after = scrape(server)
     rises = {one.provoke.__name__: one.value(after) - one.value(before) for one in FAULTS}
-    assert {name: rise for name, rise in rises.items() if rise} == {fault.provoke.__name__: TIMES}
     log = server.log.removeprefix(said)
     lines = [json.loads(text) for text in log.splitlines() if text.startswith("{")]
     told = [one for one in lines if one.get("request_id") in world.ids]
-    assert [one["request_id"] for one in told] == world.ids
-    assert {(one["outcome"], one["reason"]) for one in told} == {(fault.outcome, fault.reason)}
-    for other in FAULTS:
-        if other.says:
-            assert log.count(other.says) == (TIMES if other is fault else 0)
+    return {
+        "statuses": statuses,
+        "metrics": {name: rise for name, rise in rises.items() if rise},
+        "all in the log": [one["request_id"] for one in told] == world.ids,
+        "lines": {(one["outcome"], one["reason"]) for one in told},
+        "said": {one.says: n for one in FAULTS if one.says and (n := log.count(one.says))},
+    }
+
+
+def test_a_fault_has_a_metric_and_a_line_of_its_own(server: Server, service: Standin) -> None:
+    server.key("mlflow:read"), server.key("metrics:read")
+    wrong = []
+    for fault in FAULTS:
+        got = provoked(fault, server, service)
+        expected = {
+            "statuses": {fault.status},
+            "metrics": {fault.provoke.__name__: TIMES},
+            "all in the log": True,
+            "lines": {(fault.outcome, fault.reason)},
+            "said": {fault.says: TIMES} if fault.says else {},
+        }
+        wrong += [
+            f"{fault.provoke.__name__}: {what} {got[what]} instead of {expected[what]}"
+            for what in expected
+            if got[what] != expected[what]
+        ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_faults_differ_in_what_tells_them_apart() -> None:
@@ -262,17 +234,17 @@ def test_whatever_is_asked_for_makes_no_more_series(server: Server) -> None:
         connection.getresponse().read()
 
     every = Fault(wrong_key, 0, REQUESTS, {}, "", "")
-    started = every.value(samples(server))
+    started = every.value(scrape(server))
     with contextlib.closing(connection):
         for shape in shapes:
             ask(shape)
         # Until all is counted, the scrape at the beginning included.
-        wait_until(lambda: every.value(samples(server)) > started + len(shapes))
-        before = samples(server)
+        wait_until(lambda: every.value(scrape(server)) > started + len(shapes))
+        before = scrape(server)
         for number in range(MORE):
             ask(shapes[number % len(shapes)])
-        wait_until(lambda: every.value(samples(server)) > every.value(before) + MORE)
-    after = samples(server)
+        wait_until(lambda: every.value(scrape(server)) > every.value(before) + MORE)
+    after = scrape(server)
     assert set(after) - set(before) == set()
     assert len(after) == len(before)
 
@@ -293,25 +265,32 @@ ANSWERS = {
     "metrics": (METRICS, "metrics:read"),
     "a rule that fails": (BROKEN, "mlflow:read"),
     "bad host": (EXPERIMENT, "host"),
+    "prefix": ("/mlflow", "mlflow:read"),
 }
 
 
-@pytest.mark.parametrize("answer", [*ANSWERS, "prefix"])
-def test_every_answer_has_the_request_s_id(server: Server, answer: str) -> None:
-    path, who = ANSWERS.get(answer, ("/mlflow", "mlflow:read"))
-    more = {"page": {"Accept": "text/html"}, "host": {"Host": "evil.example"}}.get(who, {})
-    scope = "mlflow:read" if who == "host" else who
-    key = server.key(scope) if ":" in scope else None
-    for sent, plain in (
-        ("aB3.-_:x", True),
-        ("x" * 64, True),
-        ("x" * 65, False),
-        ("a b", False),
-        ("a,b", False),
-        ("\xe4", False),
-        (keys.generate(), False),
-        (None, False),
-    ):
-        headers = {**more, **({} if sent is None else {"X-Request-Id": sent})}
-        got = server.request("GET", path, key=key, headers=headers)[1]["x-request-id"]
-        assert got == sent if plain else re.fullmatch("[0-9a-f]{16}", got), sent
+#: What is sent as X-Request-Id, and whether it is one.
+IDS = {
+    "aB3.-_:x": True,
+    "x" * 64: True,
+    "x" * 65: False,
+    "a b": False,
+    "a,b": False,
+    "\xe4": False,
+    keys.generate(): False,
+    None: False,
+}
+
+
+def test_every_answer_has_the_request_s_id(server: Server) -> None:
+    wrong = []
+    for answer, (path, who) in ANSWERS.items():
+        more = {"page": {"Accept": "text/html"}, "host": {"Host": "evil.example"}}.get(who, {})
+        scope = "mlflow:read" if who == "host" else who
+        key = server.key(scope) if ":" in scope else None
+        for sent, plain in IDS.items():
+            headers = more if sent is None else {**more, "X-Request-Id": sent}
+            got = server.request("GET", path, key=key, headers=headers)[1].get("x-request-id", "")
+            if not (got == sent if plain else re.fullmatch("[0-9a-f]{16}", got)):
+                wrong.append(f"{answer}: {got!r} for {sent!r}")
+    assert not wrong, "\n".join(wrong)

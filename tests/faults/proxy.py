@@ -59,13 +59,13 @@ class Proxy:
         """Pass everything on, what was held back first."""
         self.fail("pass")
 
-    def wait_for(self, happened: Callable[[Proxy], bool], seconds: float = 20) -> None:
+    def wait_for(self, happened: Callable[[Proxy], bool], seconds: float = 60) -> None:
         """Return once `happened`, which is asked again for each event."""
         with self._news:
             assert self._news.wait_for(lambda: happened(self), seconds), "it did not happen in time"
 
     def _do(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     async def _listen(self) -> None:
         self._listener = socket.create_server((_HERE, self.port), backlog=256)

@@ -8,7 +8,6 @@ import os
 import random
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +17,8 @@ import pytest
 
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core import keys
-from tests.e2e.test_running import wait_until
-from tests.harness import Server, environment, free_port, serve
+from tests.e2e.parts import refused_start
+from tests.harness import Server, serve, wait_until
 
 from .watch import EXPERIMENT, KEYS, create
 
@@ -67,24 +66,6 @@ def read_only(folder: Path) -> Iterator[None]:
         mount("-o", "remount,rw", str(folder))
 
 
-def started(folder: Path, **environ: str) -> str:
-    """The one message with which `mlflow server` says that it can't start."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "hokusai-auth"]
-    done = subprocess.run(
-        [*command, "--port", str(free_port())],
-        env=environment(folder, **environ),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode > 0, done.returncode
-    assert "Traceback" not in done.stderr
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("hokusai-auth can't")]
-    return said
-
-
 def made(file: Path, number: int = 100) -> bytes:
     """What is in the file of a new store with that many keys."""
     store = LocalStore(f"sqlite:///{file}")
@@ -108,8 +89,6 @@ def of_something_else(folder: Path) -> bytes:
     return file.read_bytes()
 
 
-#: Seconds that a change may take to be seen, on a machine that has much else to do.
-WHILE = 30
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "scrambled": scrambled,
     "cut": lambda whole: whole[: len(whole) // 2 + 100],
@@ -121,7 +100,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_store_at_start(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "keys.db"
     file.write_bytes(DAMAGES[damage](made(file)))
-    said = started(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
+    said = refused_start(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
     assert f"the key store {file} can't be read" in said
     assert "restore its backup" in said and "HOKUSAI_AUTH_DATABASE_URI" in said
 
@@ -133,7 +112,7 @@ def test_a_disk_at_start(disk: Path, tmp_path: Path, fault: Any, there: bool) ->
     if there:
         made(file, 5)
     with fault(disk):
-        said = started(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
+        said = refused_start(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
     assert f"the key store {file} can't be" in said
 
 
@@ -143,7 +122,7 @@ def test_a_store_that_may_only_be_read_at_start(tmp_path: Path) -> None:
     mount("--bind", str(file), str(file))
     try:
         mount("-o", "remount,bind,ro", str(file))
-        said = started(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
+        said = refused_start(tmp_path / "server", HOKUSAI_AUTH_DATABASE_URI=f"sqlite:///{file}")
     finally:
         subprocess.run(["umount", str(file)], check=True)
     assert f"the key store {file} can't be written: Read-only file system" in said
@@ -179,7 +158,9 @@ def test_a_disk_that_fills_while_running(disk: Path, tmp_path: Path) -> None:
 
 def test_a_disk_of_metrics_that_fills(disk: Path, tmp_path: Path) -> None:
     """The files are mapped into memory, where a write that finds no space ends the process."""
-    with serve(tmp_path / "s", PROMETHEUS_MULTIPROC_DIR=str(disk)) as server, filled(disk):
+    # The files are made as large as they get when the metrics are imported, which a fork has done.
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(disk)}
+    with serve(tmp_path / "s", started=True, **environ) as server, filled(disk):
         admin = server.key("mlflow:admin")
         # Counters of their own for each kind of request, more than fit into a page.
         for path in ("runs/get", "experiments/get", "registered-models/get", "metrics/get-history"):
@@ -195,7 +176,7 @@ def test_a_disk_of_metrics_that_fills(disk: Path, tmp_path: Path) -> None:
         )
         assert server.process.poll() is None
     with filled(disk):
-        said = started(tmp_path / "s", PROMETHEUS_MULTIPROC_DIR=str(disk))
+        said = refused_start(tmp_path / "s", **environ)
     assert str(disk) in said and "PROMETHEUS_MULTIPROC_DIR" in said
 
 
@@ -244,7 +225,7 @@ def test_a_store_that_is_damaged_while_running(server: Server, tmp_path: Path, d
     kept = json.loads(create(server, admin)[2])["key"]
     other = of_something_else(tmp_path)
     with damaged(server.folder / "hokusai_auth.db", DAMAGES.get(damage, lambda _: other)):
-        wait_until(lambda: server.request("GET", EXPERIMENT, key=good)[0] == 503, WHILE)
+        wait_until(lambda: server.request("GET", EXPERIMENT, key=good)[0] == 503)
         status, headers, body = server.request("GET", EXPERIMENT, key=kept)
         assert status == 503 and int(headers["retry-after"]) >= 1
         assert "Try again" in json.loads(body)["message"]
@@ -252,7 +233,7 @@ def test_a_store_that_is_damaged_while_running(server: Server, tmp_path: Path, d
         assert_closed(server, revoked)
         assert "the key store can't be read" in server.log
     mended = time.monotonic()
-    wait_until(lambda: server.request("GET", EXPERIMENT, key=good)[0] == 200, WHILE)
+    wait_until(lambda: server.request("GET", EXPERIMENT, key=good)[0] == 200)
     print(f"\n{damage}: good {time.monotonic() - mended:.1f} s after it was mended")
     assert server.request("GET", EXPERIMENT, key=kept)[0] == 200
     assert server.request("GET", EXPERIMENT, key=revoked)[0] == 401

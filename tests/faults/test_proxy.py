@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from .proxy import DRIP, FAULTS, Proxy
 
-#: Seconds after which nothing more is expected.
-QUIET = 0.5
+#: Seconds for what is expected, and after which nothing more is.
+SOON, QUIET = 60, 0.5
 ANSWER = b"0123456789"
 #: How a reset shows, by whether it is read or written first.
 RESET = (ConnectionResetError, BrokenPipeError)
@@ -40,16 +41,17 @@ def proxy() -> Iterator[Proxy]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def connect(proxy: Proxy) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", proxy.port), timeout=QUIET)
+def connect(proxy: Proxy, seconds: float = SOON) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=seconds)
 
 
-def ask(connection: socket.socket, length: int = len(ANSWER)) -> bytes:
-    """What comes within `QUIET` seconds of the last byte, `length` at most."""
+def ask(connection: socket.socket, seconds: float = SOON) -> bytes:
+    """What comes within so many seconds of the last byte, one answer at most."""
+    connection.settimeout(seconds)
     connection.sendall(b"?")
     answer = b""
     with contextlib.suppress(TimeoutError):
-        while len(answer) < length and (data := connection.recv(length - len(answer))):
+        while len(answer) < len(ANSWER) and (data := connection.recv(len(ANSWER) - len(answer))):
             answer += data
     return answer
 
@@ -64,7 +66,7 @@ def test_a_fault_and_its_end(proxy: Proxy, fault: str) -> None:
                 connect(proxy)
         elif fault == "black_hole":
             with pytest.raises(TimeoutError):
-                connect(proxy)
+                connect(proxy, QUIET)
         elif fault == "reset":
             with pytest.raises(RESET), connect(proxy) as new:
                 ask(new)
@@ -72,18 +74,19 @@ def test_a_fault_and_its_end(proxy: Proxy, fault: str) -> None:
             with pytest.raises(RESET):
                 ask(before)
         elif fault in ("stall", "black_hole"):
-            assert ask(before) == b""
+            assert ask(before, QUIET) == b""
         elif fault == "drip":
-            assert DRIP < QUIET and ask(before, 2) == ANSWER[:2]
-            assert proxy.answered <= len(ANSWER) + 3
+            began = time.monotonic()
+            assert ask(before) == ANSWER
+            assert time.monotonic() - began > DRIP * (len(ANSWER) - 1)
         elif fault == "truncate":
             assert ask(before) == ANSWER[:4]
             assert before.recv(1) == b""  # the end, and no reset
         proxy.lift()
         if fault in ("stall", "black_hole"):
-            before.settimeout(10)
+            before.settimeout(SOON)
             assert before.recv(100) == ANSWER
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as after:
+    with connect(proxy) as after:
         assert ask(after) == ANSWER
 
 

@@ -18,10 +18,9 @@ import sqlalchemy as sa
 
 from mlflow_hokusai_auth.backends.database import VERSION_TABLE
 from mlflow_hokusai_auth.backends.local import LocalStore
-from tests.e2e.test_running import wait_until
-from tests.harness import Server, serve
+from tests.harness import Server, serve, wait_until
 
-from .watch import EXPERIMENT, SLACK, Administrator, Asker
+from .watch import EXPERIMENT, Administrator, Asker
 
 pytestmark = pytest.mark.long  # servers of their own
 
@@ -30,7 +29,7 @@ ARTIFACT = "/api/2.0/mlflow-artifacts/artifacts/killed/half.bin"
 #: What a server says that came in another one's way.
 MISHAPS = ("Traceback", "locked", "already exists")
 #: Seconds after which a worker that was killed has been replaced.
-REPLACED = 60
+REPLACED = 120
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +129,7 @@ def test_two_servers_start_at_once_on_an_empty_store(tmp_path: Path, database_ur
         key = one.key("mlflow:read")
         for server in (one, other):
             # It may have looked for the store's generation just before.
-            wait_until(lambda s=server: s.request("GET", EXPERIMENT, key=key)[0] == 200, SLACK)
+            wait_until(lambda s=server: s.request("GET", EXPERIMENT, key=key)[0] == 200)
             assert not [said for said in MISHAPS if said in server.log]
     store = LocalStore(database_uri)
     assert store.is_current() and store.generation() == 1

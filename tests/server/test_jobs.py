@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mlflow_hokusai_auth.client.profile import KEY
-from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core import jobs, keys, operations
 from mlflow_hokusai_auth.core.jobs import PRINCIPAL
-from mlflow_hokusai_auth.core.types import Principal, Rejected
+from mlflow_hokusai_auth.core.types import Access, Principal, Rejected
 from mlflow_hokusai_auth.server.jobs import PASSWORD, TOKEN, USERNAME, issue, recognised, take
 
 
@@ -95,3 +95,18 @@ def test_the_secret_and_nothing_else_stands_for_jobs(monkeypatch: pytest.MonkeyP
     assert authority.peek("theirs", "") is None
     assert authority.lookup("theirs", "") is Inner.known
     assert authority.lookup(made[TOKEN][:-1], "") == Rejected()
+
+
+def test_no_rule_for_jobs_deletes_or_takes_an_administrator() -> None:
+    access = {operation.rule: operation.access for operation in operations.rules()}
+    assert all(access[rule] <= Access.WRITE for rule in jobs.RULES)
+    assert not any("DELETE" in rule or "/delete" in rule for rule in jobs.RULES)
+
+
+def test_the_secret_passes_for_a_key_and_is_redacted() -> None:
+    environ: dict[str, str] = {}
+    issue(environ)
+    secret = environ[TOKEN]
+    assert keys.problem(secret) is None
+    assert not keys.importable(secret)
+    assert keys.redact(f"GET /?api_key={secret}") == "GET /?api_key=hk_jobs_***"

@@ -92,7 +92,7 @@ def test_100_clients_at_once_are_told_apart(crowd: Crowd) -> None:
     start = threading.Barrier(CLIENTS)
 
     def client(owner: str, key: str) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", crowd.server.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", crowd.server.port, timeout=300)
 
         def ask(method: str, path: str, key: str | None, body: Any = None) -> tuple[int, bytes]:
             headers = {"Content-Type": "application/json"} | ({"X-API-Key": key} if key else {})
@@ -152,7 +152,7 @@ def test_bodies_that_arrive_byte_by_byte_in_turns(crowd: Crowd) -> None:
             # Flask has no body without a length from MLflow's bridge, nor from ours.
             form = f"Content-Length: {size}" if make is queue else "Transfer-Encoding: chunked"
             due = (401, None) if number % 5 == 0 else (200, owner)
-            connection = socket.create_connection(("127.0.0.1", crowd.server.port), timeout=60)
+            connection = socket.create_connection(("127.0.0.1", crowd.server.port), timeout=300)
             stack.enter_context(connection)
             sender = keys.generate() if due[0] == 401 else key
             connection.sendall(request("POST", path, sender, form))
