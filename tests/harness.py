@@ -28,7 +28,8 @@ PREFIXES = ("", "/mlflow", "/api/mlflow")
 SERVERS = {
     "uvicorn": ("--workers", "1", "--uvicorn-opts", "--http h11"),
     "httptools": ("--workers", "1", "--uvicorn-opts", "--http httptools"),
-    "workers": ("--workers", "2"),
+    # uvicorn kills a worker that is silent for five seconds, as all are on a machine that is busy.
+    "workers": ("--workers", "2", "--uvicorn-opts", "--timeout-worker-healthcheck 120"),
     "gunicorn": ("--workers", "2", "--gunicorn-opts", "--log-level info --access-logfile -"),
     "waitress": ("--waitress-opts", "--threads=4"),
 }

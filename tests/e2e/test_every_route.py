@@ -58,7 +58,7 @@ def test_the_server_has_the_routes_that_were_counted(routes: list[tuple[str, str
     assert len(routes) > 200  # 234 in MLflow 3.4, 493 in 3.17
 
 
-@pytest.mark.parametrize("kind", ["uvicorn", "gunicorn"])
+@pytest.mark.parametrize("kind", ["uvicorn", "gunicorn", "waitress"])
 def test_no_route_answers_without_a_key(
     servers: dict[str, Server], kind: str, routes: list[tuple[str, str]]
 ) -> None:
