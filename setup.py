@@ -30,6 +30,7 @@ POSTGRES = ["psycopg[binary]>=3.1"]
 REDIS = ["redis>=5"]
 DOCS = ["furo", "myst-parser", "sphinx"]
 TEST = [
+    "boto3",
     "build",
     "check-jsonschema",
     "docker",
@@ -37,6 +38,7 @@ TEST = [
     "httptools",
     "hypothesis",
     "import-linter",
+    "moto[server]",
     "mypy",
     "opentelemetry-sdk",
     "playwright",

@@ -89,6 +89,11 @@ GraphQL (`graphql`) a mutation takes write, and a query only read.
 Scopes that are not named here belong to other services and grant nothing. MLflow's assistant answers
 nobody unless `HOKUSAI_AUTH_ASSISTANT` is true.
 
+Where artifacts lie is not a client's to say. From a key that is no administrator's, an experiment's
+`artifact_location` and a version's `source` are inside the server's artifact roots and in no files of
+another experiment; and the server opens nothing outside them, for any key, unless
+`HOKUSAI_AUTH_ARTIFACT_ROOTS` names it.
+
 Artifacts are what their path says: below `EXPERIMENT/traces/` they are of traces, and to delete all of
 an experiment's, or all its models, is a change of the experiment.
 

@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,14 @@ def servers() -> dict[str, Server]:
 def server(servers: dict[str, Server]) -> Server:
     """One uvicorn worker with h11, MLflow's default."""
     return servers["uvicorn"]
+
+
+@pytest.fixture(autouse=True)
+def _artifacts_anywhere() -> Iterator[None]:
+    """An application that a test puts together confines MLflow in this process until the test ends."""
+    yield
+    if name := sys.modules.get("mlflow.store.artifact.artifact_repository_registry"):
+        vars(name._artifact_repository_registry).pop("get_artifact_repository", None)
 
 
 class _Shared(dict[str, Server]):

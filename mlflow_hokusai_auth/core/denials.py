@@ -42,6 +42,8 @@ CODES = {
     "SCOPE_MISSING": Code(403, "PERMISSION_DENIED", "Scope missing"),
     "ADDRESS_REFUSED": Code(403, "PERMISSION_DENIED", "Address not allowed"),
     "CROSS_SITE": Code(403, "PERMISSION_DENIED", "Cross-site request refused"),
+    "LOCATION_REFUSED": Code(403, "PERMISSION_DENIED", "Artifact location not allowed"),
+    "SOURCE_REFUSED": Code(403, "PERMISSION_DENIED", "Model source not allowed"),
     "INTERCEPTED": Code(403, "PERMISSION_DENIED", "Refused by a rule of this server"),
     "INTERCEPTOR_FAILED": Code(503, "TEMPORARILY_UNAVAILABLE", "A rule of this server failed"),
     "BODY_TOO_LARGE": Code(413, "INVALID_PARAMETER_VALUE", "Body too large"),
@@ -62,13 +64,19 @@ class Refusal:
     body: bytes
 
 
+def told(code: str, message: str) -> str:
+    """The message of a refusal, with its status and code, as clients show it."""
+    known = CODES[code]
+    return f"{known.detail} ({known.status} {code}). {message}"
+
+
 @lru_cache(maxsize=256)
 def render(deny: Deny) -> Refusal:
     """The response for `deny`."""
     code = CODES[deny.code]
     content: dict[str, object] = {
         "error_code": code.error_code,
-        "message": f"{code.detail} ({code.status} {deny.code}). {deny.message}",
+        "message": told(deny.code, deny.message),
         "detail": code.detail,
         "error": deny.code,
     }

@@ -36,6 +36,7 @@ from mlflow_hokusai_auth.core.addresses import networks
 
 from . import (
     api,
+    artifact_roots,
     authority,
     cors,
     health,
@@ -45,9 +46,13 @@ from . import (
     leaks,
     logs,
     metrics,
+    outside,
+    repositories,
     settings,
     shortcut,
     sockets,
+    static_files,
+    stored,
     switches,
     validation,
     web,
@@ -137,6 +142,12 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         blueprint.before_request(identity.required)
         flask_app.register_blueprint(blueprint)
     identity.install(flask_app)
+    static_files.install(flask_app)
+    roots = artifact_roots.load(config.artifact_roots)
+    watch = artifact_roots.Watch(mode, observed.add)
+    repositories.confine(roots, watch)
+    stored.Stored(roots, gate.policy, watch).install()
+    outside.tell(roots, config.artifact_roots)
     metrics.describe(config.policy, ",".join(config.backend))
     logs.cut_keys()
     logs.show_own()
@@ -232,6 +243,8 @@ def _say_loudly(config: settings.Settings, store: LocalStore) -> None:
             f"HOKUSAI_AUTH_MODE={config.mode}.",
             file=sys.stderr,
         )
+    if warning := static_files.may_be_written():
+        print(f"hokusai-auth: {warning}", file=sys.stderr)
     if "service" in config.backend and config.service_url.startswith("http://"):
         print(
             f"hokusai-auth: keys travel to {config.service_url} without encryption.",

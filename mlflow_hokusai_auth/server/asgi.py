@@ -131,7 +131,9 @@ class AsgiGate:
             if verdict.principal is not None:
                 inner["state"] = {**scope.get("state", {}), "username": verdict.principal.owner}
             caller.current.set(
-                caller.Caller(verdict.principal, request.address, exchange.request_id)
+                caller.Caller(
+                    verdict.principal, request.address, exchange.request_id, exchange.answer
+                )
             )
             exchange.passed = True
             short = self._shortcut

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
 from mlflow_hokusai_auth.core.addresses import networks
+from mlflow_hokusai_auth.core.locations import read, read_root
 from mlflow_hokusai_auth.core.operations import rules
 
 
@@ -75,8 +76,23 @@ def _check_prefixes(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _check_roots(value: tuple[str, ...]) -> tuple[str, ...]:
+    for root in value:
+        location = read(root)
+        if location.scheme != "file":
+            try:
+                read_root(root)
+            except ValueError as error:
+                raise ValueError(f"{location} {error}") from None
+        elif location.odd or not location.parts:
+            why = location.odd or "everything on this machine would be in it"
+            raise ValueError(f"{root!r} must look like s3://bucket/folder or /folder: {why}")
+    return value
+
+
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Backends = Annotated[CommaList, AfterValidator(_check_backends)]
+Roots = Annotated[CommaList, AfterValidator(_check_roots)]
 Networks = Annotated[CommaList, AfterValidator(_check_networks)]
 Prefixes = Annotated[CommaList, AfterValidator(_check_prefixes)]
 Bind = Annotated[str, AfterValidator(_check_bind)]

@@ -198,7 +198,7 @@ class Gate:
 
     def response_headers(self, exchange: Exchange, allow: Allow) -> Sequence[tuple[str, str]]:
         """What to add to MLflow's answer, which has begun."""
-        added = (*allow.headers, *self.marks(exchange))
+        added = (*allow.headers, *self.marks(exchange), *exchange.answer)
         if allow.principal is not None:
             added = (_VARY, *added)
         if not self.interceptors:

@@ -19,6 +19,8 @@ class Caller(NamedTuple):
     principal: Principal | None
     address: str
     request_id: str
+    #: Headers that the answer gets as well; code behind the gate may add some before it answers.
+    answer: list[tuple[str, str]] | None = None
 
 
 #: Set by both adapters before they call MLflow; a thread pool that MLflow hands the request to

@@ -72,6 +72,13 @@ RATE_LIMITED = Counter(
     "hokusai_auth_rate_limited", "Requests refused for coming too often.", ["by"]
 )
 QUERY_KEYS = Counter("hokusai_auth_query_keys", "Requests whose key was in the query.")
+LOCATIONS = Counter(
+    "hokusai_auth_locations",
+    "Locations outside the artifact roots, or not their sender's to name: of an experiment "
+    "(artifact_location), of a version (source), or about to be opened (opened); refused, observed "
+    "(mode observe), or stored for an administrator.",
+    ["kind", "outcome"],
+)
 INTERCEPTOR_ERRORS = Counter(
     "hokusai_auth_interceptor_errors", "Exceptions of an interceptor, by its entry point.", ["name"]
 )
@@ -118,6 +125,9 @@ def describe(policy: str, authority: str) -> None:
     for step in ("model", "version"):
         for result in ("tried", "succeeded", "refused", "rejected", "failed"):
             REGISTRATIONS.labels(step, result)
+    for kind in ("artifact_location", "source", "opened"):
+        LOCATIONS.labels(kind, "refused")
+        LOCATIONS.labels(kind, "observed")
     INFO.labels(__version__, mlflow.__version__, policy, authority).set(1)
 
 

@@ -62,6 +62,8 @@ class Exchange:
     broke_off: bool = False
     #: Headers that interceptors add to the request for MLflow.
     added: list[tuple[bytes, bytes]] = field(default_factory=list)
+    #: Headers that code behind the gate adds to the answer.
+    answer: list[tuple[str, str]] = field(default_factory=list)
 
     def view(self) -> RequestView:
         """What interceptors see of it."""

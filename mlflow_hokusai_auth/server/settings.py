@@ -16,7 +16,7 @@ from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Access
 
-from .checks import Backends, Bind, CaBundle, CommaList, Networks, Prefixes, Secret, Url
+from .checks import Backends, Bind, CaBundle, CommaList, Networks, Prefixes, Roots, Secret, Url
 
 PREFIX = "HOKUSAI_AUTH_"
 #: Where Docker and Kubernetes put secrets: a file for each, with the setting's name in lower case.
@@ -145,6 +145,13 @@ class Settings(BaseSettings):
     prefixes: Prefixes = Field(
         ("/mlflow", "/api/mlflow"),
         description="Paths, comma-separated, under which the whole server answers as well.",
+    )
+    artifact_roots: Roots = Field(
+        (),
+        description="Folders and buckets, comma-separated, that the server may read and write "
+        "artifacts in, besides `--artifacts-destination` and `--default-artifact-root`: "
+        "s3://bucket/folder or /folder. Experiments and model versions elsewhere are stored for "
+        "administrators only, and not opened.",
     )
     failures_per_minute: int = Field(
         60,

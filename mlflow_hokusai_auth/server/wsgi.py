@@ -84,7 +84,9 @@ class _WsgiGate:
             environ[_variable(name)] = value.decode("ascii")
         if self._gate.debug_headers:
             observe.show_headers(exchange, tuple(_headers(environ).items()))
-        caller.current.set(caller.Caller(verdict.principal, request.address, exchange.request_id))
+        caller.current.set(
+            caller.Caller(verdict.principal, request.address, exchange.request_id, exchange.answer)
+        )
         exchange.passed = True
         try:
             answering = self._answering(start_response, exchange, verdict)

@@ -55,6 +55,7 @@ IMPORTS = {
     "mlflow.set_registry_uri": "client/smoke_gate.py",
     "mlflow.MlflowClient": "client/smoke_job.py",
     "mlflow.artifacts.download_artifacts": "client/smoke_job.py: loads models:/name/1",
+    "mlflow.__file__": "server/static_files.py: whether its pages may be written",
     "mlflow.exceptions.MlflowException": _CLIENT,
     "mlflow.exceptions.MlflowException.invalid_parameter_value": "client/admin.py: mistakes",
     "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository": "doctor, smoke",
@@ -86,6 +87,45 @@ IMPORTS = {
     "mlflow.server.security_utils.get_allowed_origins_from_env": "server/app.py: CORS",
     "mlflow.server.security_utils.LOCALHOST_ORIGIN_PATTERNS": "server/app.py: CORS",
 }
+_LOCATIONS = "server/artifact_roots.py, repositories.py: what MLflow opens"
+_STORED = "server/stored.py, outside.py: the locations in MLflow's database"
+IMPORTS |= dict.fromkeys(
+    [
+        "mlflow.protos.databricks_pb2.PERMISSION_DENIED",
+        "mlflow.server.handlers._get_artifact_repo",
+        "mlflow.store.artifact.artifact_repo",
+        "mlflow.store.artifact.artifact_repo.ArtifactRepository",
+        "mlflow.store.artifact.artifact_repo.__name__",
+        "mlflow.store.artifact.artifact_repository_registry",
+        "mlflow.store.artifact.artifact_repository_registry._artifact_repository_registry",
+        "mlflow.utils.file_utils.local_file_uri_to_path",
+        "mlflow.utils.uri.get_uri_scheme",
+    ],
+    _LOCATIONS,
+)
+_TRACKING_MODELS = "mlflow.store.tracking.dbmodels.models"
+_REGISTRY_MODELS = "mlflow.store.model_registry.dbmodels.models"
+IMPORTS |= dict.fromkeys(
+    [
+        "mlflow.store.db.db_types.DATABASE_ENGINES",
+        "mlflow.store.db.utils.create_sqlalchemy_engine",
+        f"{_REGISTRY_MODELS}.SqlModelVersion",
+        f"{_REGISTRY_MODELS}.SqlModelVersion.current_stage",
+        f"{_REGISTRY_MODELS}.SqlModelVersion.name",
+        f"{_REGISTRY_MODELS}.SqlModelVersion.source",
+        f"{_REGISTRY_MODELS}.SqlModelVersion.storage_location",
+        f"{_TRACKING_MODELS}.SqlExperiment",
+        f"{_TRACKING_MODELS}.SqlExperiment.artifact_location",
+        f"{_TRACKING_MODELS}.SqlExperiment.experiment_id",
+        f"{_TRACKING_MODELS}.SqlLoggedModel",
+        f"{_TRACKING_MODELS}.SqlLoggedModel.artifact_location",
+        f"{_TRACKING_MODELS}.SqlLoggedModel.model_id",
+        f"{_TRACKING_MODELS}.SqlRun",
+        f"{_TRACKING_MODELS}.SqlRun.artifact_uri",
+        f"{_TRACKING_MODELS}.SqlRun.run_uuid",
+    ],
+    _STORED,
+)
 #: Those that we do without on older versions.
 SINCE = {
     "mlflow.server.security_utils": (3, 5),
@@ -97,6 +137,11 @@ SINCE = {
 }
 #: Variables that our code names -> what for.
 VARIABLES = {
+    "_MLFLOW_SERVER_ARTIFACT_DESTINATION": "server/artifact_roots.py: --artifacts-destination",
+    "_MLFLOW_SERVER_ARTIFACT_ROOT": "server/artifact_roots.py: --default-artifact-root",
+    "_MLFLOW_SERVER_SERVE_ARTIFACTS": "server/artifact_roots.py: whether MLflow's proxy serves",
+    "_MLFLOW_SERVER_FILE_STORE": "server/outside.py: the database of experiments",
+    "_MLFLOW_SERVER_REGISTRY_STORE": "server/outside.py: the database of versions",
     "_MLFLOW_SGI_NAME": "server/app.py: ASGI or WSGI",
     "_MLFLOW_STATIC_PREFIX": "server/app.py: refuses --static-prefix",
     "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": "server/jobs.py: jobs started with Basic",
@@ -192,6 +237,7 @@ def test_variables_are_still_called_so() -> None:
     known = {getattr(one, "name", "") for one in vars(mlflow.environment_variables).values()}
     handlers = importlib.import_module("mlflow.server.handlers")
     known.add(handlers.STATIC_PREFIX_ENV_VAR)
+    known |= {value for key, value in vars(mlflow.server).items() if key.endswith("_ENV_VAR")}
     gone = {name: what for name, what in VARIABLES.items() if name not in known}
     assert not {name: what for name, what in gone.items() if not absent(name)}
 
@@ -249,7 +295,8 @@ def test_the_applications_are_as_we_wrap_them() -> None:
 def test_the_handlers_need_no_arguments() -> None:
     """server/health.py calls them from a thread of its own."""
     for name in IMPORTS:
-        if name.startswith("mlflow.server.handlers._"):
+        # But for the helper that server/repositories.py only unwraps.
+        if name.startswith("mlflow.server.handlers._") and not name.endswith("._get_artifact_repo"):
             parameters = inspect.signature(pkgutil.resolve_name(name)).parameters.values()
             assert all(one.default is not one.empty for one in parameters), name
 

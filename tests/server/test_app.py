@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY
 from mlflow_hokusai_auth.backends.database import Actor
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core.types import MODES
-from mlflow_hokusai_auth.server import app, interceptors, jobs, metrics, settings
+from mlflow_hokusai_auth.server import app, interceptors, jobs, metrics, settings, static_files
 from tests.contract.test_mlflow import VERSION
 from tests.server.forked import forked
 from tests.server.test_sockets import nodelay
@@ -71,6 +71,24 @@ def test_addresses_that_the_operator_lets_forward_stay(monkeypatch: pytest.Monke
     assert os.environ["FORWARDED_ALLOW_IPS"] == "192.0.2.1"
 
 
+def test_who_may_write_the_files_of_mlflow_s_pages_is_warned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for user, writable, said in (
+        (0, True, "the server runs as root, who may write every file"),
+        (1000, True, "the server's user may write the files"),
+        (1000, False, ""),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "geteuid", lambda user=user: user)
+            patch.setattr(os, "access", lambda *_, writable=writable: writable)
+            warning = static_files.may_be_written()
+        assert (warning or "").startswith(said) and bool(warning) == bool(said)
+    monkeypatch.setattr(static_files, "may_be_written", lambda: "may be written")
+    app.bootstrap({})
+    assert capsys.readouterr().err == "hokusai-auth: may be written\n"
+
+
 SAID = [
     ({}, None, []),
     ({"MODE": "observe"}, None, [OBSERVE]),
@@ -99,6 +117,7 @@ def test_command_says_what_must_not_be_overlooked(
         folder.mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
+            patch.setattr(static_files, "may_be_written", lambda: None)
             if kept is not None:
                 database = store(folder).database
                 database.set_state("mode", MODES.index(kept), "mode.set", Actor("operator", ""))

@@ -27,7 +27,9 @@ import flask
 import mlflow.server
 import pytest
 from fastapi import FastAPI
+from mlflow.exceptions import MlflowException
 from mlflow.server import fastapi_app
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from pydantic import AliasChoices
 from werkzeug.test import Client, TestResponse
 
@@ -302,6 +304,20 @@ def no_store(world: World) -> int:
 SHARED = {**SERVICE, "SECRET_KEY": "s" * 32}
 
 
+def opens(location: str) -> Callable[[World], object]:
+    """Whether MLflow opens a location once the application is put together."""
+
+    def look(world: World) -> bool:
+        world.start()
+        try:
+            return bool(get_artifact_repository(location))
+        except MlflowException as error:
+            assert error.json_kwargs["error"] == "LOCATION_REFUSED"
+            return False
+
+    return look
+
+
 def past_fastapi(world: World) -> bool:
     """Whether a request under uvicorn goes past the middleware of MLflow's FastAPI application."""
     flask_app = stand_in()
@@ -354,6 +370,7 @@ CASES: dict[str, Case] = {
     "secret_key": Case(
         "s" * 32, calls_of_two_servers, REFUSED_TO_START, 1, {**SERVICE, "REDIS_URL": redis_url}
     ),
+    "artifact_roots": Case("s3://team/models", opens("s3://team/models/1"), False, True),
     "trusted_proxies": Case("127.0.0.1", from_a_network, 403, 200),
     "prefixes": Case("/x", status(f"/x{READ}", "mlflow:read"), 403, 200),
     "failures_per_minute": Case("1", failures, [401, 401], [401, 429]),

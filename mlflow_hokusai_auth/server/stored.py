@@ -1,0 +1,199 @@
+"""Locations that clients send are judged where MLflow stores them.
+
+Whatever route they come by, experiments and model versions are rows of two of MLflow's tables, written
+by SQLAlchemy's mappers. These call `Stored` with the row that is about to be written, in its
+transaction, which an exception rolls back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
+from sqlalchemy import event, inspect
+from sqlalchemy.engine import Connection
+
+from mlflow_hokusai_auth.core.locations import (
+    PROMPT_SOURCES,
+    Location,
+    Reference,
+    Roots,
+    location_problem,
+    owners_named,
+    read,
+    reference,
+    source_problem,
+)
+from mlflow_hokusai_auth.core.policy import Policy, is_admin
+
+from . import identity, metrics
+from .artifact_roots import SETTING, Watch, is_local, local_place
+
+_DELETED = "Deleted_Internal"
+_WARNING = (
+    "Warning",
+    f'299 hokusai-auth "This location is outside the artifact roots of the server, which does not open '
+    f'it unless {SETTING} names it."',
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Refuses rows of MLflow's whose location the caller must not name."""
+
+    roots: Roots
+    policy: Policy
+    watch: Watch
+
+    def install(self) -> None:
+        """See to every row that this process stores from now on."""
+        for model, check in (
+            (SqlExperiment, self.experiment),
+            (SqlModelVersion, self.version),
+        ):
+            for name in ("before_insert", "before_update"):
+                event.listen(model, name, check)
+
+    def experiment(self, _: object, connection: Connection, row: SqlExperiment) -> None:
+        """Raise MlflowException if the row's location is not the caller's to name."""
+        uri, before = _change(row, "artifact_location")
+        # MLflow makes up the location of a row that is stored already, and so has a number, but no
+        # location.
+        made_up = inspect(row).persistent and not before
+        if not uri or (made_up and read(uri).parts[-1:] == (str(row.experiment_id),)):
+            return
+        if self._passes(uri, "artifact_location"):
+            return
+        others = _Lazily(connection, sa.select(SqlExperiment.artifact_location))
+        if problem := location_problem(uri, self.roots, others):
+            self.watch.refuse(
+                "LOCATION_REFUSED",
+                "artifact_location",
+                uri,
+                f"An experiment can't have its artifacts at this artifact_location: {problem}. Leave "
+                "artifact_location out, or name a folder of its own below mlflow-artifacts:/ "
+                f"(or the server's artifact root). The server's operator may set {SETTING} for more.",
+            )
+
+    def version(self, _: object, connection: Connection, row: SqlModelVersion) -> None:
+        """Raise MlflowException if the row's source is not the caller's to name."""
+        if row.current_stage == _DELETED:  # whose source MLflow blots out
+            return
+        source, _ = _change(row, "source")
+        storage, _ = _change(row, "storage_location")
+        for uri in dict.fromkeys(filter(None, (source, storage))):
+            # MLflow has looked up what a reference to a model or version names.
+            derived = uri == storage != source and reference(read(row.source or ""))
+            if derived or uri in PROMPT_SOURCES or self._passes(uri, "source"):
+                continue
+            if problem := self._source_problem(uri, connection):
+                self.watch.refuse(
+                    "SOURCE_REFUSED",
+                    "source",
+                    uri,
+                    f"A model version can't have this source: {problem}. Register the files of a run "
+                    "or of a logged model (runs:/…, models:/…, or their artifact URI), or of a folder "
+                    "of its own in the server's artifact roots. The server's operator may set "
+                    f"{SETTING} for more.",
+                )
+
+    def _passes(self, uri: str, kind: str) -> bool:
+        """Whether the caller may store any `uri`; warns them of one that is not opened."""
+        caller = identity.current.get()
+        if not self.watch.looks or caller.principal is None:
+            return True
+        if not is_admin(caller.principal, self.policy):
+            return False
+        location = read(uri)
+        place = (
+            local_place(uri) if is_local(uri) and "\0" not in uri else self.roots.place(location)
+        )
+        known = reference(location) is not None or uri in PROMPT_SOURCES
+        if not known and self.roots.root_of(place) is None and caller.answer is not None:
+            metrics.LOCATIONS.labels(kind, "stored").inc()
+            if _WARNING not in caller.answer:
+                caller.answer.append(_WARNING)
+        return True
+
+    def _source_problem(self, uri: str, connection: Connection) -> str | None:
+        location = read(uri)
+        with _tracking(connection) as tracking:
+            if (named := reference(location)) is not None:
+                return _missing(named, tracking, connection)
+            return source_problem(
+                uri,
+                self.roots,
+                _owners(location, tracking),
+                _versions(uri, connection),
+                _Lazily(tracking, sa.select(SqlExperiment.artifact_location)),
+            )
+
+
+def _change(row: Any, name: str) -> tuple[str | None, str | None]:
+    """The value that the row's attribute is about to get, None if it stays; and the one before."""
+    history = inspect(row).attrs[name].history
+    return next(iter(history.added or ()), None), next(iter(history.deleted or ()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lazily:
+    """Texts that a statement selects, read when they are gone through."""
+
+    connection: Connection
+    statement: sa.Select[Any]
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for (text,) in self.connection.execute(self.statement) if text)
+
+
+@contextlib.contextmanager
+def _tracking(connection: Connection) -> Iterator[Connection]:
+    """A connection to the database of runs, which may be another than the registry's."""
+    from mlflow.server import handlers
+
+    engine = getattr(handlers._get_tracking_store(), "engine", None)
+    if engine is None or engine.url == connection.engine.url:
+        yield connection
+        return
+    with engine.connect() as other:
+        yield other
+
+
+def _owners(location: Location, tracking: Connection) -> Iterator[str]:
+    """The locations of the runs and logged models whose ids are in `location`."""
+    names = owners_named(location)
+    yield from _Lazily(tracking, sa.select(SqlRun.artifact_uri).where(SqlRun.run_uuid.in_(names)))
+    models = sa.select(SqlLoggedModel.artifact_location).where(SqlLoggedModel.model_id.in_(names))
+    yield from _Lazily(tracking, models)
+
+
+def _versions(uri: str, connection: Connection) -> _Lazily:
+    """The locations of registered versions at or above `uri`."""
+    whole = uri.rstrip("/")
+    ends = [i for i, letter in enumerate(whole) if letter == "/"] + [len(whole)]
+    above = [whole[:end] + slash for end in ends for slash in ("", "/") if whole[:end]]
+    column = SqlModelVersion.storage_location
+    there = SqlModelVersion.current_stage != _DELETED
+    return _Lazily(connection, sa.select(column).where(column.in_(above), there))
+
+
+def _missing(named: Reference, tracking: Connection, registry: Connection) -> str | None:
+    """Why `named` is no run, logged model or version that there is; None if it is one."""
+    if named.kind == "run":
+        query = sa.select(SqlRun.run_uuid).where(SqlRun.run_uuid == named.name)
+        found = tracking.execute(query).first()
+    elif named.kind == "model":
+        model = SqlLoggedModel.model_id
+        found = tracking.execute(sa.select(model).where(model == named.name)).first()
+    else:
+        # By version, stage or alias: MLflow looks it up itself, and stores nothing if it finds none.
+        name = SqlModelVersion.name
+        found = registry.execute(
+            sa.select(name).where(name == named.name.partition("@")[0])
+        ).first()
+    return None if found else f"there is no such {named.kind}"
