@@ -56,11 +56,40 @@ def test_two_places_must_agree(one: str, two: str) -> None:
     assert two in different.message
     assert FIRST not in different.message
     same = look(PLACES[one](FIRST), PLACES[two](FIRST), outbound=True)
-    if one == two:
-        assert isinstance(same, Deny)
-    else:
-        assert isinstance(same, Credential)
-        assert set(same.places) == {one, two}
+    assert isinstance(same, Credential)
+    assert sorted(same.places) == sorted({one, two})
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_begins_as_no_key_does_counts_only_without_one_that_does(place: str) -> None:
+    # A load balancer's JWT, a proxy's password, what ~/.netrc adds.
+    wrong = []
+    for other in PLACES:
+        for foreign in ("eyJ.eyJ.c2ln", "password", "HK_LIVE_FIRST", "khk_live_x"):
+            fields = [PLACES[place](FIRST), PLACES[other](foreign)]
+            for sent in (fields, fields[::-1]):
+                if look(*sent, outbound=True) != Credential(FIRST, (place,)):
+                    wrong.append(("beside a key", sent))
+            if other not in (place, "X-MLflow-Authorization") and "X-ML" not in place:
+                refused = look(PLACES[place]("nonsense"), PLACES[other](foreign))
+                if not isinstance(refused, Deny) or refused.code != "KEY_CONFLICT":
+                    wrong.append(("two of no key's form", [place, other, foreign]))
+    assert wrong == []
+
+
+def test_another_layer_s_credential_counts_not_beside_a_session() -> None:
+    found = look(cookie(SESSION), PLACES["Authorization"]("eyJ.eyJ.c2ln"))
+    assert found == Credential(SESSION, (PLACE,), session=True)
+
+
+def test_a_key_that_is_joined_to_a_provider_s_does_not_go_out_with_it() -> None:
+    # Who takes it for the provider's alone would pass it on.
+    for value in (f"sk-provider {FIRST}", f"{FIRST} sk-provider"):
+        refused = look(("x-api-key", value), PLACES["Authorization"](FIRST), outbound=True)
+        assert isinstance(refused, Deny)
+        assert refused.code == "KEY_CONFLICT"
+    found = look(("x-api-key", f"sk-provider,{FIRST}"), outbound=True)
+    assert found == Credential(FIRST, ("X-API-Key",))
 
 
 def test_no_other_scheme_is_read_as_basic() -> None:
