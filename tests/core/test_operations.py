@@ -447,10 +447,12 @@ def test_a_method_that_the_rule_has_not_is_unknown():
 
 
 @pytest.mark.parametrize("rule", sorted(ROWS))
-def test_options_reads(rule):
+def test_options_reads_and_is_public_where_another_method_is(rule):
     path = rule.partition(" ")[2]
     operation = classify("options", fill(path))
-    assert what(operation) == (Access.READ, ROWS[rule].kind, False)
+    public = any(row.endswith(f" {path}") for row in PUBLIC)
+    access = Access.PUBLIC if public else Access.READ
+    assert what(operation) == (access, ROWS[rule].kind, False)
     assert operation.rule.startswith("OPTIONS /")
 
 

@@ -775,7 +775,10 @@ def headers_of(wire: Wire) -> dict[str, str]:
 
 
 def is_public(wire: Wire) -> bool:
-    return wire.method.upper() in ("GET", "HEAD") and unquote_to_bytes(wire.split[0]) in PUBLIC
+    return (
+        wire.method.upper() in ("GET", "HEAD", "OPTIONS")
+        and unquote_to_bytes(wire.split[0]) in PUBLIC
+    )
 
 
 def may_pass_without_a_key(wire: Wire) -> bool:
