@@ -72,7 +72,7 @@ def seconds(call: Any, *arguments: Any) -> float:
 
 @pytest.mark.parametrize("principal", [ALICE, FULL, replace(ALICE, revoked_at=1.5)])
 def test_an_identity_comes_back_as_it_was(url: str, principal: Principal) -> None:
-    cache = SharedCache(url, budget=5)
+    cache = SharedCache(url, max_age=60, budget=5)
     assert cache.get(DIGEST) is None
     cache.put(DIGEST, principal, 60)
     settle(cache)
@@ -87,7 +87,7 @@ def test_an_identity_comes_back_as_it_was(url: str, principal: Principal) -> Non
 
 
 def test_an_entry_is_kept_for_its_ttl_only(url: str) -> None:
-    cache = SharedCache(url, budget=5)
+    cache = SharedCache(url, max_age=60, budget=5)
     for ttl in (0.0004, 0, -1):
         cache.put(DIGEST, ALICE, ttl)
         settle(cache)
@@ -100,7 +100,7 @@ def test_an_entry_is_kept_for_its_ttl_only(url: str) -> None:
 
 
 def test_what_was_written_by_another_hand_is_not_believed(url: str) -> None:
-    cache = SharedCache(url, budget=5)
+    cache = SharedCache(url, max_age=60, budget=5)
     cache.put(DIGEST, ALICE, 60)
     settle(cache)
     ((name, value),) = entries(url).items()
@@ -109,12 +109,82 @@ def test_what_was_written_by_another_hand_is_not_believed(url: str) -> None:
             value.replace(b"mlflow:read", b"mlflow:full"),
             value[:32],
             b"",
-            shared._encode(bytes(32), ALICE),
+            shared._encode(bytes(32), ALICE, time.time()),
         ):
             client.set(name, forged, px=60_000)
             assert cache.get(DIGEST) is None
         client.set(name, value, px=60_000)
         assert cache.get(DIGEST) is not None
+
+
+def test_what_is_put_back_counts_no_longer_than_before(url: str) -> None:
+    wall, timer, service = Clock(), Clock(), Service()
+
+    def server(**clocks: Any) -> CachedBackend:
+        shared = SharedCache(url, max_age=60, budget=5, clock=clocks.get("clock", wall))
+        return CachedBackend(service, ttl=60, secret=SECRET, shared=shared, timer=timer)
+
+    first = server()
+    first.lookup("alice", HERE)
+    assert first._shared is not None
+    settle(first._shared)
+    ((name, value),) = entries(url).items()
+    # The key is revoked. One server notices, and removes the entry; somebody puts it back.
+    service.known = {}
+    found = {}
+    with redis.Redis.from_url(url) as client:
+        for later, ahead in ((0, 0), (30, 0), (59, 0), (60, 0), (61, 0), (10**6, 0)) + tuple(
+            (0, skew) for skew in (-3600, -11, -9, 9, 59, 3600)
+        ):
+            client.set(name, value, px=10**9)
+            there = Clock()
+            there.now = wall.now + later + ahead
+            found[later, ahead] = server(clock=there).lookup("alice", HERE) == ALICE
+    assert found == {
+        (0, 0): True,
+        (30, 0): True,
+        (59, 0): True,
+        (60, 0): False,
+        (61, 0): False,
+        (10**6, 0): False,
+        (0, -3600): False,  # clocks that are a few seconds off don't matter
+        (0, -11): False,
+        (0, -9): True,
+        (0, 9): True,
+        (0, 59): True,
+        (0, 3600): False,
+    }
+
+
+def test_what_is_taken_from_redis_ends_with_its_age_not_with_what_redis_says(url: str) -> None:
+    wall, timer = Clock(), Clock()
+    shared_ = SharedCache(url, max_age=60, budget=5, clock=wall)
+    cached = CachedBackend(Service(), ttl=60, secret=SECRET, shared=shared_, timer=timer)
+    # The authority was asked 45 s ago.
+    shared_.put(cached._digest("alice", HERE), ALICE, 10**6, 45)
+    settle(shared_)
+    assert cached.lookup("alice", HERE) == ALICE
+    timer.now += 14
+    assert cached.peek("alice", HERE) == ALICE
+    timer.now += 2
+    assert cached.peek("alice", HERE) is None
+
+
+def test_a_slow_authority_s_answer_is_as_old_as_the_question(url: str) -> None:
+    timer = Clock()
+
+    class Slow(Service):
+        def lookup(self, key: str, address: str) -> Principal | Rejected:
+            timer.now += 7
+            return super().lookup(key, address)
+
+    shared_ = SharedCache(url, max_age=60, budget=5, clock=lambda: 1e9)
+    cached = CachedBackend(Slow(), ttl=60, secret=SECRET, shared=shared_, timer=timer)
+    cached.lookup("alice", HERE)
+    settle(shared_)
+    (value,) = entries(url).values()
+    decoded = shared._decode(cached._digest("alice", HERE), value)
+    assert decoded == (ALICE, 1e9 - 7)
 
 
 def test_another_versions_fields_are_a_miss() -> None:
@@ -126,7 +196,7 @@ def test_another_versions_fields_are_a_miss() -> None:
 
 def test_regression_28_redis_holds_no_key(url: str) -> None:
     service = Service()
-    cache = SharedCache(url, budget=5)
+    cache = SharedCache(url, max_age=60, budget=5)
     cached = CachedBackend(service, ttl=60, secret=SECRET, shared=cache)
     service.known = {"hk_live_canary": ALICE}
     cached.lookup("hk_live_canary", HERE)
@@ -143,7 +213,11 @@ def test_a_key_that_one_server_verified_costs_the_other_no_question(url: str) ->
     first, second = Service(), Service()
     one, two = (
         CachedBackend(
-            service, ttl=60, secret=SECRET, shared=SharedCache(url, budget=5), timer=clock
+            service,
+            ttl=60,
+            secret=SECRET,
+            shared=SharedCache(url, max_age=60, budget=5),
+            timer=clock,
         )
         for service in (first, second)
     )
@@ -159,7 +233,7 @@ def test_a_key_that_one_server_verified_costs_the_other_no_question(url: str) ->
 
 
 def test_a_rejection_removes_the_identity_for_all(url: str) -> None:
-    cache = SharedCache(url, budget=5)
+    cache = SharedCache(url, max_age=60, budget=5)
 
     class Revoking(Service):
         def lookup(self, key: str, address: str) -> Principal | Rejected:
@@ -181,7 +255,7 @@ def test_a_rejection_removes_the_identity_for_all(url: str) -> None:
 )
 def test_servers_of_another_site_share_nothing(url: str, other: dict[str, Any]) -> None:
     first, second = Service(), Service()
-    cache = SharedCache(url, budget=5)
+    cache = SharedCache(url, max_age=60, budget=5)
     CachedBackend(first, ttl=60, secret=SECRET, shared=cache).lookup("alice", HERE)
     settle(cache)
     options: dict[str, Any] = {"secret": SECRET, **other}
@@ -190,7 +264,7 @@ def test_servers_of_another_site_share_nothing(url: str, other: dict[str, Any]) 
 
 
 def test_a_watched_backend_shares_nothing(url: str) -> None:
-    cache = SharedCache(url, budget=5)
+    cache = SharedCache(url, max_age=60, budget=5)
     cached = CachedBackend(Memory(), ttl=60, secret=SECRET, shared=cache)
     cached.lookup("alice", HERE)
     settle(cache)
@@ -199,7 +273,7 @@ def test_a_watched_backend_shares_nothing(url: str) -> None:
 
 def test_what_redis_knows_is_served_in_an_outage(url: str) -> None:
     first, second = Service(), Service()
-    cache = SharedCache(url, budget=5)
+    cache = SharedCache(url, max_age=60, budget=5)
     CachedBackend(first, ttl=60, secret=SECRET, shared=cache).lookup("alice", HERE)
     settle(cache)
     second.failure = BackendUnavailable("down")
@@ -214,7 +288,7 @@ def test_a_redis_that_comes_back_is_used_again(
 ) -> None:
     monkeypatch.setattr(patience, "COOL_DOWN", 0.05)
     port = free_port()
-    cache = SharedCache(f"redis://127.0.0.1:{port}", budget=1)
+    cache = SharedCache(f"redis://127.0.0.1:{port}", max_age=60, budget=1)
     for _ in range(10):
         assert cache.get(DIGEST) is None
     assert not cache._patience._breaker.closed
@@ -236,7 +310,9 @@ def test_regression_32_a_black_hole_costs_no_time(
 ) -> None:
     monkeypatch.setattr(patience, "COOL_DOWN", 0.1)
     service = Service()
-    cached = CachedBackend(service, ttl=60, secret=SECRET, shared=SharedCache(black_hole))
+    cached = CachedBackend(
+        service, ttl=60, secret=SECRET, shared=SharedCache(black_hole, max_age=60)
+    )
     took = []
     for number in range(500):
         service.known[str(number)] = ALICE
@@ -257,7 +333,7 @@ def test_regression_32_a_black_hole_costs_no_time(
 
 def test_nobody_waits_for_the_probe(black_hole: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "COOL_DOWN", 0)
-    cache = SharedCache(black_hole)
+    cache = SharedCache(black_hole, max_age=60)
     while cache._patience._breaker.closed:
         cache.get(DIGEST)
     took = []
@@ -270,7 +346,7 @@ def test_nobody_waits_for_the_probe(black_hole: str, monkeypatch: pytest.MonkeyP
 
 def test_a_dead_redis_changes_nothing() -> None:
     service = Service()
-    cache = SharedCache(f"redis://127.0.0.1:{free_port()}")
+    cache = SharedCache(f"redis://127.0.0.1:{free_port()}", max_age=60)
     cached = CachedBackend(service, ttl=60, secret=SECRET, shared=cache)
     for number in range(100):
         assert isinstance(cached.lookup(str(number), HERE), Rejected)
@@ -292,14 +368,16 @@ def test_a_server_that_drips_is_within_the_budget() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         dripping = threading.Thread(target=drip, args=(listener,), daemon=True)
         dripping.start()
-        cache = SharedCache(f"redis://127.0.0.1:{listener.getsockname()[1]}", budget=BUDGET)
+        cache = SharedCache(
+            f"redis://127.0.0.1:{listener.getsockname()[1]}", max_age=60, budget=BUDGET
+        )
         assert seconds(cache.get, DIGEST) < BUDGET + SLACK
         stop.set()
         dripping.join(10)
 
 
 def test_more_operations_than_it_can_do_are_skipped(black_hole: str) -> None:
-    cache = SharedCache(black_hole)
+    cache = SharedCache(black_hole, max_age=60)
     assert seconds(lambda: [cache.put(DIGEST, ALICE, 60) for _ in range(1000)]) < 1
     assert cache._patience._workers._work_queue.qsize() <= patience._MAX_PENDING
 
@@ -310,7 +388,7 @@ def test_more_operations_than_it_can_do_are_skipped(black_hole: str) -> None:
 @pytest.mark.parametrize("url", ["localhost:6379", "redis.example.com", "http://redis", "", "//x"])
 def test_regression_32_a_url_without_its_scheme_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="must start with redis://, rediss://"):
-        SharedCache(url)
+        SharedCache(url, max_age=60)
 
 
 @pytest.mark.parametrize(
@@ -324,13 +402,13 @@ def test_regression_32_a_url_without_its_scheme_is_refused(url: str) -> None:
 )
 def test_regression_32_verification_can_not_be_turned_off(url: str) -> None:
     with pytest.raises(ValueError, match="must not set s"):
-        SharedCache(url)
+        SharedCache(url, max_age=60)
 
 
 @pytest.mark.parametrize("url", ["redis://:hunter2@x:hunter2/0", "redis://:hunter2@x/?db=hunter2"])
 def test_a_refusal_does_not_quote_the_password(url: str) -> None:
     with pytest.raises(ValueError, match="can't be read") as refusal:
-        SharedCache(url)
+        SharedCache(url, max_age=60)
     assert "hunter2" not in str(refusal.value)
 
 
@@ -338,7 +416,7 @@ def test_without_redis_py_it_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['redis'] = None\n"
         "from mlflow_hokusai_auth.backends.shared import SharedCache\n"
-        "SharedCache('redis://localhost')"
+        "SharedCache('redis://localhost', max_age=60)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
@@ -366,7 +444,7 @@ def test_regression_32_only_a_verified_redis_is_spoken_to(tmp_path: Path) -> Non
             ("127.0.0.1", True, False),  # not the certificate's name
         ):
             query = f"?ssl_ca_certs={certificate}" if trusted else ""
-            cache = SharedCache(f"rediss://{address}:{port}{query}", budget=5)
+            cache = SharedCache(f"rediss://{address}:{port}{query}", max_age=60, budget=5)
             cache.put(DIGEST, ALICE, 60)
             settle(cache)
             assert (cache.get(DIGEST) is not None) == expected
