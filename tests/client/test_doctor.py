@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import mlflow
 import pytest
 from click.testing import CliRunner, Result
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.tracking.request_header.abstract_request_header_provider import RequestHeaderProvider
 from mlflow.tracking.request_header.registry import _request_header_provider_registry
 
 from mlflow_hokusai_auth.client import commands, doctor
@@ -32,6 +34,7 @@ ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 NAMES = [
     "key",
     "other credentials",
+    "header providers",
     "tracking URI",
     "origin",
     "plugin",
@@ -126,8 +129,8 @@ def test_all_is_well(api: Api, key: str, run: Any) -> None:
     assert [line[:6] for line in lines] == ["ok    "] * len(NAMES)
     assert [line[6:].split(": ")[0] for line in lines] == NAMES
     assert "in HOKUSAI_API_KEY, for test" in lines[0]
-    assert "ms" in lines[5] and "key_1 of ACME" in lines[6] and "register" in lines[7]
-    assert f"{PREFIX}{ARTIFACTS} answered 200" in lines[8]
+    assert "ms" in lines[6] and "key_1 of ACME" in lines[7] and "register" in lines[8]
+    assert f"{PREFIX}{ARTIFACTS} answered 200" in lines[9]
     # The key is where it has to be, and not where it need not be.
     health, whoami, artifacts = api.asked
     assert health.path == f"{PREFIX}/health" and "x-api-key" not in health.headers
@@ -145,6 +148,7 @@ def test_a_failure_is_two_lines_and_what_depends_on_it_is_skipped(
         "FAIL  key: none is configured\n"
         "      fix: Set HOKUSAI_API_KEY to the key that you were given.\n"
         'skip  other credentials: not checked, as "key" did not pass\n'
+        'skip  header providers: not checked, as "key" did not pass\n'
         "ok    tracking URI: "
     )
     assert 'skip  key accepted: not checked, as "key" did not pass\n' in result.stdout
@@ -191,7 +195,7 @@ def test_a_source_that_has_no_key(api: Api, failure: Any, monkeypatch: pytest.Mo
     assert (name, fix) == ("key", "Put that right, or set HOKUSAI_API_KEY to the key.")
     assert "the file named by HOKUSAI_API_KEY_FILE does not exist" in found
     assert skipped(verdicts) == [
-        "other credentials", "key accepted", "scope", "artifact path", "expiry",
+        "other credentials", "header providers", "key accepted", "scope", "artifact path", "expiry",
     ]  # fmt: skip
 
 
@@ -217,10 +221,90 @@ def test_another_credential(
 ) -> None:
     monkeypatch.setenv(name, key)
     assert run("doctor").exit_code == 0
-    monkeypatch.setenv(name, "something-else")
+    other = keys.generate("test")
+    monkeypatch.setenv(name, other)
     check, found, fix, _ = failure()
     assert (check, fix) == ("other credentials", f"Unset {name}.")
-    assert name in found and "something-else" not in found
+    assert name in found and other[8:] not in found
+    # What another layer takes goes along, and the server does not mind.
+    monkeypatch.setenv(name, "something-else")
+    told = run("doctor").stdout.splitlines()[1]
+    assert told == (
+        f"ok    other credentials: {name}: no key, so it goes along and does not count beside the key"
+    )
+    # Unless nothing tells which of the two is the key.
+    monkeypatch.setenv("HOKUSAI_API_KEY", "key-of-another-form")
+    check, found, fix, _ = failure()
+    assert (check, fix) == ("other credentials", f"Unset {name}.")
+
+
+@pytest.mark.parametrize("place", ["~/.netrc", "MLFLOW_TRACKING_URI"])
+def test_a_password_for_the_host(
+    place: str, api: Api, key: str, failure: Any, run: Any, clean_environment: Path
+) -> None:
+    uri = urlparse(api.uri)
+
+    def put(password: str) -> None:
+        if place == "~/.netrc":
+            text = f"machine {uri.hostname} login me password {password}\n"
+            (clean_environment / ".netrc").write_text(text)
+        else:
+            mlflow.set_tracking_uri(uri._replace(netloc=f"me:{password}@{uri.netloc}").geturl())
+
+    sent = "; ~/.netrc has one for this host, which is sent as the password of Basic"
+    for password, told in (
+        (key, "none that differ from the key"),
+        ("proxy", f"{place}: no key, so it goes along and does not count beside the key"),
+    ):
+        put(password)
+        line = run("doctor").stdout.splitlines()[1]
+        assert line == f"ok    other credentials: {told}{sent if place == '~/.netrc' else ''}"
+    other = keys.generate("test")
+    put(other)
+    check, found, fix, _ = failure()
+    assert check == "other credentials"
+    assert place in found and place in fix and other[8:] not in found
+
+
+def test_other_header_providers(
+    api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets: dict[str, str] = {}
+
+    class Own(RequestHeaderProvider):
+        def in_context(self) -> bool:
+            return True
+
+        def request_headers(self) -> dict[str, str]:
+            if "fails" in sets:
+                raise ValueError
+            return sets
+
+    registered = [*_request_header_provider_registry, Own()]
+    monkeypatch.setattr(_request_header_provider_registry, "_registry", registered)
+    name = f"{__name__}.Own"
+    for headers, told in (
+        ({}, "sets nothing at the moment"),
+        ({"X-API-Key": key}, "sets X-API-Key"),
+        ({"X-Team": "a", "Authorization": "Bearer eyJ.eyJ.x"}, "sets X-Team, Authorization"),
+        ({"fails": ""}, "fails (ValueError), so MLflow leaves it out"),
+    ):
+        sets.clear()
+        sets.update(headers)
+        result = run("doctor")
+        assert result.exit_code == 0
+        assert result.stdout.splitlines()[2] == f"ok    header providers: {name} {told}"
+    for header, value in (
+        ("X-API-Key", keys.generate("test")),
+        ("x-api-key", "another-system-s"),
+        ("Authorization", f"Bearer {keys.generate('test')}"),
+    ):
+        sets.clear()
+        sets[header] = value
+        check, found, fix, _ = failure()
+        assert check == "header providers"
+        assert f"{name} sets {header}" in found and f"Remove {header} of {name}" in fix
+        assert value[8:] not in found + fix
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "./mlruns", "databricks"])
@@ -233,7 +317,7 @@ def test_a_tracking_uri_without_a_server(
     name, _, fix, verdicts = failure()
     assert name == "tracking URI"
     assert "Set MLFLOW_TRACKING_URI to the URL of the server, such as https://" in fix
-    assert skipped(verdicts) == NAMES[3:4] + NAMES[5:]
+    assert skipped(verdicts) == NAMES[4:5] + NAMES[6:]
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -291,7 +375,7 @@ def check_server(failure: Any, found: str, fix: str) -> None:
     name, said, told, verdicts = failure()
     assert name == "server"
     assert found in said and fix in told
-    assert skipped(verdicts) == NAMES[6:]
+    assert skipped(verdicts) == NAMES[7:]
     assert time.monotonic() - started < 8
 
 
