@@ -38,6 +38,7 @@ TEST = [
     "hypothesis",
     "import-linter",
     "mypy",
+    "opentelemetry-exporter-otlp-proto-http",
     "opentelemetry-sdk",
     "playwright",
     "pre-commit",

@@ -334,6 +334,23 @@ def _expiry(seen: _Seen) -> _Verdict:
     return True, f"{found}, in {max(left, 0) / 86400:.0f} days", fix
 
 
+def _other_ways(seen: _Seen) -> _Verdict:
+    told = (
+        "mlflow.otel.autolog() and models of gateway:/ send the key; other programs, and "
+        "OpenTelemetry's own exporters, take it from their own variables"
+    )
+    for signal in ("TRACES_", "METRICS_", ""):
+        endpoint = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT", "")
+        if profile.origin(endpoint) is None or profile.origin(endpoint) != profile.origin(seen.uri):
+            continue
+        names = {f"OTEL_EXPORTER_OTLP_{signal}HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"}
+        if not any(seen.key in unquote(os.environ.get(name, "")) for name in names):
+            found = f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT is this server, without a key"
+            fix = f"Set OTEL_EXPORTER_OTLP_{signal}HEADERS to x-api-key=YOUR_KEY."
+            return False, found, fix
+    return True, told, ""
+
+
 #: Name, what has to have passed before, and the check.
 _CHECKS: list[tuple[str, tuple[str, ...], Callable[[_Seen], _Verdict]]] = [
     ("key", (), _key),
@@ -348,4 +365,5 @@ _CHECKS: list[tuple[str, tuple[str, ...], Callable[[_Seen], _Verdict]]] = [
     ("artifact path", ("key accepted",), _artifact_path),
     ("clock", ("server",), _clock),
     ("expiry", ("key accepted",), _expiry),
+    ("other ways", ("key accepted",), _other_ways),
 ]

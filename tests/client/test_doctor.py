@@ -44,6 +44,7 @@ NAMES = [
     "artifact path",
     "clock",
     "expiry",
+    "other ways",
 ]
 IDENTITY = {
     "key_id": "key_1",
@@ -196,6 +197,7 @@ def test_a_source_that_has_no_key(api: Api, failure: Any, monkeypatch: pytest.Mo
     assert "the file named by HOKUSAI_API_KEY_FILE does not exist" in found
     assert skipped(verdicts) == [
         "other credentials", "header providers", "key accepted", "scope", "artifact path", "expiry",
+        "other ways",
     ]  # fmt: skip
 
 
@@ -266,6 +268,20 @@ def test_a_password_for_the_host(
     assert place in found and place in fix and other[8:] not in found
 
 
+@pytest.mark.parametrize("signal", ["", "TRACES_", "METRICS_"])
+def test_exporters_of_opentelemetry(
+    signal: str, api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, headers = (f"OTEL_EXPORTER_OTLP_{signal}{what}" for what in ("ENDPOINT", "HEADERS"))
+    monkeypatch.setenv(endpoint, "https://collector.example.com")
+    assert run("doctor").exit_code == 0
+    monkeypatch.setenv(endpoint, api.uri)
+    check, found, fix, _ = failure()
+    assert check == "other ways" and endpoint in found and headers in fix
+    monkeypatch.setenv(headers, f"x-api-key={key}")
+    assert run("doctor").exit_code == 0
+
+
 def test_other_header_providers(
     api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +345,7 @@ def test_an_origin_that_is_not_on_the_list(
     assert name == "origin"
     assert f"X-API-Key is not sent to {api.origin}" in found
     assert fix == f"If the key belongs there, add {api.origin} to the list."
-    assert skipped(verdicts) == ["key accepted", "scope", "artifact path", "expiry"]
+    assert skipped(verdicts) == ["key accepted", "scope", "artifact path", "expiry", "other ways"]
     assert [asked.path for asked in api.asked] == [f"{PREFIX}/health"]
 
 
@@ -475,7 +491,7 @@ def test_a_key_that_the_server_refuses(
     name, found, told, verdicts = failure()
     assert name == "key accepted" and fix in told
     assert "Not ***. [31m Ha." in found
-    assert skipped(verdicts) == ["scope", "artifact path", "expiry"]
+    assert skipped(verdicts) == ["scope", "artifact path", "expiry", "other ways"]
     assert len(api.asked) == 2
 
 
