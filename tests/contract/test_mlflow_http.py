@@ -70,14 +70,16 @@ def senders() -> Iterator[str]:
                 break
 
 
+@pytest.mark.skipif(
+    Version(mlflow.__version__) < Version("3.17"), reason="the list is of the newest MLflow"
+)
 def test_every_way_past_http_request_is_known() -> None:
     known, found = listed(), set(senders())
     assert set(known.values()) <= KINDS
     new = sorted(found - set(known))
     assert not new, f"look how these get a key, and add them to {LIST.name}: {new}"
-    if Version(mlflow.__version__) >= Version("3.17"):
-        gone = sorted(set(known) - found)
-        assert not gone, f"these send nothing any more: {gone}"
+    gone = sorted(set(known) - found)
+    assert not gone, f"these send nothing any more: {gone}"
 
 
 @pytest.mark.parametrize("name", ["mlflow.otel", "mlflow.genai.utils.gateway_utils"])
