@@ -53,6 +53,7 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
     """
     # Each text, and the places that hold it, in the order in which they were found.
     found: dict[str, dict[str, None]] = {}
+    has_cookies = False
     for name, value in request.headers:
         place = _PLACES.get(name)
         if place is None or (name == _GATEWAY and not outbound):
@@ -61,8 +62,8 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
             # One of both could ride along unseen.
             return Deny("KEY_CONFLICT", f"Spell the header {place}, with hyphens.")
         if place is browser.PLACE:
-            if not any(place in places for places in found.values()):
-                # The first of several Cookie headers finds all.
+            if not has_cookies:  # the first of several Cookie headers finds all
+                has_cookies = True
                 for token in browser.session_tokens(request):
                     found.setdefault(token, {})[place] = None
             continue

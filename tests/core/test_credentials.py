@@ -226,16 +226,19 @@ class Counted(tuple[tuple[bytes, bytes], ...]):
 Counted.times = 0
 
 
+@pytest.mark.parametrize("cookie", [b"hokusai_session=%d", b"hokusai_sessions=%d"])
 @pytest.mark.parametrize("count", [1, 1000])
-def test_headers_are_gone_through_as_often_however_many_there_are(count: int) -> None:
-    cookies = [(b"cookie", b"hokusai_session=%d" % number) for number in range(count)]
+def test_headers_are_gone_through_as_often_however_many_there_are(
+    count: int, cookie: bytes
+) -> None:
+    cookies = [(b"cookie", cookie % number) for number in range(count)]
     Counted.times = 0
     found = find(
         Request("GET", "/version", b"", Counted([(b"host", b"localhost"), *cookies])),
         outbound=False,
         query_key=True,
     )
-    assert isinstance(found, Deny)
+    assert not isinstance(found, Credential)
     assert Counted.times <= 4
 
 
