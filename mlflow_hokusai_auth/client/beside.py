@@ -1,13 +1,16 @@
 """MLflow's requests to its server that don't go through its `http_request`: they carry the key, too.
 
-MLflow asks no provider for their headers. So what makes them is changed, in the modules that MLflow
-imports only when they are used, by MLflow's own hooks after an import. `tests/vectors/mlflow_http.txt`
-lists every module of MLflow's that sends requests, and how each gets a key.
+MLflow asks no provider for their headers. So what makes them is changed, right after MLflow has
+imported it, which it does when it is first used. `tests/vectors/mlflow_http.txt` lists every module of
+MLflow's that sends requests, and how each gets a key.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -19,20 +22,37 @@ _MARK = "_hokusai_auth"
 
 
 def install() -> None:
-    """Have the modules changed when they are imported, or now if they are. Never raises.
+    """Have the modules changed when they are imported, or now if they are.
 
-    Called while MLflow is imported, so nothing of MLflow's is imported above.
+    Called while MLflow is imported, so nothing of MLflow's is imported here.
     """
-    for name, change in (
-        ("mlflow.otel", change_otel),
-        ("mlflow.genai.utils.gateway_utils", change_gateway),
-    ):
-        try:
-            from mlflow.utils.import_hooks import register_post_import_hook
+    for name, change in _CHANGES.items():
+        if name in sys.modules:
+            change(sys.modules[name])
+    if _Finder not in sys.meta_path:
+        # MLflow's own hooks (mlflow.utils.import_hooks) use a way to load that Python gives up.
+        sys.meta_path.insert(0, _Finder)
 
-            register_post_import_hook(change, name)
-        except Exception as error:
-            profile.warn_once(f"{name} will send no key ({type(error).__name__}).")
+
+class _Finder:
+    """Finds the modules as Python does, and has them changed after they have run."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        change = _CHANGES.get(name)
+        spec = PathFinder.find_spec(name, path, target) if change is not None else None
+        if change is None or spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_change(module: ModuleType) -> None:
+            execute(module)
+            change(module)
+
+        spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
+        return spec
 
 
 def works_in(module: ModuleType) -> bool:
@@ -94,3 +114,9 @@ def change_gateway(module: ModuleType) -> None:
 
     module._build_auth_headers = build_auth_headers  # type: ignore[attr-defined]
     setattr(module, _MARK, True)
+
+
+_CHANGES = {
+    "mlflow.otel": change_otel,
+    "mlflow.genai.utils.gateway_utils": change_gateway,
+}

@@ -115,9 +115,11 @@ def test_a_program_that_imports_mlflow_only_has_it(first: str) -> None:
         f"import {first}, mlflow.otel\n"
         "from mlflow.genai.utils import gateway_utils\n"
         "from mlflow_hokusai_auth.client import beside\n"
+        "import importlib.util\n"
+        "assert importlib.util.find_spec('mlflow.otel') is mlflow.otel.__spec__\n"
         "print(beside.works_in(mlflow.otel), beside.works_in(gateway_utils))"
     )
     pytest.importorskip("mlflow.otel")
-    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == "True True\n", done.stderr

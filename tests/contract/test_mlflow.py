@@ -70,7 +70,6 @@ IMPORTS = {
     "mlflow.tracking.request_header.registry._request_header_provider_registry": (
         "doctor: whether MLflow knows the plugin"
     ),
-    "mlflow.utils.import_hooks.register_post_import_hook": "client/beside.py",
     "mlflow.utils.rest_utils.http_request": _CLIENT,
     "mlflow.utils.rest_utils.verify_rest_response": "client/admin.py: refusals as RestException",
     "mlflow.utils.workspace_context.set_server_request_workspace": "server/health.py",
