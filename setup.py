@@ -40,6 +40,7 @@ TEST = [
     "import-linter",
     "moto[server]",
     "mypy",
+    "opentelemetry-exporter-otlp-proto-http",
     "opentelemetry-sdk",
     "playwright",
     "pre-commit",

@@ -100,9 +100,9 @@ an experiment's, or all its models, is a change of the experiment.
 ## What each route takes
 
 Every route answers under each prefix as well. `[ajax-]api` is either spelling; `{x}` is one segment of
-a path, `{x:path}` the rest. `HEAD` is as `GET`; `OPTIONS` takes read. public: no key. key: any good
-key. **A route that is not listed takes admin.** On those marked ↗ MLflow calls a provider, which does
-not get to see the caller's key.
+a path, `{x:path}` the rest. `HEAD` is as `GET`. `OPTIONS` takes read, and no key where a method of the
+path takes none. public: no key. key: any good key. **A route that is not listed takes admin.** On those
+marked ↗ MLflow calls a provider, which does not get to see the caller's key.
 """
     every = list(operations.rules())
     for kind in sorted({rule.kind for rule in every}):

@@ -234,7 +234,8 @@ class CachedBackend:
         self._keep(digest, generation, answer, until)
         if self._shared is not None:
             if isinstance(answer, Principal):
-                self._shared.put(digest, answer, until - self._timer())
+                now = self._timer()
+                self._shared.put(digest, answer, until - now, now - asked)
             else:
                 self._shared.forget(digest)
         return answer

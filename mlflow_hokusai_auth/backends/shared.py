@@ -9,7 +9,8 @@ removes what Redis has of it.
 
 An entry is stored under a hash of the cache's digest and signed with that digest, which is itself an
 HMAC under the servers' secret. So what Redis holds is of no use for finding a key, and whoever can
-write to it can't make up an identity.
+write to it can't make up an identity. The time at which the authority was asked is signed as well: an
+entry that somebody kept and puts back, as after a revocation, counts no longer than it would have.
 """
 
 from __future__ import annotations
@@ -17,24 +18,39 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 from mlflow_hokusai_auth.core.types import Principal
 
 from .patience import NoAnswer, Patience, client
 
-_PREFIX = "hokusai-auth:1:"
+_PREFIX = "hokusai-auth:2:"
+#: Seconds by which another server's clock may be ahead of this one's for its entries to count here.
+MAX_SKEW = 10.0
 
 
 class SharedCache:
     """The identities in the Redis at `url`, `redis://`, `rediss://` (verified) or `unix://`.
 
+    An entry counts for `max_age` seconds after the authority was asked, by the servers' clocks
+    (`clock`, seconds since the epoch), and never for longer than it was put for.
     `budget` is the number of seconds that an operation may take in all, name resolution and connecting
     included. Raises ValueError for a URL that can't be used, and ModuleNotFoundError, with what to
     install, without redis-py.
     """
 
-    def __init__(self, url: str, *, budget: float = 0.1) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_age: float,
+        budget: float = 0.1,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._max_age = max_age
+        self._clock = clock
         self._redis = client(url, budget)
         self._patience = Patience(budget, "identities are not shared between servers")
 
@@ -47,14 +63,24 @@ class SharedCache:
             )
         except NoAnswer:
             return None
-        principal = _decode(digest, value) if left > 0 else None
-        return None if principal is None else (principal, left / 1000)
+        entry = _decode(digest, value) if left > 0 else None
+        if entry is None:
+            return None
+        principal, verified = entry
+        age = self._clock() - verified
+        # Whoever writes to Redis decides how long it keeps an entry, but not how old the entry is.
+        if not -MAX_SKEW <= age < self._max_age:
+            return None
+        return principal, min(left / 1000, self._max_age - max(age, 0.0))
 
-    def put(self, digest: bytes, principal: Principal, ttl: float) -> None:
-        """Keep `principal` under `digest` for `ttl` seconds. Returns at once."""
+    def put(self, digest: bytes, principal: Principal, ttl: float, age: float = 0.0) -> None:
+        """Keep `principal` under `digest` for `ttl` seconds. Returns at once.
+
+        `age` is how many seconds ago the authority was asked.
+        """
         milliseconds = int(ttl * 1000)
         if milliseconds > 0:
-            name, value = _name(digest), _encode(digest, principal)
+            name, value = _name(digest), _encode(digest, principal, self._clock() - age)
             self._patience.tell(lambda: self._redis.set(name, value, px=milliseconds))
 
     def forget(self, digest: bytes) -> None:
@@ -67,17 +93,17 @@ def _name(digest: bytes) -> str:
     return _PREFIX + hashlib.sha256(digest).hexdigest()
 
 
-def _encode(digest: bytes, principal: Principal) -> bytes:
-    """The principal as JSON behind its signature: HMAC-SHA256 under `digest`."""
-    fields = asdict(principal)
+def _encode(digest: bytes, principal: Principal, verified: float) -> bytes:
+    """The principal, and when it was `verified`, as JSON behind an HMAC-SHA256 under `digest`."""
+    fields = {**asdict(principal), "verified": verified}
     fields["scopes"] = sorted(principal.scopes)
     fields["roles"] = sorted(principal.roles)
     text = json.dumps(fields).encode()
     return hmac.digest(digest, text, "sha256") + text
 
 
-def _decode(digest: bytes, value: bytes) -> Principal | None:
-    """The principal in `value`, or None if `_encode` did not make it for this digest."""
+def _decode(digest: bytes, value: bytes) -> tuple[Principal, float] | None:
+    """What `_encode` was given for this digest, or None if it did not make `value` for it."""
     signature, text = value[:32], value[32:]
     if not hmac.compare_digest(signature, hmac.digest(digest, text, "sha256")):
         return None
@@ -86,6 +112,7 @@ def _decode(digest: bytes, value: bytes) -> Principal | None:
         fields["scopes"] = frozenset(fields["scopes"])
         fields["roles"] = frozenset(fields["roles"])
         fields["networks"] = tuple(fields["networks"])
-        return Principal(**fields)
+        verified = float(fields.pop("verified"))
+        return Principal(**fields), verified
     except (KeyError, TypeError, ValueError):
         return None  # another version of this package has other fields

@@ -57,5 +57,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
+    from mlflow_hokusai_auth.client import beside
+
+    # This is the one entry point that MLflow loads before it sends anything.
+    beside.install()
     made = type(name, (_KeepPrefix, MlflowArtifactsRepository), {"__module__": __name__})
     return globals().setdefault(name, made)

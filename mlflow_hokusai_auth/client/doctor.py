@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -24,6 +24,7 @@ from mlflow.tracking._tracking_service.utils import _get_store
 from mlflow.tracking.request_header.registry import _request_header_provider_registry
 from mlflow.utils.rest_utils import http_request
 from requests import Response
+from requests.utils import get_netrc_auth
 
 from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.client import artifacts, guard, network, profile
@@ -39,6 +40,11 @@ _MAX_SKEW = 60
 _SOON = 14 * 86400
 
 _OTHERS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
+_NETRC = "~/.netrc"
+_UNSET = {
+    _NETRC: f"remove this host from {_NETRC}",
+    "MLFLOW_TRACKING_URI": "take the password out of MLFLOW_TRACKING_URI",
+}
 _EXAMPLE = "https://registry.hokus.ai/api/mlflow"
 _REINSTALL = (
     "Install the package anew where MLflow is: "
@@ -57,8 +63,8 @@ _REFUSED = {
     "KEY_UNKNOWN": "Check that this key was made for this server, and copy it again, whole.",
     "KEY_EXPIRED": _ASK_FOR_NEW,
     "KEY_REVOKED": _ASK_FOR_NEW,
-    "KEY_CONFLICT": "Remove the other key: it may be in ~/.mlflow/credentials, in ~/.netrc or in "
-    "MLFLOW_TRACKING_URI.",
+    "KEY_CONFLICT": "Remove the other key: it may be in ~/.mlflow/credentials, in ~/.netrc, in "
+    "MLFLOW_TRACKING_URI or of another request header provider.",
     "ADDRESS_REFUSED": "Use the key from a network that it is for, or ask the server's operator to "
     "add this one.",
     "RATE_LIMITED": "Try again later.",
@@ -161,12 +167,61 @@ def _key(seen: _Seen) -> _Verdict:
 
 
 def _other_credentials(seen: _Seen) -> _Verdict:
-    differ = [n for n in _OTHERS if os.environ.get(n, "").strip() not in ("", seen.key)]
+    others = {name: os.environ.get(name, "").strip() for name in _OTHERS}
+    others["MLFLOW_TRACKING_URI"] = unquote(urlparse(seen.uri).password or "")
+    # As requests itself finds it, which sends it instead of whatever else is set for Authorization.
+    netrc = get_netrc_auth(seen.uri) if not os.environ.get("MLFLOW_TRACKING_AUTH") else None
+    others[_NETRC] = netrc[1] if netrc else ""
+    differ = {name: text for name, text in others.items() if text not in ("", seen.key)}
+    # What the server takes for a second key.
+    ours = seen.key.startswith("hk_")
+    if refused := [name for name, text in differ.items() if text.startswith("hk_") or not ours]:
+        names = " and ".join(refused)
+        found = f"{names}: not the key, and the server refuses requests with two different ones"
+        fix = " and ".join(_UNSET.get(name, f"unset {name}") for name in refused)
+        return False, found, f"{fix[0].upper()}{fix[1:]}."
+    sent = (
+        f"; {_NETRC} has one for this host, which is sent as the password of Basic" if netrc else ""
+    )
     if not differ:
-        return True, "none that differ from the key", ""
+        return True, f"none that differ from the key{sent}", ""
     names = " and ".join(differ)
-    found = f"{names}: not the key, and the server refuses requests with two different ones"
-    return False, found, f"Unset {names}."
+    return True, f"{names}: no key, so it goes along and does not count beside the key{sent}", ""
+
+
+def _header_providers(seen: _Seen) -> _Verdict:
+    others = [
+        one
+        for one in _request_header_provider_registry
+        if not isinstance(one, HokusaiHeaderProvider)
+        and not type(one).__module__.startswith("mlflow.tracking.")
+    ]
+    if not others:
+        return True, "no others", ""
+    told, refused = [], []
+    for one in others:
+        name = f"{type(one).__module__}.{type(one).__name__}"
+        try:
+            headers = dict(one.request_headers()) if one.in_context() else {}
+        except Exception as error:
+            told.append(f"{name} fails ({type(error).__name__}), so MLflow leaves it out")
+            continue
+        told.append(f"{name} sets {', '.join(headers) or 'nothing at the moment'}")
+        refused += [f"{header} of {name}" for header in headers if _clashes(headers, header, seen)]
+    if not refused:
+        return True, "; ".join(told), ""
+    found = (
+        f"{'; '.join(told)}. MLflow joins it to the key, or sends both, which the server refuses"
+    )
+    return False, found, f"Remove {' and '.join(refused)}: this package sets {guard.HEADER} itself."
+
+
+def _clashes(headers: dict[str, str], name: str, seen: _Seen) -> bool:
+    """Whether the server refuses the key for what another provider sets the header `name` to."""
+    others = [word for word in str(headers[name]).split() if word != seen.key]
+    if name.lower() == guard.HEADER.lower():
+        return bool(others)
+    return name.lower() == "authorization" and any(word.startswith("hk_") for word in others)
 
 
 def _tracking_uri(seen: _Seen) -> _Verdict:
@@ -279,10 +334,28 @@ def _expiry(seen: _Seen) -> _Verdict:
     return True, f"{found}, in {max(left, 0) / 86400:.0f} days", fix
 
 
+def _other_ways(seen: _Seen) -> _Verdict:
+    told = (
+        "mlflow.otel.autolog() and models of gateway:/ send the key; other programs, and "
+        "OpenTelemetry's own exporters, take it from their own variables"
+    )
+    for signal in ("TRACES_", "METRICS_", ""):
+        endpoint = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT", "")
+        if profile.origin(endpoint) is None or profile.origin(endpoint) != profile.origin(seen.uri):
+            continue
+        names = {f"OTEL_EXPORTER_OTLP_{signal}HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"}
+        if not any(seen.key in unquote(os.environ.get(name, "")) for name in names):
+            found = f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT is this server, without a key"
+            fix = f"Set OTEL_EXPORTER_OTLP_{signal}HEADERS to x-api-key=YOUR_KEY."
+            return False, found, fix
+    return True, told, ""
+
+
 #: Name, what has to have passed before, and the check.
 _CHECKS: list[tuple[str, tuple[str, ...], Callable[[_Seen], _Verdict]]] = [
     ("key", (), _key),
     ("other credentials", ("key",), _other_credentials),
+    ("header providers", ("key",), _header_providers),
     ("tracking URI", (), _tracking_uri),
     ("origin", ("tracking URI",), _origin),
     ("plugin", (), _plugin),
@@ -292,4 +365,5 @@ _CHECKS: list[tuple[str, tuple[str, ...], Callable[[_Seen], _Verdict]]] = [
     ("artifact path", ("key accepted",), _artifact_path),
     ("clock", ("server",), _clock),
     ("expiry", ("key accepted",), _expiry),
+    ("other ways", ("key accepted",), _other_ways),
 ]

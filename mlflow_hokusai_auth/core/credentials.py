@@ -4,6 +4,10 @@ Every accepted place is looked at, and all of them must agree: a request that ca
 keys is refused, because no order of precedence is the one that its sender had in mind. Blank values
 are skipped (an empty `Authorization: Bearer` shadowed a good `X-API-Key` once), and so are schemes
 that carry no API key, such as AWS4-HMAC-SHA256.
+
+A value that begins with `hk_` is a key of ours. Where there is one, values that don't begin so belong
+to another layer (a load balancer's JWT, a proxy's password, what ~/.netrc adds) and don't count.
+Where there is none, they count: another authority's keys may have another form.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import product
 from urllib.parse import unquote_to_bytes
 
@@ -36,6 +40,7 @@ _PLACES = {
 _QUERY_NAME = b"".join(b"(?:%c|%%%02x|%%%02X)" % (letter, letter, letter) for letter in b"api_key")
 _QUERY_FIELD = re.compile(rb"(?:^|&)" + _QUERY_NAME + rb"(?:[=&]|\Z)")
 QUERY_PLACE = "?api_key="
+_SCHEMES = ("bearer", "apikey")
 #: For a request whose key could not be told: all headers that may hold it.
 ANYWHERE = Credential("", ("X-API-Key", "Authorization", "X-MLflow-Authorization"))
 
@@ -46,8 +51,9 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
     `outbound` marks routes whose headers may also hold another provider's credential: there only
     what begins as our keys do is taken for one. `query_key` is whether `?api_key=` counts.
     """
-    found: dict[str, list[str]] = {}
-    seen: set[str] = set()
+    # Each text, and the places that hold it, in the order in which they were found.
+    found: dict[str, dict[str, None]] = {}
+    has_cookies = False
     for name, value in request.headers:
         place = _PLACES.get(name)
         if place is None or (name == _GATEWAY and not outbound):
@@ -56,45 +62,51 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
             # One of both could ride along unseen.
             return Deny("KEY_CONFLICT", f"Spell the header {place}, with hyphens.")
         if place is browser.PLACE:
-            if place not in seen:  # the first of several Cookie headers finds all
-                seen.add(place)
+            if not has_cookies:  # the first of several Cookie headers finds all
+                has_cookies = True
                 for token in browser.session_tokens(request):
-                    found.setdefault(token, []).append(place)
+                    found.setdefault(token, {})[place] = None
             continue
         # A server that speaks WSGI joins repeated headers with a comma, which no key contains.
         for part in value.decode("latin-1").split(","):
-            key = _from_header(name, part)
-            if not key or (outbound and not key.startswith("hk_")):
-                continue
-            if place in seen:
-                return Deny("KEY_CONFLICT", f"{place} was sent more than once. Send it once.")
-            seen.add(place)
-            found.setdefault(key, []).append(place)
+            for key in _from_header(name, part):
+                if not outbound or _is_ours(key):
+                    found.setdefault(key, {})[place] = None
     if query_key and request.query:
         for key in _query_values(request.query):
-            if QUERY_PLACE in seen:
-                return Deny("KEY_CONFLICT", "?api_key= was sent more than once. Send it once.")
-            seen.add(QUERY_PLACE)
-            found.setdefault(key, []).append(QUERY_PLACE)
+            found.setdefault(key, {})[QUERY_PLACE] = None
     if len(found) > 1:
-        if any(browser.PLACE in places for places in found.values()):
-            return Deny(
-                "KEY_CONFLICT",
-                "Somebody is signed in here, in this browser, and the request holds a key as well "
-                "or a second session. Sign out, or send no other key.",
-            )
-        places = " and ".join(places[0] for places in found.values())
+        found = {key: places for key, places in found.items() if _is_ours(key)} or found
+    if len(found) > 1:
+        return _conflict({place: None for places in found.values() for place in places})
+    for key, places in found.items():
+        session = [*places] == [browser.PLACE]
+        if session != keys.is_session_token(key):
+            return Deny("KEY_MALFORMED", f"{next(iter(places))} holds what does not belong there.")
+        return Credential(key, tuple(places), session)
+    return None
+
+
+def _conflict(places: Collection[str]) -> Deny:
+    """The refusal of a request whose `places` hold more than one key."""
+    if browser.PLACE in places:
         return Deny(
             "KEY_CONFLICT",
-            f"{places} hold different keys. Send one key: MLFLOW_TRACKING_TOKEN, "
-            "MLFLOW_TRACKING_PASSWORD and HOKUSAI_API_KEY must agree where more than one is set.",
+            "Somebody is signed in here, in this browser, and the request holds a key as well "
+            "or a second session. Sign out, or send no other key.",
         )
-    for key, named in found.items():
-        session = named == [browser.PLACE]
-        if session != keys.is_session_token(key):
-            return Deny("KEY_MALFORMED", f"{named[0]} holds what does not belong there.")
-        return Credential(key, tuple(named), session)
-    return None
+    if len(places) == 1:
+        return Deny(
+            "KEY_CONFLICT",
+            f"{next(iter(places))} holds two different keys. Send one: two of MLflow's request "
+            "header providers may set it (`hokusai-auth doctor` lists them), or two parts of the "
+            "program.",
+        )
+    return Deny(
+        "KEY_CONFLICT",
+        f"{' and '.join(places)} hold different keys. Send one key: MLFLOW_TRACKING_TOKEN, "
+        "MLFLOW_TRACKING_PASSWORD and HOKUSAI_API_KEY must agree where more than one is set.",
+    )
 
 
 def without_query_key(query: bytes) -> bytes:
@@ -108,22 +120,41 @@ def without_query_key(query: bytes) -> bytes:
     return b"&".join(field for field in query.split(b"&") if not _QUERY_FIELD.match(field))
 
 
-def _from_header(name: bytes, value: str) -> str:
+def _is_ours(text: str) -> bool:
+    """Whether `text` was meant as a key of ours: a word of it begins as all of them do."""
+    return "hk_" in text and any(word.startswith("hk_") for word in text.split())
+
+
+def _from_header(name: bytes, value: str) -> Sequence[str]:
+    """The keys in `value`, a part between commas."""
     value = value.strip(" \t")
     if name == _API_KEY:
-        return value
+        return _words(value)
     scheme, _, rest = value.partition(" ")
     rest = rest.strip(" \t")
     scheme = scheme.lower()
-    if scheme in ("bearer", "apikey"):
-        return rest
+    if scheme in _SCHEMES:
+        return _words(rest)
     if scheme == "basic":
         try:
             decoded = base64.b64decode(rest, validate=True).decode("latin-1")
         except (binascii.Error, ValueError):
-            return ""
-        return decoded.partition(":")[2].strip(" \t")
-    return ""
+            return ()
+        return _words(decoded.partition(":")[2].strip(" \t"))
+    return ()
+
+
+def _words(text: str) -> Sequence[str]:
+    """`text` as a whole, or its words where each is a key.
+
+    MLflow joins with a space what two request header providers set (`resolve_request_headers`), which
+    for Authorization repeats the scheme.
+    """
+    if " " not in text:
+        return (text,) if text else ()
+    first, *others = text.split()
+    words = [first, *(word for word in others if word.lower() not in _SCHEMES)]
+    return words if all(map(_is_ours, words)) else (text,)
 
 
 def _query_values(query: bytes) -> Iterator[str]:

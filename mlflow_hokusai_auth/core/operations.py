@@ -39,8 +39,8 @@ _CHOICE = re.compile(r"\{([^}]*)\}")
 def classify(method: str, path: str) -> Operation:
     """The operation that `method` on `path` is; one without a rule if MLflow may have no such route.
 
-    `path` is decoded, and without the alias. HEAD counts as GET. OPTIONS on a path that has any
-    method only asks which ones, so it takes READ.
+    `path` is decoded, and without the alias. HEAD counts as GET. OPTIONS only asks which methods
+    a path has: it is public where one of them is, as load balancers ask so, and else takes READ.
     """
     method = method.upper()
     if method == "OPTIONS":
@@ -201,9 +201,11 @@ def _find(method: str, path: str) -> Operation | None:
 
 
 def _options(path: str) -> Operation:
-    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-        operation = _find(method, path)
-        if operation is not None:
-            rule = f"OPTIONS {operation.rule.partition(' ')[2]}"
-            return Operation(Access.READ, operation.kind, rule)
-    return _unknown(path)
+    methods = ("GET", "POST", "PUT", "PATCH", "DELETE")
+    found = [operation for method in methods if (operation := _find(method, path))]
+    if not found:
+        return _unknown(path)
+    public = [operation for operation in found if operation.access is Access.PUBLIC]
+    operation = (public or found)[0]
+    access = Access.PUBLIC if public else Access.READ
+    return Operation(access, operation.kind, f"OPTIONS {operation.rule.partition(' ')[2]}")

@@ -57,7 +57,7 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
             "Set HOKUSAI_API_KEY where the MLflow client runs, with mlflow-hokusai-auth installed "
             "there (if it is set, a warning in the client's output says why it was not sent); or "
             "send the key as X-API-Key, as Authorization: Bearer (MLFLOW_TRACKING_TOKEN) or as the "
-            "password of Basic.",
+            f"password of Basic.{_hint(operation.rule)}",
         )
     if found.session and browser.forged(request, operation, found.key):
         return Deny(
@@ -72,6 +72,23 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
         )
     operation = listed(operation, request.query, has_body(request))
     return NeedKey(found, operation, request.address)
+
+
+def _hint(rule: str) -> str:
+    """What to add for a route that is mostly asked by other programs than MLflow's client."""
+    path = rule.partition(" ")[2]
+    if path.startswith("/v1/"):
+        return (
+            " OpenTelemetry's own exporters take it from "
+            "OTEL_EXPORTER_OTLP_HEADERS=x-api-key=YOUR_KEY."
+        )
+    if path.startswith("/gateway/"):
+        return (
+            " SDKs of model makers take it as their api_key. MLflow's judges and scorers take "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the package is not, and "
+            "no token."
+        )
+    return ""
 
 
 def settle(

@@ -29,7 +29,9 @@ def build(settings: Settings, store: LocalStore) -> Authority:
             negative_ttl=settings.negative_cache_ttl,
             stale_if_error=settings.stale_if_error,
             secret=secret,
-            shared=SharedCache(redis_url) if redis_url and backend is not store else None,
+            shared=SharedCache(redis_url, max_age=settings.cache_ttl)
+            if redis_url and backend is not store
+            else None,
             namespace=f"{settings.service_url} {settings.service_id}",
         )
         for backend in [_backend(name, settings, store) for name in settings.backend]

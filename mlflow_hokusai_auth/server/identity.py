@@ -23,9 +23,12 @@ class Caller(NamedTuple):
     answer: list[tuple[str, str]] | None = None
 
 
+#: The caller outside of any request.
+NOBODY = Caller(None, "", "")
 #: Set by both adapters before they call MLflow; a thread pool that MLflow hands the request to
-#: copies it along with the context.
-current: ContextVar[Caller] = ContextVar("hokusai_caller", default=Caller(None, "", ""))  # noqa: B039
+#: copies it along with the context. ASGI servers have a context for each request. WSGI servers use a
+#: thread, with its context, for one request after the other, so there the adapter resets it.
+current: ContextVar[Caller] = ContextVar("hokusai_caller", default=NOBODY)
 
 
 def install(app: flask.Flask) -> None:

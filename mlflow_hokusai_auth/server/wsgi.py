@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
-from werkzeug.wsgi import ClosingIterator
 
 from mlflow_hokusai_auth.core.credentials import without_query_key
 from mlflow_hokusai_auth.core.forwarding import dropped, identity
@@ -93,14 +92,20 @@ class _WsgiGate:
             answer: Iterable[bytes] = self._app(environ, answering)
         except BaseException:
             exchange.broke_off = True
-            self._gate.observer.over(exchange)
+            self._over(exchange)
             raise
-        # A file is sent by the server itself, which must see that it is one.
+        # A file is sent by the server itself, which must see that it is one. No code of MLflow's runs
+        # for that.
         file: type = environ.get("wsgi.file_wrapper", type(None))
         if isinstance(answer, file):
-            self._gate.observer.over(exchange)
+            self._over(exchange)
             return answer
-        return ClosingIterator(answer, lambda: self._gate.observer.over(exchange))
+        return _Answer(answer, lambda: self._over(exchange))
+
+    def _over(self, exchange: Exchange) -> None:
+        """End the request: what this thread runs from here on is no longer the caller's."""
+        caller.current.set(caller.NOBODY)
+        self._gate.observer.over(exchange)
 
     def _verdict(self, request: Request, environ: Environ) -> Allow | Deny:
         step = self._gate.plan(request)
@@ -130,6 +135,25 @@ class _WsgiGate:
             return start_response(status, [*sent, *added], *exc_info)
 
         return starting
+
+
+class _Answer:
+    """What MLflow answers; `over` is called when the server closes it, also if MLflow fails at that."""
+
+    def __init__(self, answer: Iterable[bytes], over: Callable[[], object]) -> None:
+        self._answer = answer
+        self._over = over
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._answer)
+
+    def close(self) -> None:
+        """Called by the server after the last part, or instead of it (PEP 3333)."""
+        try:
+            if close := getattr(self._answer, "close", None):
+                close()
+        finally:
+            self._over()
 
 
 def _read(environ: Environ, limit: int) -> bytes | None:

@@ -97,8 +97,8 @@ def takes(method: str, path: str) -> Access:
         for its_method, pattern, access in _PATTERNS
         if method in (its_method, "OPTIONS") and pattern.fullmatch(path)
     ]
-    if method == "OPTIONS":
-        return Access.READ if fitting else Access.ADMIN
+    if method == "OPTIONS" and fitting:
+        return Access.PUBLIC if Access.PUBLIC in fitting else Access.READ
     return min(fitting, default=Access.ADMIN)
 
 

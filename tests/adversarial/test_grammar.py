@@ -187,6 +187,8 @@ def seen_by_mlflow(inner: dict[str, Any]) -> tuple[str, str]:
 
 def is_public(method: str, path: str) -> bool:
     method = {"HEAD": "GET"}.get(method.upper(), method.upper())
+    if method == "OPTIONS":
+        return any(rule.partition(" ")[2] == path for rule in PUBLIC)
     return f"{method} {path}" in PUBLIC
 
 

@@ -37,7 +37,7 @@ BUDGET = 0.1
 
 @pytest.fixture
 def cache(redis_url: str) -> SharedCache:
-    return SharedCache(redis_url, budget=LONG)
+    return SharedCache(redis_url, max_age=3600, budget=LONG)
 
 
 @pytest.fixture
@@ -120,12 +120,84 @@ def test_what_was_written_by_another_hand_is_not_believed(
             value.replace(b"mlflow:read", b"mlflow:full"),
             value[:32],
             b"",
-            shared._encode(bytes(32), ALICE),
+            shared._encode(bytes(32), ALICE, time.time()),
         ):
             client.set(name, forged, px=60_000)
             assert cache.get(DIGEST) is None
         client.set(name, value, px=60_000)
         assert cache.get(DIGEST) is not None
+
+
+def test_what_is_put_back_counts_no_longer_than_before(redis_url: str) -> None:
+    wall, timer, service = Clock(), Clock(), Service()
+
+    def server(**clocks: Any) -> CachedBackend:
+        shared = SharedCache(redis_url, max_age=60, budget=LONG, clock=clocks.get("clock", wall))
+        return CachedBackend(service, ttl=60, secret=SECRET, shared=shared, timer=timer)
+
+    first = server()
+    first.lookup("alice", HERE)
+    assert first._shared is not None
+    settle(first._shared)
+    ((name, value),) = entries(redis_url).items()
+    # The key is revoked. One server notices, and removes the entry; somebody puts it back.
+    service.known = {}
+    found = {}
+    with redis.Redis.from_url(redis_url) as client:
+        for later, ahead in ((0, 0), (30, 0), (59, 0), (60, 0), (61, 0), (10**6, 0)) + tuple(
+            (0, skew) for skew in (-3600, -11, -9, 9, 59, 3600)
+        ):
+            client.set(name, value, px=10**9)
+            there = Clock()
+            there.now = wall.now + later + ahead
+            found[later, ahead] = server(clock=there).lookup("alice", HERE) == ALICE
+    assert found == {
+        (0, 0): True,
+        (30, 0): True,
+        (59, 0): True,
+        (60, 0): False,
+        (61, 0): False,
+        (10**6, 0): False,
+        (0, -3600): False,  # clocks that are a few seconds off don't matter
+        (0, -11): False,
+        (0, -9): True,
+        (0, 9): True,
+        (0, 59): True,
+        (0, 3600): False,
+    }
+
+
+def test_what_is_taken_from_redis_ends_with_its_age_not_with_what_redis_says(
+    redis_url: str,
+) -> None:
+    wall, timer = Clock(), Clock()
+    shared_ = SharedCache(redis_url, max_age=60, budget=LONG, clock=wall)
+    cached = CachedBackend(Service(), ttl=60, secret=SECRET, shared=shared_, timer=timer)
+    # The authority was asked 45 s ago.
+    shared_.put(cached._digest("alice", HERE), ALICE, 10**6, 45)
+    settle(shared_)
+    assert cached.lookup("alice", HERE) == ALICE
+    timer.now += 14
+    assert cached.peek("alice", HERE) == ALICE
+    timer.now += 2
+    assert cached.peek("alice", HERE) is None
+
+
+def test_a_slow_authority_s_answer_is_as_old_as_the_question(redis_url: str) -> None:
+    timer = Clock()
+
+    class Slow(Service):
+        def lookup(self, key: str, address: str) -> Principal | Rejected:
+            timer.now += 7
+            return super().lookup(key, address)
+
+    shared_ = SharedCache(redis_url, max_age=60, budget=LONG, clock=lambda: 1e9)
+    cached = CachedBackend(Slow(), ttl=60, secret=SECRET, shared=shared_, timer=timer)
+    cached.lookup("alice", HERE)
+    settle(shared_)
+    (value,) = entries(redis_url).values()
+    decoded = shared._decode(cached._digest("alice", HERE), value)
+    assert decoded == (ALICE, 1e9 - 7)
 
 
 def test_another_versions_fields_are_a_miss() -> None:
@@ -152,7 +224,7 @@ def test_a_key_that_one_server_verified_costs_the_other_no_question(redis_url: s
     clock = Clock()
     first, second = Service(), Service()
     one, two = (
-        served_by(service, SharedCache(redis_url, budget=LONG), timer=clock)
+        served_by(service, SharedCache(redis_url, max_age=60, budget=LONG), timer=clock)
         for service in (first, second)
     )
     one.lookup("alice", HERE)
@@ -213,7 +285,7 @@ def test_a_redis_that_comes_back_is_used_again(
 ) -> None:
     monkeypatch.setattr(patience, "COOL_DOWN", 0.05)
     port = free_port()
-    cache = SharedCache(f"redis://127.0.0.1:{port}", budget=LONG)
+    cache = SharedCache(f"redis://127.0.0.1:{port}", max_age=60, budget=LONG)
     for _ in range(10):
         assert cache.get(DIGEST) is None
     assert not cache._patience._breaker.closed
@@ -235,7 +307,7 @@ def test_regression_32_a_black_hole_costs_no_time(
 ) -> None:
     monkeypatch.setattr(patience, "COOL_DOWN", 0)  # so that there are probes all the time
     service = Service()
-    cache = SharedCache(black_hole)
+    cache = SharedCache(black_hole, max_age=60)
     waited = waits(cache)
     cached = served_by(service, cache)
     for number in range(500):
@@ -252,7 +324,7 @@ def test_regression_32_a_black_hole_costs_no_time(
 
 def test_nobody_waits_for_the_probe(black_hole: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "COOL_DOWN", 0)
-    cache = SharedCache(black_hole)
+    cache = SharedCache(black_hole, max_age=60)
     while cache._patience._breaker.closed:
         cache.get(DIGEST)
     waited = waits(cache)
@@ -265,7 +337,7 @@ def test_nobody_waits_for_the_probe(black_hole: str, monkeypatch: pytest.MonkeyP
 
 def test_a_dead_redis_changes_nothing() -> None:
     service = Service()
-    cache = SharedCache(f"redis://127.0.0.1:{free_port()}")
+    cache = SharedCache(f"redis://127.0.0.1:{free_port()}", max_age=60)
     cached = CachedBackend(service, ttl=60, secret=SECRET, shared=cache)
     for number in range(100):
         assert isinstance(cached.lookup(str(number), HERE), Rejected)
@@ -287,7 +359,9 @@ def test_a_server_that_drips_is_within_the_budget() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         dripping = threading.Thread(target=drip, args=(listener,), daemon=True)
         dripping.start()
-        cache = SharedCache(f"redis://127.0.0.1:{listener.getsockname()[1]}", budget=BUDGET)
+        cache = SharedCache(
+            f"redis://127.0.0.1:{listener.getsockname()[1]}", max_age=60, budget=BUDGET
+        )
         waited = waits(cache)
         assert cache.get(DIGEST) is None
         assert waited == [BUDGET]
@@ -296,7 +370,7 @@ def test_a_server_that_drips_is_within_the_budget() -> None:
 
 
 def test_more_operations_than_it_can_do_are_skipped(black_hole: str) -> None:
-    cache = SharedCache(black_hole)
+    cache = SharedCache(black_hole, max_age=60)
     waited = waits(cache)
     for _ in range(1000):
         cache.put(DIGEST, ALICE, 60)
@@ -328,7 +402,7 @@ def test_regression_32_a_url_that_is_not_safe_or_can_not_be_read_is_refused() ->
     ):
         for url in urls:
             with pytest.raises(ValueError, match=said) as refusal:
-                SharedCache(url)
+                SharedCache(url, max_age=60)
             assert "hunter2" not in str(refusal.value)
 
 
@@ -336,7 +410,7 @@ def test_without_redis_py_it_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['redis'] = None\n"
         "from mlflow_hokusai_auth.backends.shared import SharedCache\n"
-        "SharedCache('redis://localhost')"
+        "SharedCache('redis://localhost', max_age=60)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
@@ -357,7 +431,7 @@ def test_regression_32_only_a_verified_redis_is_spoken_to(
             ("localhost", True, False),  # not the certificate's name
         ):
             query = f"?ssl_ca_certs={certificate}" if trusted else ""
-            cache = SharedCache(f"rediss://{address}:{port}{query}", budget=LONG)
+            cache = SharedCache(f"rediss://{address}:{port}{query}", max_age=60, budget=LONG)
             cache.put(DIGEST, ALICE, 60)
             settle(cache)
             assert (cache.get(DIGEST) is not None) == expected

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import mlflow
 import pytest
@@ -21,6 +22,7 @@ import time_machine
 from click.testing import CliRunner, Result
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.tracking.request_header.abstract_request_header_provider import RequestHeaderProvider
 from mlflow.tracking.request_header.registry import _request_header_provider_registry
 
 from mlflow_hokusai_auth.client import commands, doctor
@@ -33,6 +35,7 @@ ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 NAMES = [
     "key",
     "other credentials",
+    "header providers",
     "tracking URI",
     "origin",
     "plugin",
@@ -42,6 +45,7 @@ NAMES = [
     "artifact path",
     "clock",
     "expiry",
+    "other ways",
 ]
 IDENTITY = {
     "key_id": "key_1",
@@ -127,8 +131,8 @@ def test_all_is_well(api: Api, key: str, run: Any) -> None:
     assert [line[:6] for line in lines] == ["ok    "] * len(NAMES)
     assert [line[6:].split(": ")[0] for line in lines] == NAMES
     assert "in HOKUSAI_API_KEY, for test" in lines[0]
-    assert "ms" in lines[5] and "key_1 of ACME" in lines[6] and "register" in lines[7]
-    assert f"{PREFIX}{ARTIFACTS} answered 200" in lines[8]
+    assert "ms" in lines[6] and "key_1 of ACME" in lines[7] and "register" in lines[8]
+    assert f"{PREFIX}{ARTIFACTS} answered 200" in lines[9]
     # The key is where it has to be, and not where it need not be.
     health, whoami, artifacts = api.asked
     assert health.path == f"{PREFIX}/health" and "x-api-key" not in health.headers
@@ -146,6 +150,7 @@ def test_a_failure_is_two_lines_and_what_depends_on_it_is_skipped(
         "FAIL  key: none is configured\n"
         "      fix: Set HOKUSAI_API_KEY to the key that you were given.\n"
         'skip  other credentials: not checked, as "key" did not pass\n'
+        'skip  header providers: not checked, as "key" did not pass\n'
         "ok    tracking URI: "
     )
     assert 'skip  key accepted: not checked, as "key" did not pass\n' in result.stdout
@@ -185,7 +190,8 @@ def test_a_source_that_has_no_key(api: Api, failure: Any, monkeypatch: pytest.Mo
     assert (name, fix) == ("key", "Put that right, or set HOKUSAI_API_KEY to the key.")
     assert "the file named by HOKUSAI_API_KEY_FILE does not exist" in found
     assert skipped(verdicts) == [
-        "other credentials", "key accepted", "scope", "artifact path", "expiry",
+        "other credentials", "header providers", "key accepted", "scope", "artifact path", "expiry",
+        "other ways",
     ]  # fmt: skip
 
 
@@ -208,14 +214,109 @@ def test_a_damaged_key(api: Api, key: str, failure: Any, monkeypatch: pytest.Mon
 def test_another_credential(
     api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    other = keys.generate("test")
     for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
         with monkeypatch.context() as patch:
             patch.setenv(name, key)
             assert run("doctor").exit_code == 0
+            patch.setenv(name, other)
+            check, found, fix, _ = failure()
+            assert (check, fix) == ("other credentials", f"Unset {name}.")
+            assert name in found and other[8:] not in found
+            # What another layer takes goes along, and the server does not mind.
             patch.setenv(name, "something-else")
+            told = run("doctor").stdout.splitlines()[1]
+            beside = "no key, so it goes along and does not count beside the key"
+            assert told == f"ok    other credentials: {name}: {beside}"
+            # Unless nothing tells which of the two is the key.
+            patch.setenv("HOKUSAI_API_KEY", "key-of-another-form")
             check, found, fix, _ = failure()
         assert (check, fix) == ("other credentials", f"Unset {name}.")
-        assert name in found and "something-else" not in found
+
+
+def test_a_password_for_the_host(
+    api: Api, key: str, failure: Any, run: Any, clean_environment: Path
+) -> None:
+    uri = urlparse(api.uri)
+    netrc = clean_environment / ".netrc"
+
+    def in_netrc(password: str) -> None:
+        netrc.write_text(f"machine {uri.hostname} login me password {password}\n")
+
+    def in_uri(password: str) -> None:
+        netrc.unlink(missing_ok=True)
+        mlflow.set_tracking_uri(uri._replace(netloc=f"me:{password}@{uri.netloc}").geturl())
+
+    sent = "; ~/.netrc has one for this host, which is sent as the password of Basic"
+    for place, put, end in (("~/.netrc", in_netrc, sent), ("MLFLOW_TRACKING_URI", in_uri, "")):
+        for password, told in (
+            (key, "none that differ from the key"),
+            ("proxy", f"{place}: no key, so it goes along and does not count beside the key"),
+        ):
+            put(password)
+            line = run("doctor").stdout.splitlines()[1]
+            assert line == f"ok    other credentials: {told}{end}"
+        other = keys.generate("test")
+        put(other)
+        check, found, fix, _ = failure()
+        assert check == "other credentials", place
+        assert place in found and place in fix and other[8:] not in found
+
+
+def test_exporters_of_opentelemetry(
+    api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for signal in ("", "TRACES_", "METRICS_"):
+        endpoint, headers = (f"OTEL_EXPORTER_OTLP_{signal}{end}" for end in ("ENDPOINT", "HEADERS"))
+        with monkeypatch.context() as patch:
+            patch.setenv(endpoint, "https://collector.example.com")
+            assert run("doctor").exit_code == 0, endpoint
+            patch.setenv(endpoint, api.uri)
+            check, found, fix, _ = failure()
+            assert check == "other ways" and endpoint in found and headers in fix
+            patch.setenv(headers, f"x-api-key={key}")
+            assert run("doctor").exit_code == 0, headers
+
+
+def test_other_header_providers(
+    api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets: dict[str, str] = {}
+
+    class Own(RequestHeaderProvider):
+        def in_context(self) -> bool:
+            return True
+
+        def request_headers(self) -> dict[str, str]:
+            if "fails" in sets:
+                raise ValueError
+            return sets
+
+    registered = [*_request_header_provider_registry, Own()]
+    monkeypatch.setattr(_request_header_provider_registry, "_registry", registered)
+    name = f"{__name__}.Own"
+    for headers, told in (
+        ({}, "sets nothing at the moment"),
+        ({"X-API-Key": key}, "sets X-API-Key"),
+        ({"X-Team": "a", "Authorization": "Bearer eyJ.eyJ.x"}, "sets X-Team, Authorization"),
+        ({"fails": ""}, "fails (ValueError), so MLflow leaves it out"),
+    ):
+        sets.clear()
+        sets.update(headers)
+        result = run("doctor")
+        assert result.exit_code == 0
+        assert result.stdout.splitlines()[2] == f"ok    header providers: {name} {told}"
+    for header, value in (
+        ("X-API-Key", keys.generate("test")),
+        ("x-api-key", "another-system-s"),
+        ("Authorization", f"Bearer {keys.generate('test')}"),
+    ):
+        sets.clear()
+        sets[header] = value
+        check, found, fix, _ = failure()
+        assert check == "header providers"
+        assert f"{name} sets {header}" in found and f"Remove {header} of {name}" in fix
+        assert value[8:] not in found + fix
 
 
 def test_a_tracking_uri_without_a_server(
@@ -228,7 +329,7 @@ def test_a_tracking_uri_without_a_server(
         name, _, fix, verdicts = failure()
         assert name == "tracking URI", uri
         assert "Set MLFLOW_TRACKING_URI to the URL of the server, such as https://" in fix
-        assert skipped(verdicts) == NAMES[3:4] + NAMES[5:]
+        assert skipped(verdicts) == NAMES[4:5] + NAMES[6:]
         assert sorted(tmp_path.iterdir()) == before, uri
 
 
@@ -240,7 +341,7 @@ def test_an_origin_that_is_not_on_the_list(
     assert name == "origin"
     assert f"X-API-Key is not sent to {api.origin}" in found
     assert fix == f"If the key belongs there, add {api.origin} to the list."
-    assert skipped(verdicts) == ["key accepted", "scope", "artifact path", "expiry"]
+    assert skipped(verdicts) == ["key accepted", "scope", "artifact path", "expiry", "other ways"]
     assert [asked.path for asked in api.asked] == [f"{PREFIX}/health"]
 
 
@@ -285,7 +386,7 @@ def check_server(failure: Any, found: str, fix: str) -> None:
     name, said, told, verdicts = failure()
     assert name == "server"
     assert found in said and fix in told
-    assert skipped(verdicts) == NAMES[6:]
+    assert skipped(verdicts) == NAMES[7:]
 
 
 def test_a_tracking_uri_that_leads_nowhere(api: Api, failure: Any) -> None:
@@ -372,7 +473,7 @@ def test_a_key_that_the_server_refuses(api: Api, key: str, failure: Any, retries
         name, found, told, verdicts = failure()
         assert name == "key accepted" and fix in told, code
         assert "Not ***. [31m Ha." in found, code
-        assert skipped(verdicts) == ["scope", "artifact path", "expiry"], code
+        assert skipped(verdicts) == ["scope", "artifact path", "expiry", "other ways"], code
         assert len(api.asked) == 2, code
 
 

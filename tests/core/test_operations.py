@@ -389,13 +389,17 @@ def test_a_list_of_artifacts_is_of_what_it_lists():
         assert listed(other, query, True) == other, query
 
 
-def test_options_reads():
+def test_options_reads_and_is_public_where_another_method_is():
     def asked(rule):
         operation = classify("options", fill(rule.partition(" ")[2]))
         assert operation.rule.startswith("OPTIONS /")
         return what(operation)
 
-    agree(asked, ((rule, (Access.READ, row.kind, False)) for rule, row in ROWS.items()))
+    def access(rule):
+        public = any(row.partition(" ")[2] == rule.partition(" ")[2] for row in PUBLIC)
+        return Access.PUBLIC if public else Access.READ
+
+    agree(asked, ((rule, (access(rule), row.kind, False)) for rule, row in ROWS.items()))
 
 
 # What is public
@@ -417,7 +421,7 @@ def test_what_is_public():
 def test_nothing_else_is_public(method, path):
     if classify(method, path).access == Access.PUBLIC:
         assert path == "/health"
-        assert method.upper() in ("GET", "HEAD")
+        assert method.upper() in ("GET", "HEAD", "OPTIONS")
 
 
 # What the method does not tell

@@ -447,3 +447,25 @@ def test_what_manages_keys_takes_the_page_s_token_as_well() -> None:
 def test_the_address_is_asked_about_too() -> None:
     step = plan(replace(request(x_api_key=KEY), address="192.0.2.7"), Policy())
     assert isinstance(step, NeedKey) and step.address == "192.0.2.7"
+
+
+def test_a_refusal_without_a_key_names_the_variables_of_who_asks_there() -> None:
+    hints = {}
+    for method, path in (
+        ("POST", "/v1/traces"),
+        ("POST", "/gateway/mlflow/v1/chat/completions"),
+        ("POST", "/gateway/chat/mlflow/invocations"),
+        ("GET", "/version"),
+        ("POST", "/v1/tracesx"),
+    ):
+        refused = plan(Request(method, path, b"", ()), Policy())
+        assert isinstance(refused, Deny) and refused.code == "KEY_MISSING"
+        words = ("HOKUSAI_API_KEY", "OTEL_EXPORTER_OTLP_HEADERS", "MLFLOW_TRACKING_USERNAME")
+        hints[path] = [word for word in words if word in refused.message]
+    assert hints == {
+        "/v1/traces": ["HOKUSAI_API_KEY", "OTEL_EXPORTER_OTLP_HEADERS"],
+        "/gateway/mlflow/v1/chat/completions": ["HOKUSAI_API_KEY", "MLFLOW_TRACKING_USERNAME"],
+        "/gateway/chat/mlflow/invocations": ["HOKUSAI_API_KEY", "MLFLOW_TRACKING_USERNAME"],
+        "/version": ["HOKUSAI_API_KEY"],
+        "/v1/tracesx": ["HOKUSAI_API_KEY"],
+    }

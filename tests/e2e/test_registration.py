@@ -123,23 +123,86 @@ def test_a_registered_model_is_served(reported: dict[str, str]) -> None:
 
 
 def test_every_way_that_mlflow_can_send_a_key(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
     key = server.key("mlflow:read")
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password of-a-proxy\n")
     for variables in (
         {"HOKUSAI_API_KEY": key},
         {"MLFLOW_TRACKING_TOKEN": key},
         {"MLFLOW_TRACKING_USERNAME": "anyone", "MLFLOW_TRACKING_PASSWORD": key},
         {"HOKUSAI_API_KEY": key, "MLFLOW_TRACKING_TOKEN": key},
         {"HOKUSAI_API_KEY": key, "MLFLOW_TRACKING_AUTH": "hokusai"},
+        {"MLFLOW_TRACKING_URI": f"http://me:{key}@{server.origin[7:]}/mlflow"},
+        # What a load balancer, or a proxy, in front takes.
+        {"HOKUSAI_API_KEY": key, "MLFLOW_TRACKING_TOKEN": "eyJ.eyJ.c2ln"},
+        {"HOKUSAI_API_KEY": key, "NETRC": str(netrc)},
     ):
         with monkeypatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", f"{server.origin}/mlflow")
             for name, value in variables.items():
                 patch.setenv(name, value)
             assert MlflowClient().get_experiment("0").name == "Default", list(variables)
+
+
+def test_a_tool_that_only_knows_a_url_does_the_whole_job(server: Server) -> None:
+    uri = f"http://me:{server.key('model:write')}@{server.origin[7:]}/api/mlflow"
+    assert_done(run_job({**server.environ, "MLFLOW_TRACKING_URI": uri}, "by-url")[0], "by-url")
+
+
+def test_two_header_providers_with_the_same_key(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import RestException
+    from mlflow.tracking.request_header import registry
+    from mlflow.tracking.request_header.abstract_request_header_provider import (
+        RequestHeaderProvider,
+    )
+
+    class Own(RequestHeaderProvider):
+        """As people wrote them, from before this package."""
+
+        def in_context(self) -> bool:
+            return True
+
+        def request_headers(self) -> dict[str, str]:
+            return {"X-API-Key": sent}
+
+    registered = [*registry._request_header_provider_registry, Own()]
+    monkeypatch.setattr(registry._request_header_provider_registry, "_registry", registered)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{server.origin}/mlflow")
+    monkeypatch.setenv("HOKUSAI_API_KEY", server.key("mlflow:read"))
+    sent = server.key("mlflow:read")
+    assert MlflowClient().get_experiment("0").name == "Default"
+    sent = server.key("mlflow:write")
+    with pytest.raises(RestException, match=r"400 KEY_CONFLICT.*doctor"):
+        MlflowClient().get_experiment("0")
+
+
+def test_spans_of_opentelemetry_arrive(server: Server) -> None:
+    pytest.importorskip("mlflow.otel", reason="this MLflow has none")
+    code = (
+        "import mlflow\n"
+        "experiment = mlflow.create_experiment('spans')\n"
+        "mlflow.set_experiment('spans')\n"
+        "mlflow.otel.autolog(batch=False)\n"
+        "from opentelemetry import trace\n"
+        "with trace.get_tracer('ours').start_as_current_span('of-opentelemetry'): pass\n"
+        "(found,) = mlflow.search_traces(locations=[experiment], return_type='list')\n"
+        "print([span.name for span in found.data.spans])"
+    )
+    environ = {
+        **server.environ,
+        "HOKUSAI_API_KEY": server.key("mlflow:write"),
+        "MLFLOW_TRACKING_URI": f"{server.origin}/api/mlflow",
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=180)
+    assert done.stdout.splitlines()[-1:] == ["['of-opentelemetry']"], done.stderr[-3000:]
 
 
 def test_a_wrong_key_says_what_to_do(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

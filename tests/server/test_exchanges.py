@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from wsgiref.util import FileWrapper
 import pytest
 
 from mlflow_hokusai_auth.core import browser, keys
+from mlflow_hokusai_auth.server import identity
 from mlflow_hokusai_auth.server.asgi import AsgiGate
 from mlflow_hokusai_auth.server.gate import Gate
 from mlflow_hokusai_auth.server.observe import Exchange
@@ -22,6 +25,7 @@ from tests.adversarial.grammar import GRAPHQL_READ
 from tests.server.sentinel import (
     KEYS,
     PREFIXES,
+    PRINCIPALS,
     Adapter,
     Wire,
     both,
@@ -33,6 +37,7 @@ from tests.server.sentinel import (
 )
 
 READ = with_key("read")
+ALICE = PRINCIPALS["read"].owner
 PAGE = ("Accept", "text/html")
 
 
@@ -128,6 +133,73 @@ def test_file_reaches_the_server_as_one(gate: Gate, told: Told) -> None:
     file_wrapper = {"wsgi.file_wrapper": FileWrapper}
     assert wsgi_ask(gate, app, **file_wrapper) is made
     assert told.one.sent == 0
+
+
+class _Fails:
+    """An answer that fails while it is sent, or when it is closed."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._at == "send":
+            raise Broken
+        yield b"abc"
+
+    def close(self) -> None:
+        if self._at == "close":
+            raise Broken
+
+
+def test_a_thread_that_served_somebody_is_nobody_s_afterwards(gate: Gate, told: Told) -> None:
+    seen: list[str] = []
+
+    def see() -> None:
+        who = identity.current.get().principal
+        seen.append(who.owner if who else "nobody")
+
+    def parts() -> Iterator[bytes]:
+        see()
+        yield b"abc"
+        see()
+
+    def breaks() -> Any:
+        raise Broken
+
+    answers: dict[str, tuple[Any, list[str]]] = {
+        "list": (lambda: [b"abc"], []),
+        "parts": (parts, [ALICE, ALICE]),
+        "file": (lambda: FileWrapper(io.BytesIO(b"abc")), []),
+        "breaks": (breaks, []),
+        "breaks while it is sent": (lambda: _Fails("send"), []),
+        "breaks at its end": (lambda: _Fails("close"), []),
+    }
+
+    def serve(make: Any, wire: Wire) -> None:
+        """As a server does, which answers an error with 500 and goes on."""
+
+        def app(environ: Any, start_response: Any) -> Any:
+            see()
+            start_response("200 OK", [])
+            return make()
+
+        with contextlib.suppress(Broken):
+            file_wrapper = {"wsgi.file_wrapper": FileWrapper}
+            with contextlib.closing(wsgi_ask(gate, app, wire, **file_wrapper)) as answer:
+                list(answer)
+        see()
+
+    wrong = {}
+    with ThreadPoolExecutor(1) as thread:
+        for name, (make, sending) in answers.items():
+            told.exchanges.clear()
+            seen.clear()
+            thread.submit(serve, make, READ).result()
+            thread.submit(serve, lambda: [b""], Wire("GET", "/health")).result()
+            wanted = [ALICE, *sending, "nobody", "nobody", "nobody"]
+            if seen != wanted or len(told.exchanges) != 2:
+                wrong[name] = (list(seen), len(told.exchanges))
+    assert wrong == {}
 
 
 def test_answer_of_mlflow_is_told(gate: Gate, told: Told) -> None:
