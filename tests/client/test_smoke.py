@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import threading
@@ -239,19 +238,8 @@ def test_changed_bytes_are_noticed(way: Between, live: Server, run: Any) -> None
     assert "weights.bin" in checks["load"]["found"]
 
 
-def test_ctrl_c_leaves_nothing(way: Between, live: Server, run: Any) -> None:
-    def interrupt(forward: Callable[[], Answer]) -> Answer:
-        answer = forward()
-        os.kill(os.getpid(), signal.SIGINT)
-        return answer
-
-    way.on["model-versions/create"] = interrupt
-    _, checks = run(way.origin, live.key("mlflow:write"), code=1)
-    assert failed(checks) == ["finished"] and checks["finished"]["found"] == "interrupted"
-    assert checks["clean up"]["ok"] is True
-
-
-def test_being_terminated_leaves_nothing(way: Between, live: Server) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_job_leaves_nothing(way: Between, live: Server, number: int) -> None:
     at_it, told = threading.Event(), threading.Event()
 
     def slow(forward: Callable[[], Answer]) -> Answer:
@@ -266,7 +254,7 @@ def test_being_terminated_leaves_nothing(way: Between, live: Server) -> None:
         [*HOKUSAI_AUTH, "smoke", way.origin], env=environ, stdout=subprocess.PIPE, text=True
     )
     assert at_it.wait(120)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     told.set()
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 1

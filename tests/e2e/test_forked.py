@@ -18,7 +18,7 @@ pytestmark = pytest.mark.servers
 
 #: What differs from answer to answer.
 VARYING = re.compile(
-    rb"[0-9a-f]{16,32}|\b\d{10,13}\b|127\.0\.0\.1:\d+|/[\w/-]*/(?:uvicorn|gunicorn|waitress|forked)\b"
+    rb"[0-9a-f]{16,32}|\b\d{10,13}\b|127\.0\.0\.1:\d+|/[\w/-]*/(?:forked|started)\b"
     rb"|\[SQL:.*"
 )
 #: Routes of the package, in which a row for each answers a question of its own.
@@ -68,11 +68,13 @@ def shape(body: bytes) -> object:
 
 @pytest.mark.parametrize("kind", ["uvicorn", "gunicorn", "waitress"])
 def test_forked_server_answers_as_a_started_one(
-    servers: dict[str, Server], kind: str, tmp_path: Path, sample: list[tuple[str, str]]
+    kind: str, tmp_path: Path, sample: list[tuple[str, str]]
 ) -> None:
-    with serve(tmp_path / "forked", SERVERS[kind]) as forked:
-        # One that `mlflow server` started, with the command and its server in two processes.
-        started = servers[kind]
+    with (
+        serve(tmp_path / "forked", SERVERS[kind]) as forked,
+        serve(tmp_path / "started", SERVERS[kind], started=True) as started,
+    ):
+        # The command and its server, in two processes, and gunicorn's workers.
         assert len(forked.workers()) == len(started.workers())
         expected = dict(answers(started, sample))
         differing = {
