@@ -20,6 +20,10 @@ TABLE = """
 PUBLIC  GET               health
 READ    GET               version
 
+# MLflow 3.9 has it at the root.
+[server /]
+READ    GET               server-info
+
 [server /{api,ajax-api}/3.0/mlflow/]
 READ    GET               server-info
 
