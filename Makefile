@@ -58,7 +58,7 @@ test-long: $(VENV)/test.stamp
 
 test-long-changed: $(VENV)/test.stamp
 	files=$$($(VENV)/bin/python .ci/long_tests.py) && \
-		$(PYTEST) -m 'long and not docker' $(PARALLEL) --dist loadfile $(ARGS) $$files
+		LONG_TESTS_SECONDS=480 $(PYTEST) -m 'long and not docker' $(PARALLEL) --dist loadfile $(ARGS) $$files
 
 # A server under load for minutes, with the figures; longer with REQUESTS=1000000.
 REQUESTS ?= 100000

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 MAIN_JOB = "test_supplier_registers_a_model"
 
 
+#: Seconds after which no long test begins any more; `.ci/run` has some, `make test-long` has not.
+LONG_SECONDS = float(os.environ.get("LONG_TESTS_SECONDS", "inf"))
+_began = time.monotonic()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("long") and time.monotonic() - _began > LONG_SECONDS:
+        pytest.skip(f"left to make test-long, as {LONG_SECONDS:g} s are over")
     tiers = ("servers", "long", "docker")
     harness.may_serve = item.name == MAIN_JOB or any(map(item.get_closest_marker, tiers))
 

@@ -251,7 +251,12 @@ def test_interrupted_job_leaves_nothing(way: Between, live: Server, number: int)
     way.on["model-versions/create"] = slow
     environ = {**live.environ, "HOKUSAI_API_KEY": live.key("mlflow:write")}
     process = subprocess.Popen(
-        [*HOKUSAI_AUTH, "smoke", way.origin], env=environ, stdout=subprocess.PIPE, text=True
+        [*HOKUSAI_AUTH, "smoke", way.origin],
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        # What runs in the background of a shell ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert at_it.wait(120)
     process.send_signal(number)

@@ -26,7 +26,7 @@ from mlflow_hokusai_auth.backends.records import KeyFilter
 from mlflow_hokusai_auth.backends.sessions import Sessions
 from mlflow_hokusai_auth.backends.tables import KEYS
 from tests.e2e.parts import post
-from tests.harness import Server, wait_until
+from tests.harness import Server, serve, wait_until
 
 playwright_api = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (it is in the extra `test`)"
@@ -58,6 +58,13 @@ pytestmark = [
         not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing (Debian: apt install chromium)"
     ),
 ]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One of its own: the tests revoke every key that manages keys."""
+    with serve(tmp_path_factory.mktemp("browser")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ def server(
         HOKUSAI_AUTH_BACKEND="local,service",
         HOKUSAI_AUTH_SERVICE_URL=service.url,
         HOKUSAI_AUTH_NEGATIVE_CACHE_TTL="0",
+        HOKUSAI_AUTH_SERVICE_TIMEOUT="30",
     ) as running:
         # Until all of them serve, as one that starts later takes the level as it is then.
         if request.param == "uvicorn":
