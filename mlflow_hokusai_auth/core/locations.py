@@ -297,16 +297,8 @@ def source_problem(
         files = roots.place(read(version))
         # A version of all that an experiment holds, or of more, makes nobody the owner of it.
         whole = any(inside(roots.place(read(other)), files) for other in others)
-        if (
-            not whole
-            and not files.odd
-            and inside(place, files)
-            and roots.root_of(files)
-            not in (
-                None,
-                files,
-            )
-        ):
+        below_a_root = roots.root_of(files) not in (None, files)
+        if not whole and not files.odd and below_a_root and inside(place, files):
             return None
     return problem
 
