@@ -112,7 +112,10 @@ class Tracer:
             return None
         if not _SERVING.fullmatch(threading.current_thread().name):
             return None
-        self._come_by(frame, entry=True)
+        # Python 3.10 calls this for a generator that goes on, too, and ends it where this raises, with
+        # nothing of its `finally` run, as no error can.
+        if sys.version_info >= (3, 11) or frame.f_lasti < 0:
+            self._come_by(frame, entry=True)
         return self._line
 
     def _line(self, frame: FrameType, event: str, _: object) -> Any:
