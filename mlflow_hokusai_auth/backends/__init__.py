@@ -7,28 +7,6 @@ from typing import Protocol
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 
-class BackendUnavailable(Exception):
-    """The authority can't be asked now. The request is refused with 503, never let through.
-
-    `retry_after` is the number of seconds after which to try again, where the authority said so.
-    """
-
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class Throttled(BackendUnavailable):
-    """The authority answers that it is asked too often (429). The request is refused with 429."""
-
-
-class NoVerdict(BackendUnavailable):
-    """The authority answers, but nothing that says whether the key is good.
-
-    So this request is refused with 503. That the authority fails for others, too, it does not tell.
-    """
-
-
 class Backend(Protocol):
     """An authority over keys."""
 
@@ -42,14 +20,14 @@ class Backend(Protocol):
     def lookup(self, key: str, address: str) -> Principal | Rejected:
         """Whom `key` (well-formed text), sent from `address`, belongs to.
 
-        Raises BackendUnavailable, or Throttled, when there is no answer.
+        Raises AuthorityUnavailable, or Throttled, when there is no answer.
         """
         ...
 
     def generation(self) -> int:
         """A number that changes whenever an answer of `lookup` may, by what the authority can tell.
 
-        Raises BackendUnavailable. An authority that tells nothing returns a constant.
+        Raises AuthorityUnavailable. An authority that tells nothing returns a constant.
         """
         ...
 
@@ -62,5 +40,5 @@ class Authority(Protocol):
         ...
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
-        """Whom `key` belongs to; may block. Raises BackendUnavailable, or Throttled."""
+        """Whom `key` belongs to; may block. Raises AuthorityUnavailable, or Throttled."""
         ...

@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 from cachetools import TLRUCache
 
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import Backend, BackendUnavailable, NoVerdict, Throttled, metrics
+from . import Backend, metrics
 from .guarded import Guarded
 from .shared import SharedCache
 
@@ -134,7 +135,7 @@ class CachedBackend:
     def lookup(self, key: str, address: str) -> Principal | Rejected:
         """Whom `key`, sent from `address`, belongs to; may block.
 
-        Raises BackendUnavailable, or Throttled, when the backend does, or at once while it is left
+        Raises AuthorityUnavailable, or Throttled, when the backend does, or at once while it is left
         alone, or when another lookup of the same key takes too long.
         """
         if self._watched:
@@ -145,7 +146,7 @@ class CachedBackend:
             return self._join(digest, key, address)
         except (Throttled, NoVerdict):
             raise
-        except BackendUnavailable:
+        except AuthorityUnavailable:
             with self._lock:
                 entry = self._known.get(digest) if self._stale_if_error > 0 else None
             if entry is None:
@@ -201,14 +202,14 @@ class CachedBackend:
             try:
                 return flight.answer.result(self._max_wait)
             except FutureTimeout:
-                raise BackendUnavailable(f"{self._backend.name} is slow to answer") from None
+                raise AuthorityUnavailable(f"{self._backend.name} is slow to answer") from None
         try:
             self._misses.inc()
             answer = self._find(digest, generation, key, address)
         except BaseException as error:
             # Whatever ends this thread's question must not end the others' threads.
             ordinary = isinstance(error, Exception)
-            own.set_exception(error if ordinary else BackendUnavailable("interrupted"))
+            own.set_exception(error if ordinary else AuthorityUnavailable("interrupted"))
             raise
         else:
             own.set_result(answer)

@@ -29,7 +29,7 @@ class Chain:
         return _first(authority.peek(key, address) for authority in self._authorities)
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
-        """Whom `key` belongs to. Raises BackendUnavailable, or Throttled."""
+        """Whom `key` belongs to. Raises AuthorityUnavailable, or Throttled."""
         return _first(authority.lookup(key, address) for authority in self._authorities)
 
 

@@ -25,7 +25,9 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
 
-from . import BackendUnavailable, metrics
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, StoreError
+
+from . import metrics
 from .tables import AUDIT, STATE
 
 VERSION_TABLE = "hokusai_auth_alembic_version"
@@ -54,10 +56,6 @@ _BOUND = sa.select(
 _BUMP = sa.update(STATE).where(STATE.c.name == "generation").values(value=STATE.c.value + 1)
 
 _audit_log = logging.getLogger("mlflow_hokusai_auth.audit")
-
-
-class StoreError(Exception):
-    """The store refuses; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A connection to read with. Raises BackendUnavailable."""
+        """A connection to read with. Raises AuthorityUnavailable."""
         with _unavailable("read"), self._reader.connect() as connection:
             yield connection
 
@@ -139,7 +137,7 @@ class Database:
     def changing(self, *, generation: bool = True) -> Iterator[Change]:
         """A transaction; `generation` is whether it may change what a lookup answers.
 
-        Raises BackendUnavailable, and lets IntegrityError through.
+        Raises AuthorityUnavailable, and lets IntegrityError through.
         """
         with _unavailable("changed"), self.engine.begin() as connection:
             change = Change(connection)
@@ -155,18 +153,18 @@ class Database:
             metrics.EVENTS.labels(event["event"]).inc()
 
     def generation(self) -> int:
-        """The number that every change makes larger. Raises BackendUnavailable."""
+        """The number that every change makes larger. Raises AuthorityUnavailable."""
         with self.reading() as connection:
             return int(connection.execute(_GENERATION).scalar_one())
 
     def states(self) -> dict[str, int]:
-        """The numbers kept under their names. Raises BackendUnavailable."""
+        """The numbers kept under their names. Raises AuthorityUnavailable."""
         with self.reading() as connection:
             rows = connection.execute(_STATES)
             return {row.name: row.value for row in rows}
 
     def set_state(self, name: str, value: int, event: str, by: Actor, **detail: object) -> None:
-        """Keep `value` under `name`, as `by` wants it. Raises BackendUnavailable."""
+        """Keep `value` under `name`, as `by` wants it. Raises AuthorityUnavailable."""
         with self.changing() as change:
             row = STATE.c.name == name
             if not change.connection.execute(
@@ -183,7 +181,7 @@ class Database:
     def migrate(self) -> None:
         """Create or upgrade the tables; those of a newer version that this one can use stay.
 
-        Safe to run from several processes at once. Raises StoreError, or BackendUnavailable.
+        Safe to run from several processes at once. Raises StoreError, or AuthorityUnavailable.
         """
         if self.engine.dialect.name == "sqlite":
             _create_private(self._url.database)
@@ -253,7 +251,7 @@ def _usable(connection: sa.Connection) -> bool:
 
 @contextmanager
 def _unavailable(done: str, url: sa.URL | None = None) -> Iterator[None]:
-    """Raise BackendUnavailable for what a driver raises; it names the SQLite file of `url`."""
+    """Raise AuthorityUnavailable for what a driver raises; it names the SQLite file of `url`."""
     try:
         yield
     except sa.exc.IntegrityError:
@@ -262,15 +260,15 @@ def _unavailable(done: str, url: sa.URL | None = None) -> Iterator[None]:
         # The driver's first line only: the next ones, and SQLAlchemy, tell the statement as well.
         said = str(error.orig).partition("\n")[0]
         if url is None or url.get_backend_name() != "sqlite":
-            raise BackendUnavailable(f"the key store can't be {done}: {said}") from None
-        raise BackendUnavailable(
+            raise AuthorityUnavailable(f"the key store can't be {done}: {said}") from None
+        raise AuthorityUnavailable(
             f"the key store {url.database} can't be {done}: {said}. See to its disk, restore its "
             "backup, or name another file in HOKUSAI_AUTH_DATABASE_URI."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BackendUnavailable(f"the key store holds what it can't have: {error}") from None
+        raise AuthorityUnavailable(f"the key store holds what it can't have: {error}") from None
     except sa.exc.TimeoutError:
-        raise BackendUnavailable("the key store has no free connection") from None
+        raise AuthorityUnavailable("the key store has no free connection") from None
 
 
 def _normalised(uri: str) -> sa.URL:

@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable
 
 from mlflow_hokusai_auth.core.breaker import Breaker
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import Backend, BackendUnavailable, NoVerdict, Throttled, metrics
+from . import Backend, metrics
 
 #: Seconds for which a backend that failed several times in a row is left alone, at most.
 COOL_DOWN = 1.0
@@ -33,12 +34,12 @@ class Guarded:
         self._lock = threading.Lock()
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
-        """The backend's answer. Raises what it raises, or BackendUnavailable without asking it."""
+        """The backend's answer. Raises what it raises, or AuthorityUnavailable without asking it."""
         with self._lock:
             ticket = self._breaker.begin(self._timer())
         if ticket is None:
             self._count("skipped")
-            raise BackendUnavailable(
+            raise AuthorityUnavailable(
                 f"{self.name} failed repeatedly and is left alone for a second"
             )
         began = self._timer()

@@ -13,20 +13,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from mlflow_hokusai_auth.core import keys as key_format
+from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyConflict
 from mlflow_hokusai_auth.core.scopes import ADMIN
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 from . import records
-from .database import NOBODY, Actor, Change, Database, StoreError
-from .records import (
-    EVERY,
-    STATES,
-    KeyConflict,
-    KeyFilter,
-    KeyRecord,
-    conditions,
-    from_row,
-)
+from .database import NOBODY, Actor, Change, Database
+from .records import EVERY, STATES, KeyFilter, KeyRecord, conditions, from_row
 from .tables import KEYS
 
 #: Seconds for which a key goes on after its rotation, unless told otherwise.
@@ -61,7 +54,7 @@ class LocalStore:
         self.is_current = self.database.is_current
 
     def lookup(self, key: str, address: str = "") -> Principal | Rejected:
-        """Whom `key` belongs to; one indexed query. Raises BackendUnavailable."""
+        """Whom `key` belongs to; one indexed query. Raises AuthorityUnavailable."""
         with self.database.reading() as connection:
             row = connection.execute(_LOOKUP, {"digest": key_format.digest(key)}).one_or_none()
         if row is None:
@@ -77,7 +70,7 @@ class LocalStore:
             deprecated_at=row.deprecated_at,
         )
 
-    # What the operator does. Each raises BackendUnavailable, and KeyNotFound for an unknown id.
+    # What the operator does. Each raises AuthorityUnavailable, and KeyNotFound for an unknown id.
 
     def create(
         self,
@@ -103,12 +96,12 @@ class LocalStore:
     def add(
         self, key: str, *, owner: str, scopes: Iterable[str], by: Actor = NOBODY, **fields: Any
     ) -> KeyRecord:
-        """Take in a `key` made elsewhere; raises StoreError for a wrong shape or a known key."""
+        """Take in a `key` made elsewhere; raises InvalidRequest for a wrong shape or a known key."""
         if not key_format.importable(key):
             reason = key_format.problem(key) or (
                 "hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters and digits, or one made here"
             )
-            raise StoreError(f"This is no key that can be imported: {reason}.")
+            raise InvalidRequest(f"This is no key that can be imported: {reason}.")
         record = records.new(key, owner=owner, scopes=scopes, **fields)
         try:
             with self.database.changing() as change:
@@ -127,10 +120,10 @@ class LocalStore:
     ) -> tuple[list[KeyRecord], str | None]:
         """Some of the keys that `which` describes, the newest first, and the token of the next page.
 
-        Raises StoreError for a `page_token` that is not one, or a number of results out of bounds.
+        Raises InvalidRequest for a `page_token` that is not one, or a number of results out of bounds.
         """
         if not 1 <= max_results <= MAX_RESULTS:
-            raise StoreError(f"max_results must be from 1 to {MAX_RESULTS}.")
+            raise InvalidRequest(f"max_results must be from 1 to {MAX_RESULTS}.")
         query = sa.select(KEYS).where(*conditions(which, time.time()))
         query = query.order_by(KEYS.c.created_at.desc(), KEYS.c.key_id.desc())
         with self.database.reading() as connection:
@@ -139,7 +132,7 @@ class LocalStore:
                     sa.select(KEYS.c.created_at, KEYS.c.key_id).where(KEYS.c.key_id == page_token)
                 ).one_or_none()
                 if last is None:
-                    raise StoreError("page_token is not one that this server has given.")
+                    raise InvalidRequest("page_token is not one that this server has given.")
                 query = query.where(sa.tuple_(KEYS.c.created_at, KEYS.c.key_id) < sa.tuple_(*last))
             rows = connection.execute(query.limit(max_results + 1)).all()
         found = [from_row(row) for row in rows[:max_results]]
@@ -241,7 +234,7 @@ class LocalStore:
         return new, key, replace(old, **changed)
 
     def predecessor_lives(self, key_id: str) -> bool:
-        """Whether a key that `key_id` replaced has not ended yet. Raises BackendUnavailable."""
+        """Whether a key that `key_id` replaced has not ended yet. Raises AuthorityUnavailable."""
         replaced = KeyFilter(state="deprecated")
         with self.database.reading() as connection:
             query = sa.select(KEYS.c.key_id).where(

@@ -82,7 +82,7 @@ def _write(database: Database, counts: Counter[WouldRefuse]) -> None:
 def report(database: Database, since: float) -> list[Mapping[str, Any]]:
     """What would have been refused and was seen after `since`, in seconds since the epoch; most first.
 
-    Raises BackendUnavailable.
+    Raises AuthorityUnavailable.
     """
     query = (
         sa.select(OBSERVED)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from mlflow_hokusai_auth.core.breaker import Breaker
+from mlflow_hokusai_auth.core.errors import HokusaiAuthError
 
 #: Seconds between two attempts at a Redis that failed, at most.
 COOL_DOWN = 1.0
@@ -26,8 +27,8 @@ _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
 
-class NoAnswer(Exception):
-    """There was none in time, or nobody was asked."""
+class NoAnswer(HokusaiAuthError):
+    """Raised if Redis gave no answer in time, or was not asked because it kept failing."""
 
 
 class Patience:

@@ -11,19 +11,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from mlflow_hokusai_auth.core import keys as key_format
+from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyNotFound
 
-from .database import Change, StoreError
+from .database import Change
 from .tables import KEYS
 
 STATES = ("active", "deprecated", "expired", "revoked")
-
-
-class KeyNotFound(StoreError):
-    """No key has this id."""
-
-
-class KeyConflict(StoreError):
-    """The key is not in a state in which this can be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +73,7 @@ def from_row(row: Any) -> KeyRecord:
 
 
 def conditions(which: KeyFilter, now: float) -> Collection[sa.ColumnElement[bool]]:
-    """What holds in `KEYS` for the keys that `which` describes; raises StoreError for a wrong state."""
+    """The conditions on `KEYS` that `which` describes. Raises InvalidRequest for an unknown state."""
     found: list[sa.ColumnElement[bool]] = []
     if which.owner is not None:
         found.append(KEYS.c.owner == which.owner)
@@ -92,7 +85,7 @@ def conditions(which: KeyFilter, now: float) -> Collection[sa.ColumnElement[bool
         found.append(text.icontains(which.query, autoescape=True))
     if which.state is not None:
         if which.state not in STATES:
-            raise StoreError(f"state must be one of {', '.join(STATES)}.")
+            raise InvalidRequest(f"state must be one of {', '.join(STATES)}.")
         ended = sa.and_(KEYS.c.expires_at.is_not(None), KEYS.c.expires_at <= now)
         if which.state == "revoked":
             found.append(KEYS.c.revoked_at.is_not(None))

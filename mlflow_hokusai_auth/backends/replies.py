@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from datetime import timezone
 from typing import Any, NamedTuple
 
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.types import Principal, Rejected
-
-from . import BackendUnavailable, NoVerdict, Throttled
 
 #: Characters of the service's own words, or of a name in its reply, that are taken.
 MAX_TEXT = 255
@@ -34,7 +33,7 @@ class Reply(NamedTuple):
 
 
 def verdict(reply: Reply, key: str) -> Principal | Rejected:
-    """What `reply` says of `key`. Raises BackendUnavailable, or Throttled, if it is no verdict."""
+    """What `reply` says of `key`. Raises AuthorityUnavailable, or Throttled, if it is no verdict."""
     content = _json(reply.body)
     fields: dict[str, Any] = content if isinstance(content, dict) else {}
     reason = fields.get("error") or fields.get("detail")
@@ -51,9 +50,9 @@ def verdict(reply: Reply, key: str) -> Principal | Rejected:
         # What is wrong with one key, such as its length, is no outage. What does not speak JSON is not
         # the service, but something that stands in for it.
         spoke = reply.status < 500 and isinstance(content, dict)
-        raise (NoVerdict if spoke else BackendUnavailable)(message, retry_after=_wait(reply))
+        raise (NoVerdict if spoke else AuthorityUnavailable)(message, retry_after=_wait(reply))
     if content is None:
-        raise BackendUnavailable("the auth service's reply is no JSON")
+        raise AuthorityUnavailable("the auth service's reply is no JSON")
     try:
         return _principal(fields)
     except _WrongShape as problem:

@@ -1,6 +1,6 @@
 """The Hokusai auth service over HTTP: `POST {url}/api/v1/keys/validate`, with the key as Bearer.
 
-A verdict is 200 in the documented shape, or 401. 429 is Throttled and all else is BackendUnavailable:
+A verdict is 200 in the documented shape, or 401. 429 is Throttled and all else is AuthorityUnavailable:
 nothing that goes wrong on the way lets a key in, or tells its owner that the key is wrong.
 Contract: Hokusai's `auth_openapi.json` and its validation guide. `email`, `roles`, `is_admin` and
 `user` are in neither, but Hokusai's own middleware reads them. Balances are not looked at and no usage
@@ -23,9 +23,9 @@ import requests
 import requests.adapters
 import urllib3
 
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import BackendUnavailable
 from .replies import Reply, verdict
 
 PATH = "/api/v1/keys/validate"
@@ -68,7 +68,7 @@ class AuthService:
         self._clients: dict[int, tuple[requests.Session, futures.Executor]] = {}
 
     def lookup(self, key: str, address: str = "") -> Principal | Rejected:
-        """Whom `key` belongs to. Raises BackendUnavailable, or Throttled; see the module's text."""
+        """Whom `key` belongs to. Raises AuthorityUnavailable, or Throttled; see the module's text."""
         session, threads = self._client()
         deadline = time.monotonic() + self._timeout
         # In a thread, as nothing else bounds the wait for a name server or for several addresses.
@@ -76,13 +76,13 @@ class AuthService:
         done, _ = futures.wait([sent], self._timeout)
         if not done:
             sent.cancel()
-            raise BackendUnavailable(f"the auth service took more than {self._timeout:g} s")
+            raise AuthorityUnavailable(f"the auth service took more than {self._timeout:g} s")
         error = sent.exception()
-        if isinstance(error, BackendUnavailable):
+        if isinstance(error, AuthorityUnavailable):
             raise error
         if error is not None:
             # Raised here, so that nothing leads from it to the request with the key.
-            raise BackendUnavailable(f"the auth service can't be asked: {_cause(error)}")
+            raise AuthorityUnavailable(f"the auth service can't be asked: {_cause(error)}")
         return verdict(sent.result(), key)
 
     def generation(self) -> int:
@@ -107,7 +107,7 @@ class AuthService:
             for chunk in response.raw.stream(8192, decode_content=False):
                 content += chunk
                 if len(content) > MAX_REPLY:
-                    raise BackendUnavailable("the auth service's reply is too large")
+                    raise AuthorityUnavailable("the auth service's reply is too large")
             return Reply(response.status_code, response.headers, content)
 
     def _client(self) -> tuple[requests.Session, futures.Executor]:

@@ -33,7 +33,7 @@ class Sessions:
     def begin(self, key: str, lifetime: float, by: Actor) -> str:
         """A new session of `lifetime` seconds for `key`; its token, which nothing here keeps.
 
-        Raises BackendUnavailable.
+        Raises AuthorityUnavailable.
         """
         token = session_token()
         now = time.time()
@@ -54,7 +54,7 @@ class Sessions:
     def find(self, token: str) -> tuple[str, float] | None:
         """The key of a session and the time, since the epoch, when it ends; None without one.
 
-        Raises BackendUnavailable.
+        Raises AuthorityUnavailable.
         """
         with self._database.reading() as connection:
             row = connection.execute(_FIND, {"digest": _digest(token)}).one_or_none()
@@ -63,7 +63,7 @@ class Sessions:
         return _seal(token).decrypt(row.sealed_key.encode()).decode(), row.expires_at
 
     def end(self, token: str, *, address: str, request_id: str) -> None:
-        """End a session, unless it has ended already. Raises BackendUnavailable."""
+        """End a session, unless it has ended already. Raises AuthorityUnavailable."""
         this = SESSIONS.c.digest == _digest(token)
         with self._database.changing(generation=False) as change:
             found = change.connection.execute(
@@ -75,7 +75,7 @@ class Sessions:
                 change.audit("session.ended", by, by.key_id)
 
     def refused(self, by: Actor, reason: str) -> None:
-        """Write down that `by` could not sign in. Raises BackendUnavailable."""
+        """Write down that `by` could not sign in. Raises AuthorityUnavailable."""
         with self._database.changing(generation=False) as change:
             change.audit("session.refused", by, by.key_id, reason=reason)
 

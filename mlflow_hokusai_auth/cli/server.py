@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from mlflow_hokusai_auth.core.errors import SettingsError
 from mlflow_hokusai_auth.core.types import MODES
 
 from .output import (
@@ -120,7 +121,7 @@ def explain(method: str, path: str, scopes: Sequence[str], as_json: bool) -> Non
 
     try:
         answer = explained.explain(method, path, scopes, settings.load())
-    except settings.SettingsError as error:
+    except SettingsError as error:
         raise Mistake(str(error)) from None
     if as_json:
         print_json(answer)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_hokusai_auth.core.errors import HokusaiAuthError
+
 from .output import Mistake, printable
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ def require_server() -> None:
 def opened() -> Iterator[LocalStore]:
     """The store that the settings name. What it refuses in the block is raised as Mistake."""
     require_server()
-    from mlflow_hokusai_auth.backends import BackendUnavailable
-    from mlflow_hokusai_auth.backends.database import StoreError
     from mlflow_hokusai_auth.backends.local import LocalStore
     from mlflow_hokusai_auth.server import settings
 
@@ -51,7 +51,7 @@ def opened() -> Iterator[LocalStore]:
                 err=True,
             )
         yield store
-    except (StoreError, BackendUnavailable, settings.SettingsError) as error:
+    except HokusaiAuthError as error:
         raise Mistake(str(error)) from None
 
 

@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 
-from mlflow_hokusai_auth.backends import BackendUnavailable, uses
+from mlflow_hokusai_auth.backends import uses
 from mlflow_hokusai_auth.backends.cache import MAX_UNCONFIRMED
-from mlflow_hokusai_auth.backends.database import StoreError
 from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.records import KeyConflict, KeyFilter, KeyNotFound, KeyRecord
+from mlflow_hokusai_auth.backends.records import KeyFilter, KeyRecord
 from mlflow_hokusai_auth.core import policy
+from mlflow_hokusai_auth.core.errors import (
+    AuthorityUnavailable,
+    Forbidden,
+    InvalidRequest,
+    KeyConflict,
+    KeyNotFound,
+    NotGenuine,
+)
 from mlflow_hokusai_auth.core.keys import problem, redact
 from mlflow_hokusai_auth.core.types import Principal
 
@@ -34,14 +41,6 @@ if TYPE_CHECKING:
 SETTLED = MAX_UNCONFIRMED + 0.1
 #: Seconds before which a key with a limit may not replace itself: what limits count over.
 LIMITED_AGE = 3600.0
-
-
-class Forbidden(Exception):
-    """The caller may not do this to this key; the message says what would be needed."""
-
-
-class NotGenuine(Exception):
-    """A report that nobody we trust has signed."""
 
 
 def blueprint(
@@ -125,7 +124,7 @@ def blueprint(
         try:
             found = leaks.parse(body)
         except ValueError as error:
-            raise StoreError(str(error)) from None
+            raise InvalidRequest(str(error)) from None
         return flask.jsonify([told for leak in found if (told := _end_leaked(store, leak))])
 
     @routes.after_request
@@ -138,8 +137,8 @@ def blueprint(
         (Forbidden, 403, "PERMISSION_DENIED"),
         (KeyNotFound, 404, "RESOURCE_DOES_NOT_EXIST"),
         (KeyConflict, 409, "RESOURCE_CONFLICT"),
-        (StoreError, 400, "INVALID_PARAMETER_VALUE"),
-        (BackendUnavailable, 503, "TEMPORARILY_UNAVAILABLE"),
+        (InvalidRequest, 400, "INVALID_PARAMETER_VALUE"),
+        (AuthorityUnavailable, 503, "TEMPORARILY_UNAVAILABLE"),
     ):
         routes.register_error_handler(error, _error(status, error_code))
     return routes
@@ -170,16 +169,16 @@ def identity_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
 
 
 def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], str | None]:
-    """The page of keys that a request's query asks for; raises StoreError for a wrong one."""
+    """The page of keys that a request's query asks for; raises InvalidRequest for a wrong one."""
     given = {name: value for name, value in query.items() if value}
     for name, value in given.items():
         if not value.isprintable() or len(value) > 255:
-            raise StoreError(
+            raise InvalidRequest(
                 f"{redact(name)[:40]!r} must be printable text of at most 255 characters."
             )
     results = given.get("max_results", "100")
     if not (results.isascii() and results.isdigit()) or len(results) > 9:
-        raise StoreError("max_results must be a whole number.")
+        raise InvalidRequest("max_results must be a whole number.")
     which = KeyFilter(*(given.get(name) for name in KeyFilter.__slots__))
     return store.page(which, max_results=int(results), page_token=given.get("page_token"))
 
@@ -220,7 +219,7 @@ def _json() -> object:
 def _flag(name: str) -> bool:
     value = flask.request.args.get(name, "false")
     if value not in ("true", "false"):
-        raise StoreError(f"{name} must be true or false.")
+        raise InvalidRequest(f"{name} must be true or false.")
     return value == "true"
 
 

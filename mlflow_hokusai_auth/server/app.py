@@ -26,13 +26,12 @@ except ImportError as error:
         "install the extra: pip install 'mlflow-hokusai-auth[server]'"
     ) from None
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
-from mlflow_hokusai_auth.backends.database import StoreError
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.observed import Observed
 from mlflow_hokusai_auth.backends.sessions import Sessions
 from mlflow_hokusai_auth.backends.uses import UseCounter
 from mlflow_hokusai_auth.core.addresses import networks
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, SettingsError, StoreError
 
 from . import (
     api,
@@ -74,9 +73,9 @@ _STARTUP_FAILURE = 3
 
 #: What a wrong setting or a store that is not ready raises; the text says what to do.
 _MISTAKES = (
-    settings.SettingsError,
+    SettingsError,
     StoreError,
-    BackendUnavailable,
+    AuthorityUnavailable,
     ValueError,
     ModuleNotFoundError,
 )
@@ -175,7 +174,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
 
 def _refuse_static_prefix(static_prefix: str | None) -> None:
     if static_prefix:
-        raise settings.SettingsError(
+        raise SettingsError(
             "--static-prefix is not supported: MLflow leaves some native routes outside it, where no "
             "check of its own would see them. Drop it and set HOKUSAI_AUTH_PREFIXES="
             f"{static_prefix}, under which everything answers."
@@ -193,12 +192,12 @@ def bootstrap(options: dict[str, Any]) -> None:
         if "--root-path" in (options.get("uvicorn_opts") or "") or os.environ.get(
             "UVICORN_ROOT_PATH"
         ):
-            raise settings.SettingsError(
+            raise SettingsError(
                 "--root-path is not supported: it makes MLflow's middlewares and its router read "
                 "one path in two ways. Drop it and name the path in HOKUSAI_AUTH_PREFIXES."
             )
         if "uvicorn" in (options.get("gunicorn_opts") or "").lower():
-            raise settings.SettingsError(
+            raise SettingsError(
                 "gunicorn with uvicorn's worker class is not supported: MLflow tells the app that it "
                 "runs under WSGI then. Drop --gunicorn-opts; uvicorn is MLflow's default."
             )
@@ -207,7 +206,7 @@ def bootstrap(options: dict[str, Any]) -> None:
         store = LocalStore(config.database_uri.get_secret_value())
         try:
             store.migrate()
-        except (BackendUnavailable, StoreError) as error:
+        except (AuthorityUnavailable, StoreError) as error:
             if config.force_mode != "off":
                 raise
             print(f"hokusai-auth: starts all the same, as it is off: {error}", file=sys.stderr)

@@ -10,10 +10,11 @@ from concurrent import futures
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from mlflow_hokusai_auth.backends import Authority, BackendUnavailable, Throttled
+from mlflow_hokusai_auth.backends import Authority
 from mlflow_hokusai_auth.core import credentials
 from mlflow_hokusai_auth.core.addresses import Network, client_address
 from mlflow_hokusai_auth.core.denials import CODES
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.operations import CLOSED, classify
 from mlflow_hokusai_auth.core.policy import Policy, has_body, plan, settle
@@ -141,7 +142,7 @@ class Gate:
             principal = self.authority.lookup(need.credential.key, need.address)
         except Throttled as error:
             return replace(_THROTTLED, retry_after=error.retry_after, operation=need.operation)
-        except BackendUnavailable as error:
+        except AuthorityUnavailable as error:
             _log.error("A request was refused with 503: %s", error)
             return self.unavailable(need, error.retry_after)
         except Exception:

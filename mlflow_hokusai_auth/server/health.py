@@ -19,8 +19,8 @@ from typing import Any
 
 import flask
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, HokusaiAuthError
 from mlflow_hokusai_auth.core.keys import redact
 
 #: Seconds for which what was found is told again.
@@ -33,8 +33,8 @@ Check = Callable[[], str]
 _log = logging.getLogger(__name__)
 
 
-class Unhealthy(Exception):
-    """A part is not as it should be; the text says what is wrong, and no secret."""
+class Unhealthy(HokusaiAuthError):
+    """Raised if a part of the server can't do its work. The message says why."""
 
 
 class Health:
@@ -90,7 +90,7 @@ def _timed(check: Check) -> dict[str, Any]:
     began = time.monotonic()
     try:
         ok, said = True, check()
-    except (Unhealthy, BackendUnavailable) as error:
+    except (Unhealthy, AuthorityUnavailable) as error:
         ok, said = False, str(error)
     except Exception as error:
         # Its text may hold anything, an address with a password among it.

@@ -29,9 +29,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import REGISTRY, Collector
 
 from mlflow_hokusai_auth import __version__
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.metrics import EVENT_NAMES, EVENTS
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import MODES
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
@@ -146,7 +146,7 @@ class KeyStates(Collector):
         )
         try:
             counts, soon = self._store.counts(EXPIRING_DAYS * 86400.0)
-        except BackendUnavailable:
+        except AuthorityUnavailable:
             return
         for state, count in counts.items():
             keys.add_metric([state], count)

@@ -16,11 +16,11 @@ from pydantic import (
     ValidationError,
 )
 
-from mlflow_hokusai_auth.backends.database import StoreError
 from mlflow_hokusai_auth.backends.local import OVERLAP
 from mlflow_hokusai_auth.backends.records import KeyRecord
 from mlflow_hokusai_auth.core import scopes as known_scopes
 from mlflow_hokusai_auth.core.addresses import networks as parsed_networks
+from mlflow_hokusai_auth.core.errors import InvalidRequest
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
 
 #: Seconds: 20 years for a key, 90 days for the overlap of a rotation.
@@ -239,9 +239,9 @@ def read_json(data: bytes) -> object:
 
 
 def parse(model: type[_Model], body: object) -> _Model:
-    """`body`, a request's JSON, as `model`; raises StoreError, which names every mistake."""
+    """`body`, a request's JSON, as `model`; raises InvalidRequest, which names every mistake."""
     if not isinstance(body, dict):
-        raise StoreError("Send a JSON object.")
+        raise InvalidRequest("Send a JSON object.")
     try:
         return model.model_validate(body)
     except ValidationError as error:
@@ -252,7 +252,7 @@ def parse(model: type[_Model], body: object) -> _Model:
             if item["type"] == "extra_forbidden":
                 message = f"unknown; known: {', '.join(model.model_fields)}"
             said.append(f"{redact(where)[:80]}: {message}")
-        raise StoreError("; ".join(said[:10]) + ".") from None
+        raise InvalidRequest("; ".join(said[:10]) + ".") from None
 
 
 def fields(body: _Fields) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def fields(body: _Fields) -> dict[str, Any]:
 
 
 def changes(body: KeyChanges) -> dict[str, Any]:
-    """The argument of `LocalStore.edit`; raises StoreError if `body` names nothing."""
+    """The argument of `LocalStore.edit`; raises InvalidRequest if `body` names nothing."""
     found: dict[str, Any] = {}
     for name in (name for name in KeyChanges.model_fields if name in body.model_fields_set):
         value = getattr(body, name)
@@ -278,7 +278,7 @@ def changes(body: KeyChanges) -> dict[str, Any]:
         else:
             found[name] = tuple(value) if isinstance(value, list) else value
     if not found:
-        raise StoreError(f"Nothing to change. Known: {', '.join(KeyChanges.model_fields)}.")
+        raise InvalidRequest(f"Nothing to change. Known: {', '.join(KeyChanges.model_fields)}.")
     return found
 
 

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
+from mlflow_hokusai_auth.core.errors import SettingsError
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Access
@@ -29,10 +30,6 @@ def _upstream(name: str, *others: str, default: Any = (), description: str) -> A
     """A setting that is also read under the names which Hokusai's services have used for it."""
     names = AliasChoices(PREFIX + name, *({name, *others} - {"SERVICE_URL", "SERVICE_ID"}))
     return Field(default, validation_alias=names, description=description)
-
-
-class SettingsError(Exception):
-    """One or more settings are wrong; the message names all of them."""
 
 
 class Settings(BaseSettings):

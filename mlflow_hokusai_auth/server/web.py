@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
-from mlflow_hokusai_auth.backends.database import Actor, StoreError
+from mlflow_hokusai_auth.backends.database import Actor
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.records import STATES
 from mlflow_hokusai_auth.backends.sessions import Sessions
 from mlflow_hokusai_auth.core import browser, denials, keys, policy
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, InvalidRequest
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.types import Allow, Credential, Deny, NeedKey, Request
 
@@ -148,12 +148,12 @@ def blueprint(
         response.headers.update(_HEADERS)
         return response
 
-    @routes.errorhandler(StoreError)
-    def wrong(error: StoreError) -> Response:
+    @routes.errorhandler(InvalidRequest)
+    def wrong(error: InvalidRequest) -> Response:
         return _page("error.html", status=400, message=str(error))
 
-    @routes.errorhandler(BackendUnavailable)
-    def unavailable(error: BackendUnavailable) -> Response:
+    @routes.errorhandler(AuthorityUnavailable)
+    def unavailable(error: AuthorityUnavailable) -> Response:
         return _page("error.html", status=503, message="Keys can't be looked up at the moment.")
 
     return routes

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
-from mlflow_hokusai_auth.backends import BackendUnavailable, NoVerdict, Throttled, cache, guarded
+from mlflow_hokusai_auth.backends import cache, guarded
 from mlflow_hokusai_auth.backends.cache import CachedBackend
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 from .conftest import LONG
@@ -25,7 +26,7 @@ ALICE = Principal("key_a", "alice", frozenset({"mlflow:read"}))
 REVOKED = replace(ALICE, revoked_at=1.0)
 HERE = "192.0.2.1"
 SECRET = b"a secret of the servers"
-DOWN = BackendUnavailable("down")
+DOWN = AuthorityUnavailable("down")
 TTL, STALE = 60, 600
 
 
@@ -126,7 +127,9 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def fails(cached: CachedBackend, *names: str, error: type[Exception] = BackendUnavailable) -> None:
+def fails(
+    cached: CachedBackend, *names: str, error: type[Exception] = AuthorityUnavailable
+) -> None:
     """Look up these keys, none of which must be answered."""
     for name in names:
         with pytest.raises(error):
@@ -417,7 +420,7 @@ def test_those_who_wait_share_a_failure(failure: Exception) -> None:
     cached = CachedBackend(service, ttl=60, secret=SECRET)
     # Who begins only after the failure asks anew, so there may be more questions than one.
     outcomes = waiting(cached, service, 20)
-    assert {type(outcome) for outcome in outcomes} <= {type(failure), BackendUnavailable}
+    assert {type(outcome) for outcome in outcomes} <= {type(failure), AuthorityUnavailable}
     assert failure in outcomes
     assert not cached._flights
 
@@ -436,7 +439,7 @@ def test_waiting_for_another_lookup_is_bounded() -> None:
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(cached.lookup, "alice", HERE)
         assert service.asked.wait(LONG)
-        with pytest.raises(BackendUnavailable, match="slow to answer"):
+        with pytest.raises(AuthorityUnavailable, match="slow to answer"):
             cached.lookup("alice", HERE)
         service.release.set()
         assert first.result(LONG) == ALICE
@@ -452,7 +455,7 @@ def test_the_end_of_one_thread_is_not_that_of_those_who_wait() -> None:
         (flight,) = cached._flights.values()
         service.release.set()
         assert isinstance(first.exception(LONG), KeyboardInterrupt)
-        assert isinstance(flight.answer.exception(LONG), BackendUnavailable)
+        assert isinstance(flight.answer.exception(LONG), AuthorityUnavailable)
 
 
 @pytest.mark.parametrize(("backend", "bound"), [(Slow, 21), (SlowStore, cache.MAX_UNCONFIRMED)])
@@ -504,7 +507,7 @@ def test_stale_if_error(
         else:
             fails(cached, "alice")
         fails(cached, "bob")
-        with pytest.raises(BackendUnavailable):
+        with pytest.raises(AuthorityUnavailable):
             cached.lookup("alice", "192.0.2.2")
     service.failure = None
     clock.now += 1
@@ -554,7 +557,7 @@ def test_a_watched_backend_may_serve_stale_too(memory: Memory, clock: Clock) -> 
 def test_an_outage_costs_no_wait_and_ends_within_two_seconds(
     kept: CachedBackend, service: Service, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service.failure = BackendUnavailable("no route to host")
+    service.failure = AuthorityUnavailable("no route to host")
     with caplog.at_level(logging.WARNING):
         fails(kept, *map(str, range(100)), *["alice"] * 100)
     # Nobody else asked, so nobody else waited.
@@ -597,7 +600,7 @@ def test_while_the_probe_is_under_way_nobody_waits(clock: Clock) -> None:
 
 @pytest.mark.parametrize("failure", [Throttled("slow down", retry_after=3), NoVerdict("422")])
 def test_an_authority_that_answers_is_not_left_alone(
-    kept: CachedBackend, service: Service, failure: BackendUnavailable
+    kept: CachedBackend, service: Service, failure: AuthorityUnavailable
 ) -> None:
     service.failure = failure
     fails(kept, *map(str, range(20)), error=type(failure))
@@ -607,7 +610,7 @@ def test_an_authority_that_answers_is_not_left_alone(
 
 @pytest.mark.parametrize("first", [None, Throttled("slow down"), NoVerdict("422")])
 def test_the_gauge_of_outages_falls_with_the_first_answer(
-    kept: CachedBackend, service: Service, clock: Clock, first: BackendUnavailable | None
+    kept: CachedBackend, service: Service, clock: Clock, first: AuthorityUnavailable | None
 ) -> None:
     def gauge() -> float | None:
         return REGISTRY.get_sample_value("hokusai_auth_breaker_open", {"authority": "service"})
@@ -617,7 +620,7 @@ def test_the_gauge_of_outages_falls_with_the_first_answer(
     assert gauge() == 1
     clock.now += guarded.COOL_DOWN
     service.failure = first
-    with contextlib.suppress(BackendUnavailable):
+    with contextlib.suppress(AuthorityUnavailable):
         kept.lookup("alice", HERE)
     assert gauge() == 0
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from mlflow_hokusai_auth.backends import BackendUnavailable, Throttled
 from mlflow_hokusai_auth.backends.chain import Chain
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from tests.core.rows import agree, each
 
@@ -79,7 +79,7 @@ def test_lookup() -> None:
 
 
 def test_an_authority_that_can_not_be_asked_is_not_passed_over() -> None:
-    for failure in (BackendUnavailable("down"), Throttled("429"), RuntimeError()):
+    for failure in (AuthorityUnavailable("down"), Throttled("429"), RuntimeError()):
         second = Fixed(ALICE)
         with pytest.raises(type(failure)):
             Chain([Fixed(failure), second]).lookup("key", HERE)
@@ -87,5 +87,5 @@ def test_an_authority_that_can_not_be_asked_is_not_passed_over() -> None:
 
 
 def test_what_the_first_rejects_needs_the_second_to_answer() -> None:
-    with pytest.raises(BackendUnavailable):
-        Chain([Fixed(Rejected("no")), Fixed(BackendUnavailable("down"))]).lookup("key", HERE)
+    with pytest.raises(AuthorityUnavailable):
+        Chain([Fixed(Rejected("no")), Fixed(AuthorityUnavailable("down"))]).lookup("key", HERE)

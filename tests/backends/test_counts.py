@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 import time_machine
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.records import STATES
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 
 from .conftest import START
 
@@ -70,5 +70,5 @@ def test_soon_is_as_long_as_one_says(store: LocalStore, clock: time_machine.Trav
 def test_a_store_that_can_t_be_asked_says_so(store: LocalStore) -> None:
     with store.database.engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE hokusai_auth_keys"))
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(AuthorityUnavailable):
         store.counts(WEEK)

@@ -21,18 +21,18 @@ import sqlalchemy as sa
 import time_machine
 from alembic import command
 
-from mlflow_hokusai_auth.backends import BackendUnavailable, local
-from mlflow_hokusai_auth.backends.database import Actor, Database, StoreError, _alembic_config
+from mlflow_hokusai_auth.backends import local
+from mlflow_hokusai_auth.backends.database import Actor, Database, _alembic_config
 from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.records import (
-    STATES,
-    KeyConflict,
-    KeyFilter,
-    KeyNotFound,
-    KeyRecord,
-)
+from mlflow_hokusai_auth.backends.records import STATES, KeyFilter, KeyRecord
 from mlflow_hokusai_auth.backends.tables import AUDIT, KEYS
 from mlflow_hokusai_auth.core import keys, scopes
+from mlflow_hokusai_auth.core.errors import (
+    AuthorityUnavailable,
+    InvalidRequest,
+    KeyConflict,
+    KeyNotFound,
+)
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 from .conftest import START
@@ -95,7 +95,7 @@ def test_an_older_key_without_checksum_is_imported_and_works(store: LocalStore) 
 def test_what_is_no_key_is_not_imported(store: LocalStore) -> None:
     damaged = keys.generate()[:-1] + "_"
     for text in ("", "hk_live_short", "hk_prod_" + "a" * 32, damaged, "hk_live_" + "a" * 46):
-        with pytest.raises(StoreError, match="no key that can be imported"):
+        with pytest.raises(InvalidRequest, match="no key that can be imported"):
             store.add(text, owner="x", scopes=["mlflow:read"])
     assert list(store.each()) == []
 
@@ -103,7 +103,7 @@ def test_what_is_no_key_is_not_imported(store: LocalStore) -> None:
 def test_a_key_is_imported_once(store: LocalStore) -> None:
     key = store.create(owner="a", scopes=["mlflow:read"])[1]
     again = partial(store.add, key, owner="b", scopes=["mlflow:admin"])
-    assert key not in refused(StoreError, again, "already")
+    assert key not in refused(InvalidRequest, again, "already")
 
 
 def test_revoking_keeps_the_first_time_and_names_the_unknown(store: LocalStore) -> None:
@@ -131,8 +131,8 @@ def test_a_store_without_tables_is_unavailable_and_says_no_secret(tmp_path: Path
     store = LocalStore(f"sqlite:///{tmp_path}/keys.db")
     assert not store.is_current()
     key = keys.generate()
-    assert keys.digest(key) not in refused(BackendUnavailable, lambda: store.lookup(key))
-    refused(BackendUnavailable, lambda: store.create(owner="a", scopes=["mlflow:read"]))
+    assert keys.digest(key) not in refused(AuthorityUnavailable, lambda: store.lookup(key))
+    refused(AuthorityUnavailable, lambda: store.create(owner="a", scopes=["mlflow:read"]))
 
 
 @sqlite_only
@@ -247,9 +247,9 @@ def test_each_goes_on_over_its_pages(store: LocalStore, monkeypatch: pytest.Monk
 def test_a_page_has_a_size_and_a_token_is_one_that_was_given(store: LocalStore) -> None:
     made(store)
     for size in (0, -1, 1001, 10**9):
-        refused(StoreError, lambda size=size: store.page(max_results=size), "from 1 to 1000")
+        refused(InvalidRequest, lambda size=size: store.page(max_results=size), "from 1 to 1000")
     for token in ("", "key_none", "0", "' OR 1=1 --"):
-        refused(StoreError, lambda token=token: store.page(page_token=token), "page_token")
+        refused(InvalidRequest, lambda token=token: store.page(page_token=token), "page_token")
 
 
 def test_every_filter_and_state(store: LocalStore, clock: time_machine.Traveller) -> None:
@@ -288,7 +288,7 @@ def test_every_filter_and_state(store: LocalStore, clock: time_machine.Traveller
         ]
         assert list(store.each(KeyFilter(owner, environment, state, query))) == expected
     for wrong in ("", "Active", "active\n"):
-        with pytest.raises(StoreError, match="active, deprecated, expired, revoked"):
+        with pytest.raises(InvalidRequest, match="active, deprecated, expired, revoked"):
             store.page(KeyFilter(state=wrong))
 
 
@@ -568,7 +568,7 @@ def test_a_change_that_fails_is_not_audited(
         lambda: store.revoke("key_none"),
         lambda: store.edit(key_id, {"scopes": ["read"]}),
     ):
-        with pytest.raises(StoreError):
+        with pytest.raises(InvalidRequest):
             change()
     assert (store.generation(), store.database.audited()) == before
     assert caplog.records == []
@@ -589,7 +589,7 @@ def test_what_can_not_be_audited_is_not_done(
         lambda: store.rotate(record.key_id),
         lambda: store.revoke(record.key_id, force=True),
     ):
-        with pytest.raises(BackendUnavailable):
+        with pytest.raises(AuthorityUnavailable):
             call()
     assert list(store.each()) == [record] == [store.find(key)]
     assert store.generation() == before
@@ -604,7 +604,7 @@ def test_the_audit_log_is_append_only(store: LocalStore) -> None:
         attempts += ["TRUNCATE hokusai_auth_audit", "DELETE FROM hokusai_auth_audit WHERE 1 = 2"]
     for statement in attempts:
         with (
-            pytest.raises((BackendUnavailable, sa.exc.IntegrityError), match="append-only"),
+            pytest.raises((AuthorityUnavailable, sa.exc.IntegrityError), match="append-only"),
             store.database.changing(generation=False) as change,
         ):
             change.connection.exec_driver_sql(statement)

@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 import time_machine
 
-from mlflow_hokusai_auth.backends import BackendUnavailable, Throttled
 from mlflow_hokusai_auth.backends.service import PATH, AuthService
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from tests import standin
 from tests.core.rows import agree, each
@@ -60,10 +60,10 @@ def reply(service: Standin, status: int, body: object = GOOD, **headers: str) ->
     service.behave("status", status=status, body=raw, headers=named)
 
 
-def unavailable(client: AuthService, key: str | None = None) -> BackendUnavailable:
+def unavailable(client: AuthService, key: str | None = None) -> AuthorityUnavailable:
     """The refusal of a lookup that must not be answered, checked for the key."""
     key = key or keys.generate("test")
-    with pytest.raises(BackendUnavailable) as refused:
+    with pytest.raises(AuthorityUnavailable) as refused:
         client.lookup(key, "192.0.2.1")
     error: BaseException | None = refused.value
     assert not isinstance(error, Throttled)
@@ -89,7 +89,7 @@ def until(call: Callable[[], object]) -> None:
 
 def known(client: AuthService, key: str) -> bool:
     """Whether the service said that it knows `key`; not if it took too long."""
-    with contextlib.suppress(BackendUnavailable):
+    with contextlib.suppress(AuthorityUnavailable):
         return isinstance(client.lookup(key), Principal)
     return False
 
@@ -532,7 +532,7 @@ def test_waiting_for_a_connection_counts(service: Standin, hasty: AuthService) -
         answers = [pool.submit(hasty.lookup, service.add()) for _ in range(6)]
     failed = [answer for answer in answers if answer.exception() is not None]
     assert len(failed) >= 4
-    assert all(isinstance(answer.exception(), BackendUnavailable) for answer in failed)
+    assert all(isinstance(answer.exception(), AuthorityUnavailable) for answer in failed)
 
 
 def test_a_forked_process_has_connections_of_its_own(service: Standin, client: AuthService) -> None:

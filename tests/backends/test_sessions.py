@@ -12,11 +12,11 @@ import sqlalchemy as sa
 import time_machine
 from cryptography.fernet import Fernet, InvalidToken
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.database import Actor, Database
 from mlflow_hokusai_auth.backends.sessions import Sessions
 from mlflow_hokusai_auth.backends.tables import SESSIONS
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 
 ACME = Actor("ACME", "key_1", "192.0.2.7", "r-1")
 KEY = keys.generate()
@@ -153,6 +153,6 @@ def test_a_database_that_fails_is_no_end_of_a_session(tmp_path: Path) -> None:
         lambda: sessions.begin(KEY, 60, ACME),
         lambda: end(sessions, keys.session_token()),
     ):
-        with pytest.raises(BackendUnavailable) as refused:
+        with pytest.raises(AuthorityUnavailable) as refused:
             ask()
         assert KEY not in str(refused.value)

@@ -17,9 +17,10 @@ import pytest
 
 redis = pytest.importorskip("redis")
 
-from mlflow_hokusai_auth.backends import BackendUnavailable, patience, shared  # noqa: E402
+from mlflow_hokusai_auth.backends import patience, shared  # noqa: E402
 from mlflow_hokusai_auth.backends.cache import CachedBackend  # noqa: E402
 from mlflow_hokusai_auth.backends.shared import SharedCache  # noqa: E402
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable  # noqa: E402
 from mlflow_hokusai_auth.core.types import Principal, Rejected  # noqa: E402
 from tests.conftest import redis_server  # noqa: E402
 from tests.harness import free_port  # noqa: E402
@@ -276,10 +277,10 @@ def test_what_redis_knows_is_served_in_an_outage(cache: SharedCache) -> None:
     first, second = Service(), Service()
     served_by(first, cache).lookup("alice", HERE)
     settle(cache)
-    second.failure = BackendUnavailable("down")
+    second.failure = AuthorityUnavailable("down")
     other = served_by(second, cache)
     assert other.lookup("alice", HERE) == ALICE
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(AuthorityUnavailable):
         other.lookup("bob", HERE)
 
 

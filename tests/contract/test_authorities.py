@@ -23,10 +23,11 @@ import pytest
 import sqlalchemy as sa
 from werkzeug.serving import make_server
 
-from mlflow_hokusai_auth.backends import Backend, BackendUnavailable
+from mlflow_hokusai_auth.backends import Backend
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.service import AuthService
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.policy import Policy, settle
 from mlflow_hokusai_auth.core.types import (
     Access,
@@ -230,7 +231,7 @@ def test_an_outage_is_told_and_passes(world: World) -> None:
     assert allowed(world.authority.lookup(key, ""))
     with world.down():
         for asked in (key, keys.generate()):
-            with pytest.raises(BackendUnavailable):
+            with pytest.raises(AuthorityUnavailable):
                 world.authority.lookup(asked, "")
     assert allowed(world.authority.lookup(key, ""))
 
@@ -244,7 +245,7 @@ def test_no_key_is_in_a_log_or_an_error(world: World, caplog: pytest.LogCaptureF
         for key in (good, bad):
             try:
                 world.authority.lookup(key, "192.0.2.1")
-            except BackendUnavailable:
+            except AuthorityUnavailable:
                 said.append(traceback.format_exc())
     assert len(said) == 5
     text = caplog.text + "".join(said)

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.cache import CachedBackend
 from mlflow_hokusai_auth.core import credentials, keys, policy, scopes
 from mlflow_hokusai_auth.core.addresses import networks
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import MODES, Principal, Rejected
@@ -228,7 +228,7 @@ def test_refusal_of_head_has_no_body(adapter: Adapter) -> None:
 
 @both
 def test_authority_that_fails_never_allows(adapter: Adapter) -> None:
-    for error in (BackendUnavailable("down"), RuntimeError("bug"), KeyError("x")):
+    for error in (AuthorityUnavailable("down"), RuntimeError("bug"), KeyError("x")):
         failing = make_gate(Failing(error))
         for kind in ("read", "admin", "unknown"):
             answer = adapter(with_key(kind), failing)

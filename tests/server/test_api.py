@@ -15,9 +15,9 @@ import pytest
 import time_machine
 from werkzeug.test import TestResponse
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import api, identity, leaks
 from tests.server import test_leaks as signed
@@ -165,7 +165,7 @@ def test_all_keys_are_exported_or_the_failure_is_an_answer(
     assert "hokusai-keys.ndjson" in answer.headers["Content-Disposition"]
 
     def fail(*_: object, **__: object) -> Any:
-        raise BackendUnavailable("down")
+        raise AuthorityUnavailable("down")
 
     monkeypatch.setattr(here.store, "page", fail)
     failed = here.ask("GET /keys/export")

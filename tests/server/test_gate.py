@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from werkzeug.test import create_environ, run_wsgi_app
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server import lookups as module
@@ -43,7 +43,7 @@ class Stuck:
         assert self.free.wait(60)
         self.answered.append(key)
         if self.fails:
-            raise BackendUnavailable("down")
+            raise AuthorityUnavailable("down")
         return Principal("key_1", "x", frozenset({"mlflow:read"}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlflow_hokusai_auth.core.errors import SettingsError
 from mlflow_hokusai_auth.server import settings
 from tests.server.test_adapters import (
     KEYS,
@@ -74,5 +75,5 @@ def test_impossible_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with monkeypatch.context() as patch:
             patch.setenv(f"HOKUSAI_AUTH_{setting}", value)
-            with pytest.raises(settings.SettingsError, match="HEADERS"):
+            with pytest.raises(SettingsError, match="HEADERS"):
                 settings.load()

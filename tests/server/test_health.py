@@ -18,8 +18,8 @@ import pytest
 import requests
 from werkzeug.serving import make_server
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.server import health
 from mlflow_hokusai_auth.server.health import FRESH, TIMEOUT, Health, Unhealthy
 from mlflow_hokusai_auth.server.wsgi import wsgi_gate
@@ -87,7 +87,7 @@ def test_it_is_ok_if_every_part_is() -> None:
 
 
 def test_one_part_that_fails_is_enough_and_says_why() -> None:
-    for error in (Unhealthy, BackendUnavailable):
+    for error in (Unhealthy, AuthorityUnavailable):
         found = Health({"one": lambda: "fine", "two": raising(error("it is gone"))}).look()
         assert found["status"] == "failing"
         assert found["checks"]["one"]["ok"] and not found["checks"]["two"]["ok"]
@@ -209,7 +209,7 @@ def test_what_is_told_holds_neither_password_nor_key() -> None:
 def test_key_store_that_can_t_be_reached_is_told_of_without_its_password() -> None:
     uri = "postgresql://hokusai:canary@127.0.0.1:1/keys"
     store = LocalStore(uri)
-    with pytest.raises(BackendUnavailable):  # to import the driver takes seconds, too
+    with pytest.raises(AuthorityUnavailable):  # to import the driver takes seconds, too
         store.generation()
     parts = health.checks(store, lambda: "answers")
     found = Health({name: parts[name] for name in ("key_store", "migrations")}).look()["checks"]

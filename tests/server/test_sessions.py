@@ -12,12 +12,12 @@ import sqlalchemy as sa
 import time_machine
 from cachetools import TTLCache
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.cache import MAX_UNCONFIRMED, CachedBackend
 from mlflow_hokusai_auth.backends.database import Actor, Database
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.sessions import Sessions
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.policy import Policy, settle
 from mlflow_hokusai_auth.core.types import (
     Access,
@@ -192,7 +192,7 @@ def test_outage_neither_ends_a_session_nor_opens_one(sessions: Sessions) -> None
     token = sessions.begin("alice", 60, ACTOR)
     with sessions._database.changing() as change:
         change.connection.exec_driver_sql("ALTER TABLE hokusai_auth_sessions RENAME TO away")
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(AuthorityUnavailable):
         authority.lookup(token, HERE)
     with sessions._database.changing() as change:
         change.connection.exec_driver_sql("ALTER TABLE away RENAME TO hokusai_auth_sessions")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_hokusai_auth.core.errors import SettingsError
 from mlflow_hokusai_auth.server import settings
 from mlflow_hokusai_auth.server.app import bootstrap
 
@@ -109,7 +110,7 @@ def test_variables_of_kubernetes_for_a_service_of_our_name_are_no_mistake(
         monkeypatch.setenv(f"HOKUSAI_AUTH_{name}", "tcp://10.0.0.1:80")
     assert settings.load() == settings.Settings()
     monkeypatch.setenv("HOKUSAI_AUTH_PORTS", "1")
-    with pytest.raises(settings.SettingsError, match="HOKUSAI_AUTH_PORTS"):
+    with pytest.raises(SettingsError, match="HOKUSAI_AUTH_PORTS"):
         settings.load()
 
 
@@ -137,7 +138,7 @@ def test_setting_is_read_from_its_secret_file_unless_the_environment_has_it(
     assert settings.load(tmp_path).database_uri.get_secret_value() == "sqlite:///other.db"
     assert settings.load(tmp_path / "none").secret_key.get_secret_value() == ""
     (tmp_path / "hokusai_auth_secret_key").write_text("canary")
-    with pytest.raises(settings.SettingsError, match=r"SECRET_KEY: .*32 characters") as refused:
+    with pytest.raises(SettingsError, match=r"SECRET_KEY: .*32 characters") as refused:
         settings.load(tmp_path)
     assert "canary" not in str(refused.value)
 
@@ -153,7 +154,7 @@ def test_secret_file_that_cannot_be_read_is_named(
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(settings.SettingsError, match=f"Permission denied: '{secret}'"):
+    with pytest.raises(SettingsError, match=f"Permission denied: '{secret}'"):
         settings.load(tmp_path)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.database import Actor, Database
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import MODES
 from mlflow_hokusai_auth.server import switches
 from mlflow_hokusai_auth.server.switches import LogLevel, Mode, follow
@@ -106,7 +106,7 @@ def test_change_is_followed_and_an_outage_changes_nothing(
     caplog.clear()
 
     def fail() -> dict[str, int]:
-        raise BackendUnavailable("down")
+        raise AuthorityUnavailable("down")
 
     monkeypatch.setattr(database, "states", fail)
     look_again()

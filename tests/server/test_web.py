@@ -11,10 +11,10 @@ import flask
 import pytest
 from werkzeug.test import TestResponse
 
-from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.backends.sessions import Sessions
 from mlflow_hokusai_auth.core import browser, keys
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server import identity, web
 from mlflow_hokusai_auth.server.lookups import Lookups
@@ -64,7 +64,7 @@ class Down(Memory):
     """An authority that can't be asked."""
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
-        raise BackendUnavailable("down")
+        raise AuthorityUnavailable("down")
 
 
 def test_outage_is_not_taken_for_a_wrong_key(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_mlflow_s_pages_offer_what_the_key_may(here: Pages) -> None:
 
 def test_page_that_can_t_be_shown_says_why(here: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> Any:
-        raise BackendUnavailable("postgresql://canary")
+        raise AuthorityUnavailable("postgresql://canary")
 
     for error, status in (("page_token=x", 400), ("max_results=x", 400), ("", 503)):
         if status == 503:
