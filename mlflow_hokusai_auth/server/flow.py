@@ -20,9 +20,10 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 
 from . import graphql
 from .aliases import slash_location
+from .exchange import Exchange, request_id
 from .gate import MISMOUNTED, Gate, body_limit, reads_only, too_large
 from .identity import Caller
-from .observe import Exchange, request_id, show_headers
+from .observe import show_headers
 
 #: The method of a websocket's handshake. No route of MLflow's is a websocket, so the gate asks for
 #: what an unknown route takes.

@@ -31,10 +31,11 @@ from mlflow_hokusai_auth.core.types import (
 
 from .aliases import Prefixes
 from .cors import Cors
+from .exchange import Exchange
 from .interceptors import Interceptors
 from .limits import Limits
 from .lookups import Lookups
-from .observe import Exchange, Observer
+from .observe import Observer
 from .switches import Mode
 
 _log = logging.getLogger(__name__)

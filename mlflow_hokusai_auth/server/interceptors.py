@@ -24,6 +24,7 @@ from typing import Any
 from mlflow_hokusai_auth.core.types import Deny
 
 from . import metrics
+from .exchange import RequestView
 
 GROUP = "mlflow_hokusai_auth.interceptor"
 
@@ -38,22 +39,6 @@ _FAILED = Deny(
 )
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RequestView:
-    """What an interceptor sees of a request; no header, no query and no key."""
-
-    method: str
-    #: Without the prefix.
-    path: str
-    prefix: str
-    request_id: str
-    #: The rule of the table of routes, "" for a path that MLflow is not known to have.
-    rule: str
-    key_id: str
-    owner: str
-    address: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from mlflow_hokusai_auth.core.types import Deny, Operation
 from . import metrics, tracing
 
 if TYPE_CHECKING:
-    from .observe import Exchange
+    from .exchange import Exchange
 
 #: Seconds between two rounds of counting.
 INTERVAL = 0.1

@@ -16,7 +16,7 @@ from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.core.keys import redact
 
 if TYPE_CHECKING:
-    from .observe import Exchange
+    from .exchange import Exchange
 
 
 def provider() -> TracerProvider | None:

@@ -18,8 +18,8 @@ import pytest
 from mlflow_hokusai_auth.core import browser, keys
 from mlflow_hokusai_auth.server import identity
 from mlflow_hokusai_auth.server.asgi import AsgiGate
+from mlflow_hokusai_auth.server.exchange import Exchange
 from mlflow_hokusai_auth.server.gate import Gate
-from mlflow_hokusai_auth.server.observe import Exchange
 from mlflow_hokusai_auth.server.wsgi import wsgi_gate
 from tests.adversarial.grammar import GRAPHQL_READ
 from tests.server.sentinel import (

@@ -17,8 +17,8 @@ from mlflow_hokusai_auth.core.types import Allow, NeedKey, Request
 from mlflow_hokusai_auth.server import authority, settings
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.cors import Cors
+from mlflow_hokusai_auth.server.exchange import Exchange
 from mlflow_hokusai_auth.server.gate import Gate
-from mlflow_hokusai_auth.server.observe import Exchange
 from mlflow_hokusai_auth.server.switches import Mode
 from tests.server.forked import watchers_rest
 from tests.standin import Standin

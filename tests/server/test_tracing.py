@@ -15,7 +15,7 @@ from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.operations import UNKNOWN, classify
 from mlflow_hokusai_auth.core.types import Request
 from mlflow_hokusai_auth.server import tracing
-from mlflow_hokusai_auth.server.observe import Exchange
+from mlflow_hokusai_auth.server.exchange import Exchange
 from mlflow_hokusai_auth.server.tally import Tally
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
