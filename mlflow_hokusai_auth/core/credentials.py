@@ -40,6 +40,9 @@ _PLACES = {
 _QUERY_NAME = b"".join(b"(?:%c|%%%02x|%%%02X)" % (letter, letter, letter) for letter in b"api_key")
 _QUERY_FIELD = re.compile(rb"(?:^|&)" + _QUERY_NAME + rb"(?:[=&]|\Z)")
 QUERY_PLACE = "?api_key="
+#: Bytes of a value up to which it may hold a key of ours. Tokens of outer layers are longer, and to
+#: take them apart costs time that nobody has paid for.
+MAX_VALUE = 1024
 _SCHEMES = ("bearer", "apikey")
 #: For a request whose key could not be told: all headers that may hold it.
 ANYWHERE = Credential("", ("X-API-Key", "Authorization", "X-MLflow-Authorization"))
@@ -54,6 +57,7 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
     # Each text, and the places that hold it, in the order in which they were found.
     found: dict[str, dict[str, None]] = {}
     has_cookies = False
+    too_long: str | None = None
     for name, value in request.headers:
         place = _PLACES.get(name)
         if place is None or (name == _GATEWAY and not outbound):
@@ -67,6 +71,10 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
                 for token in browser.session_tokens(request):
                     found.setdefault(token, {})[place] = None
             continue
+        if len(value) > MAX_VALUE:
+            if not outbound and _has_our_scheme(name, value):
+                too_long = place
+            continue
         # A server that speaks WSGI joins repeated headers with a comma, which no key contains.
         for part in value.decode("latin-1").split(","):
             for key in _from_header(name, part):
@@ -74,7 +82,10 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
                     found.setdefault(key, {})[place] = None
     if query_key and request.query:
         for key in _query_values(request.query):
-            found.setdefault(key, {})[QUERY_PLACE] = None
+            if len(key) > MAX_VALUE:
+                too_long = QUERY_PLACE
+            else:
+                found.setdefault(key, {})[QUERY_PLACE] = None
     if len(found) > 1:
         found = {key: places for key, places in found.items() if _is_ours(key)} or found
     if len(found) > 1:
@@ -84,7 +95,18 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
         if session != keys.is_session_token(key):
             return Deny("KEY_MALFORMED", f"{next(iter(places))} holds what does not belong there.")
         return Credential(key, tuple(places), session)
+    if too_long is not None:
+        return Deny(
+            "KEY_MALFORMED",
+            f"What {too_long} holds is longer than {MAX_VALUE} bytes, so it is no key of this server.",
+        )
     return None
+
+
+def _has_our_scheme(name: bytes, value: bytes) -> bool:
+    """Whether a value is of a kind that holds an API key, by its first word."""
+    scheme = value[:16].lstrip(b" \t").partition(b" ")[0].lower().decode("latin-1")
+    return name == _API_KEY or scheme in (*_SCHEMES, "basic")
 
 
 def _conflict(places: Collection[str]) -> Deny:

@@ -46,6 +46,10 @@ CODES = {
     "SOURCE_REFUSED": Code(403, "PERMISSION_DENIED", "Model source not allowed"),
     "INTERCEPTED": Code(403, "PERMISSION_DENIED", "Refused by a rule of this server"),
     "INTERCEPTOR_FAILED": Code(503, "TEMPORARILY_UNAVAILABLE", "A rule of this server failed"),
+    "HEADER_MALFORMED": Code(400, "BAD_REQUEST", "Header malformed"),
+    "HEADERS_TOO_LARGE": Code(431, "BAD_REQUEST", "Headers too large"),
+    "BODY_TIMEOUT": Code(408, "BAD_REQUEST", "Body incomplete"),
+    "NOT_CONFIGURED": Code(404, "RESOURCE_DOES_NOT_EXIST", "Not configured on this server"),
     "BODY_TOO_LARGE": Code(413, "INVALID_PARAMETER_VALUE", "Body too large"),
     "AUTHORITY_UNAVAILABLE": Code(
         503, "TEMPORARILY_UNAVAILABLE", "Authentication service unavailable"

@@ -1,9 +1,10 @@
 """Which headers of a request reach MLflow.
 
 Headers are passed on as they were sent: the proxy that stripped them is what broke registration.
-Two exceptions: identity headers are ours to set, so those a client sends are removed in any spelling;
-and a request whose headers MLflow passes on to a provider, or may pass on for all that is known of
-its route, loses the headers that held our key.
+Three exceptions: identity headers are ours to set, so those a client sends are removed in any spelling;
+a request whose headers MLflow passes on to a provider, or may pass on for all that is known of its
+route, loses the headers that held our key; and a public answer is made from a few headers alone, so
+that nobody without a key decides what MLflow reads (X-MLFLOW-WORKSPACE made a 500 of /health).
 """
 
 from __future__ import annotations
@@ -14,11 +15,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
 
-from .types import Allow
+from .types import Access, Allow
 
 #: What the message itself is understood by.
 _NEEDED = frozenset(
     {"host", "content-length", "content-type", "content-encoding", "transfer-encoding"}
+)
+#: What a public answer is made from: the message; whose page asks, for CORS, the sign-in and a
+#: preflight; the session to end; the form that the answer may have; GitHub's signature of a report.
+_PUBLIC = frozenset(
+    name.encode()
+    for name in (
+        *_NEEDED,
+        *("origin", "sec-fetch-site", "cookie"),
+        *("access-control-request-method", "access-control-request-headers"),
+        "access-control-request-private-network",
+        *("accept", "accept-encoding", "accept-language", "if-none-match", "if-modified-since"),
+        *("github-public-key-identifier", "github-public-key-signature"),
+    )
 )
 _PATTERN = re.compile(r"[a-z0-9!#$%&'+.^_`|~-]*\*?", re.ASCII)
 _IDENTITY = b"x-hokusai-"
@@ -52,7 +66,8 @@ def dropped(
 ) -> frozenset[bytes]:
     """The header `names` (lower case) that are kept from MLflow; `policy` is None without one."""
     own = _of_this_server(allow)
-    if not own and policy is None and b"hokusai" not in b" ".join(names):
+    public = allow.principal is None and allow.operation.access is Access.PUBLIC
+    if not own and not public and policy is None and b"hokusai" not in b" ".join(names):
         return frozenset()
     found = []
     for name in names:
@@ -60,6 +75,7 @@ def dropped(
         if (
             spelling.startswith(_IDENTITY)
             or spelling in own
+            or (public and name not in _PUBLIC)
             or (policy is not None and not _forwarded(spelling.decode("latin-1"), policy))
         ):
             found.append(name)

@@ -58,6 +58,13 @@ class Request:
         """The last value of the header `name` (lower case), or None if it was not sent."""
         return self._values.get(name)
 
+    def values(self, name: bytes) -> tuple[bytes, ...]:
+        """Every value of the header `name` (lower case), in their order."""
+        if len(self._values) < len(self.headers):
+            return tuple(value for one, value in self.headers if one == name)
+        value = self._values.get(name)
+        return () if value is None else (value,)
+
     def text(self, name: bytes) -> str:
         """The last value of the header `name` (lower case) as Latin-1, or ""."""
         return self._values.get(name, b"").decode("latin-1")

@@ -110,6 +110,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
 
     sessions = Sessions(store.database)
     mode = switches.Mode(config.mode, config.force_mode)
+    leak_keys = leaks.load(config.leak_public_keys) if config.leak_public_keys else {}
     observed, uses = Observed(store.database), UseCounter(store.database)
     gate = Gate(
         authority=SessionAuthority(jobs.recognised(authority.build(config, store)), sessions),
@@ -124,12 +125,12 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         headers=settings.header_policy_of(config),
         debug_headers=config.debug_headers,
         count=uses.add,
+        absent={} if leak_keys else {leaks.RULE: leaks.ABSENT},
         trusted=networks(config.trusted_proxies),
         mode=mode,
         # One question to the auth service, and what else a lookup may wait for.
         lookups=Lookups(patience=config.service_timeout + 5.0),
     )
-    leak_keys = leaks.load(config.leak_public_keys) if config.leak_public_keys else {}
     for blueprint in (
         api.blueprint(store, gate, leak_keys),
         validation.blueprint(),

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import identity
 from .aliases import raw_without
-from .flow import WEBSOCKET, Answer, Arrival, Forward, ReadBody, Step, Wait, flow
+from .flow import WEBSOCKET, Answer, Arrival, Forward, ReadBody, Step, Unread, Wait, flow
 from .gate import Gate
 from .shortcut import Shortcut
 
@@ -111,7 +111,7 @@ class AsgiGate:
                 break
             result, receive = await _do(step, scope, receive)
         if isinstance(found, Answer):
-            await _answer(scope, send, found)
+            await _answer(scope, receive, send, found)
             return
         inner = dict(scope)
         if found.exchange.prefix:
@@ -142,7 +142,7 @@ async def _do(step: Step, scope: Scope, receive: Receive) -> tuple[object, Recei
         await asyncio.wait((waiting,), timeout=step.seconds)
         return waiting.result() if waiting.done() else None, receive
     if isinstance(step, ReadBody):
-        return await _read(receive, step.limit)
+        return await _read(receive, step)
     # In place, because uvicorn's access log prints this very scope afterwards.
     scope["query_string"] = step.query
     return None, receive
@@ -165,21 +165,33 @@ def _reporting(send: Send, forward: Forward) -> Send:
     return sending
 
 
-async def _read(receive: Receive, limit: int) -> tuple[bytes | None, Receive]:
-    """The body, None if it has more than `limit` bytes, and a `receive` that gives it again."""
-    messages: list[Message] = []
-    body = b""
-    while len(body) <= limit:
-        message = await receive()
-        messages.append(message)
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            break
+async def _read(receive: Receive, step: ReadBody) -> tuple[bytes | Unread, Receive]:
+    """The body or why there is none, and a `receive` that gives again what was read."""
+    body = bytearray()
+    #: The message that ended the reading: the body's last one, or that the client left.
+    last: Message | None = None
+
+    async def fill() -> None:
+        nonlocal last
+        while last is None and len(body) <= step.limit:
+            message = await receive()
+            body.extend(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                last = message
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(fill(), step.seconds)
+    whole = last is not None and last["type"] == "http.request"
+    first: Message | None = {"type": "http.request", "body": bytes(body), "more_body": not whole}
 
     async def again() -> Message:
-        return messages.pop(0) if messages else await receive()
+        nonlocal first
+        message, first = first, None
+        return message if message is not None else await receive()
 
-    return body if len(body) <= limit else None, again
+    if len(body) > step.limit:
+        return Unread.TOO_LARGE, again
+    return bytes(body) if whole else Unread.INCOMPLETE, again
 
 
 def _content_type(headers: Iterable[tuple[bytes, bytes]], status: int) -> str:
@@ -191,13 +203,25 @@ def _content_type(headers: Iterable[tuple[bytes, bytes]], status: int) -> str:
     return ""
 
 
-async def _answer(scope: Scope, send: Send, answer: Answer) -> None:
+async def _answer(scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
     headers = _encoded(answer.headers)
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    try:
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
+    except Exception as error:
+        # The server has answered already, because the body is malformed (uvicorn with h11), and closes
+        # the connection. If this function returned before that, the server would log an error.
+        _log.debug("An answer could not be sent: %s", type(error).__name__)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_until_left(receive), MAX_END)
+
+
+async def _until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, NamedTuple
 
 from mlflow_hokusai_auth.core import browser
 from mlflow_hokusai_auth.core.credentials import without_query_key
 from mlflow_hokusai_auth.core.denials import redirect, render
 from mlflow_hokusai_auth.core.forwarding import dropped, identity
+from mlflow_hokusai_auth.core.headers import MAX_BYTES, MAX_HEADERS, too_many
 from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 
 from . import graphql
 from .aliases import slash_location
 from .exchange import Exchange, request_id
-from .gate import MISMOUNTED, Gate, body_limit, reads_only, too_large
+from .gate import MISMOUNTED, Gate, body_limit, incomplete, reads_only, too_large
 from .identity import Caller
 from .observe import show_headers
 
@@ -33,7 +35,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Arrival(NamedTuple):
-    """A request as it came from the server."""
+    """A request as it came from the server; nothing of it is checked."""
 
     method: str
     #: Decoded once, with the prefix.
@@ -59,11 +61,23 @@ class ShowQuery:
     query: bytes
 
 
+class Unread(Enum):
+    """Why there is no body to decide on."""
+
+    TOO_LARGE = "too large"
+    #: It took too long, or the client left.
+    INCOMPLETE = "incomplete"
+
+
 @dataclass(frozen=True, slots=True)
 class ReadBody:
-    """Read the body, so that MLflow can read it again. Send the bytes, or None if `limit` is passed."""
+    """Read the body, of at most `limit` bytes and in at most `seconds`, so that it can be read again.
+
+    Send the bytes, or why there are none.
+    """
 
     limit: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +153,11 @@ class Forward:
 _VARY = ("Vary", "Authorization, Cookie, X-API-Key")
 #: Refusals that signing in would answer.
 _SIGN_IN = frozenset({"KEY_MISSING", "SESSION_ENDED"})
+HEADERS_TOO_LARGE = Deny(
+    "HEADERS_TOO_LARGE",
+    f"Send at most {MAX_HEADERS} headers, of {MAX_BYTES} bytes in all. In a browser, delete the "
+    "cookies of this site.",
+)
 
 
 def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]:
@@ -148,22 +167,24 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
         # First of all, because the server logs the query whatever happens next.
         yield ShowQuery(query)
     prefix, path = gate.prefixes.split(arrival.path)
-    address = gate.address(arrival.peer, arrival.headers)
+    large = too_many(arrival.headers)
+    address = gate.address(arrival.peer, () if large else arrival.headers)
     request = Request(arrival.method, path or "/", arrival.query, arrival.headers, address)
     exchange = Exchange(request, prefix, request_id(request), arrival.began)
 
     verdict: Allow | Deny
-    step = MISMOUNTED if arrival.mounted else gate.plan(request)
+    if arrival.mounted:
+        step: Allow | Deny | NeedKey = MISMOUNTED
+    elif large and gate.mode.now != "off":
+        step = HEADERS_TOO_LARGE
+    else:
+        step = gate.plan(request)
     if isinstance(step, NeedKey):
         verdict = gate.peek(step) or (yield from _ask(gate, step))
-        # A key that only reads may send GraphQL's queries, which only the body tells from changes.
         if reading := reads_only(step, verdict):
-            allowed = gate.peek(reading) or (yield from _ask(gate, reading))
-            if isinstance(allowed, Allow):
-                body = yield ReadBody(graphql.MAX_BODY)
-                verdict = allowed if body is not None and graphql.only_reads(body) else verdict
+            verdict = yield from _ask_query(gate, reading, verdict)
     elif isinstance(step, Allow) and (limit := body_limit(step.operation)):
-        verdict = step if (yield ReadBody(limit)) is not None else too_large(step.operation)
+        verdict = yield from _read_form(gate, step, limit)
     else:
         verdict = step
 
@@ -190,6 +211,27 @@ def _ask(gate: Gate, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
     """Get the verdict on a key that is not known here from another thread."""
     found: Allow | Deny | None = yield Wait(gate.begin(need), gate.lookups.patience)
     return found if found is not None else gate.late(need)
+
+
+def _ask_query(
+    gate: Gate, reading: NeedKey, refused: Allow | Deny
+) -> Generator[Step, Any, Allow | Deny]:
+    """Get the verdict on a key that only reads: GraphQL's queries differ from changes by the body."""
+    allowed = gate.peek(reading) or (yield from _ask(gate, reading))
+    if not isinstance(allowed, Allow):
+        return refused
+    body: bytes | Unread = yield ReadBody(graphql.MAX_BODY, gate.body_seconds)
+    if body is Unread.INCOMPLETE:
+        return incomplete(reading.operation)
+    return allowed if isinstance(body, bytes) and graphql.only_reads(body) else refused
+
+
+def _read_form(gate: Gate, public: Allow, limit: int) -> Generator[Step, Any, Allow | Deny]:
+    """Read the body of somebody without a key, so that MLflow's threads wait for none."""
+    body: bytes | Unread = yield ReadBody(limit, gate.body_seconds)
+    if body is Unread.TOO_LARGE:
+        return too_large(public.operation)
+    return incomplete(public.operation) if body is Unread.INCOMPLETE else public
 
 
 def _refusal(gate: Gate, exchange: Exchange, deny: Deny, query: bytes, path: str) -> Answer:

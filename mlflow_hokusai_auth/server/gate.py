@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -16,6 +16,7 @@ from mlflow_hokusai_auth.core.addresses import Network, client_address
 from mlflow_hokusai_auth.core.denials import CODES
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
+from mlflow_hokusai_auth.core.headers import malformed
 from mlflow_hokusai_auth.core.operations import CLOSED, classify
 from mlflow_hokusai_auth.core.policy import Policy, has_body, plan, settle
 from mlflow_hokusai_auth.core.types import (
@@ -55,6 +56,11 @@ _THROTTLED = Deny(
 )
 #: On every answer while nobody is asked for a key, so that it can't be overlooked.
 _OFF = ("X-Hokusai-Auth-Mode", "off")
+
+#: Seconds in which a body that is read before the verdict must be there.
+BODY_SECONDS = 10.0
+#: Refusals in every mode: what MLflow could not answer either.
+_ALWAYS = frozenset({"MISCONFIGURED", "HEADER_MALFORMED"})
 
 #: Bytes of a body that somebody without a key may send, by rule: a form with a key in it, and what
 #: GitHub reports; none for any other.
@@ -106,6 +112,10 @@ class Gate:
     count: Callable[[str], object] = str
     lookups: Lookups = field(default_factory=Lookups)
     outage: Outage = field(default_factory=Outage)
+    #: Seconds in which a body that is read before the verdict must be there.
+    body_seconds: float = BODY_SECONDS
+    #: Public rules that are not configured here -> what to tell whoever sends one. They read no body.
+    absent: Mapping[str, str] = field(default_factory=dict)
     #: Proxies whose word on the client's address is taken.
     trusted: tuple[Network, ...] = ()
     mode: Mode = field(default_factory=Mode)
@@ -119,13 +129,23 @@ class Gate:
 
     def plan(self, request: Request) -> Allow | Deny | NeedKey:
         """The first half of the verdict; does no I/O."""
+        if name := malformed(request):
+            return Deny(
+                "HEADER_MALFORMED",
+                f"The {name} header can't be read as the name of a host.",
+            )
         if self.mode.now == "off":
             operation = classify(request.method, request.path)
             if operation.kind not in CLOSED:
                 return _let_pass(request, operation)
         step = plan(request, self.policy)
-        if isinstance(step, Allow) and body_limit(step.operation) == 0 and has_body(request):
-            return too_large(step.operation)
+        if isinstance(step, Allow) and step.operation.access is Access.PUBLIC:
+            operation = step.operation
+            if operation.rule in self.absent:
+                message = self.absent[operation.rule]
+                return Deny("NOT_CONFIGURED", message, operation=operation)
+            if body_limit(operation) == 0 and has_body(request):
+                return too_large(operation)
         return step
 
     def peek(self, need: NeedKey) -> Allow | Deny | None:
@@ -186,7 +206,7 @@ class Gate:
         exchange.operation = verdict.operation or classify(request.method, request.path)
         if isinstance(verdict, Deny):
             closed = exchange.operation.kind in CLOSED
-            if verdict is MISMOUNTED or self.mode.now == "enforce" or closed:
+            if verdict.code in _ALWAYS or self.mode.now == "enforce" or closed:
                 exchange.verdict = self._or_too_often(request, verdict)
                 return exchange.verdict
             verdict = _let_pass(request, exchange.operation)
@@ -250,6 +270,12 @@ def too_large(operation: Operation) -> Deny:
     limit = body_limit(operation)
     message = f"The limit is {limit} bytes here." if limit else "This route takes no body."
     return Deny("BODY_TOO_LARGE", message, operation=operation)
+
+
+def incomplete(operation: Operation) -> Deny:
+    """The refusal of a body that ended early, or took too long."""
+    message = f"The body must arrive whole, within {BODY_SECONDS:g} seconds."
+    return Deny("BODY_TIMEOUT", message, operation=operation)
 
 
 def reads_only(need: NeedKey, verdict: Allow | Deny) -> NeedKey | None:

@@ -34,6 +34,9 @@ KEYS_URL = "https://api.github.com/meta/public_keys/secret_scanning"
 #: Request headers: which of those keys signed, and the signature of the body as it was sent.
 IDENTIFIER_HEADER = "Github-Public-Key-Identifier"
 SIGNATURE_HEADER = "Github-Public-Key-Signature"
+#: The rule of the route that takes reports, and what it answers where no report can be verified.
+RULE = "POST /api/2.0/hokusai/keys/leaked"
+ABSENT = "Reports are not taken here: HOKUSAI_AUTH_LEAK_PUBLIC_KEYS is not set."
 #: The most matches that one report may have.
 MAX_LEAKS = 1000
 #: The longest `kind`, `url` or `source` that is kept, in characters.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -11,7 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from . import identity
-from .flow import Answer, Arrival, Forward, ReadBody, Step, Wait, flow
+from .flow import Answer, Arrival, Forward, ReadBody, Step, Unread, Wait, flow
 from .gate import Gate
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def _do(step: Step, environ: Environ) -> object:
             return step.future.result(step.seconds)
         return None
     if isinstance(step, ReadBody):
-        return _read(environ, step.limit)
+        return _read(environ, step)
     _set_query(environ, step.query.decode("latin-1"))
     return None
 
@@ -122,17 +124,49 @@ class _Answer:
             self._over()
 
 
-def _read(environ: Environ, limit: int) -> bytes | None:
-    """The body, which can be read again afterwards; None if it may have more than `limit` bytes."""
+def _read(environ: Environ, step: ReadBody) -> bytes | Unread:
+    """The body, which can be read again afterwards, or why there is none."""
     length = environ.get("CONTENT_LENGTH") or "0"
     # Chunked has no length; and of a number that long, Python would not make one.
     if environ.get("HTTP_TRANSFER_ENCODING") or not length.isdecimal() or len(length) > 12:
-        return None
-    if int(length) > limit:
-        return None
-    body: bytes = environ["wsgi.input"].read(int(length))
+        return Unread.TOO_LARGE
+    if int(length) > step.limit:
+        return Unread.TOO_LARGE
+    with _deadline(environ, step.seconds):
+        try:
+            body: bytes = environ["wsgi.input"].read(int(length))
+        except OSError:  # the client left
+            body = b""
+    if len(body) < int(length):
+        return Unread.INCOMPLETE
     environ["wsgi.input"] = io.BytesIO(body)
     return body
+
+
+@contextlib.contextmanager
+def _deadline(environ: Environ, seconds: float) -> Iterator[None]:
+    """End what is read from the client after `seconds`, where the server shows its socket.
+
+    gunicorn does, and would wait in `read`, with one of its workers, until its own timeout ends the
+    worker. waitress calls the application once the whole body is there.
+    """
+    connection = environ.get("gunicorn.socket")
+    # To shut down one with TLS would end the encryption of the answer as well.
+    if type(connection) is not socket.socket:
+        yield
+        return
+
+    def end() -> None:
+        with contextlib.suppress(OSError):  # it is closed already
+            connection.shutdown(socket.SHUT_RD)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _headers(environ: Environ) -> tuple[tuple[bytes, bytes], ...]:

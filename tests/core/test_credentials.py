@@ -53,6 +53,27 @@ def refusal(*fields: tuple[str, str]) -> Deny:
     return refused
 
 
+def test_value_above_a_kilobyte_is_not_read() -> None:
+    long = "x" * credentials.MAX_VALUE
+    token, key = ("authorization", f"Bearer {long}"), ("x-api-key", FIRST)
+    # Beside a key it is another layer's.
+    assert look(token, key) == look(key, token) == Credential(FIRST, ("X-API-Key",))
+    for only, place in (
+        (("x-api-key", f"{FIRST},{long}"), "X-API-Key"),
+        (("x-api-key", "," * len(long) + ","), "X-API-Key"),
+        (token, "Authorization"),
+        (("authorization", f"  basic {long}"), "Authorization"),
+        (("?", f"api_key={long}x"), "?api_key="),
+    ):
+        found = look(only)
+        assert isinstance(found, Deny) and found.code == "KEY_MALFORMED", only[0]
+        assert place in found.message
+    # It holds no API key, and where another provider's credential may stand it is that.
+    assert look(("authorization", f"Negotiate {long}")) is None
+    assert look(token, outbound=True) is None
+    assert look(("x-mlflow-authorization", f"Bearer {long}")) is None
+
+
 def test_a_place_is_named() -> None:
     for place, written in PLACES.items():
         assert look(written(FIRST), outbound=True) == Credential(FIRST, (place,))

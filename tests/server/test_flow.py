@@ -13,9 +13,18 @@ import pytest
 from mlflow_hokusai_auth.core.denials import CODES
 from mlflow_hokusai_auth.core.types import Allow, Deny
 from mlflow_hokusai_auth.server import asgi, flow, graphql, wsgi
-from mlflow_hokusai_auth.server.flow import Answer, Arrival, Forward, ReadBody, ShowQuery, Wait
+from mlflow_hokusai_auth.server.flow import (
+    Answer,
+    Arrival,
+    Forward,
+    ReadBody,
+    ShowQuery,
+    Unread,
+    Wait,
+)
 from mlflow_hokusai_auth.server.gate import Gate
 from tests.adversarial.grammar import GRAPHQL_READ, GRAPHQL_WRITE
+from tests.harness import wait_until
 from tests.server.sentinel import KEYS, Wire, clock_at_now, make_gate, scope_of, with_key
 
 READ = with_key("read")
@@ -29,7 +38,7 @@ def clock() -> Iterator[None]:
         yield
 
 
-def take(wire: Wire, gate: Gate, *bodies: bytes | None) -> tuple[list[Any], Forward | Answer]:
+def take(wire: Wire, gate: Gate, *bodies: bytes | Unread) -> tuple[list[Any], Forward | Answer]:
     """What the flow of `wire` asks for, answered with `bodies`; and what it returns."""
     scope, left = scope_of(wire), list(bodies)
     way = flow.flow(
@@ -65,8 +74,8 @@ def outcome(found: Forward | Answer) -> object:
 
 def test_each_way_asks_for_what_it_takes_and_no_more() -> None:
     gate = make_gate()
-    known, _ = take(READ, gate)
-    assert [type(step) for step in known] == [Wait]
+    assert [type(step) for step in take(READ, gate)[0]] == [Wait]
+    wait_until(lambda: take(READ, gate)[0] == [])
     wrong = []
     for wire, bodies, steps, expected in (
         # A known key takes no I/O, and neither does the refusal of a request without one.
@@ -75,11 +84,13 @@ def test_each_way_asks_for_what_it_takes_and_no_more() -> None:
         (Wire("GET", "/health"), [], [], "forward"),
         (Wire("GET", "/health", (("Content-Length", "9"),)), [], [], 413),
         (with_key("read", "GET", "/mlflow"), [], [], 308),
-        (LOGIN, [b"key=x"], [ReadBody(4096)], "forward"),
-        (LOGIN, [None], [ReadBody(4096)], 413),
-        (QUERY, [GRAPHQL_READ], [ReadBody(graphql.MAX_BODY)], "forward"),
-        (QUERY, [GRAPHQL_WRITE], [ReadBody(graphql.MAX_BODY)], 403),
-        (QUERY, [None], [ReadBody(graphql.MAX_BODY)], 403),
+        (LOGIN, [b"key=x"], [ReadBody(4096, 10.0)], "forward"),
+        (LOGIN, [Unread.TOO_LARGE], [ReadBody(4096, 10.0)], 413),
+        (LOGIN, [Unread.INCOMPLETE], [ReadBody(4096, 10.0)], 408),
+        (QUERY, [GRAPHQL_READ], [ReadBody(graphql.MAX_BODY, 10.0)], "forward"),
+        (QUERY, [GRAPHQL_WRITE], [ReadBody(graphql.MAX_BODY, 10.0)], 403),
+        (QUERY, [Unread.TOO_LARGE], [ReadBody(graphql.MAX_BODY, 10.0)], 403),
+        (QUERY, [Unread.INCOMPLETE], [ReadBody(graphql.MAX_BODY, 10.0)], 408),
         (Wire("GET", f"/version?a=b&api_key={KEYS['read']}"), [], [ShowQuery(b"a=b")], "forward"),
         (Wire("GET", f"/x?api_key={KEYS['typo']}"), [], [ShowQuery(b"")], 401),
     ):
@@ -114,7 +125,7 @@ def test_every_refusal_knows_its_operation(monkeypatch: pytest.MonkeyPatch) -> N
         take(with_key(kind, "POST", "/api/2.0/hokusai/keys"), gate)
     take(Wire("POST", "/api/2.0/hokusai/keys"), gate)
     take(with_key("admin", "GET", "/version", ("X_API_Key", "x")), gate)
-    take(LOGIN, gate, None)
+    take(LOGIN, gate, Unread.TOO_LARGE)
     refused = [verdict for verdict in concluded if isinstance(verdict, Deny)]
     assert len({deny.code for deny in refused}) >= 7
     assert [deny for deny in refused if deny.operation is None] == []

@@ -1,0 +1,68 @@
+"""Bounds and form of a request's headers, which a caller without a key must not overstep either."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from ipaddress import IPv6Address
+from itertools import chain
+from urllib.parse import urlsplit
+
+from .types import Request
+
+MAX_HEADERS = 100
+#: Bytes of all names and values together.
+MAX_BYTES = 32 * 1024
+#: Bytes of a Host or an Origin. A name in the DNS has 255 at most.
+_MAX_ORIGIN = 300
+
+#: RFC 3986, 3.2.2: a name or an IPv4 address, or an IPv6 address in brackets; then a port.
+_HOST = re.compile(
+    r"(?:[\w.~!$&'()*+,;=%-]*|\[([0-9a-fA-F:.]+(?:%[\w.~%-]+)?)\])(?::(\d{0,5}))?", re.A
+)
+
+
+def too_many(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether `headers` are more, or have more bytes, than any client of MLflow's sends."""
+    return len(headers) > MAX_HEADERS or sum(map(len, chain.from_iterable(headers))) > MAX_BYTES
+
+
+def malformed(request: Request) -> str | None:
+    """The name of the first of Host and Origin that can't be read, or None.
+
+    MLflow and Starlette fail on such a value, whatever the route.
+    """
+    for host in request.values(b"host"):
+        if len(host) > _MAX_ORIGIN or not _is_host(host):
+            return "Host"
+    for origin in request.values(b"origin"):
+        if len(origin) > _MAX_ORIGIN or not _is_origin(origin):
+            return "Origin"
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _is_host(value: bytes) -> bool:
+    match = _HOST.fullmatch(value.decode("latin-1"))
+    if match is None:
+        return False
+    address, port = match.groups()
+    try:
+        if address is not None:
+            IPv6Address(address)
+    except ValueError:
+        return False
+    return int(port or 0) <= 65535
+
+
+@lru_cache(maxsize=1024)
+def _is_origin(value: bytes) -> bool:
+    """Whether it is printable ASCII that can be split as a URL; schemes are of many kinds."""
+    text = value.decode("latin-1")
+    try:
+        # The port is only looked at when it is asked for.
+        _ = urlsplit(text).port
+    except ValueError:
+        return False
+    return text.isascii() and text.isprintable()
