@@ -132,7 +132,11 @@ class AsgiGate:
                 inner["state"] = {**scope.get("state", {}), "username": verdict.principal.owner}
             caller.current.set(
                 caller.Caller(
-                    verdict.principal, request.address, exchange.request_id, exchange.answer
+                    verdict.principal,
+                    request.address,
+                    exchange.request_id,
+                    exchange.answer,
+                    exchange.named,
                 )
             )
             exchange.passed = True

@@ -30,6 +30,7 @@ from mlflow_hokusai_auth.core.types import (
 
 from .aliases import Prefixes, slash_location
 from .cors import Cors
+from .folders import ExperimentFolders
 from .interceptors import Interceptors
 from .limits import Limits
 from .lookups import Lookups
@@ -112,6 +113,8 @@ class Gate:
     #: Proxies whose word on the client's address is taken.
     trusted: tuple[Network, ...] = ()
     mode: Mode = field(default_factory=Mode)
+    #: The folders of experiments, by which paths of artifacts are judged.
+    folders: ExperimentFolders = field(default_factory=ExperimentFolders)
 
     def address(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """The client's address, for a request from the socket address `peer`."""
@@ -126,7 +129,7 @@ class Gate:
             operation = classify(request.method, request.path)
             if operation.kind not in CLOSED:
                 return _let_pass(request, operation)
-        step = plan(request, self.policy)
+        step = plan(request, self.policy, self.folders.known)
         if body_limit(step) == 0 and has_body(request):
             return TOO_LARGE
         return step
@@ -138,12 +141,18 @@ class Gate:
             return None
         if self.limits.does_io and getattr(principal, "rate_limit_per_hour", None) is not None:
             return None
-        return self._settle(need, principal)
+        verdict = self._settle(need, principal)
+        return None if _may_change(need, verdict) else verdict
 
     def ask(self, need: NeedKey) -> Allow | Deny:
         """The verdict after asking the authority; blocks. An authority that fails never allows."""
         try:
             principal = self.authority.lookup(need.credential.key, need.address)
+            verdict = self._settle(need, principal)
+            if need.request is not None and _may_change(need, verdict):
+                self.folders.read()
+                anew = plan(need.request, self.policy, self.folders.known)
+                verdict = self._settle(anew, principal) if isinstance(anew, NeedKey) else anew
         except Throttled as error:
             return replace(_THROTTLED, retry_after=error.retry_after)
         except BackendUnavailable as error:
@@ -153,7 +162,7 @@ class Gate:
             _log.exception("A request was refused with 503")
             return self.unavailable()
         self.outage.over()
-        return self._settle(need, principal)
+        return verdict
 
     def decide(self, need: NeedKey) -> Allow | Deny:
         """The verdict, of `peek` or `ask`; blocks, for as long as a request may wait at most."""
@@ -188,7 +197,7 @@ class Gate:
             exchange.operation = verdict.operation
             return self._intercepted(exchange, verdict) if self.interceptors else verdict
         request = exchange.request
-        exchange.operation = classify(request.method, request.path)
+        exchange.operation = classify(request.method, request.path, self.folders.known)
         closed = exchange.operation.kind in CLOSED
         if verdict is MISMOUNTED or self.mode.now == "enforce" or closed:
             exchange.verdict = self._or_too_often(request, verdict)
@@ -271,6 +280,11 @@ def body_limit(step: Allow | Deny | NeedKey) -> int | None:
     if not isinstance(step, Allow) or step.operation.access is not Access.PUBLIC:
         return None
     return BODY_LIMITS.get(step.operation.rule, 0)
+
+
+def _may_change(need: NeedKey, verdict: Allow | Deny) -> bool:
+    """Whether `verdict` may be another one once the folders of experiments are read anew."""
+    return need.operation.unsure and isinstance(verdict, Deny) and verdict.code == "SCOPE_MISSING"
 
 
 def reads_only(need: NeedKey, verdict: Allow | Deny) -> NeedKey | None:

@@ -17,10 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_hokusai_auth.backends.observed import WouldRefuse
+from mlflow_hokusai_auth.core import artifact_paths
 from mlflow_hokusai_auth.core.credentials import QUERY_PLACE
+from mlflow_hokusai_auth.core.folders import BY_NUMBER, Folders
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.types import Access, Allow, Deny, Operation, Request
 
+from .folders import ExperimentFolders
 from .interceptors import RequestView
 from .tally import Tally
 
@@ -64,6 +67,8 @@ class Exchange:
     added: list[tuple[bytes, bytes]] = field(default_factory=list)
     #: Headers that code behind the gate adds to the answer.
     answer: list[tuple[str, str]] = field(default_factory=list)
+    #: What code behind the gate says that the request is about: a registered model, by its name.
+    named: dict[str, str] = field(default_factory=dict)
 
     def view(self) -> RequestView:
         """What interceptors see of it."""
@@ -105,7 +110,7 @@ def request_id(headers: Sequence[tuple[bytes, bytes]]) -> str:
 class Observer:
     """Tells of requests: `sample` is the share of those that only read, and went well, to log.
 
-    `observed` is called for those that mode observe let pass.
+    `observed` is called for those that mode observe let pass. By `folders` artifacts are told apart.
     """
 
     def __init__(
@@ -113,8 +118,10 @@ class Observer:
         *,
         sample: float = 0.0,
         observed: Callable[[WouldRefuse], object] = repr,
+        folders: ExperimentFolders | None = None,
     ) -> None:
         self._sample = sample
+        self._folders = folders or ExperimentFolders()
         self._observed = observed
         self._tally = Tally()
         self.settle = self._tally.settle
@@ -130,7 +137,7 @@ class Observer:
             if self._is_told(exchange, outcome):
                 level = logging.INFO if outcome in _WELL else logging.WARNING
                 if log.isEnabledFor(level):
-                    text = json.dumps(line(exchange, outcome))
+                    text = json.dumps(line(exchange, outcome, self._folders.known))
                     # Without `log.log`, which looks through the stack for whoever called it.
                     log.handle(log.makeRecord(log.name, level, __file__, 0, "%s", (text,), None))
         except Exception:
@@ -183,7 +190,7 @@ def outcome_of(exchange: Exchange) -> str:
     return "allowed"
 
 
-def line(exchange: Exchange, outcome: str) -> dict[str, Any]:
+def line(exchange: Exchange, outcome: str, folders: Folders = BY_NUMBER) -> dict[str, Any]:
     """The decision log's fields for a request; times in milliseconds."""
     operation, verdict = exchange.operation, exchange.verdict
     principal = verdict.principal if verdict is not None else None
@@ -209,7 +216,11 @@ def line(exchange: Exchange, outcome: str) -> dict[str, Any]:
         "bytes": exchange.sent,
     }
     if operation is None or not operation.rule:
-        told["path"] = redact(exchange.request.path)[:200]
+        named = {"path": exchange.request.path}
+    else:
+        request = exchange.request
+        named = artifact_paths.named(operation, request.path, request.query, folders)
+    told.update({name: redact(text)[:200] for name, text in {**named, **exchange.named}.items()})
     return told
 
 

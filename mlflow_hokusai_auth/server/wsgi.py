@@ -84,7 +84,13 @@ class _WsgiGate:
         if self._gate.debug_headers:
             observe.show_headers(exchange, tuple(_headers(environ).items()))
         caller.current.set(
-            caller.Caller(verdict.principal, request.address, exchange.request_id, exchange.answer)
+            caller.Caller(
+                verdict.principal,
+                request.address,
+                exchange.request_id,
+                exchange.answer,
+                exchange.named,
+            )
         )
         exchange.passed = True
         try:
