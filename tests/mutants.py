@@ -54,6 +54,7 @@ bridge      server/test_shortcut e2e/test_registration
 checks      server/test_settings
 cors        server/test_adapters server/test_app server/test_shortcut adversarial/test_spelling
 explain     test_cli
+folders     core/test_artifact_paths core/test_locations e2e/test_artifact_paths
 gate        server/test_exchanges server/test_limits server/test_interceptors
 gate        adversarial/test_caches_between
 gate        server/test_observe e2e/test_modes
@@ -67,6 +68,7 @@ lookups     server/test_gate
 logs        e2e/test_log_level e2e/test_metrics e2e/test_secrets
 metrics     server/test_observe e2e/test_metrics
 mlflow_     contract/test_mlflow core/test_operations server/test_shortcut e2e/test_every_route
+observe     e2e/test_artifact_paths
 observe     server/test_exchanges server/test_tally e2e/test_metrics e2e/test_modes e2e/test_secrets
 openapi     docs/test_generated contract/test_openapi
 schemas     server/test_api contract/test_openapi e2e/test_lifecycle
