@@ -57,6 +57,7 @@ explain     test_cli
 flow        server/test_flow server/test_exchanges server/test_interceptors
 flow        adversarial/test_bodies adversarial/test_grammar
 gate        server/test_flow server/test_exchanges server/test_limits server/test_interceptors
+folders     core/test_artifact_paths core/test_locations e2e/test_artifact_paths
 gate        adversarial/test_caches_between
 gate        server/test_observe e2e/test_modes
 gate        server/test_state_table adversarial/test_bodies adversarial/test_sign_in
@@ -69,6 +70,7 @@ lookups     server/test_gate
 logs        e2e/test_log_level e2e/test_metrics e2e/test_secrets
 metrics     server/test_observe e2e/test_metrics
 mlflow_     contract/test_mlflow core/test_operations server/test_shortcut e2e/test_every_route
+observe     e2e/test_artifact_paths
 observe     server/test_exchanges server/test_tally e2e/test_metrics e2e/test_modes e2e/test_secrets
 openapi     docs/test_generated contract/test_openapi
 schemas     server/test_api contract/test_openapi e2e/test_lifecycle

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 from urllib.parse import unquote
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -197,11 +198,18 @@ def _below(root: Location, parts: tuple[str, ...], odd: str) -> Location:
     return Location(root.scheme, root.authority, (*root.parts, *parts), odd or root.odd)
 
 
-def location_problem(uri: str, roots: Roots, others: Iterable[str]) -> str | None:
-    """Why a client may not make an experiment at `uri`; None if it may.
+class Experiments(Protocol):
+    """The folders of the experiments that there are, but for those that MLflow makes by number."""
 
-    `others` are the locations of the experiments that there are.
-    """
+    def overlaps(self, place: Location) -> bool:
+        """Whether `place`, of `Roots.place`, is at, above or below one of them."""
+
+    def holds(self, place: Location) -> bool:
+        """Whether one of them is at `place` or below it."""
+
+
+def location_problem(uri: str, roots: Roots, others: Experiments) -> str | None:
+    """Why a client may not make an experiment at `uri`; None if it may."""
     location = read(uri)
     place = roots.place(location)
     if problem := _outside(location, place, roots):
@@ -220,26 +228,36 @@ def _outside(location: Location, place: Location, roots: Roots) -> str | None:
     return None
 
 
-def _folder_problem(place: Location, roots: Roots, others: Iterable[str]) -> str | None:
+def _folder_problem(place: Location, roots: Roots, others: Experiments) -> str | None:
     """Why `place`, which is in a root, is no folder of its own; None if it is one."""
     if any(len(place.parts) <= len(root.parts) for root in roots.places if overlap(place, root)):
         return "it is the root of what others have their files in"
     if roots.base is not None and _is_made_by_number(place, roots.base):
         return "MLflow makes the folders of experiments there itself"
-    if any(overlap(place, roots.place(read(other))) for other in others):
+    if others.overlaps(place):
         return "it is at, above or below the files of another experiment"
     return None
 
 
 def _is_made_by_number(place: Location, base: Location) -> bool:
     """Whether MLflow makes, or will make, the folder of an experiment at, above or below `place`."""
+    rest = _below_base(place, base)
+    return rest is not None and (not rest or rest[0].isdecimal())
+
+
+def _holds_numbered(place: Location, base: Location) -> bool:
+    """Whether MLflow makes, or will make, the folder of an experiment at or below `place`."""
+    rest = _below_base(place, base)
+    return rest is not None and (not rest or (len(rest) == 1 and rest[0].isdecimal()))
+
+
+def _below_base(place: Location, base: Location) -> tuple[str, ...] | None:
+    """What of `place` is below where MLflow makes folders by number; None if it is elsewhere."""
     if not overlap(place, base):
-        return False
+        return None
     rest = place.parts[len(base.parts) :]
     # With workspaces, an experiment's folder is workspaces/NAME/NUMBER.
-    if rest and rest[0].casefold() == "workspaces":
-        rest = rest[2:]
-    return not rest or rest[0].isdecimal()
+    return rest[2:] if rest and rest[0].casefold() == "workspaces" else rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,13 +293,12 @@ def source_problem(
     roots: Roots,
     owners: Iterable[str],
     versions: Iterable[str],
-    experiments: Iterable[str],
+    experiments: Experiments,
 ) -> str | None:
     """Why a client may not register the files at `uri`, which is no reference; None if it may.
 
     `owners` are the locations of the runs and logged models that `owners_named` finds, `versions` those
-    of registered versions at or above `uri`, `experiments` those of the experiments that there are.
-    The latter two are gone through only where it matters.
+    of registered versions at or above `uri`, which are gone through only where it matters.
     """
     location = read(uri)
     place = roots.place(location)
@@ -289,14 +306,14 @@ def source_problem(
         return problem
     if any(inside(place, roots.place(read(owner))) for owner in owners):
         return None
-    others = list(experiments)
-    problem = _folder_problem(place, roots, others)
+    problem = _folder_problem(place, roots, experiments)
     if problem is None:
         return None
     for version in versions:
         files = roots.place(read(version))
         # A version of all that an experiment holds, or of more, makes nobody the owner of it.
-        whole = any(inside(roots.place(read(other)), files) for other in others)
+        numbered = roots.base is not None and _holds_numbered(files, roots.base)
+        whole = numbered or experiments.holds(files)
         below_a_root = roots.root_of(files) not in (None, files)
         if not whole and not files.odd and below_a_root and inside(place, files):
             return None

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
-from urllib.parse import parse_qs, unquote, urlparse, urlunparse
 
+from mlflow_hokusai_auth.core.artifact_paths import PARAMETER, judged
+from mlflow_hokusai_auth.core.folders import BY_NUMBER, Folders
 from mlflow_hokusai_auth.core.routes import TABLE
 from mlflow_hokusai_auth.core.types import Access, Operation
 
@@ -22,24 +22,15 @@ UNKNOWN = Operation(Access.ADMIN, "unknown", "")
 CLOSED = ("assistant", "hokusai")
 _UNKNOWN_OF = {f"/{kind}": Operation(Access.ADMIN, kind, "") for kind in CLOSED}
 
-_ARTIFACT_PATH = "{artifact_path:path}"
-#: The folder of a run or of a logged model, below the root of its experiment, and what is in it.
-_RUN = re.compile(r"(^|/)([0-9a-f]{32}|models/m-[0-9a-f]{32})(/|$)")
-_LISTS = frozenset(f"GET /{api}/2.0/mlflow-artifacts/artifacts" for api in ("api", "ajax-api"))
-#: What MLflow reads in a path of artifacts in another way than it is written.
-_ODD = re.compile(r"[%?#;:\\\x00-\x20\x7f]")
-#: Characters of such a path, or bytes of a query with one, up to which it is read as MLflow reads it,
-#: which takes time.
-_MAX_ODD = 2048
-
 _PARAMETER = re.compile(r"\{\w+(:path)?\}")
 _CHOICE = re.compile(r"\{([^}]*)\}")
 
 
-def classify(method: str, path: str) -> Operation:
+def classify(method: str, path: str, folders: Folders = BY_NUMBER) -> Operation:
     """The operation that `method` on `path` is; one without a rule if MLflow may have no such route.
 
-    `path` is decoded, and without the alias. HEAD counts as GET. OPTIONS only asks which methods
+    `path` is decoded, and without the alias; `folders` are those of experiments, by which a path of
+    artifacts is judged. HEAD counts as GET. OPTIONS only asks which methods
     a path has: it is public where one of them is, as load balancers ask so, and else takes READ.
     """
     method = method.upper()
@@ -48,58 +39,13 @@ def classify(method: str, path: str) -> Operation:
     operation = _find("GET" if method == "HEAD" else method, path)
     if operation is None:
         return _unknown(path)
-    if operation.kind == "artifacts":
-        base = operation.rule.partition(" ")[2].removesuffix(_ARTIFACT_PATH)
-        if (kind := _artifact_of(method, path[len(base) :])) != "artifacts":
-            return replace(operation, kind=kind)
-    return operation
-
-
-def listed(operation: Operation, query: bytes, has_body: bool) -> Operation:
-    """`operation` with the kind of the artifacts that it lists, which its `query` names, or a body."""
-    if operation.rule not in _LISTS:
-        return operation
-    # What is not read here is taken to name what it may.
-    unread = has_body or len(query) > _MAX_ODD
-    named = [] if unread else parse_qs(query.decode("utf-8", "replace")).get("path", [])
-    if unread or any(_artifact_of("GET", path) == "traces" for path in named):
-        return replace(operation, kind="traces")
+    if operation.rule.endswith(PARAMETER):
+        return judged(operation, path, folders)
     return operation
 
 
 def _unknown(path: str) -> Operation:
     return next((one for part, one in _UNKNOWN_OF.items() if part in path), UNKNOWN)
-
-
-def _artifact_of(method: str, path: str) -> str:
-    """The kind of resource that an artifact is of, by its `path` below the root of all.
-
-    Below an experiment's root, which may be anywhere, are RUN/…, models/MODEL/… and traces/TRACE/…. To
-    delete more than one of these is to delete a part of what the experiment is.
-    """
-    if _ODD.search(path):
-        path = _as_mlflow_reads(path)
-    # Some file systems do not tell upper from lower case.
-    path = path.casefold()
-    found = _RUN.search(path)
-    if "traces" in path[: found.start() if found else None].split("/"):
-        return "traces"
-    return "experiments" if method == "DELETE" and not found else "artifacts"
-
-
-def _as_mlflow_reads(path: str) -> str:
-    """`path` as `mlflow.utils.uri.validate_path_is_safe` has it; "traces" for what can't be told."""
-    if len(path) > _MAX_ODD:
-        return "traces"
-    try:
-        for _ in range(10):
-            read = urlunparse(urlparse(unquote(path)))
-            if read == path:
-                return path.removeprefix("file:")
-            path = read
-    except ValueError:  # a netloc in brackets
-        pass
-    return "traces"
 
 
 def rules() -> Iterator[Operation]:

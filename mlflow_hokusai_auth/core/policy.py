@@ -7,7 +7,9 @@ from email.utils import formatdate
 
 from . import browser, credentials, jobs, keys, scopes
 from .addresses import inside
-from .operations import classify, listed
+from .artifact_paths import explained, listed
+from .folders import BY_NUMBER, Folders
+from .operations import classify
 from .types import Access, Allow, Deny, NeedKey, Operation, Principal, Rejected, Request
 
 _SCOPE_FOR = {
@@ -40,9 +42,12 @@ class Policy:
     assistant: bool = False
 
 
-def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
-    """What must be known before `request` may reach MLflow."""
-    operation = classify(request.method, request.path)
+def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allow | Deny | NeedKey:
+    """What must be known before `request` may reach MLflow.
+
+    `folders` are those of experiments, as far as they are known.
+    """
+    operation = classify(request.method, request.path, folders)
     if operation.access is Access.PUBLIC:
         return Allow(operation)
     # Exactly so: `options` would pass MLflow's CORS check by and be answered by Flask.
@@ -73,8 +78,8 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
             f"The key in {found.places[0]} can't be right: {problem}. Copy it again, whole.",
             operation=operation,
         )
-    operation = listed(operation, request.query, has_body(request))
-    return NeedKey(found, operation, request.address)
+    operation = listed(operation, request.query, has_body(request), folders)
+    return NeedKey(found, operation, request.address, request if operation.unsure else None)
 
 
 def _hint(rule: str) -> str:
@@ -166,8 +171,8 @@ def settle(
         return Deny(
             "SCOPE_MISSING",
             f"{what} needs the scope {scope}; key {principal.key_id} has "
-            f"{', '.join(sorted(principal.scopes)) or 'none'}. Ask the server's operator for a key "
-            "with that scope.",
+            f"{', '.join(sorted(principal.scopes)) or 'none'}.{explained(operation)} Ask the server's "
+            "operator for a key with that scope.",
             required_scope=scope,
             current_scopes=tuple(sorted(principal.scopes)),
             operation=operation,

@@ -32,6 +32,9 @@ class Operation:
     rule: str
     #: MLflow passes this request's headers on to another provider (gateway, assistant).
     outbound: bool = False
+    #: The kind is that of a path in no experiment's folder that is known: it may be another kind once
+    #: the folders are read anew.
+    unsure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +153,5 @@ class NeedKey:
     credential: Credential
     operation: Operation
     address: str = ""
+    #: The request to plan anew, once more is known, where the operation is `unsure`.
+    request: Request | None = field(default=None, repr=False)

@@ -57,6 +57,7 @@ from . import (
     web,
 )
 from .aliases import Prefixes
+from .folders import ExperimentFolders
 from .gate import Gate
 from .limits import Limits
 from .lookups import Lookups
@@ -112,6 +113,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     mode = switches.Mode(config.mode, config.force_mode)
     leak_keys = leaks.load(config.leak_public_keys) if config.leak_public_keys else {}
     observed, uses = Observed(store.database), UseCounter(store.database)
+    roots = artifact_roots.load(config.artifact_roots)
+    folders = ExperimentFolders(roots)
     gate = Gate(
         authority=SessionAuthority(jobs.recognised(authority.build(config, store)), sessions),
         policy=settings.policy_of(config),
@@ -120,7 +123,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         limits=Limits(
             config.redis_url.get_secret_value(), failures_per_minute=config.failures_per_minute
         ),
-        observer=Observer(sample=config.log_reads, observed=observed.add),
+        observer=Observer(sample=config.log_reads, observed=observed.add, folders=folders),
         interceptors=interceptors.load(refuse_on_error=config.interceptor_errors == "refuse"),
         headers=settings.header_policy_of(config),
         debug_headers=config.debug_headers,
@@ -130,6 +133,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         mode=mode,
         # One question to the auth service, and what else a lookup may wait for.
         lookups=Lookups(patience=config.service_timeout + 5.0),
+        folders=folders,
     )
     for blueprint in (
         api.blueprint(store, gate, leak_keys),
@@ -143,10 +147,10 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         flask_app.register_blueprint(blueprint)
     identity.install(flask_app)
     static_files.install(flask_app)
-    roots = artifact_roots.load(config.artifact_roots)
     watch = artifact_roots.Watch(mode, observed.add)
     repositories.confine(roots, watch)
-    stored.Stored(roots, gate.policy, watch).install()
+    stored.Stored(roots, gate.policy, watch, folders).install()
+    folders.begin()
     outside.tell(roots, config.artifact_roots)
     metrics.describe(config.policy, ",".join(config.backend))
     logs.cut_keys()

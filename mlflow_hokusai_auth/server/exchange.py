@@ -58,6 +58,8 @@ class Exchange:
     added: list[tuple[bytes, bytes]] = field(default_factory=list)
     #: Headers that code behind the gate adds to the answer.
     answer: list[tuple[str, str]] = field(default_factory=list)
+    #: What code behind the gate says that the request is about: a registered model, by its name.
+    named: dict[str, str] = field(default_factory=dict)
 
     def view(self) -> RequestView:
         """What interceptors see of it."""

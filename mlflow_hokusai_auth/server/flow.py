@@ -129,7 +129,11 @@ class Forward:
         """The caller, for code behind the gate."""
         exchange = self.exchange
         return Caller(
-            self.allow.principal, exchange.request.address, exchange.request_id, exchange.answer
+            self.allow.principal,
+            exchange.request.address,
+            exchange.request_id,
+            exchange.answer,
+            exchange.named,
         )
 
     def started(self, status: int, content_type: str) -> Sequence[tuple[str, str]]:

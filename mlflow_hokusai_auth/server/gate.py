@@ -33,6 +33,7 @@ from mlflow_hokusai_auth.core.types import (
 from .aliases import Prefixes
 from .cors import Cors
 from .exchange import Exchange
+from .folders import ExperimentFolders
 from .interceptors import Interceptors
 from .limits import Limits
 from .lookups import Lookups
@@ -119,6 +120,8 @@ class Gate:
     #: Proxies whose word on the client's address is taken.
     trusted: tuple[Network, ...] = ()
     mode: Mode = field(default_factory=Mode)
+    #: The folders of experiments, by which paths of artifacts are judged.
+    folders: ExperimentFolders = field(default_factory=ExperimentFolders)
 
     def address(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """The client's address, for a request from the socket address `peer`."""
@@ -138,7 +141,7 @@ class Gate:
             operation = classify(request.method, request.path)
             if operation.kind not in CLOSED:
                 return _let_pass(request, operation)
-        step = plan(request, self.policy)
+        step = plan(request, self.policy, self.folders.known)
         if isinstance(step, Allow) and step.operation.access is Access.PUBLIC:
             operation = step.operation
             if operation.rule in self.absent:
@@ -155,12 +158,18 @@ class Gate:
             return None
         if self.limits.does_io and getattr(principal, "rate_limit_per_hour", None) is not None:
             return None
-        return self._settle(need, principal)
+        verdict = self._settle(need, principal)
+        return None if _may_change(need, verdict) else verdict
 
     def ask(self, need: NeedKey) -> Allow | Deny:
         """The verdict after asking the authority; blocks. An authority that fails never allows."""
         try:
             principal = self.authority.lookup(need.credential.key, need.address)
+            verdict = self._settle(need, principal)
+            if need.request is not None and _may_change(need, verdict):
+                self.folders.read()
+                anew = plan(need.request, self.policy, self.folders.known)
+                verdict = self._settle(anew, principal) if isinstance(anew, NeedKey) else anew
         except Throttled as error:
             return replace(_THROTTLED, retry_after=error.retry_after, operation=need.operation)
         except AuthorityUnavailable as error:
@@ -170,7 +179,7 @@ class Gate:
             _log.exception("A request was refused with 503")
             return self.unavailable(need)
         self.outage.over()
-        return self._settle(need, principal)
+        return verdict
 
     def decide(self, need: NeedKey) -> Allow | Deny:
         """The verdict, of `peek` or `ask`; blocks, for as long as a request may wait at most."""
@@ -203,7 +212,9 @@ class Gate:
         exchange.decided = time.perf_counter()
         exchange.verdict = verdict
         request = exchange.request
-        exchange.operation = verdict.operation or classify(request.method, request.path)
+        exchange.operation = verdict.operation or classify(
+            request.method, request.path, self.folders.known
+        )
         if isinstance(verdict, Deny):
             closed = exchange.operation.kind in CLOSED
             if verdict.code in _ALWAYS or self.mode.now == "enforce" or closed:
@@ -276,6 +287,11 @@ def incomplete(operation: Operation) -> Deny:
     """The refusal of a body that ended early, or took too long."""
     message = f"The body must arrive whole, within {BODY_SECONDS:g} seconds."
     return Deny("BODY_TIMEOUT", message, operation=operation)
+
+
+def _may_change(need: NeedKey, verdict: Allow | Deny) -> bool:
+    """Whether `verdict` may be another one once the folders of experiments are read anew."""
+    return need.operation.unsure and isinstance(verdict, Deny) and verdict.code == "SCOPE_MISSING"
 
 
 def reads_only(need: NeedKey, verdict: Allow | Deny) -> NeedKey | None:

@@ -21,6 +21,8 @@ class Caller(NamedTuple):
     request_id: str
     #: Headers that the answer gets as well; code behind the gate may add some before it answers.
     answer: list[tuple[str, str]] | None = None
+    #: What the decision log says of the request beyond its route; code behind the gate may add to it.
+    named: dict[str, str] | None = None
 
 
 #: The caller outside of any request.

@@ -1,7 +1,8 @@
 """What is told of each request once it is over: metrics, and a line of JSON in the decision log.
 
 The line is logged for every refusal, every failure and every change, and for a sample of what only
-reads, under the logger `mlflow_hokusai_auth.decisions`. No header, no query and no key is in it.
+reads, under the logger `mlflow_hokusai_auth.decisions`. No header and no key is in it, and of a query only
+which artifact is uploaded.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mlflow_hokusai_auth.backends.observed import WouldRefuse
+from mlflow_hokusai_auth.core import artifact_paths
+from mlflow_hokusai_auth.core.folders import BY_NUMBER, Folders
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.types import Access, Allow, Deny
 
 from .exchange import Exchange
+from .folders import ExperimentFolders
 from .tally import Tally
 
 log = logging.getLogger("mlflow_hokusai_auth.decisions")
@@ -35,7 +39,7 @@ _WELL = ("allowed", "public", "unchecked")
 class Observer:
     """Tells of requests: `sample` is the share of those that only read, and went well, to log.
 
-    `observed` is called for those that mode observe let pass.
+    `observed` is called for those that mode observe let pass. By `folders` artifacts are told apart.
     """
 
     def __init__(
@@ -43,8 +47,10 @@ class Observer:
         *,
         sample: float = 0.0,
         observed: Callable[[WouldRefuse], object] = repr,
+        folders: ExperimentFolders | None = None,
     ) -> None:
         self._sample = sample
+        self._folders = folders or ExperimentFolders()
         self._observed = observed
         self._tally = Tally()
         self.settle = self._tally.settle
@@ -60,7 +66,7 @@ class Observer:
             if self._is_told(exchange, outcome):
                 level = logging.INFO if outcome in _WELL else logging.WARNING
                 if log.isEnabledFor(level):
-                    text = json.dumps(line(exchange, outcome))
+                    text = json.dumps(line(exchange, outcome, self._folders.known))
                     # Without `log.log`, which looks through the stack for whoever called it.
                     log.handle(log.makeRecord(log.name, level, __file__, 0, "%s", (text,), None))
         except Exception:
@@ -113,7 +119,7 @@ def outcome_of(exchange: Exchange) -> str:
     return "allowed"
 
 
-def line(exchange: Exchange, outcome: str) -> dict[str, Any]:
+def line(exchange: Exchange, outcome: str, folders: Folders = BY_NUMBER) -> dict[str, Any]:
     """The decision log's fields for a request; times in milliseconds."""
     operation, verdict = exchange.operation, exchange.verdict
     principal = verdict.principal if verdict is not None else None
@@ -139,7 +145,11 @@ def line(exchange: Exchange, outcome: str) -> dict[str, Any]:
         "bytes": exchange.sent,
     }
     if operation is None or not operation.rule:
-        told["path"] = redact(exchange.request.path)[:200]
+        named = {"path": exchange.request.path}
+    else:
+        request = exchange.request
+        named = artifact_paths.named(operation, request.path, request.query, folders)
+    told.update({name: redact(text)[:200] for name, text in {**named, **exchange.named}.items()})
     return told
 
 

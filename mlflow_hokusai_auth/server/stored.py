@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
 from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
 from sqlalchemy import event, inspect
 from sqlalchemy.engine import Connection
@@ -33,6 +33,7 @@ from mlflow_hokusai_auth.core.policy import Policy, is_admin
 
 from . import identity, metrics
 from .artifact_roots import SETTING, Watch, is_local, local_place
+from .folders import ExperimentFolders
 
 _DELETED = "Deleted_Internal"
 _WARNING = (
@@ -49,15 +50,16 @@ class Stored:
     roots: Roots
     policy: Policy
     watch: Watch
+    folders: ExperimentFolders
 
     def install(self) -> None:
         """See to every row that this process stores from now on."""
-        for model, check in (
-            (SqlExperiment, self.experiment),
-            (SqlModelVersion, self.version),
-        ):
-            for name in ("before_insert", "before_update"):
-                event.listen(model, name, check)
+        for name in ("before_insert", "before_update"):
+            for row in (SqlRegisteredModel, SqlModelVersion):
+                event.listen(row, name, _name)
+            event.listen(SqlExperiment, name, self.experiment)
+            event.listen(SqlModelVersion, name, self.version)
+        event.listen(SqlRegisteredModel, "before_delete", _name)
 
     def experiment(self, _: object, connection: Connection, row: SqlExperiment) -> None:
         """Raise MlflowException if the row's location is not the caller's to name."""
@@ -69,7 +71,7 @@ class Stored:
             return
         if self._passes(uri, "artifact_location"):
             return
-        others = _Lazily(connection, sa.select(SqlExperiment.artifact_location))
+        others = _Experiments(self.folders, connection)
         if problem := location_problem(uri, self.roots, others):
             self.watch.refuse(
                 "LOCATION_REFUSED",
@@ -130,8 +132,17 @@ class Stored:
                 self.roots,
                 _owners(location, tracking),
                 _versions(uri, connection),
-                _Lazily(tracking, sa.select(SqlExperiment.artifact_location)),
+                _Experiments(self.folders, tracking),
             )
+
+
+def _name(_: object, __: Connection, row: SqlRegisteredModel | SqlModelVersion) -> None:
+    """Tell the decision log of the request which registered model, and which version, it is about."""
+    named = identity.current.get().named
+    if named is not None:
+        named["model"] = str(row.name)
+        if isinstance(row, SqlModelVersion):
+            named["version"] = str(row.version)
 
 
 def _change(row: Any, name: str) -> tuple[str | None, str | None]:
@@ -149,6 +160,20 @@ class _Lazily:
 
     def __iter__(self) -> Iterator[str]:
         return (text for (text,) in self.connection.execute(self.statement) if text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Experiments:
+    """The folders of experiments, read when they matter, as a transaction sees them."""
+
+    folders: ExperimentFolders
+    connection: Connection
+
+    def overlaps(self, place: Location) -> bool:
+        return self.folders.read_by(self.connection).overlaps(place)
+
+    def holds(self, place: Location) -> bool:
+        return self.folders.read_by(self.connection).holds(place)
 
 
 @contextlib.contextmanager

@@ -87,8 +87,8 @@ IMPORTS = {
     "mlflow.server.security_utils.get_allowed_origins_from_env": "server/app.py: CORS",
     "mlflow.server.security_utils.LOCALHOST_ORIGIN_PATTERNS": "server/app.py: CORS",
 }
-_LOCATIONS = "server/artifact_roots.py, repositories.py: what MLflow opens"
-_STORED = "server/stored.py, outside.py: the locations in MLflow's database"
+_LOCATIONS = "server/artifact_roots.py, repositories.py, folders.py: what MLflow opens"
+_STORED = "server/stored.py, outside.py, folders.py: the locations in MLflow's database"
 IMPORTS |= dict.fromkeys(
     [
         "mlflow.protos.databricks_pb2.PERMISSION_DENIED",
@@ -100,6 +100,8 @@ IMPORTS |= dict.fromkeys(
         "mlflow.store.artifact.artifact_repository_registry._artifact_repository_registry",
         "mlflow.utils.file_utils.local_file_uri_to_path",
         "mlflow.utils.uri.get_uri_scheme",
+        "mlflow.utils.uri.append_to_uri_path",
+        "mlflow.utils.uri.resolve_uri_if_local",
     ],
     _LOCATIONS,
 )
@@ -114,6 +116,7 @@ IMPORTS |= dict.fromkeys(
         f"{_REGISTRY_MODELS}.SqlModelVersion.name",
         f"{_REGISTRY_MODELS}.SqlModelVersion.source",
         f"{_REGISTRY_MODELS}.SqlModelVersion.storage_location",
+        f"{_REGISTRY_MODELS}.SqlRegisteredModel",
         f"{_TRACKING_MODELS}.SqlExperiment",
         f"{_TRACKING_MODELS}.SqlExperiment.artifact_location",
         f"{_TRACKING_MODELS}.SqlExperiment.experiment_id",

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mlflow_hokusai_auth.core.folders import Folders
 from mlflow_hokusai_auth.core.locations import (
     Location,
     Reference,
@@ -29,6 +30,7 @@ BUCKET = Location("s3", "bucket", ("team",))
 LINK = Location("file", "", ("data",))
 BASE = DESTINATION
 ROOTS = Roots((DESTINATION, BUCKET), ((LINK, DESTINATION),), BASE, DESTINATION)
+NO_OTHERS = Folders()
 
 SEGMENTS = st.sampled_from(
     [
@@ -84,7 +86,8 @@ def resolved(uri: str) -> tuple[str, str, list[str]]:
 @given(URIS)
 @example("mlflow-artifacts:/../srv")
 def test_what_a_client_may_store_is_in_a_root_for_every_reader(uri: str) -> None:
-    if location_problem(uri, ROOTS, []) is None or source_problem(uri, ROOTS, [], [], []) is None:
+    may_be_location = location_problem(uri, ROOTS, NO_OTHERS) is None
+    if may_be_location or source_problem(uri, ROOTS, [], [], NO_OTHERS) is None:
         scheme, authority, parts = resolved(uri)
         roots = {
             "file": [["srv", "artifacts"], ["data"]],
@@ -93,9 +96,9 @@ def test_what_a_client_may_store_is_in_a_root_for_every_reader(uri: str) -> None
         }
         assert authority == ("bucket" if scheme == "s3" else "")
         assert any(parts[: len(root)] == root for root in roots[scheme])
-        # Not where MLflow makes the folders of experiments.
+        # Not where MLflow makes the folders of experiments, below BASE.
         below = next(parts[len(root) :] for root in roots[scheme] if parts[: len(root)] == root)
-        assert below and not below[0].isdecimal()
+        assert below and (scheme == "s3" or not below[0].isdecimal())
 
 
 @given(URIS)
@@ -156,18 +159,24 @@ def test_a_folder_of_nobody_s_may_be_named() -> None:
         "/old": False,
         "/" + "a" * 1000: False,
     }
+    folders = NO_OTHERS.adding(others, ROOTS)
     wrong = {
         uri: problem
         for uri, may in rows.items()
-        if ((problem := location_problem(uri, ROOTS, others)) is None) != may
+        if ((problem := location_problem(uri, ROOTS, folders)) is None) != may
     }
     assert not wrong
 
 
 def test_a_source_is_what_it_lies_in() -> None:
     run, model = f"mlflow-artifacts:/1/{'a' * 32}/artifacts", "/data/1/models/m-1/artifacts"
-    experiments = ["mlflow-artifacts:/1", "mlflow-artifacts:/team/exp"]
+    experiments = NO_OTHERS.adding(["mlflow-artifacts:/team/exp"], ROOTS)
     versions = ["mlflow-artifacts:/team/exp/kept", "mlflow-artifacts:/", "mlflow-artifacts:/team"]
+    versions += [
+        "mlflow-artifacts:/3",
+        "mlflow-artifacts:/workspaces/w",
+        "mlflow-artifacts:/4/kept",
+    ]
     rows = {
         run: True,
         f"{run}/model": True,
@@ -176,6 +185,9 @@ def test_a_source_is_what_it_lies_in() -> None:
         "mlflow-artifacts:/shared/models/a": True,
         "s3://bucket/team/models/a": True,
         "mlflow-artifacts:/team/exp/kept/model": True,
+        "mlflow-artifacts:/4/kept/model": True,
+        "mlflow-artifacts:/3/kept": False,
+        "mlflow-artifacts:/workspaces/w/3/kept": False,
         run.removesuffix("/artifacts"): False,
         f"{run}s": False,
         f"{run}/../x": False,
@@ -207,7 +219,9 @@ def test_a_server_s_own_address_is_a_root_and_another_s_is_not() -> None:
         "https://evil/api/2.0/mlflow-artifacts/artifacts/team": False,
         "http://own/api/2.0/mlflow-artifacts/artifacts/team": False,
     }
-    wrong = [uri for uri, may in rows.items() if (location_problem(uri, roots, []) is None) != may]
+    wrong = [
+        uri for uri, may in rows.items() if (location_problem(uri, roots, NO_OTHERS) is None) != may
+    ]
     assert not wrong
 
 

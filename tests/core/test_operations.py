@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core.operations import UNKNOWN, classify, listed, rules
+from mlflow_hokusai_auth.core.operations import UNKNOWN, classify, rules
 from mlflow_hokusai_auth.core.types import Access, Operation
 from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, native_routes, template
 
@@ -306,87 +306,6 @@ def test_a_method_that_no_rule_has_is_unknown():
             assert is_unknown(classify(method, fill(rule.partition(" ")[2]))), (method, rule)
     assert is_unknown(classify("POST", "/api/2.0/mlflow/runs/get"))
     assert is_unknown(classify("DELETE", "/api/3.0/mlflow/traces/tr-1"))
-
-
-#: Kind -> paths of artifacts that are of it.
-ARTIFACTS = {
-    "traces": [
-        *names("""
-        77/traces/tr-1/artifacts/traces.json 77/./traces//tr-1 77/.//traces root/77/traces/tr-1
-        team/artifacts/custom/traces/tr-1/artifacts/traces.json 77/Traces/tr-1 77/%74races/tr-1
-        77/%2574races/tr-1 77/traces? 77/traces; file:77/traces/tr-1 FILE:traces/tr-1
-        file:77/%25252574races/tr-1 %2f%2f[/x
-        """),
-        "77/tra\tces/tr-1",
-        "77/%" + "25" * 12 + "74races",
-        f"77/traces/{RUN}/artifacts/x",
-        f"77/{RUN}/artifacts/%" + "x" * 3000,
-    ],
-    "artifacts": [
-        f"77/{RUN}/artifacts/traces/x",
-        f"77/models/m-{RUN}/artifacts/traces/x",
-        f"77/{RUN}/artifacts/95%.png",
-        f"77/{RUN}/artifacts/what? %;#.txt",
-        f"77/{RUN}/artifacts/" + "x" * 3000,
-        "77/tracesX/x",
-    ],
-}
-#: Kind -> paths of which to delete all below is about it.
-DELETED = {
-    "experiments": names(f"""
-        77 of-another-name ./77/. 77/models root/77 team/artifacts team/artifacts/custom %2e/%2e
-        77/%2e 77/models? 77/m-{RUN} 77/{RUN}0 77/{RUN[1:]}
-    """),
-    "artifacts": names(f"""
-        77/models/m-{RUN} 77/{RUN} 77/{RUN}/. 77/{RUN}/artifacts 77/{RUN}/artifacts/x
-        77/models/m-{RUN}/artifacts team/artifacts/custom/{RUN}/artifacts/x
-    """),
-    "traces": ["77/traces"],
-}
-#: Kind of what is listed -> queries.
-LISTED = {
-    "artifacts": [
-        *(b"", b"path=", b"path=77", b"path=77/%s/artifacts/traces" % RUN.encode()),
-        b"x=" + b"x" * 2038 + b"&path=77",
-    ],
-    "traces": [
-        *(b"path=77/traces", b"path=77%2Ftraces/tr-1", b"path=77/%252574races"),
-        *(b"p%61th=77/tr+aces&path=77/traces", b"path=77/traces&path=77"),
-        "path=77/trace\u017f".encode(),
-        b"x=" + b"x" * 2039 + b"&path=77",
-    ],
-}
-
-
-def each_of(kinds):
-    """Each path or query with its kind."""
-    return [(one, kind) for kind, some in kinds.items() for one in some]
-
-
-def test_what_is_in_a_trace_is_of_that_kind_also_as_an_artifact():
-    for base, api in product(("artifacts", "presigned", "mpu/create"), ("api", "ajax-api")):
-        method = "POST" if base.startswith("mpu") else "GET"
-        start = f"/{api}/2.0/mlflow-artifacts/{base}/"
-        row = ROWS[f"{method} {start}{{artifact_path:path}}"]
-        rows = [(start + path, replace(row, kind=kind)) for path, kind in each_of(ARTIFACTS)]
-        agree(partial(classify, method), rows)
-
-
-def test_to_delete_all_artifacts_of_an_experiment_is_about_the_experiment():
-    base = "/api/2.0/mlflow-artifacts/artifacts/"
-    kept = {"experiments": "artifacts"}
-    for path, kind in each_of(DELETED):
-        assert classify("DELETE", base + path).kind == kind, path
-        assert classify("PUT", base + path).kind == kept.get(kind, kind), path
-
-
-def test_a_list_of_artifacts_is_of_what_it_lists():
-    other = classify("GET", "/api/2.0/mlflow-artifacts/artifacts/77/x")
-    for method, (query, kind) in product(("GET", "HEAD"), each_of(LISTED)):
-        operation = classify(method, "/ajax-api/2.0/mlflow-artifacts/artifacts")
-        assert listed(operation, query, False) == replace(operation, kind=kind), query
-        assert listed(operation, query, True).kind == "traces", query
-        assert listed(other, query, True) == other, query
 
 
 def test_options_reads_and_is_public_where_another_method_is():
