@@ -7,12 +7,12 @@ MLflow would redirect, or a route of a version to come, is never open by acciden
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from urllib.parse import parse_qs, unquote, urlparse, urlunparse
 
-from mlflow_hokusai_auth.core.routes import TABLE
+from mlflow_hokusai_auth.core.routes import QUERY_FIELDS, TABLE
 from mlflow_hokusai_auth.core.types import Access, Operation
 
 UNKNOWN = Operation(Access.ADMIN, "unknown", "")
@@ -65,6 +65,20 @@ def listed(operation: Operation, query: bytes, has_body: bool) -> Operation:
     if unread or any(_artifact_of("GET", path) == "traces" for path in named):
         return replace(operation, kind="traces")
     return operation
+
+
+def graphql(operation: Operation, fields: Iterable[str] | None) -> Operation:
+    """`operation`, a GraphQL route's, for a query with these root fields, or for a mutation (None).
+
+    A query reads the kinds of resource that its fields hold. One with a field that is not listed may
+    hold anything, so it takes a scope for everything.
+    """
+    if fields is None:
+        return operation
+    kinds: set[str] = set()
+    for field in fields:
+        kinds.update(QUERY_FIELDS.get(field, (operation.kind,)))
+    return replace(operation, access=Access.READ, reads=frozenset(kinds))
 
 
 def _unknown(path: str) -> Operation:

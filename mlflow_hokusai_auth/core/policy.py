@@ -147,7 +147,7 @@ def settle(
     may = max(access(principal, operation, policy), Access.KEY)
     if may < operation.access:
         scope = _scope_for(operation, principal, policy)
-        what = operation.rule or (
+        what = _named(operation) or (
             "A route that MLflow is not known to have (is the path of MLFLOW_TRACKING_URI right?)"
         )
         return Deny(
@@ -159,6 +159,15 @@ def settle(
             current_scopes=tuple(sorted(principal.scopes)),
         )
     return Allow(operation, principal, need.credential, _sunset(principal))
+
+
+def _named(operation: Operation) -> str:
+    """The rule, and for GraphQL which part of it; "" where MLflow is not known to have the route."""
+    if operation.kind != "graphql":
+        return operation.rule
+    if operation.access is Access.READ:
+        return f"A query to {operation.rule}"
+    return f"A mutation to {operation.rule}, or a body that can't be read as a query,"
 
 
 def _scope_for(operation: Operation, principal: Principal, policy: Policy) -> str:

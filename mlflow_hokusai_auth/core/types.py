@@ -32,6 +32,8 @@ class Operation:
     rule: str
     #: MLflow passes this request's headers on to another provider (gateway, assistant).
     outbound: bool = False
+    #: Kinds of resource that a GraphQL query reads; none where its body is not known.
+    reads: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ class Deny:
     headers: tuple[tuple[str, str], ...] = ()
     #: Whose key was refused, where that is known.
     principal: Principal | None = None
+    #: The operation that was refused, where more than the route was looked at.
+    operation: Operation | None = None
 
 
 @dataclass(frozen=True, slots=True)
