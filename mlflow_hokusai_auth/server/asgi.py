@@ -18,7 +18,7 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql, observe
 from . import identity as caller
 from .aliases import raw_without, slash_location
-from .gate import MISMOUNTED, TOO_LARGE, Gate, body_limit, reads_only
+from .gate import MISMOUNTED, TOO_LARGE, Gate, any_query, body_limit, read_graphql
 from .observe import Exchange, request_id
 from .shortcut import Shortcut
 
@@ -169,12 +169,11 @@ class AsgiGate:
                 body, receive = await _read(receive, limit)
                 return (TOO_LARGE if body is None else step), receive
             return step, receive
-        verdict = await self._settle(step)
-        reading = reads_only(step, verdict)
-        if reading is not None and isinstance(allowed := await self._settle(reading), Allow):
+        query = any_query(step)
+        verdict = await self._settle(query or step)
+        if query is not None and isinstance(verdict, Allow):
             body, receive = await _read(receive, graphql.MAX_BODY)
-            if body is not None and graphql.only_reads(body):
-                return allowed, receive
+            verdict = read_graphql(step, verdict, body, self._gate.policy)
         return verdict, receive
 
     async def _settle(self, need: NeedKey) -> Allow | Deny:

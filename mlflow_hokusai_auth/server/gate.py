@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from mlflow_hokusai_auth.backends import Authority, BackendUnavailable, Throttled
-from mlflow_hokusai_auth.core import browser, credentials
+from mlflow_hokusai_auth.core import browser, credentials, operations
 from mlflow_hokusai_auth.core.addresses import Network, client_address
 from mlflow_hokusai_auth.core.denials import CODES, Refusal, redirect, render
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
@@ -28,6 +28,7 @@ from mlflow_hokusai_auth.core.types import (
     Request,
 )
 
+from . import graphql
 from .aliases import Prefixes, slash_location
 from .cors import Cors
 from .interceptors import Interceptors
@@ -188,7 +189,7 @@ class Gate:
             exchange.operation = verdict.operation
             return self._intercepted(exchange, verdict) if self.interceptors else verdict
         request = exchange.request
-        exchange.operation = classify(request.method, request.path)
+        exchange.operation = verdict.operation or classify(request.method, request.path)
         closed = exchange.operation.kind in CLOSED
         if verdict is MISMOUNTED or self.mode.now == "enforce" or closed:
             exchange.verdict = self._or_too_often(request, verdict)
@@ -245,7 +246,7 @@ class Gate:
             verdict = self.limits.admit(verdict)
         if isinstance(principal, Principal):
             if isinstance(verdict, Deny):
-                return replace(verdict, principal=principal)
+                return replace(verdict, principal=principal, operation=need.operation)
             self.count(principal.key_id)
         return verdict
 
@@ -273,16 +274,30 @@ def body_limit(step: Allow | Deny | NeedKey) -> int | None:
     return BODY_LIMITS.get(step.operation.rule, 0)
 
 
-def reads_only(need: NeedKey, verdict: Allow | Deny) -> NeedKey | None:
-    """What to settle anew once the body is known to change nothing, where that may help.
+def any_query(need: NeedKey) -> NeedKey | None:
+    """`need`, of a GraphQL request, for the query that takes the least; None for another request.
 
-    GraphQL has one route for all it does, so a key that may not write is refused there until its
-    body, read only for a key that may read, turns out to hold nothing but queries.
+    Who may not send that one may send nothing there. Of others the body is read, as only that tells a
+    query from a mutation: see `read_graphql`.
     """
-    refused = isinstance(verdict, Deny) and verdict.code == "SCOPE_MISSING"
-    if not refused or need.operation.kind != "graphql":
+    operation = need.operation
+    if operation.kind != "graphql" or operation.access is not Access.WRITE:
         return None
-    return replace(need, operation=replace(need.operation, access=Access.READ))
+    return replace(need, operation=operations.graphql(operation, ("__typename",)))
+
+
+def read_graphql(need: NeedKey, allow: Allow, body: bytes | None, policy: Policy) -> Allow | Deny:
+    """The verdict on the GraphQL request of `need` with this body, None for one that is too large.
+
+    `allow` is the verdict on `any_query`; with it the request has been counted already.
+    """
+    assert allow.principal is not None
+    fields = None if body is None else graphql.query_fields(body)
+    operation = operations.graphql(need.operation, fields)
+    verdict = settle(replace(need, operation=operation), allow.principal, time.time(), policy)
+    if isinstance(verdict, Allow):
+        return replace(allow, operation=operation)
+    return replace(verdict, principal=allow.principal, operation=operation)
 
 
 @lru_cache(maxsize=1024)

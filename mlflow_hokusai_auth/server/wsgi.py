@@ -17,7 +17,7 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql, observe
 from . import identity as caller
 from .aliases import slash_location
-from .gate import TOO_LARGE, Gate, body_limit, reads_only
+from .gate import TOO_LARGE, Gate, any_query, body_limit, read_graphql
 from .observe import Exchange, request_id
 
 if TYPE_CHECKING:
@@ -113,12 +113,11 @@ class _WsgiGate:
             if limit := body_limit(step):
                 return step if _read(environ, limit) is not None else TOO_LARGE
             return step
-        verdict = self._gate.decide(step)
-        reading = reads_only(step, verdict)
-        if reading is not None and isinstance(allowed := self._gate.decide(reading), Allow):
+        query = any_query(step)
+        verdict = self._gate.decide(query or step)
+        if query is not None and isinstance(verdict, Allow):
             body = _read(environ, graphql.MAX_BODY)
-            if body is not None and graphql.only_reads(body):
-                return allowed
+            verdict = read_graphql(step, verdict, body, self._gate.policy)
         return verdict
 
     def _answering(
