@@ -128,6 +128,9 @@ a path, `{x:path}` the rest. `HEAD` is as `GET`. `OPTIONS` takes read, and no ke
 path takes none. What queries to `/graphql` take is [above](#graphql). public: no key. key: any good
 key. **A route that is not listed takes admin.** On those marked ↗ MLflow calls a provider, which does
 not get to see the caller's key.
+
+Under `/static-files/`, the files that the installed MLflow came with are public. The server serves no
+others from that folder.
 """
     every = list(operations.rules())
     for kind in sorted({rule.kind for rule in every}):

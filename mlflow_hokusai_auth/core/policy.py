@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 
 from . import browser, credentials, jobs, keys, scopes
@@ -17,6 +17,10 @@ _SCOPE_FOR = {
 }
 #: Another server's question about a key, which the view answers for the address in the body.
 _VALIDATE = "POST /api/v1/keys/validate"
+#: For whoever looks at a page that is open still after its session has ended.
+SIGNED_OUT = "You are signed out. Reload this page to sign in."
+#: Rules of MLflow's static files, of which those that the policy lists are public.
+_STATIC_FILES = frozenset({"GET /static-files/{path:path}", "OPTIONS /static-files/{path:path}"})
 _PREFLIGHT = Operation(Access.PUBLIC, "server", "OPTIONS preflight")
 
 
@@ -38,11 +42,22 @@ class Policy:
     admin_roles: frozenset[str] = frozenset()
     #: Whether the assistant, which runs programs on the server's host, answers at all.
     assistant: bool = False
+    #: Paths of MLflow's own static files, which need no key: a page that is open loads parts of itself
+    #: after its session has ended.
+    static_files: frozenset[str] = frozenset()
+
+
+def operation_of(method: str, path: str, policy: Policy) -> Operation:
+    """What `method` on `path` does and takes; MLflow's own static files are public."""
+    operation = classify(method, path)
+    if operation.rule in _STATIC_FILES and path in policy.static_files:
+        return replace(operation, access=Access.PUBLIC)
+    return operation
 
 
 def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
     """What must be known before `request` may reach MLflow."""
-    operation = classify(request.method, request.path)
+    operation = operation_of(request.method, request.path, policy)
     if operation.access is Access.PUBLIC:
         return Allow(operation)
     # Exactly so: `options` would pass MLflow's CORS check by and be answered by Flask.
@@ -52,6 +67,8 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
     if isinstance(found, Deny):
         return found
     if found is None:
+        if browser.of_our_page(request):
+            return Deny("KEY_MISSING", SIGNED_OUT)
         return Deny(
             "KEY_MISSING",
             "Set HOKUSAI_API_KEY where the MLflow client runs, with mlflow-hokusai-auth installed "
@@ -99,7 +116,7 @@ def settle(
     `now` is seconds since the epoch.
     """
     if need.credential.session and _has_ended(principal, now):
-        return Deny("SESSION_ENDED", "Sign in again: the session is over, or its key has ended.")
+        return Deny("SESSION_ENDED", SIGNED_OUT)
     if isinstance(principal, Rejected):
         return Deny(
             "KEY_UNKNOWN",

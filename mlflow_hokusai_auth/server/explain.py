@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from mlflow_hokusai_auth.core import scopes as table
 from mlflow_hokusai_auth.core.operations import classify, graphql
-from mlflow_hokusai_auth.core.policy import Policy, access, settle
+from mlflow_hokusai_auth.core.policy import Policy, access, operation_of, settle
 from mlflow_hokusai_auth.core.routes import QUERY_FIELDS
 from mlflow_hokusai_auth.core.types import (
     Access,
@@ -27,8 +27,8 @@ def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -
     `path` may carry one of the configured prefixes and a query, as in a URL.
     """
     bare = Prefixes(settings.prefixes).split(path.partition("?")[0])[1] or "/"
-    operation = classify(method, bare)
     policy = policy_of(settings)
+    operation = operation_of(method, bare, policy)
     answer: dict[str, object] = {
         "rule": operation.rule or _no_rule(bare),
         "kind": operation.kind,

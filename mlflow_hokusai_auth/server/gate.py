@@ -258,6 +258,9 @@ class Gate:
         if wait is None:
             return deny
         said = "Too many requests with a wrong key came from here."
+        if deny.code == "SESSION_ENDED":
+            # An open page goes on asking, so its user reads this.
+            said = deny.message
         return Deny("RATE_LIMITED", said, retry_after=wait, principal=deny.principal)
 
 
