@@ -16,8 +16,9 @@ from generate_rest import kind_of, rest, table
 from pydantic import AliasChoices, SecretStr
 
 from mlflow_hokusai_auth.cli import main as command_line
-from mlflow_hokusai_auth.core import operations, policy, scopes
+from mlflow_hokusai_auth.core import operations, policy, routes, scopes
 from mlflow_hokusai_auth.core.types import Access, Operation, Principal
+from mlflow_hokusai_auth.server import graphql
 from mlflow_hokusai_auth.server.settings import PREFIX, Settings
 
 _CLASSES = (Access.READ, Access.WRITE, Access.ADMIN)
@@ -69,14 +70,20 @@ explain` answers for one request, `hokusai-auth routes` for all routes of the ML
 ## What each scope grants
 
 read: looks and downloads. write: creates, changes, deletes, spends money or calls out. admin: keys,
-webhooks, credentials, other users, the host. What is public, or open to any key, is left out. Of
-GraphQL (`graphql`) a mutation takes write, and a query only read.
+webhooks, credentials, other users, the host. What is public, or open to any key, is left out.
 
 """
     kinds = sorted({rule.kind for rule in rules})
+    by_kind = {kind: [rule for rule in rules if rule.kind == kind] for kind in kinds}
     cells = [
-        [kind, *(_granted(scope, [rule for rule in rules if rule.kind == kind]) for scope in heads)]
-        for kind in kinds
+        [
+            kind,
+            *(
+                _granted_graphql(scope, found[0]) if kind == "graphql" else _granted(scope, found)
+                for scope in heads
+            ),
+        ]
+        for kind, found in by_kind.items()
     ]
     yield table(["routes of", *(f"`{scope}`" for scope in heads)], cells)
     yield "\n"
@@ -85,9 +92,26 @@ GraphQL (`graphql`) a mutation takes write, and a query only read.
             yield f"`{first}` has other names: {', '.join(f'`{name}`' for name in others)}.\n"
         if len(opened) == 1:
             yield f"`{first}` opens `{opened[0]}`, and nothing else.\n"
-    yield """
+    yield f"""
 Scopes that are not named here belong to other services and grant nothing. MLflow's assistant answers
 nobody unless `HOKUSAI_AUTH_ASSISTANT` is true.
+
+## GraphQL
+
+`/graphql` is one route for queries and mutations. The gate reads the body of whoever may send queries,
+and decides by it. A query takes read on the kinds of resource that its fields hold, as in this table.
+If a field of it is not in the table, it takes read on everything (`mlflow:read`). A mutation takes
+write on everything (`mlflow:write`). So does a body that the gate can't read as a query: it is not
+JSON, it has more than {graphql.MAX_BODY // 1024} kB, its query has more than {graphql.MAX_QUERY}
+characters or {graphql.MAX_TOKENS} tokens, or it comes in chunks and the server is gunicorn or waitress.
+
+"""
+    yield table(
+        ("field", "takes read on"),
+        [(f"`{name}`", ", ".join(kinds)) for name, kinds in routes.QUERY_FIELDS.items()],
+    )
+    yield """
+## Artifacts
 
 Where artifacts lie is not a client's to say. From a key that is no administrator's, an experiment's
 `artifact_location` and a version's `source` are inside the server's artifact roots and in no files of
@@ -107,8 +131,12 @@ files in place of a database, only experiments without a location of their own a
 
 Every route answers under each prefix as well. `[ajax-]api` is either spelling; `{x}` is one segment of
 a path, `{x:path}` the rest. `HEAD` is as `GET`. `OPTIONS` takes read, and no key where a method of the
-path takes none. public: no key. key: any good key. **A route that is not listed takes admin.** On those
-marked ↗ MLflow calls a provider, which does not get to see the caller's key.
+path takes none. What queries to `/graphql` take is [above](#graphql). public: no key. key: any good
+key. **A route that is not listed takes admin.** On those marked ↗ MLflow calls a provider, which does
+not get to see the caller's key.
+
+Under `/static-files/`, the files that the installed MLflow came with are public. The server serves no
+others from that folder.
 """
     every = list(operations.rules())
     for kind in sorted({rule.kind for rule in every}):
@@ -132,6 +160,16 @@ def _granted(scope: str, rules: Sequence[Operation]) -> str:
         else:
             found += sorted({f"`{rule.rule.rpartition('mlflow/')[2]}`" for rule in opened})
     return ", ".join(found) or "–"
+
+
+def _granted_graphql(scope: str, route: Operation) -> str:
+    """What `scope` opens of GraphQL, where the body tells what a request takes."""
+    known, other, mutation = (
+        _may(scope, operations.graphql(route, fields))
+        for fields in (routes.QUERY_FIELDS, ("another",), None)
+    )
+    reads = "read" if other else "[queries of the registry](#graphql)" if known else ""
+    return ", ".join(filter(None, (reads, "write" if mutation else ""))) or "–"
 
 
 def _routes(rules: Iterable[Operation]) -> list[tuple[str, str, str]]:

@@ -554,6 +554,17 @@ def test_explain_names_the_rule_and_the_verdict(call: Call) -> None:
     answer = json.loads(call("explain", *arguments, "--scope", "mlflow:write", "--json").stdout)
     assert answer["needs"] == "write" and answer["verdict"].endswith("allowed")
     assert "mlflow:write" in answer["scopes"] and "mlflow:read" not in answer["scopes"]
+    said = json.loads(call("explain", "POST", "/graphql", *arguments[2:], "--json").stdout)
+    assert said["verdict"] == (
+        "a key with model:write is allowed queries of MLflow's pages; refused other queries, mutations"
+    )
+    assert ["model:read" in said[name] for name in said if name.startswith("scopes")] == [
+        True,
+        False,
+        False,
+    ]
+    assert "mlflow:read" in said["scopes_for_other_queries"]
+    assert "mlflow:read" not in said["scopes_for_mutations"]
     assert "everybody" in call("explain", "GET", "/mlflow/health").stdout
     assert "not known" in call("explain", "GET", "/mlflow/mlflow/health").stdout
     root = call("explain", "GET", "/mlflow").stdout

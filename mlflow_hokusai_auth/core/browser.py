@@ -92,6 +92,14 @@ def cross_site(request: Request) -> bool:
     return request.method not in _SAFE
 
 
+def of_our_page(request: Request) -> bool:
+    """Whether a browser says that a page of this very origin sent `request`.
+
+    Only for the words of a refusal: other programs may say so too.
+    """
+    return request.text(b"sec-fetch-site") == "same-origin"
+
+
 def wants_page(request: Request) -> bool:
     """Whether a person waits for a page, rather than a program for an answer."""
     return request.method in ("GET", "HEAD") and "text/html" in request.text(b"accept")

@@ -7,12 +7,13 @@ MLflow would redirect, or a route of a version to come, is never open by acciden
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import product
 
 from mlflow_hokusai_auth.core.artifact_paths import PARAMETER, judged
 from mlflow_hokusai_auth.core.folders import BY_NUMBER, Folders
-from mlflow_hokusai_auth.core.routes import TABLE
+from mlflow_hokusai_auth.core.routes import QUERY_FIELDS, TABLE
 from mlflow_hokusai_auth.core.types import Access, Operation
 
 UNKNOWN = Operation(Access.ADMIN, "unknown", "")
@@ -42,6 +43,20 @@ def classify(method: str, path: str, folders: Folders = BY_NUMBER) -> Operation:
     if operation.rule.endswith(PARAMETER):
         return judged(operation, path, folders)
     return operation
+
+
+def graphql(operation: Operation, fields: Iterable[str] | None) -> Operation:
+    """`operation`, a GraphQL route's, for a query with these root fields, or for a mutation (None).
+
+    A query reads the kinds of resource that its fields hold. One with a field that is not listed may
+    hold anything, so it takes a scope for everything.
+    """
+    if fields is None:
+        return operation
+    kinds: set[str] = set()
+    for field in fields:
+        kinds.update(QUERY_FIELDS.get(field, (operation.kind,)))
+    return replace(operation, access=Access.READ, reads=frozenset(kinds))
 
 
 def _unknown(path: str) -> Operation:

@@ -19,6 +19,10 @@ _SCOPE_FOR = {
 }
 #: Another server's question about a key, which the view answers for the address in the body.
 _VALIDATE = "POST /api/v1/keys/validate"
+#: For whoever looks at a page that is open still after its session has ended.
+SIGNED_OUT = "You are signed out. Reload this page to sign in."
+#: Rules of MLflow's static files, of which those that the policy lists are public.
+_STATIC_FILES = frozenset({"GET /static-files/{path:path}", "OPTIONS /static-files/{path:path}"})
 _PREFLIGHT = Operation(Access.PUBLIC, "server", "OPTIONS preflight")
 
 
@@ -40,6 +44,20 @@ class Policy:
     admin_roles: frozenset[str] = frozenset()
     #: Whether the assistant, which runs programs on the server's host, answers at all.
     assistant: bool = False
+    #: Paths of MLflow's own static files, which need no key: a page that is open loads parts of itself
+    #: after its session has ended.
+    static_files: frozenset[str] = frozenset()
+
+
+def operation_of(method: str, path: str, policy: Policy, folders: Folders = BY_NUMBER) -> Operation:
+    """The operation of `method` on `path`. MLflow's own static files are public.
+
+    `folders` are those of experiments, as far as they are known.
+    """
+    operation = classify(method, path, folders)
+    if operation.rule in _STATIC_FILES and path in policy.static_files:
+        return replace(operation, access=Access.PUBLIC)
+    return operation
 
 
 def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allow | Deny | NeedKey:
@@ -47,7 +65,7 @@ def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allo
 
     `folders` are those of experiments, as far as they are known.
     """
-    operation = classify(request.method, request.path, folders)
+    operation = operation_of(request.method, request.path, policy, folders)
     if operation.access is Access.PUBLIC:
         return Allow(operation)
     # Exactly so: `options` would pass MLflow's CORS check by and be answered by Flask.
@@ -57,6 +75,8 @@ def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allo
     if isinstance(found, Deny):
         return replace(found, operation=operation)
     if found is None:
+        if browser.of_our_page(request):
+            return Deny("KEY_MISSING", SIGNED_OUT, operation=operation)
         return Deny(
             "KEY_MISSING",
             "Set HOKUSAI_API_KEY where the MLflow client runs, with mlflow-hokusai-auth installed "
@@ -108,11 +128,7 @@ def settle(
     """
     operation = need.operation
     if need.credential.session and _has_ended(principal, now):
-        return Deny(
-            "SESSION_ENDED",
-            "Sign in again: the session is over, or its key has ended.",
-            operation=operation,
-        )
+        return Deny("SESSION_ENDED", SIGNED_OUT, operation=operation)
     if isinstance(principal, Rejected):
         return Deny(
             "KEY_UNKNOWN",
@@ -165,7 +181,7 @@ def settle(
     may = max(access(principal, operation, policy), Access.KEY)
     if may < operation.access:
         scope = _scope_for(operation, principal, policy)
-        what = operation.rule or (
+        what = _named(operation) or (
             "A route that MLflow is not known to have (is the path of MLFLOW_TRACKING_URI right?)"
         )
         return Deny(
@@ -178,6 +194,15 @@ def settle(
             operation=operation,
         )
     return Allow(operation, principal, need.credential, _sunset(principal))
+
+
+def _named(operation: Operation) -> str:
+    """The rule, and for GraphQL which part of it; "" where MLflow is not known to have the route."""
+    if operation.kind != "graphql":
+        return operation.rule
+    if operation.access is Access.READ:
+        return f"A query to {operation.rule}"
+    return f"A mutation to {operation.rule}, or a body that can't be read as a query,"
 
 
 def _scope_for(operation: Operation, principal: Principal, policy: Policy) -> str:

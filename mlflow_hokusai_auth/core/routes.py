@@ -40,7 +40,7 @@ READ    GET               /  /static-files/{path:path}  /build/{filename:path}
 READ    GET               ui-telemetry
 WRITE   POST              ui-telemetry
 
-# Reads almost always, but what it does is in the body. By operation later, not by route.
+# A mutation. Only the body tells a query from it: `operations.query` is the operation of a query.
 [graphql /]
 WRITE   GET,POST          graphql
 
@@ -330,3 +330,15 @@ ADMIN>  PATCH             sessions/{session_id}
 ADMIN>  POST              message  skills/install
 ADMIN>  POST              sessions/{session_id}/permission  sessions/{session_id}/tool-result
 """
+
+#: GraphQL's root fields in MLflow 3.4 to 3.17 -> the kinds of resource that their answers may hold.
+#: A run's answer holds its experiment and its model versions where the query asks for them.
+QUERY_FIELDS = {
+    "__typename": ("server",),
+    "mlflowGetExperiment": ("experiments",),
+    "mlflowGetMetricHistoryBulkInterval": ("runs",),
+    "mlflowGetRun": ("runs", "experiments", "model-versions"),
+    "mlflowListArtifacts": ("artifacts",),
+    "mlflowSearchModelVersions": ("model-versions",),
+    "mlflowSearchRuns": ("runs", "experiments", "model-versions"),
+}

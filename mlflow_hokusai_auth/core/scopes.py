@@ -4,7 +4,8 @@ Three groups. MLflow's scopes reach everything of their class. The registry's sc
 `model:write`) are what suppliers get: they reach the model registry, and what registering a model
 touches on the way: runs, logged models, artifacts and the experiment that the run is in, of which they
 may make one and look one up, but not change or delete others. They do not reach traces, datasets,
-prompts' optimisation, the gateway, jobs or webhooks. Administrators' scopes reach everything.
+prompts' optimisation, the gateway, jobs or webhooks. A GraphQL query reads what its root fields hold,
+so they reach it where they reach all of that. Administrators' scopes reach everything.
 
 Unknown scopes (`predict`, `train`, …) belong to other Hokusai services and grant nothing here.
 """
@@ -55,8 +56,9 @@ def granted(scopes: frozenset[str], operation: Operation) -> Access:
         return operation.access
     general = max((GENERAL.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)
     registry = max((REGISTRY.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)
-    if operation.kind not in REGISTRY_KINDS | REGISTRY_READS:
+    kinds = operation.reads or {operation.kind}
+    if not kinds <= REGISTRY_KINDS | REGISTRY_READS:
         registry = Access.PUBLIC
-    elif operation.kind in REGISTRY_READS and not operation.rule.endswith(_REGISTRY_WRITES):
+    elif not kinds <= REGISTRY_KINDS and not operation.rule.endswith(_REGISTRY_WRITES):
         registry = min(registry, Access.READ)
     return max(general, registry)

@@ -35,6 +35,8 @@ class Operation:
     #: The kind is that of a path in no experiment's folder that is known: it may be another kind once
     #: the folders are read anew.
     unsure: bool = False
+    #: Kinds of resource that a GraphQL query reads; none where its body is not known.
+    reads: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

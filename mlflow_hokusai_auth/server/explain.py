@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mlflow_hokusai_auth.core import scopes as table
-from mlflow_hokusai_auth.core.operations import classify
-from mlflow_hokusai_auth.core.policy import access, settle
-from mlflow_hokusai_auth.core.types import Access, Credential, Deny, NeedKey, Principal
+from mlflow_hokusai_auth.core.operations import classify, graphql
+from mlflow_hokusai_auth.core.policy import Policy, access, operation_of, settle
+from mlflow_hokusai_auth.core.routes import QUERY_FIELDS
+from mlflow_hokusai_auth.core.types import (
+    Access,
+    Allow,
+    Credential,
+    NeedKey,
+    Operation,
+    Principal,
+)
 
 from .aliases import Prefixes
 from .settings import Settings, policy_of
@@ -19,8 +27,8 @@ def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -
     `path` may carry one of the configured prefixes and a query, as in a URL.
     """
     bare = Prefixes(settings.prefixes).split(path.partition("?")[0])[1] or "/"
-    operation = classify(method, bare)
     policy = policy_of(settings)
+    operation = operation_of(method, bare, policy)
     answer: dict[str, object] = {
         "rule": operation.rule or _no_rule(bare),
         "kind": operation.kind,
@@ -29,16 +37,52 @@ def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -
     }
     if operation.access is Access.PUBLIC:
         return {**answer, "verdict": "allowed to everybody"}
-    answer["scopes"] = [
+    whose = f"a key with {', '.join(scopes)}" if scopes else "a key without scopes (see --scope)"
+    if operation.kind == "graphql" and operation.access is Access.WRITE:
+        return {**answer, **_graphql(operation, scopes, whose, policy)}
+    verdict = "allowed" if _may(scopes, operation, policy) else "refused"
+    return {**answer, "scopes": _enough(operation, policy), "verdict": f"{whose} is {verdict}"}
+
+
+#: What a GraphQL request may be by its body, and the root fields that stand for it.
+_GRAPHQL: dict[str, Iterable[str] | None] = {
+    "queries of MLflow's pages": QUERY_FIELDS,
+    "other queries": ("",),
+    "mutations": None,
+}
+
+
+def _graphql(
+    operation: Operation, scopes: Sequence[str], whose: str, policy: Policy
+) -> dict[str, object]:
+    """The part of the answer that depends on the body of a GraphQL request."""
+    bodies = {what: graphql(operation, fields) for what, fields in _GRAPHQL.items()}
+    enough = [_enough(one, policy) for one in bodies.values()]
+    opened = [what for what, one in bodies.items() if _may(scopes, one, policy)]
+    refused = [what for what in bodies if what not in opened]
+    verdicts = [("allowed", opened), ("refused", refused)]
+    said = "; ".join(f"{verb} {', '.join(which)}" for verb, which in verdicts if which)
+    return {
+        "needs": "read for queries, write for mutations and what can't be read as a query",
+        "scopes": enough[0],
+        "scopes_for_other_queries": enough[1],
+        "scopes_for_mutations": enough[2],
+        "verdict": f"{whose} is {said}",
+    }
+
+
+def _may(scopes: Sequence[str], operation: Operation, policy: Policy) -> bool:
+    need = NeedKey(Credential("", ("X-API-Key",)), operation)
+    return isinstance(settle(need, _holder(scopes), 0.0, policy), Allow)
+
+
+def _enough(operation: Operation, policy: Policy) -> list[str]:
+    """The scopes of which each is enough for `operation`."""
+    return [
         scope
         for scope in sorted(table.KNOWN)
         if access(_holder([scope]), operation, policy) >= operation.access
     ]
-    need = NeedKey(Credential("", ("X-API-Key",)), operation)
-    verdict = settle(need, _holder(scopes), 0.0, policy)
-    whose = f"a key with {', '.join(scopes)}" if scopes else "a key without scopes (see --scope)"
-    refused = isinstance(verdict, Deny)
-    return {**answer, "verdict": f"{whose} is {'refused' if refused else 'allowed'}"}
 
 
 def _no_rule(path: str) -> str:

@@ -23,7 +23,7 @@ from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from . import graphql
 from .aliases import slash_location
 from .exchange import Exchange, request_id
-from .gate import MISMOUNTED, Gate, body_limit, incomplete, reads_only, too_large
+from .gate import MISMOUNTED, Gate, any_query, body_limit, incomplete, read_graphql, too_large
 from .identity import Caller
 from .observe import show_headers
 
@@ -184,9 +184,10 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     else:
         step = gate.plan(request)
     if isinstance(step, NeedKey):
-        verdict = gate.peek(step) or (yield from _ask(gate, step))
-        if reading := reads_only(step, verdict):
-            verdict = yield from _ask_query(gate, reading, verdict)
+        query_step = any_query(step)
+        verdict = gate.peek(query_step or step) or (yield from _ask(gate, query_step or step))
+        if query_step and isinstance(verdict, Allow):
+            verdict = yield from _read_query(gate, step, verdict)
     elif isinstance(step, Allow) and (limit := body_limit(step.operation)):
         verdict = yield from _read_form(gate, step, limit)
     else:
@@ -217,17 +218,12 @@ def _ask(gate: Gate, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
     return found if found is not None else gate.late(need)
 
 
-def _ask_query(
-    gate: Gate, reading: NeedKey, refused: Allow | Deny
-) -> Generator[Step, Any, Allow | Deny]:
-    """Get the verdict on a key that only reads: GraphQL's queries differ from changes by the body."""
-    allowed = gate.peek(reading) or (yield from _ask(gate, reading))
-    if not isinstance(allowed, Allow):
-        return refused
+def _read_query(gate: Gate, need: NeedKey, allow: Allow) -> Generator[Step, Any, Allow | Deny]:
+    """Read a GraphQL request: only its body tells what it reads, and a query from a mutation."""
     body: bytes | Unread = yield ReadBody(graphql.MAX_BODY, gate.body_seconds)
     if body is Unread.INCOMPLETE:
-        return incomplete(reading.operation)
-    return allowed if isinstance(body, bytes) and graphql.only_reads(body) else refused
+        return incomplete(need.operation)
+    return read_graphql(need, allow, body if isinstance(body, bytes) else None, gate.policy)
 
 
 def _read_form(gate: Gate, public: Allow, limit: int) -> Generator[Step, Any, Allow | Deny]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from mlflow_hokusai_auth.backends import Authority
-from mlflow_hokusai_auth.core import credentials
+from mlflow_hokusai_auth.core import credentials, operations
 from mlflow_hokusai_auth.core.addresses import Network, client_address
 from mlflow_hokusai_auth.core.denials import CODES
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled
@@ -30,6 +30,7 @@ from mlflow_hokusai_auth.core.types import (
     Request,
 )
 
+from . import graphql
 from .aliases import Prefixes
 from .cors import Cors
 from .exchange import Exchange
@@ -254,6 +255,9 @@ class Gate:
         if wait is None:
             return deny
         said = "Too many requests with a wrong key came from here."
+        if deny.code == "SESSION_ENDED":
+            # An open page goes on asking, so its user reads this.
+            said = deny.message
         return Deny(
             "RATE_LIMITED",
             said,
@@ -294,16 +298,30 @@ def _may_change(need: NeedKey, verdict: Allow | Deny) -> bool:
     return need.operation.unsure and isinstance(verdict, Deny) and verdict.code == "SCOPE_MISSING"
 
 
-def reads_only(need: NeedKey, verdict: Allow | Deny) -> NeedKey | None:
-    """What to settle anew once the body is known to change nothing, where that may help.
+def any_query(need: NeedKey) -> NeedKey | None:
+    """`need`, of a GraphQL request, for the query that takes the least; None for another request.
 
-    GraphQL has one route for all it does, so a key that may not write is refused there until its
-    body, read only for a key that may read, turns out to hold nothing but queries.
+    Who may not send that one may send nothing there. Of others the body is read, as only that tells a
+    query from a mutation: see `read_graphql`.
     """
-    refused = isinstance(verdict, Deny) and verdict.code == "SCOPE_MISSING"
-    if not refused or need.operation.kind != "graphql":
+    operation = need.operation
+    if operation.kind != "graphql" or operation.access is not Access.WRITE:
         return None
-    return replace(need, operation=replace(need.operation, access=Access.READ))
+    return replace(need, operation=operations.graphql(operation, ("__typename",)))
+
+
+def read_graphql(need: NeedKey, allow: Allow, body: bytes | None, policy: Policy) -> Allow | Deny:
+    """The verdict on the GraphQL request of `need` with this body, None for one that is too large.
+
+    `allow` is the verdict on `any_query`; with it the request has been counted already.
+    """
+    assert allow.principal is not None
+    fields = None if body is None else graphql.query_fields(body)
+    operation = operations.graphql(need.operation, fields)
+    verdict = settle(replace(need, operation=operation), allow.principal, time.time(), policy)
+    if isinstance(verdict, Allow):
+        return replace(allow, operation=operation)
+    return replace(verdict, principal=allow.principal, operation=operation)
 
 
 @lru_cache(maxsize=1024)

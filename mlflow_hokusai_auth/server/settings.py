@@ -17,6 +17,7 @@ from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Access
 
+from . import static_files
 from .checks import Backends, Bind, CaBundle, CommaList, Networks, Prefixes, Roots, Secret, Url
 
 PREFIX = "HOKUSAI_AUTH_"
@@ -259,6 +260,7 @@ def policy_of(settings: Settings) -> Policy:
         admin_scopes=frozenset(settings.registry_admin_scopes),
         admin_roles=frozenset(settings.registry_admin_roles),
         assistant=settings.assistant,
+        static_files=static_files.public_paths(),
     )
 
 

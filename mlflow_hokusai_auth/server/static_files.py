@@ -1,7 +1,8 @@
-"""Of MLflow's static files, only those are served that the installed wheel of MLflow lists.
+"""MLflow's static files: the server serves those that the installed wheel of MLflow lists.
 
-They are shown in browsers on this server's own origin. A file that somebody has put beside them would
-run there with the rights of whoever is signed in.
+Under `/static-files/` they are public, as all who have that version of MLflow have the same ones. The
+server serves no other file from their folder, because browsers show them on this server's own origin: a
+file that somebody has put there would run with the rights of whoever is signed in.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ def listed() -> frozenset[str]:
         files = ()
     depth = len(_FOLDER)
     return frozenset("/".join(f.parts[depth:]) for f in files if f.parts[:depth] == _FOLDER)
+
+
+def public_paths() -> frozenset[str]:
+    """The paths of those files on the server, for `Policy.static_files`."""
+    return frozenset(f"/static-files/{name}" for name in listed())
 
 
 def install(app: flask.Flask) -> None:

@@ -301,7 +301,7 @@ _QUERIES = [("", False)] * 20 + [
         "api_key=", "api_key=%ff", "/health", "x=/health", "?", "#", "\u00ff", "%", "_method=GET", "a=%0d%0ax",
     )],
 ]  # fmt: skip
-#: What a key that may read may ask of /graphql, where all else takes WRITE.
+#: A key that may read everything may send this to /graphql, where all else takes WRITE.
 GRAPHQL_READ = json.dumps({"query": "{ a }"}).encode()
 GRAPHQL_WRITE = json.dumps({"query": "mutation { a }"}).encode()
 GRAPHQL_LARGE = json.dumps({"query": "{ a }", "x": "x" * 2**18}).encode()

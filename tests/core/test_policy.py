@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlflow_hokusai_auth.core import browser, scopes
 from mlflow_hokusai_auth.core.operations import classify, rules
-from mlflow_hokusai_auth.core.policy import Policy, abilities, access, plan, settle
+from mlflow_hokusai_auth.core.policy import SIGNED_OUT, Policy, abilities, access, plan, settle
 from mlflow_hokusai_auth.core.types import (
     Access,
     Allow,
@@ -469,3 +469,52 @@ def test_a_refusal_without_a_key_names_the_variables_of_who_asks_there() -> None
         "/version": ["HOKUSAI_API_KEY"],
         "/v1/tracesx": ["HOKUSAI_API_KEY"],
     }
+
+
+def test_listed_static_files_need_no_key() -> None:
+    own = Policy(static_files=frozenset({"/static-files/main.js", "/static-files/a b.js"}))
+
+    def public(method: str, path: str, policy: Policy) -> bool:
+        step = plan(Request(method, path, b"", ()), policy)
+        return isinstance(step, Allow) and step.operation.access is Access.PUBLIC
+
+    agree(
+        public,
+        [
+            ("GET", "/static-files/main.js", own, True),
+            ("HEAD", "/static-files/main.js", own, True),
+            ("OPTIONS", "/static-files/main.js", own, True),
+            ("get", "/static-files/a b.js", own, True),
+            ("GET", "/static-files/main.js", USUAL, False),
+            ("POST", "/static-files/main.js", own, False),
+            ("GET", "/static-files/other.js", own, False),
+            ("GET", "/static-files/main.js/", own, False),
+            ("GET", "/static-files//main.js", own, False),
+            ("GET", "/static-files/x/../main.js", own, False),
+            ("GET", "/static-files/MAIN.js", own, False),
+            ("GET", "/static-files/a%20b.js", own, False),
+            ("GET", "/build/main.js", own, False),
+            ("OPTIONS", "/static-files/other.js", own, False),
+        ],
+    )
+
+
+def test_only_a_browser_s_page_is_told_to_reload() -> None:
+    def told(*headers: tuple[bytes, bytes]) -> tuple[str, bool, bool]:
+        verdict = plan(Request("GET", "/api/2.0/mlflow/runs/get", b"", headers), USUAL)
+        assert isinstance(verdict, Deny)
+        return verdict.code, SIGNED_OUT in verdict.message, "HOKUSAI_API_KEY" in verdict.message
+
+    site = b"sec-fetch-site"
+    agree(
+        told,
+        [
+            ((site, b"same-origin"), ("KEY_MISSING", True, False)),
+            ((site, b"same-origin"), (b"cookie", b"other=1"), ("KEY_MISSING", True, False)),
+            ((site, b"cross-site"), ("KEY_MISSING", False, True)),
+            ((site, b"none"), ("KEY_MISSING", False, True)),
+            # What Node's fetch sends.
+            ((b"sec-fetch-mode", b"cors"), ("KEY_MISSING", False, True)),
+            (("KEY_MISSING", False, True),),
+        ],
+    )

@@ -52,7 +52,8 @@ ROUTES = [
     ("/api/mlflow" + EXPERIMENT, 401, 200),
     ("/api/mlflow/version", 401, 200),
     ("/api/mlflow/", 303, 200),
-    ("/api/mlflow/static-files/index.html", 401, 200),
+    ("/api/mlflow/static-files/index.html", 200, 200),
+    ("/api/mlflow/static-files/none.html", 401, 404),
     ("/hokusai/login", 200, 200),
     ("/hokusai/metrics", 401, 403),
 ]

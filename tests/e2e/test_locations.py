@@ -345,28 +345,47 @@ def test_start_up_tells_of_the_locations_that_are_outside(tmp_path: Path, canary
         assert "password" not in server.log
 
 
-def test_of_static_files_only_those_of_mlflow_s_wheel_are_served(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("kind", ["uvicorn", "gunicorn"])
+def test_of_static_files_only_those_of_mlflow_s_wheel_are_served(kind: str, tmp_path: Path) -> None:
+    with serve(tmp_path, SERVERS[kind]) as server:
+        static_files_are_served(server)
+
+
+def static_files_are_served(server: Server) -> None:
+    """To everybody under /static-files/, in exactly their spelling; nothing else of their folder."""
     import mlflow
 
     client = Client(server, "mlflow:admin")
     folder = Path(str(mlflow.__file__)).parent / "server" / "js" / "build"
     script = next(folder.glob("static/js/*.js")).relative_to(folder)
-    planted = folder / "hokusai-test-planted.html"
+    planted = folder / f"hokusai-test-planted-{server.port}.html"
     planted.write_text("<script>alert(1)</script>")
     try:
+        # Path -> status for an administrator, and without a key.
+        expected = {
+            f"/static-files/{script}": (200, 200),
+            f"/api/mlflow/static-files/{script}": (200, 200),
+            "/static-files/index.html": (200, 200),
+            f"/build/{script}": (200, 401),
+            f"/static-files/{planted.name}": (404, 401),
+            f"/build/{planted.name}": (404, 401),
+            f"/static-files/./{planted.name}": (404, 401),
+            f"/static-files/{script.parent}/../js/{script.name}": (404, 401),
+            f"/static-files/{script}/": (404, 401),
+            f"/static-files//{script}": (308, 401),
+            f"/static-files/{str(script).upper()}": (404, 401),
+            f"/static-files/%2e/{script}": (404, 401),
+            "/static-files/static/js": (404, 401),
+            "/": (200, 401),
+        }
         found = {
-            path: client.ask("GET", path)[0]
-            for path in (
-                f"/static-files/{script}",
-                f"/build/{script}",
-                f"/static-files/{planted.name}",
-                f"/build/{planted.name}",
-                f"/static-files/./{planted.name}",
-                "/",
-            )
+            path: (client.ask("GET", path)[0], server.request("GET", path)[0]) for path in expected
         }
     finally:
         planted.unlink()
-    assert list(found.values()) == [200, 200, 404, 404, 404, 200], found
+    assert found == expected
+    methods = {
+        method: server.request(method, f"/static-files/{script}")[0]
+        for method in ("HEAD", "OPTIONS", "POST", "PUT", "DELETE")
+    }
+    assert methods == {"HEAD": 200, "OPTIONS": 200, "POST": 401, "PUT": 401, "DELETE": 401}

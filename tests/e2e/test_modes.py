@@ -14,6 +14,7 @@ from tests.e2e.parts import EXPERIMENT, hokusai_auth
 from tests.harness import (
     HOKUSAI_AUTH,
     PREFIXES,
+    SERVERS,
     Server,
     environment,
     free_port,
@@ -28,6 +29,11 @@ KEYS = "/api/2.0/hokusai/keys"
 JSON = {"Content-Type": "application/json"}
 QUERY = b'{"query": "{ test(inputString: \\"x\\") { output } }"}'
 KINDS = ("uvicorn", "gunicorn")
+#: The start of the query by which MLflow's pages show a run.
+RUN = b"""{"query": "query GetRun($data: MlflowGetRunInput!) { mlflowGetRun(input: $data) {
+  apiError { code } run { info { runUuid } experiment { name } modelVersions { name } } } }",
+  "variables": {"data": {"runId": "none"}}}""".replace(b"\n", b" ")
+SCHEMA = b'{"query": "{ __schema { queryType { name } } }"}'
 MUTATION = b'{"query": "mutation { testMutation(inputString: \\"x\\") { output } }"}'
 
 
@@ -38,7 +44,17 @@ def test_graphql_is_told_apart_by_its_body(servers: dict[str, Server]) -> None:
         ("mlflow:read", b"not json", 403),
         ("mlflow:read", b'{"query": "{ a }", "pad": "' + b"x" * 300_000 + b'"}', 403),
         ("mlflow:write", MUTATION, 200),
+        ("model:write", RUN, 200),
+        ("model:read", RUN, 200),
+        ("mlflow:write", RUN, 200),
+        ("predict", RUN, 403),
+        ("metrics:read", RUN, 403),
+        # A field that has no row in the table of fields takes a scope for everything.
         ("model:write", QUERY, 403),
+        ("model:write", SCHEMA, 403),
+        ("mlflow:read", SCHEMA, 200),
+        ("model:write", MUTATION, 403),
+        ("model:write", b'{"query": "{ a: mlflowGetRun ...F } fragment F on Query { test }"}', 403),
     ]
     wrong = []
     for kind, prefix in itertools.product(KINDS, ("", "/api/mlflow")):
@@ -57,12 +73,47 @@ def test_graphql_is_told_apart_by_its_body(servers: dict[str, Server]) -> None:
 
 def test_graphql_reads_no_body_of_a_key_that_may_not_read(servers: dict[str, Server]) -> None:
     for server in (servers[kind] for kind in KINDS):
-        for key in (keys.generate(), server.key("model:write")):
+        for key in (keys.generate(), server.key("predict"), server.key("metrics:read")):
             answer = server.raw(
                 f"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {key}\r\n"
                 "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n".encode()
             )
             assert answer.startswith((b"HTTP/1.1 401 ", b"HTTP/1.1 403 ")), answer
+
+
+def test_graphql_refusals_and_log_say_what_the_body_takes(tmp_path: Path) -> None:
+    wrong = []
+    # What is sent, with which scope -> scope that the refusal names, access and outcome in the log.
+    cases = [
+        ("model:write", QUERY, "mlflow:read", "read", "refused"),
+        ("model:write", MUTATION, "mlflow:write", "write", "refused"),
+        ("mlflow:read", MUTATION, "mlflow:write", "write", "refused"),
+        ("predict", RUN, "mlflow:read", "read", "refused"),
+        ("model:read", RUN, None, "read", "allowed"),
+        ("mlflow:write", RUN, None, "read", "allowed"),
+        ("mlflow:write", MUTATION, None, "write", "allowed"),
+    ]
+    for kind in KINDS:
+        with serve(tmp_path / kind, SERVERS[kind], HOKUSAI_AUTH_LOG_READS="1") as server:
+            for number, (scope, body, named, access, outcome) in enumerate(cases):
+                headers = {**JSON, "X-Request-Id": f"case-{number}"}
+                key = server.key(scope)
+                answer = server.request("POST", "/graphql", key=key, headers=headers, body=body)
+                content = json.loads(answer[2])
+                line = logged(server, f"case-{number}")
+                got = (content.get("required_scope"), line["access"], line["outcome"])
+                if got != (named, access, outcome) or (named and named not in content["message"]):
+                    wrong.append(f"{kind} {scope} {body[:40]!r}: {got} {content}")
+    assert not wrong, "\n".join(wrong)
+
+
+def logged(server: Server, request_id: str) -> dict[str, object]:
+    """The decision log's line of that request."""
+    wanted = f'"request_id": "{request_id}"'
+    wait_until(lambda: wanted in server.log)
+    line = next(line for line in server.log.splitlines() if wanted in line)
+    found: dict[str, object] = json.loads(line[line.index("{") :])
+    return found
 
 
 def would_refuse(server: Server) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import product
 
-from mlflow_hokusai_auth.core.policy import Policy
+from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.policy import SIGNED_OUT, Policy
 from mlflow_hokusai_auth.core.types import MODES
 from mlflow_hokusai_auth.server.limits import Limits
 from mlflow_hokusai_auth.server.switches import Mode
@@ -69,3 +70,13 @@ def test_only_wrong_keys_are_counted_against_an_address(adapter: Adapter) -> Non
     assert [adapter(with_key("unknown"), gate).status for _ in range(3)] == [401, 429, 429]
     assert adapter(Wire(), gate).code == "KEY_MISSING"
     assert adapter(with_key("read"), gate).status == 200
+
+
+@both
+def test_a_page_that_goes_on_asking_after_its_session_is_told_to_reload(adapter: Adapter) -> None:
+    gate = make_gate(limits=Limits(failures_per_minute=1))
+    cookie = ("Cookie", f"hokusai_session={keys.session_token()}")
+    wire = Wire("GET", "/version", (("Host", "localhost"), cookie))
+    for status in (401, 429, 429):
+        answer = adapter(wire, gate)
+        assert answer.status == status and SIGNED_OUT.encode() in answer.body
