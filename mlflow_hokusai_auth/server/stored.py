@@ -1,7 +1,7 @@
 """Locations that clients send are judged where MLflow stores them.
 
-Whatever route they come by, experiments and model versions are rows of two of MLflow's tables, written
-by SQLAlchemy's mappers. These call `Stored` with the row that is about to be written, in its
+Whatever route they come by, experiments, model versions and traces' tags are rows of MLflow's tables,
+written by SQLAlchemy's mappers. These call `Stored` with the row that is about to be written, in its
 transaction, which an exception rolls back.
 """
 
@@ -14,7 +14,15 @@ from typing import Any
 
 import sqlalchemy as sa
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
-from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
+from mlflow.store.tracking.dbmodels.models import (
+    SqlExperiment,
+    SqlLoggedModel,
+    SqlRun,
+    SqlTraceInfo,
+    SqlTraceTag,
+)
+from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION
+from mlflow.utils.uri import append_to_uri_path
 from sqlalchemy import event, inspect
 from sqlalchemy.engine import Connection
 
@@ -34,6 +42,8 @@ from mlflow_hokusai_auth.core.policy import Policy, is_admin
 from . import identity, metrics
 from .artifact_roots import SETTING, Watch, is_local, local_place
 
+#: Tags that say where the files of a trace are, and of one that newer MLflow has archived.
+_OF_TRACES = frozenset({MLFLOW_ARTIFACT_LOCATION, "mlflow.trace.archiveLocation"})
 _DELETED = "Deleted_Internal"
 _WARNING = (
     "Warning",
@@ -55,6 +65,7 @@ class Stored:
         for model, check in (
             (SqlExperiment, self.experiment),
             (SqlModelVersion, self.version),
+            (SqlTraceTag, self.trace_tag),
         ):
             for name in ("before_insert", "before_update"):
                 event.listen(model, name, check)
@@ -102,6 +113,20 @@ class Stored:
                     f"{SETTING} for more.",
                 )
 
+    def trace_tag(self, _: object, connection: Connection, row: SqlTraceTag) -> None:
+        """Raise MlflowException if the row has a trace's files elsewhere than MLflow puts them."""
+        uri, _before = _change(row, "value")
+        if row.key not in _OF_TRACES or not uri or self._passes(uri, "trace"):
+            return
+        if row.key != MLFLOW_ARTIFACT_LOCATION or uri != _of_trace(row.request_id, connection):
+            self.watch.refuse(
+                "LOCATION_REFUSED",
+                "trace",
+                uri,
+                "No client says where the files of a trace are, as MLflow does that itself. Leave the "
+                f"tag {row.key} out, and have no characters in the trace's id that make it a path.",
+            )
+
     def _passes(self, uri: str, kind: str) -> bool:
         """Whether the caller may store any `uri`; warns them of one that is not opened."""
         caller = identity.current.get()
@@ -122,6 +147,9 @@ class Stored:
 
     def _source_problem(self, uri: str, connection: Connection) -> str | None:
         location = read(uri)
+        # What is asked below grows with the square of its length.
+        if location.odd:
+            return location.odd
         with _tracking(connection) as tracking:
             if (named := reference(location)) is not None:
                 return _missing(named, tracking, connection)
@@ -132,6 +160,18 @@ class Stored:
                 _versions(uri, connection),
                 _Lazily(tracking, sa.select(SqlExperiment.artifact_location)),
             )
+
+
+def _of_trace(trace: str, connection: Connection) -> str | None:
+    """Where MLflow has the files of `trace`; None if its id makes no folder of its own."""
+    name = read(f"/{trace}")
+    if name.odd or len(name.parts) != 1:
+        return None
+    query = sa.select(SqlExperiment.artifact_location).join(
+        SqlTraceInfo, SqlTraceInfo.experiment_id == SqlExperiment.experiment_id
+    )
+    root = connection.execute(query.where(SqlTraceInfo.request_id == trace)).scalar()
+    return append_to_uri_path(root, "traces", trace, "artifacts") if root else None
 
 
 def _change(row: Any, name: str) -> tuple[str | None, str | None]:
