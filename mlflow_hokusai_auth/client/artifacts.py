@@ -9,11 +9,13 @@ resolved here.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 from urllib.parse import urlparse, urlunparse
 
 from mlflow_hokusai_auth.client import profile
+from mlflow_hokusai_auth.core.jobs import is_job
 
 _SERVICE = "/api/2.0/mlflow-artifacts/artifacts"
 
@@ -61,5 +63,9 @@ def __getattr__(name: str) -> Any:
 
     # This is the one entry point that MLflow loads before it sends anything.
     beside.install()
+    if is_job(os.environ):
+        from mlflow_hokusai_auth.server import job_roots
+
+        job_roots.install()
     made = type(name, (_KeepPrefix, MlflowArtifactsRepository), {"__module__": __name__})
     return globals().setdefault(name, made)

@@ -10,8 +10,15 @@ missing here is refused, whatever its class.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from .types import Operation, Principal
+
+#: The variable that holds the credential, which MLflow's jobs inherit from `mlflow server`. It is
+#: MLflow's own: a job that was started with Basic takes it for the password.
+TOKEN = "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN"  # noqa: S105 - the name of a variable
+#: A variable of MLflow's that its jobs' processes have, and its workers have not.
+_STARTED_BY = "MLFLOW_SERVER_PID"
 
 #: Whom the credential stands for. Recognised by identity, so that no authority can answer with it.
 PRINCIPAL = Principal("jobs", "mlflow-jobs", frozenset({"internal:jobs"}))
@@ -80,6 +87,11 @@ RULES = _rules()
 def allows(operation: Operation) -> bool:
     """Whether a job may do `operation`."""
     return operation.rule in RULES
+
+
+def is_job(environ: Mapping[str, str]) -> bool:
+    """Whether `environ` is that of a process that runs jobs of a server with this package."""
+    return _STARTED_BY in environ and well_formed(environ.get(TOKEN, ""))
 
 
 def well_formed(secret: str) -> bool:

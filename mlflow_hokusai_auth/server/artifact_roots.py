@@ -75,6 +75,9 @@ def load(extra: Iterable[str], environ: Mapping[str, str] = os.environ) -> Roots
     if destination := environ.get(DESTINATION):
         places.append(place(destination, "--artifacts-destination"))
         served = places[-1] if environ.get(SERVES) == "true" else None
+    if served is not None:
+        # As jobs' clients open it.
+        aliases.append((read("mlflow-artifacts:/"), served))
     if default := environ.get(DEFAULT_ROOT):
         base = place(default, "--default-artifact-root")
         if served is not None and (base.scheme in ("http", "https", "mlflow-artifacts")):

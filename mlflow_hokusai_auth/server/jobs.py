@@ -23,8 +23,7 @@ from mlflow_hokusai_auth.client.profile import KEY, api_key
 from mlflow_hokusai_auth.core import jobs
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-#: MLflow's own: a job that was started with Basic takes it for the password.
-TOKEN = "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN = jobs.TOKEN
 USERNAME = "MLFLOW_TRACKING_USERNAME"
 PASSWORD = "MLFLOW_TRACKING_PASSWORD"  # noqa: S105 - the name of a variable
 _OURS = (TOKEN, USERNAME, PASSWORD, KEY)

@@ -75,8 +75,8 @@ QUERY_KEYS = Counter("hokusai_auth_query_keys", "Requests whose key was in the q
 LOCATIONS = Counter(
     "hokusai_auth_locations",
     "Locations outside the artifact roots, or not their sender's to name: of an experiment "
-    "(artifact_location), of a version (source), or about to be opened (opened); refused, observed "
-    "(mode observe), or stored for an administrator.",
+    "(artifact_location), of a version (source), of a trace (trace), or about to be opened (opened); "
+    "refused, observed (mode observe), or stored for an administrator.",
     ["kind", "outcome"],
 )
 INTERCEPTOR_ERRORS = Counter(
@@ -125,7 +125,7 @@ def describe(policy: str, authority: str) -> None:
     for step in ("model", "version"):
         for result in ("tried", "succeeded", "refused", "rejected", "failed"):
             REGISTRATIONS.labels(step, result)
-    for kind in ("artifact_location", "source", "opened"):
+    for kind in ("artifact_location", "source", "trace", "opened"):
         LOCATIONS.labels(kind, "refused")
         LOCATIONS.labels(kind, "observed")
     INFO.labels(__version__, mlflow.__version__, policy, authority).set(1)

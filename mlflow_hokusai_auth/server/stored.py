@@ -1,7 +1,7 @@
 """Locations that clients send are judged where MLflow stores them.
 
-Whatever route they come by, experiments and model versions are rows of two of MLflow's tables, written
-by SQLAlchemy's mappers. These call `Stored` with the row that is about to be written, in its
+Whatever route they come by, experiments, model versions and traces' tags are rows of MLflow's tables,
+written by SQLAlchemy's mappers. These call `Stored` with the row that is about to be written, in its
 transaction, which an exception rolls back.
 """
 
@@ -14,7 +14,15 @@ from typing import Any
 
 import sqlalchemy as sa
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
-from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
+from mlflow.store.tracking.dbmodels.models import (
+    SqlExperiment,
+    SqlLoggedModel,
+    SqlRun,
+    SqlTraceInfo,
+    SqlTraceTag,
+)
+from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION
+from mlflow.utils.uri import append_to_uri_path
 from sqlalchemy import event, inspect
 from sqlalchemy.engine import Connection
 
@@ -35,6 +43,8 @@ from . import identity, metrics
 from .artifact_roots import SETTING, Watch, is_local, local_place
 from .folders import ExperimentFolders
 
+#: Tags that say where the files of a trace are, and of one that newer MLflow has archived.
+_OF_TRACES = frozenset({MLFLOW_ARTIFACT_LOCATION, "mlflow.trace.archiveLocation"})
 _DELETED = "Deleted_Internal"
 _WARNING = (
     "Warning",
@@ -54,11 +64,15 @@ class Stored:
 
     def install(self) -> None:
         """See to every row that this process stores from now on."""
-        for name in ("before_insert", "before_update"):
-            for row in (SqlRegisteredModel, SqlModelVersion):
-                event.listen(row, name, _name)
-            event.listen(SqlExperiment, name, self.experiment)
-            event.listen(SqlModelVersion, name, self.version)
+        for model, check in (
+            (SqlExperiment, self.experiment),
+            (SqlModelVersion, self.version),
+            (SqlTraceTag, self.trace_tag),
+            (SqlRegisteredModel, _name),
+            (SqlModelVersion, _name),
+        ):
+            for name in ("before_insert", "before_update"):
+                event.listen(model, name, check)
         event.listen(SqlRegisteredModel, "before_delete", _name)
 
     def experiment(self, _: object, connection: Connection, row: SqlExperiment) -> None:
@@ -104,6 +118,20 @@ class Stored:
                     f"{SETTING} for more.",
                 )
 
+    def trace_tag(self, _: object, connection: Connection, row: SqlTraceTag) -> None:
+        """Raise MlflowException if the row has a trace's files elsewhere than MLflow puts them."""
+        uri, _before = _change(row, "value")
+        if row.key not in _OF_TRACES or not uri or self._passes(uri, "trace"):
+            return
+        if row.key != MLFLOW_ARTIFACT_LOCATION or uri != _of_trace(row.request_id, connection):
+            self.watch.refuse(
+                "LOCATION_REFUSED",
+                "trace",
+                uri,
+                "No client says where the files of a trace are, as MLflow does that itself. Leave the "
+                f"tag {row.key} out, and have no characters in the trace's id that make it a path.",
+            )
+
     def _passes(self, uri: str, kind: str) -> bool:
         """Whether the caller may store any `uri`; warns them of one that is not opened."""
         caller = identity.current.get()
@@ -124,6 +152,9 @@ class Stored:
 
     def _source_problem(self, uri: str, connection: Connection) -> str | None:
         location = read(uri)
+        # What is asked below grows with the square of its length.
+        if location.odd:
+            return location.odd
         with _tracking(connection) as tracking:
             if (named := reference(location)) is not None:
                 return _missing(named, tracking, connection)
@@ -143,6 +174,18 @@ def _name(_: object, __: Connection, row: SqlRegisteredModel | SqlModelVersion) 
         named["model"] = str(row.name)
         if isinstance(row, SqlModelVersion):
             named["version"] = str(row.version)
+
+
+def _of_trace(trace: str, connection: Connection) -> str | None:
+    """Where MLflow has the files of `trace`; None if its id makes no folder of its own."""
+    name = read(f"/{trace}")
+    if name.odd or len(name.parts) != 1:
+        return None
+    query = sa.select(SqlExperiment.artifact_location).join(
+        SqlTraceInfo, SqlTraceInfo.experiment_id == SqlExperiment.experiment_id
+    )
+    root = connection.execute(query.where(SqlTraceInfo.request_id == trace)).scalar()
+    return append_to_uri_path(root, "traces", trace, "artifacts") if root else None
 
 
 def _change(row: Any, name: str) -> tuple[str | None, str | None]:

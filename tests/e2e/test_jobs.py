@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,44 @@ def test_an_evaluation_with_a_gateway_judge(
     # The judge spoke to its provider through the gateway, with the provider's key alone.
     assert len(upstream.of(PROVIDER_KEY.format("openai"))) == len(upstream.seen) >= len(ids)
     assert "hk_" not in repr(upstream.seen)
+
+
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_a_job_opens_nothing_outside_the_artifact_roots(server: Server, scheme: str) -> None:
+    """Whatever a trace's tag says that was stored before: the job has the server's rights."""
+    key = server.key("mlflow:admin")
+    folder = server.folder / "elsewhere"
+    folder.mkdir(exist_ok=True)
+    (folder / "traces.json").write_text(json.dumps({"spans": []}))
+    asked: list[str | None] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.send_error(404)
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        location = str(folder) if scheme == "file" else f"http://127.0.0.1:{listening.server_port}"
+        made = post(server, "/api/2.0/mlflow/experiments/create", key, {"name": scheme})
+        place = {"experiment_id": made["experiment_id"]}
+        info = {
+            "trace_id": f"tr-{scheme}",
+            "trace_location": {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": place},
+            "request_time": "2026-01-01T00:00:00Z",
+            "state": "OK",
+        }
+        post(server, "/api/3.0/mlflow/traces", key, {"trace": {"trace_info": info}})
+        tag = json.dumps({"key": "mlflow.artifactLocation", "value": location}).encode()
+        path = f"/api/3.0/mlflow/traces/tr-{scheme}/tags"
+        headers = {"Content-Type": "application/json"}
+        assert server.request("PATCH", path, key=key, headers=headers, body=tag)[0] == 200
+        content = {**place, "trace_ids": [f"tr-{scheme}"], "categories": ["latency"]}
+        content |= {"provider": "openai", "endpoint_name": "openai"}
+        job = finished(server, start(server, f"{AJAX}/issues/invoke", content, False)["job_id"])
+        listening.shutdown()
+    assert (job["status"], asked) == ("FAILED", [])
+    assert "LOCATION_REFUSED" in str(job["result"])
 
 
 @pytest.mark.parametrize("scorer", [judge, plain])

@@ -212,6 +212,64 @@ def test_a_prompt_needs_no_files_and_is_no_way_around(server: Server, canary: Pa
     assert status in (403, 404), body
 
 
+def start_trace(client: Client, experiment: str, trace: str, tags: dict[str, str]) -> Any:
+    place = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
+    info = {"trace_id": trace, "trace_location": place, "tags": tags, "state": "OK"}
+    info["request_time"] = "2026-01-01T00:00:00Z"
+    content = json.dumps({"trace": {"trace_info": info}}).encode()
+    status, _, answer = client.ask("POST", "/api/3.0/mlflow/traces", content)
+    return status, json.loads(answer).get("error")
+
+
+def test_a_trace_s_files_are_where_mlflow_puts_them(server: Server, canary: Path) -> None:
+    client, admin = Client(server, "mlflow:write"), Client(server, "mlflow:admin")
+    number = client.experiment("traces")[1]["experiment_id"]
+    own = f"mlflow-artifacts:/{number}/traces/tr-0/artifacts"
+    assert start_trace(client, number, "tr-0", {"mine": "x"}) == (200, None)
+    archived = {"mlflow.trace.spansLocation": "ARCHIVE_REPO"}
+    archived["mlflow.trace.archiveLocation"] = str(canary)
+    refused = [
+        start_trace(client, number, "tr-1", archived),
+        start_trace(client, number, "../../0/x", {}),
+        start_trace(client, number, "%2e%2e", {}),
+    ]
+
+    def tag(sender: Client, value: str) -> tuple[int, str | None]:
+        content = json.dumps({"key": "mlflow.artifactLocation", "value": value}).encode()
+        status, _, answer = sender.ask("PATCH", "/api/3.0/mlflow/traces/tr-0/tags", content)
+        return status, json.loads(answer).get("error")
+
+    elsewhere = (str(canary), "s3://another/bucket", "http://evil.example/", f"{own}/../x")
+    refused += [tag(client, value) for value in (*elsewhere, "mlflow-artifacts:/0/traces/tr-0")]
+    assert refused == [(403, "LOCATION_REFUSED")] * len(refused)
+    kept = (
+        "SELECT request_id, value FROM trace_tags WHERE key LIKE '%Location' AND value LIKE '%:%'"
+    )
+    assert rows(server, kept) == [("tr-0", own)]
+    assert tag(client, own)[0] == tag(admin, str(canary))[0] == 200
+
+
+def test_a_long_source_costs_no_memory(server: Server) -> None:
+    client = Client(server, "model:write")
+    run = client.run(client.experiment("long")[1]["experiment_id"])
+    client.version("model", run["artifact_uri"], run_id=run["run_id"])
+
+    def most() -> int:
+        """Megabytes that the server's largest process has had."""
+        lines = [
+            line.split()
+            for process in server.workers()
+            for line in Path(f"/proc/{process}/status").read_text().splitlines()
+        ]
+        return max(int(line[1]) for line in lines if line[:1] == ["VmHWM:"]) // 1024
+
+    before = most()
+    source = run["artifact_uri"] + "/x" * 16_000
+    status, answer = client.version("model", source, run_id=run["run_id"])
+    assert (status, answer["error"]) == (403, "SOURCE_REFUSED")
+    assert most() - before < 100
+
+
 def stored_before(server: Server, location: str) -> tuple[str, str]:
     """A run and a model version at `location`, as an earlier version of this package let them be."""
     client = Client(server, "mlflow:admin")
