@@ -65,11 +65,12 @@ class Stored:
     def install(self) -> None:
         """See to every row that this process stores from now on."""
         for model, check in (
+            # First of all: a refused registration is logged with its name, too.
+            (SqlRegisteredModel, _name),
+            (SqlModelVersion, _name),
             (SqlExperiment, self.experiment),
             (SqlModelVersion, self.version),
             (SqlTraceTag, self.trace_tag),
-            (SqlRegisteredModel, _name),
-            (SqlModelVersion, _name),
         ):
             for name in ("before_insert", "before_update"):
                 event.listen(model, name, check)

@@ -17,13 +17,11 @@ from mlflow_hokusai_auth.backends.observed import WouldRefuse
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.operations import UNKNOWN, classify
 from mlflow_hokusai_auth.core.types import Allow, Credential, Deny, Principal, Request
-from mlflow_hokusai_auth.server.exchange import RequestView
+from mlflow_hokusai_auth.server.exchange import Exchange, RequestView, request_id
 from mlflow_hokusai_auth.server.observe import (
-    Exchange,
     Observer,
     line,
     outcome_of,
-    request_id,
     show_headers,
 )
 
