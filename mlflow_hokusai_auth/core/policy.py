@@ -73,7 +73,8 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
             f"The key in {found.places[0]} can't be right: {problem}. Copy it again, whole.",
             operation=operation,
         )
-    operation = listed(operation, request.query, has_body(request))
+    if operation.kind == "artifacts":
+        operation = listed(operation, request.query, has_body(request))
     return NeedKey(found, operation, request.address)
 
 
