@@ -67,7 +67,9 @@ def dropped(
     """The header `names` (lower case) that are kept from MLflow; `policy` is None without one."""
     own = _of_this_server(allow)
     public = allow.principal is None and allow.operation.access is Access.PUBLIC
-    if not own and not public and policy is None and b"hokusai" not in b" ".join(names):
+    if public and policy is None:
+        return frozenset(names) - _PUBLIC
+    if not own and policy is None and b"hokusai" not in b" ".join(names):
         return frozenset()
     found = []
     for name in names:

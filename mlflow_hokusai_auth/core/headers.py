@@ -17,9 +17,10 @@ MAX_BYTES = 32 * 1024
 #: Bytes of a Host or an Origin. A name in the DNS has 255 at most.
 _MAX_ORIGIN = 300
 
-#: RFC 3986, 3.2.2: a name or an IPv4 address, or an IPv6 address in brackets; then a port.
+#: RFC 3986, 3.2.2: a name or an IPv4 address, or an IPv6 address in brackets; then a port. No comma,
+#: with which WSGI servers join two.
 _HOST = re.compile(
-    r"(?:[\w.~!$&'()*+,;=%-]*|\[([0-9a-fA-F:.]+(?:%[\w.~%-]+)?)\])(?::(\d{0,5}))?", re.A
+    r"(?:[\w.~!$&'()*+;=%-]*|\[([0-9a-fA-F:.]+(?:%[\w.~%-]+)?)\])(?::(\d{0,5}))?", re.A
 )
 
 
@@ -29,16 +30,19 @@ def too_many(headers: Sequence[tuple[bytes, bytes]]) -> bool:
 
 
 def malformed(request: Request) -> str | None:
-    """The name of the first of Host and Origin that can't be read, or None.
+    """The name of the first of Host and Origin that can't be read or is repeated, or None.
 
-    MLflow and Starlette fail on such a value, whatever the route.
+    MLflow and Starlette fail on such a value, whatever the route, and don't take the same one of two.
     """
-    for host in request.values(b"host"):
-        if len(host) > _MAX_ORIGIN or not _is_host(host):
-            return "Host"
-    for origin in request.values(b"origin"):
-        if len(origin) > _MAX_ORIGIN or not _is_origin(origin):
-            return "Origin"
+    if request.repeats:
+        for name in (b"host", b"origin"):
+            if sum(one == name for one, _ in request.headers) > 1:
+                return name.decode().title()
+    host, origin = request.header(b"host"), request.header(b"origin")
+    if host is not None and (len(host) > _MAX_ORIGIN or not _is_host(host)):
+        return "Host"
+    if origin is not None and (len(origin) > _MAX_ORIGIN or not _is_origin(origin)):
+        return "Origin"
     return None
 
 
@@ -58,11 +62,12 @@ def _is_host(value: bytes) -> bool:
 
 @lru_cache(maxsize=1024)
 def _is_origin(value: bytes) -> bool:
-    """Whether it is printable ASCII that can be split as a URL; schemes are of many kinds."""
+    """Whether it is printable ASCII that can be split as a URL. Schemes are of many kinds."""
     text = value.decode("latin-1")
     try:
         # The port is only looked at when it is asked for.
         _ = urlsplit(text).port
     except ValueError:
         return False
-    return text.isascii() and text.isprintable()
+    # WSGI servers join two with a comma.
+    return text.isascii() and text.isprintable() and "," not in text

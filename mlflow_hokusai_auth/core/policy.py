@@ -98,7 +98,8 @@ def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allo
             f"The key in {found.places[0]} can't be right: {problem}. Copy it again, whole.",
             operation=operation,
         )
-    operation = listed(operation, request.query, has_body(request), folders)
+    if operation.kind == "artifacts":
+        operation = listed(operation, request.query, has_body(request), folders)
     return NeedKey(found, operation, request.address, request if operation.unsure else None)
 
 

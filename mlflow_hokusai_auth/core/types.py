@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import KeysView
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -63,12 +64,15 @@ class Request:
         """The last value of the header `name` (lower case), or None if it was not sent."""
         return self._values.get(name)
 
-    def values(self, name: bytes) -> tuple[bytes, ...]:
-        """Every value of the header `name` (lower case), in their order."""
-        if len(self._values) < len(self.headers):
-            return tuple(value for one, value in self.headers if one == name)
-        value = self._values.get(name)
-        return () if value is None else (value,)
+    @property
+    def names(self) -> KeysView[bytes]:
+        """The names of all headers, each once."""
+        return self._values.keys()
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a header was sent more than once."""
+        return len(self._values) < len(self.headers)
 
     def text(self, name: bytes) -> str:
         """The last value of the header `name` (lower case) as Latin-1, or ""."""

@@ -204,7 +204,7 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
         exchange,
         verdict,
         path,
-        dropped([name for name, _ in request.headers], verdict, gate.headers),
+        dropped(request.names, verdict, gate.headers),
         (*identity(verdict), *exchange.added),
     )
     if gate.debug_headers:
