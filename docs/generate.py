@@ -118,14 +118,15 @@ Where artifacts lie is not a client's to say. From a key that is no administrato
 another experiment; and the server opens nothing outside them, for any key, unless
 `HOKUSAI_AUTH_ARTIFACT_ROOTS` names it.
 
-What an artifact is of follows from the experiments that there are, not from the words in its path. MLflow keeps
-a trace's files in `traces/<trace id>/` right below its experiment's location: these take a scope for traces.
-What is in `<run id>/artifacts/` or `models/<model id>/artifacts/` below it is the run's or the logged model's,
-whatever it is called. With `model:write` one deletes what is in the folder of one run or logged model, and that
-folder; anything above is the experiment's. A path below no experiment's location is a trace's if `traces` is
-one of its segments, and can't be deleted with `model:write`. Before the server refuses a request for that, it
-reads the locations anew: a new experiment counts in all processes and replicas at once. (With MLflow's store of
-files in place of a database, only experiments without a location of their own are known.)
+What an artifact is of follows from the experiments that there are, not from the words in its path.
+MLflow keeps a trace's files in `traces/<trace id>/` right below its experiment's location: these take
+a scope for traces. What is in `<run id>/artifacts/` or `models/<model id>/artifacts/` below it is the
+run's or the logged model's, whatever it is called. With `model:write` one deletes what is in the
+folder of one run or logged model, and that folder; anything above is the experiment's. A path below no
+experiment's location is a trace's if `traces` is one of its segments, and can't be deleted with
+`model:write`. Before the server refuses a request for that, it reads the locations anew: a new
+experiment counts in all processes and replicas at once. (With MLflow's store of files in place of a
+database, only experiments without a location of their own are known.)
 
 ## What each route takes
 

@@ -1,8 +1,8 @@
 """What is told of each request once it is over: metrics, and a line of JSON in the decision log.
 
 The line is logged for every refusal, every failure and every change, and for a sample of what only
-reads, under the logger `mlflow_hokusai_auth.decisions`. No header and no key is in it, and of a query only
-which artifact is uploaded.
+reads, under the logger `mlflow_hokusai_auth.decisions`. No header and no key is in it, and of a query
+only which artifact is uploaded.
 """
 
 from __future__ import annotations
