@@ -37,6 +37,7 @@ import mlflow_hokusai_auth
 from mlflow_hokusai_auth.client.artifacts import HokusaiArtifactRepository
 from mlflow_hokusai_auth.core.denials import CODES
 from mlflow_hokusai_auth.core.operations import classify
+from mlflow_hokusai_auth.server import trailers
 from tests.core.rows import each
 
 SOURCE = Path(mlflow_hokusai_auth.__file__).parent
@@ -508,3 +509,9 @@ def test_a_path_of_artifacts_is_judged_as_mlflow_reads_it(what: str, path: str) 
         assert classify(method, start + "/".join(parts)).kind == "artifacts"
     elif found.kind == "artifacts":
         assert method != "DELETE"
+
+
+def test_uvicorn_s_protocol_for_httptools_drops_trailers() -> None:
+    """server/trailers.py changes `on_headers_complete`; without that place servers fall back to h11."""
+    pytest.importorskip("httptools")
+    assert trailers.ignore()
