@@ -162,7 +162,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         trailers.check()
         whole = create_fastapi_app(flask_app)
         short = shortcut.build(whole, flask_app) if config.shortcut else None
-        app = AsgiGate(whole, gate, short, (gate.observer.settle, uses.write, observed.write))
+        ends = (gate.observer.settle, uses.write, observed.write, sessions.write)
+        app = AsgiGate(whole, gate, short, ends)
     else:
         from .wsgi import wsgi_gate
 
