@@ -28,8 +28,8 @@ _FIND = sa.select(SESSIONS.c.sealed_key, SESSIONS.c.expires_at).where(
 )
 #: Seconds between two rows of the audit log about failed sign-ins from one address.
 REFUSED_INTERVAL = 60.0
-#: Addresses that get a row of their own each time, those with the most failed sign-ins. Anybody may fail
-#: to sign in, from many addresses, and nothing is deleted from the audit log.
+#: Addresses that get a row of their own each time, those with the most failed sign-ins. Anybody may
+#: fail to sign in, from many addresses, and nothing is deleted from the audit log.
 MAX_REFUSED = 50
 
 

@@ -93,7 +93,7 @@ def test_sign_in_with_a_key_that_came_too_often_is_refused_for_that(tmp_path: Pa
 
 
 def test_wrong_key_is_audited_by_its_address(here: Pages) -> None:
-    for key in (KEYS["unknown"], KEYS["unknown"], "hk_live_short"):
+    for key in (KEYS["unknown"], KEYS["unknown"], "hk live"):
         assert here.sign_in(key).status_code == 401
     assert here.store.database.audited() == []
     here.sessions.write()
