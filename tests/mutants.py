@@ -54,7 +54,9 @@ bridge      server/test_shortcut e2e/test_registration
 checks      server/test_settings
 cors        server/test_adapters server/test_app server/test_shortcut adversarial/test_spelling
 explain     test_cli
-gate        server/test_exchanges server/test_limits server/test_interceptors
+flow        server/test_flow server/test_exchanges server/test_interceptors
+flow        adversarial/test_bodies adversarial/test_grammar
+gate        server/test_flow server/test_exchanges server/test_limits server/test_interceptors
 gate        adversarial/test_caches_between
 gate        server/test_observe e2e/test_modes
 gate        server/test_state_table adversarial/test_bodies adversarial/test_sign_in

@@ -49,7 +49,7 @@ def session_tokens(request: Request) -> list[str]:
     cookies = [v for n, v in request.headers if n == b"cookie" and b"hokusai_session" in v]
     if not cookies:
         return found
-    wanted = cookie_name(_header(request, b"host"))
+    wanted = cookie_name(request.text(b"host"))
     for pair in b";".join(cookies).decode("latin-1").split(";"):
         key, _, token = pair.strip(" \t").partition("=")
         if key == wanted and token and token not in found:
@@ -71,7 +71,7 @@ def forged(request: Request, operation: Operation, session: str) -> bool:
         return not (request.method == "GET" and _navigates(request))
     if request.method in _SAFE or operation.kind != "hokusai":
         return False
-    token = _header(request, CSRF_HEADER)
+    token = request.text(CSRF_HEADER)
     return not hmac.compare_digest(token.encode("latin-1", "replace"), csrf_token(session).encode())
 
 
@@ -80,21 +80,21 @@ def cross_site(request: Request) -> bool:
 
     What tells nothing is believed if it only reads.
     """
-    site = _header(request, b"sec-fetch-site")
+    site = request.text(b"sec-fetch-site")
     if site:
         return site not in ("same-origin", "none")
-    origin = _header(request, b"origin")
+    origin = request.text(b"origin")
     if origin:
         # By host and port only: which scheme a proxy in front has used is not known here. An opaque
         # origin ("null") has neither.
         host = origin.partition("://")[2].lower()
-        return not host or host != _header(request, b"host").lower()
+        return not host or host != request.text(b"host").lower()
     return request.method not in _SAFE
 
 
 def wants_page(request: Request) -> bool:
     """Whether a person waits for a page, rather than a program for an answer."""
-    return request.method in ("GET", "HEAD") and "text/html" in _header(request, b"accept")
+    return request.method in ("GET", "HEAD") and "text/html" in request.text(b"accept")
 
 
 def login_location(request: Request) -> str:
@@ -115,10 +115,6 @@ def local_path(text: str) -> str:
 
 def _navigates(request: Request) -> bool:
     return (
-        _header(request, b"sec-fetch-mode") == "navigate"
-        and _header(request, b"sec-fetch-dest") == "document"
+        request.text(b"sec-fetch-mode") == "navigate"
+        and request.text(b"sec-fetch-dest") == "document"
     )
-
-
-def _header(request: Request, name: bytes) -> str:
-    return dict(request.headers).get(name, b"").decode("latin-1")

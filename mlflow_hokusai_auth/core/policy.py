@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 
 from . import browser, credentials, jobs, keys, scopes
@@ -50,7 +50,7 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
         return Allow(_PREFLIGHT)
     found = credentials.find(request, outbound=operation.outbound, query_key=policy.query_key)
     if isinstance(found, Deny):
-        return found
+        return replace(found, operation=operation)
     if found is None:
         return Deny(
             "KEY_MISSING",
@@ -58,17 +58,20 @@ def plan(request: Request, policy: Policy) -> Allow | Deny | NeedKey:
             "there (if it is set, a warning in the client's output says why it was not sent); or "
             "send the key as X-API-Key, as Authorization: Bearer (MLFLOW_TRACKING_TOKEN) or as the "
             f"password of Basic.{_hint(operation.rule)}",
+            operation=operation,
         )
     if found.session and browser.forged(request, operation, found.key):
         return Deny(
             "CROSS_SITE",
             "The browser sent this, with the cookie of its session, for a page of another site. "
             "Open MLflow itself and do it there; programs should send a key instead of the cookie.",
+            operation=operation,
         )
     if problem := keys.problem(found.key):
         return Deny(
             "KEY_MALFORMED",
             f"The key in {found.places[0]} can't be right: {problem}. Copy it again, whole.",
+            operation=operation,
         )
     operation = listed(operation, request.query, has_body(request))
     return NeedKey(found, operation, request.address)
@@ -98,27 +101,34 @@ def settle(
 
     `now` is seconds since the epoch.
     """
+    operation = need.operation
     if need.credential.session and _has_ended(principal, now):
-        return Deny("SESSION_ENDED", "Sign in again: the session is over, or its key has ended.")
+        return Deny(
+            "SESSION_ENDED",
+            "Sign in again: the session is over, or its key has ended.",
+            operation=operation,
+        )
     if isinstance(principal, Rejected):
         return Deny(
             "KEY_UNKNOWN",
             f"The key in {need.credential.places[0]} is not known here"
             f"{_in_its_words(principal.reason)}. Check that it was copied whole and that it is the "
             "key for this server, or ask the server's operator for a new one.",
+            operation=operation,
         )
     # Whenever that was: the clock may have been set back, or another host's be ahead.
     if principal.revoked_at is not None:
         return Deny(
             "KEY_REVOKED",
             f"Key {principal.key_id} was revoked. Ask the server's operator for a new one.",
+            operation=operation,
         )
     if principal.expires_at is not None and principal.expires_at <= now:
         return Deny(
             "KEY_EXPIRED",
             f"Key {principal.key_id} has expired. Ask the server's operator for a new one.",
+            operation=operation,
         )
-    operation = need.operation
     if (
         principal.networks
         and operation.rule != _VALIDATE
@@ -128,6 +138,7 @@ def settle(
             "ADDRESS_REFUSED",
             f"Key {principal.key_id} may not be used from {need.address or 'where this came from'}. "
             "Ask the server's operator to add the address to the key's networks.",
+            operation=operation,
         )
     if principal is jobs.PRINCIPAL:
         if jobs.allows(operation):
@@ -137,12 +148,14 @@ def settle(
             f"{operation.rule or 'A route that MLflow is not known to have'} is nothing that "
             "MLflow's server-side jobs need, so their credential does not open it.",
             current_scopes=tuple(sorted(principal.scopes)),
+            operation=operation,
         )
     if operation.kind == "assistant" and not policy.assistant:
         return Deny(
             "SCOPE_MISSING",
             "MLflow's assistant is switched off here, as it runs programs on the server's host. "
             "The operator may set HOKUSAI_AUTH_ASSISTANT=true.",
+            operation=operation,
         )
     may = max(access(principal, operation, policy), Access.KEY)
     if may < operation.access:
@@ -157,6 +170,7 @@ def settle(
             "with that scope.",
             required_scope=scope,
             current_scopes=tuple(sorted(principal.scopes)),
+            operation=operation,
         )
     return Allow(operation, principal, need.credential, _sunset(principal))
 
@@ -206,8 +220,10 @@ def abilities(principal: Principal, policy: Policy) -> list[str]:
 
 def has_body(request: Request) -> bool:
     """Whether a body follows the headers, by what they say (RFC 9112, 6.3)."""
-    headers = dict(request.headers)
-    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+    return (
+        request.header(b"content-length") not in (None, b"0")
+        or request.header(b"transfer-encoding") is not None
+    )
 
 
 def is_admin(principal: Principal, policy: Policy) -> bool:
@@ -244,9 +260,8 @@ def _in_its_words(reason: str) -> str:
 
 def _is_preflight(request: Request) -> bool:
     """A browser's question before a cross-origin request (Fetch standard, CORS-preflight)."""
-    headers = dict(request.headers)
     return (
-        bool(headers.get(b"origin"))
-        and bool(headers.get(b"access-control-request-method"))
+        bool(request.header(b"origin"))
+        and bool(request.header(b"access-control-request-method"))
         and not has_body(request)
     )

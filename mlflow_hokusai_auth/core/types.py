@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 #: How the gate treats a request: "enforce"; "observe" (log what would be refused, and let it pass);
@@ -48,6 +48,19 @@ class Request:
     headers: tuple[tuple[bytes, bytes], ...]
     #: The client's address, as `addresses.client_address` finds it.
     address: str = ""
+    #: Name -> the last value, made once because a decision looks up several headers.
+    _values: dict[bytes, bytes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_values", dict(self.headers))
+
+    def header(self, name: bytes) -> bytes | None:
+        """The last value of the header `name` (lower case), or None if it was not sent."""
+        return self._values.get(name)
+
+    def text(self, name: bytes) -> str:
+        """The last value of the header `name` (lower case) as Latin-1, or ""."""
+        return self._values.get(name, b"").decode("latin-1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +131,9 @@ class Deny:
     headers: tuple[tuple[str, str], ...] = ()
     #: Whose key was refused, where that is known.
     principal: Principal | None = None
+    #: The operation that was asked for, None before it is known. The response doesn't show it, so two
+    #: refusals that differ only in it are equal.
+    operation: Operation | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     else:
         from .wsgi import wsgi_gate
 
-        app = wsgi_gate(flask_app, gate, config.prefixes)
+        app = wsgi_gate(flask_app, gate)
     sockets.send_at_once()
     # What is loaded by now lives as long as the process, and a full collection that looks through
     # all of it stops every request: without it p99 of experiments/get fell from 200 to 60 ms.

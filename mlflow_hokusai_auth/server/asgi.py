@@ -7,19 +7,13 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from mlflow_hokusai_auth.core.credentials import without_query_key
-from mlflow_hokusai_auth.core.denials import Refusal
-from mlflow_hokusai_auth.core.forwarding import dropped, identity
-from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
-
-from . import graphql, observe
-from . import identity as caller
-from .aliases import raw_without, slash_location
-from .gate import MISMOUNTED, TOO_LARGE, Gate, body_limit, reads_only
-from .observe import Exchange, request_id
+from . import identity
+from .aliases import raw_without
+from .flow import WEBSOCKET, Answer, Arrival, Forward, ReadBody, Step, Wait, flow
+from .gate import Gate
 from .shortcut import Shortcut
 
 #: Seconds that the end of a process waits for what is left to do, as the store may stall.
@@ -60,8 +54,7 @@ class AsgiGate:
         elif kind == "http":
             await self._serve(scope, receive, send, scope["method"])
         elif kind == "websocket":
-            # No route of MLflow's is a websocket, so this asks for what an unknown route does.
-            await self._serve(scope, receive, send, "WEBSOCKET")
+            await self._serve(scope, receive, send, WEBSOCKET)
         else:
             raise RuntimeError(f"hokusai-auth refuses the scope type {kind!r}")
 
@@ -98,96 +91,78 @@ class AsgiGate:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, method: str) -> None:
         began = time.perf_counter()
-        query: bytes = scope.get("query_string", b"")
-        # In place, because uvicorn's access log prints this very scope afterwards.
-        scope["query_string"] = without_query_key(query)
-        prefix, path = self._gate.prefixes.split(scope["path"])
-        request = Request(method, path or "/", query, tuple(scope["headers"]), self._address(scope))
-        exchange = Exchange(request, prefix, request_id(request.headers), began)
-        if scope.get("root_path"):
-            verdict: Allow | Deny = MISMOUNTED
-        else:
-            verdict, receive = await self._verdict(request, receive)
-        verdict = self._gate.conclude(exchange, verdict)
-        if isinstance(verdict, Deny):
-            refusal = self._gate.refusal(exchange, verdict, "" if path else prefix)
-            await _refuse(scope, send, refusal, method)
-        elif prefix and not path and scope["type"] == "http":
-            exchange.status = 308
-            self._gate.observer.over(exchange)
-            query = scope["query_string"]
-            await _redirect(send, slash_location(prefix), query, self._gate.marks(exchange))
-        else:
-            inner = dict(scope)
-            if prefix:
-                inner["path"] = path
-                inner["raw_path"] = raw_without(prefix, path, scope.get("raw_path"))
-            headers: list[tuple[bytes, bytes]] = scope["headers"]
-            gone = dropped([name for name, _ in headers], verdict, self._gate.headers)
-            kept = [item for item in headers if item[0] not in gone] if gone else headers
-            inner["headers"] = [*kept, *identity(verdict), *exchange.added]
-            if self._gate.debug_headers:
-                observe.show_headers(exchange, inner["headers"])
-            if verdict.principal is not None:
-                inner["state"] = {**scope.get("state", {}), "username": verdict.principal.owner}
-            caller.current.set(
-                caller.Caller(
-                    verdict.principal, request.address, exchange.request_id, exchange.answer
-                )
-            )
-            exchange.passed = True
-            short = self._shortcut
-            app = short.app if short and short.fits(verdict.operation, request) else self._app
-            try:
-                await app(inner, receive, self._answering(send, exchange, verdict))
-            except BaseException:
-                exchange.broke_off = True
-                raise
-            finally:
-                self._gate.observer.over(exchange)
-
-    def _answering(self, send: Send, exchange: Exchange, allow: Allow) -> Send:
-        """`send`, with the gate's headers; tells `exchange` how MLflow answers."""
-
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                sent = message.get("headers", ())
-                exchange.started(message["status"], _content_type(sent, message["status"]))
-                added = _encoded(self._gate.response_headers(exchange, allow))
-                message = {**message, "headers": [*sent, *added]}
-            else:
-                exchange.sent += len(message.get("body", b""))
-            await send(message)
-
-        return sending
-
-    async def _verdict(self, request: Request, receive: Receive) -> tuple[Allow | Deny, Receive]:
-        """The verdict, and from where MLflow receives the body."""
-        step = self._gate.plan(request)
-        if not isinstance(step, NeedKey):
-            if limit := body_limit(step):
-                body, receive = await _read(receive, limit)
-                return (TOO_LARGE if body is None else step), receive
-            return step, receive
-        verdict = await self._settle(step)
-        reading = reads_only(step, verdict)
-        if reading is not None and isinstance(allowed := await self._settle(reading), Allow):
-            body, receive = await _read(receive, graphql.MAX_BODY)
-            if body is not None and graphql.only_reads(body):
-                return allowed, receive
-        return verdict, receive
-
-    async def _settle(self, need: NeedKey) -> Allow | Deny:
-        known = self._gate.peek(need)
-        if known is not None:
-            return known
-        asked = asyncio.wrap_future(self._gate.begin(need))
-        await asyncio.wait((asked,), timeout=self._gate.lookups.patience)
-        return asked.result() if asked.done() else self._gate.late()
-
-    def _address(self, scope: Scope) -> str:
         client = scope.get("client")
-        return self._gate.address(client[0] if client else "", scope["headers"])
+        arrival = Arrival(
+            method,
+            scope["path"],
+            scope.get("query_string", b""),
+            tuple(scope["headers"]),
+            client[0] if client else "",
+            began,
+            bool(scope.get("root_path")),
+        )
+        way = flow(self._gate, arrival)
+        result: object = None
+        while True:
+            try:
+                step = way.send(result)
+            except StopIteration as done:
+                found: Forward | Answer = done.value
+                break
+            result, receive = await _do(step, scope, receive)
+        if isinstance(found, Answer):
+            await _answer(scope, send, found)
+            return
+        inner = dict(scope)
+        if found.exchange.prefix:
+            inner["path"] = found.path
+            inner["raw_path"] = raw_without(
+                found.exchange.prefix, found.path, scope.get("raw_path")
+            )
+        inner["headers"] = found.headers
+        caller = found.caller
+        if caller.principal is not None:
+            inner["state"] = {**scope.get("state", {}), "username": caller.principal.owner}
+        identity.current.set(caller)
+        short = self._shortcut
+        fits = short is not None and short.fits(found.allow.operation, found.exchange.request)
+        app = short.app if short is not None and fits else self._app
+        try:
+            await app(inner, receive, _reporting(send, found))
+        except BaseException:
+            found.over(broke_off=True)
+            raise
+        found.over()
+
+
+async def _do(step: Step, scope: Scope, receive: Receive) -> tuple[object, Receive]:
+    """Do what the flow asks for: its result, and from where MLflow receives the body."""
+    if isinstance(step, Wait):
+        waiting = asyncio.wrap_future(step.future)
+        await asyncio.wait((waiting,), timeout=step.seconds)
+        return waiting.result() if waiting.done() else None, receive
+    if isinstance(step, ReadBody):
+        return await _read(receive, step.limit)
+    # In place, because uvicorn's access log prints this very scope afterwards.
+    scope["query_string"] = step.query
+    return None, receive
+
+
+def _reporting(send: Send, forward: Forward) -> Send:
+    """`send`, with the gate's headers; reports to `forward` how MLflow answers."""
+    exchange = forward.exchange
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            sent = message.get("headers", ())
+            status = message["status"]
+            added = _encoded(forward.started(status, _content_type(sent, status)))
+            message = {**message, "headers": [*sent, *added]}
+        else:
+            exchange.sent += len(message.get("body", b""))
+        await send(message)
+
+    return sending
 
 
 async def _read(receive: Receive, limit: int) -> tuple[bytes | None, Receive]:
@@ -209,33 +184,21 @@ async def _read(receive: Receive, limit: int) -> tuple[bytes | None, Receive]:
 
 def _content_type(headers: Iterable[tuple[bytes, bytes]], status: int) -> str:
     # Looked up only where it tells something.
-    if status != 403:
-        return ""
-    found = {name.lower(): value for name, value in headers}
-    return found.get(b"content-type", b"").decode("latin-1")
+    if status == 403:
+        for name, value in headers:
+            if name.lower() == b"content-type":
+                return value.decode("latin-1")
+    return ""
 
 
-async def _refuse(scope: Scope, send: Send, refusal: Refusal, method: str) -> None:
+async def _answer(scope: Scope, send: Send, answer: Answer) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    headers = _encoded(refusal.headers)
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    body = b"" if method == "HEAD" else refusal.body
-    await send({"type": "http.response.body", "body": body})
+    headers = _encoded(answer.headers)
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
 
 
 def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-
-
-async def _redirect(
-    send: Send, location: str, query: bytes, added: Sequence[tuple[str, str]]
-) -> None:
-    headers = [
-        (b"location", location.encode("ascii") + (b"?" + query if query else b"")),
-        (b"content-length", b"0"),
-        *_encoded(added),
-    ]
-    await send({"type": "http.response.start", "status": 308, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})

@@ -1,19 +1,19 @@
-"""What both adapters share: the gate's parts, and how a refusal is dressed for its origin."""
+"""The parts that a verdict takes, and the steps to it that `flow` puts in order."""
 
 from __future__ import annotations
 
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from mlflow_hokusai_auth.backends import Authority, BackendUnavailable, Throttled
-from mlflow_hokusai_auth.core import browser, credentials
+from mlflow_hokusai_auth.core import credentials
 from mlflow_hokusai_auth.core.addresses import Network, client_address
-from mlflow_hokusai_auth.core.denials import CODES, Refusal, redirect, render
+from mlflow_hokusai_auth.core.denials import CODES
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.operations import CLOSED, classify
 from mlflow_hokusai_auth.core.policy import Policy, has_body, plan, settle
@@ -28,7 +28,7 @@ from mlflow_hokusai_auth.core.types import (
     Request,
 )
 
-from .aliases import Prefixes, slash_location
+from .aliases import Prefixes
 from .cors import Cors
 from .interceptors import Interceptors
 from .limits import Limits
@@ -40,8 +40,6 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that a client is asked to wait, at most, while keys can't be checked.
 MAX_WAIT = 30.0
-#: Refusals that signing in would answer.
-_SIGN_IN = frozenset({"KEY_MISSING", "SESSION_ENDED"})
 MISMOUNTED = Deny(
     "MISCONFIGURED",
     "The server was given a root path, which hokusai-auth does not support. Its operator should "
@@ -50,14 +48,11 @@ MISMOUNTED = Deny(
 _UNAVAILABLE = Deny(
     "AUTHORITY_UNAVAILABLE", "Keys can't be checked at the moment. Try again in a few seconds."
 )
-TOO_LARGE = Deny("BODY_TOO_LARGE", "Send less: nothing that belongs here is as large.")
 _THROTTLED = Deny(
     "RATE_LIMITED", "This key, or its authority, is asked too often. Try again a little later."
 )
 #: On every answer while nobody is asked for a key, so that it can't be overlooked.
 _OFF = ("X-Hokusai-Auth-Mode", "off")
-#: On every answer to a key, lest a cache on the way gives it to somebody else.
-_VARY = ("Vary", "Authorization, Cookie, X-API-Key")
 
 #: Bytes of a body that somebody without a key may send, by rule: a form with a key in it, and what
 #: GitHub reports; none for any other.
@@ -92,7 +87,7 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Everything a verdict takes. The adapters only translate to and from it."""
+    """Everything that a verdict takes; `flow.flow` calls its methods in their order."""
 
     authority: Authority
     policy: Policy
@@ -127,8 +122,8 @@ class Gate:
             if operation.kind not in CLOSED:
                 return _let_pass(request, operation)
         step = plan(request, self.policy)
-        if body_limit(step) == 0 and has_body(request):
-            return TOO_LARGE
+        if isinstance(step, Allow) and body_limit(step.operation) == 0 and has_body(request):
+            return too_large(step.operation)
         return step
 
     def peek(self, need: NeedKey) -> Allow | Deny | None:
@@ -145,13 +140,13 @@ class Gate:
         try:
             principal = self.authority.lookup(need.credential.key, need.address)
         except Throttled as error:
-            return replace(_THROTTLED, retry_after=error.retry_after)
+            return replace(_THROTTLED, retry_after=error.retry_after, operation=need.operation)
         except BackendUnavailable as error:
             _log.error("A request was refused with 503: %s", error)
-            return self.unavailable(error.retry_after)
+            return self.unavailable(need, error.retry_after)
         except Exception:
             _log.exception("A request was refused with 503")
-            return self.unavailable()
+            return self.unavailable(need)
         self.outage.over()
         return self._settle(need, principal)
 
@@ -162,48 +157,38 @@ class Gate:
         try:
             return self.begin(need).result(self.lookups.patience)
         except futures.TimeoutError:
-            return self.late()
+            return self.late(need)
 
     def begin(self, need: NeedKey) -> futures.Future[Allow | Deny]:
         """The verdict to come of `ask`, in a thread."""
-        return self.lookups.begin(lambda: self.ask(need), self.unavailable)
+        return self.lookups.begin(lambda: self.ask(need), lambda: self.unavailable(need))
 
-    def late(self) -> Deny:
+    def late(self, need: NeedKey) -> Deny:
         """The refusal of a request that `ask` has no answer for in time.
 
         The thread of that goes on waiting; there are `lookups.THREADS` at most.
         """
         _log.error("A request was refused with 503: no answer in %g s", self.lookups.patience)
-        return self.unavailable()
+        return self.unavailable(need)
 
-    def unavailable(self, retry_after: float | None = None) -> Deny:
-        """The refusal of a request whose key nobody can tell anything of."""
-        return replace(_UNAVAILABLE, retry_after=retry_after or self.outage.wait())
+    def unavailable(self, need: NeedKey, retry_after: float | None = None) -> Deny:
+        """The 503 for a key that no authority can check. `retry_after` is in seconds."""
+        wait = retry_after or self.outage.wait()
+        return replace(_UNAVAILABLE, retry_after=wait, operation=need.operation)
 
     def conclude(self, exchange: Exchange, verdict: Allow | Deny) -> Allow | Deny:
-        """`verdict` as the mode has it: only "enforce" refuses. Notes it in `exchange`."""
+        """Apply the mode to `verdict`: only "enforce" refuses. Notes the verdict in `exchange`."""
         exchange.decided = time.perf_counter()
         exchange.verdict = verdict
-        if isinstance(verdict, Allow):
-            exchange.operation = verdict.operation
-            return self._intercepted(exchange, verdict) if self.interceptors else verdict
         request = exchange.request
-        exchange.operation = classify(request.method, request.path)
-        closed = exchange.operation.kind in CLOSED
-        if verdict is MISMOUNTED or self.mode.now == "enforce" or closed:
-            exchange.verdict = self._or_too_often(request, verdict)
-            return exchange.verdict
-        allow = _let_pass(request, exchange.operation)
-        return self._intercepted(exchange, allow) if self.interceptors else allow
-
-    def response_headers(self, exchange: Exchange, allow: Allow) -> Sequence[tuple[str, str]]:
-        """What to add to MLflow's answer, which has begun."""
-        added = (*allow.headers, *self.marks(exchange), *exchange.answer)
-        if allow.principal is not None:
-            added = (_VARY, *added)
-        if not self.interceptors:
-            return added
-        return (*added, *self.interceptors.on_response(exchange.view(), exchange.status))
+        exchange.operation = verdict.operation or classify(request.method, request.path)
+        if isinstance(verdict, Deny):
+            closed = exchange.operation.kind in CLOSED
+            if verdict is MISMOUNTED or self.mode.now == "enforce" or closed:
+                exchange.verdict = self._or_too_often(request, verdict)
+                return exchange.verdict
+            verdict = _let_pass(request, exchange.operation)
+        return self._intercepted(exchange, verdict) if self.interceptors else verdict
 
     def marks(self, exchange: Exchange) -> tuple[tuple[str, str], ...]:
         """The headers that every answer has."""
@@ -218,34 +203,13 @@ class Gate:
         exchange.added = [(n.lower().encode("ascii"), v.encode("ascii")) for n, v in answer]
         return allow
 
-    def refusal(self, exchange: Exchange, deny: Deny, bare_prefix: str = "") -> Refusal:
-        """The response for `deny`, which for a page that a browser asks for is the way to sign in.
-
-        `bare_prefix` is the prefix of a path that consists of nothing else. Tells of the refusal.
-        """
-        refusal = self._response(exchange.request, deny, bare_prefix)
-        exchange.status, exchange.sent = refusal.status, len(refusal.body)
-        self.observer.over(exchange)
-        headers = (*refusal.headers, *self.marks(exchange))
-        return Refusal(refusal.status, headers, refusal.body)
-
-    def _response(self, request: Request, deny: Deny, bare_prefix: str) -> Refusal:
-        if deny.code in _SIGN_IN and browser.wants_page(request):
-            query = credentials.without_query_key(request.query)
-            location = browser.login_location(replace(request, query=query))
-            return redirect(slash_location(bare_prefix) + location if bare_prefix else location)
-        refusal = render(deny)
-        origin = dict(request.headers).get(b"origin", b"").decode("latin-1")
-        headers = refusal.headers + self.cors.headers(origin)
-        return Refusal(refusal.status, headers, refusal.body)
-
     def _settle(self, need: NeedKey, principal: Principal | Rejected) -> Allow | Deny:
         verdict = settle(need, principal, time.time(), self.policy)
         if isinstance(verdict, Allow):
             verdict = self.limits.admit(verdict)
         if isinstance(principal, Principal):
             if isinstance(verdict, Deny):
-                return replace(verdict, principal=principal)
+                return replace(verdict, principal=principal, operation=need.operation)
             self.count(principal.key_id)
         return verdict
 
@@ -257,7 +221,13 @@ class Gate:
         if wait is None:
             return deny
         said = "Too many requests with a wrong key came from here."
-        return Deny("RATE_LIMITED", said, retry_after=wait, principal=deny.principal)
+        return Deny(
+            "RATE_LIMITED",
+            said,
+            retry_after=wait,
+            principal=deny.principal,
+            operation=deny.operation,
+        )
 
 
 def _let_pass(request: Request, operation: Operation) -> Allow:
@@ -266,11 +236,18 @@ def _let_pass(request: Request, operation: Operation) -> Allow:
     return Allow(operation, None, credentials.ANYWHERE if isinstance(found, Deny) else found)
 
 
-def body_limit(step: Allow | Deny | NeedKey) -> int | None:
-    """Bytes of a body that may be read from somebody without a key; None for who needs one."""
-    if not isinstance(step, Allow) or step.operation.access is not Access.PUBLIC:
+def body_limit(operation: Operation) -> int | None:
+    """Bytes of a body that `operation` reads from somebody without a key; None if it takes a key."""
+    if operation.access is not Access.PUBLIC:
         return None
-    return BODY_LIMITS.get(step.operation.rule, 0)
+    return BODY_LIMITS.get(operation.rule, 0)
+
+
+def too_large(operation: Operation) -> Deny:
+    """The refusal of a body that is larger than `body_limit`."""
+    limit = body_limit(operation)
+    message = f"The limit is {limit} bytes here." if limit else "This route takes no body."
+    return Deny("BODY_TOO_LARGE", message, operation=operation)
 
 
 def reads_only(need: NeedKey, verdict: Allow | Deny) -> NeedKey | None:

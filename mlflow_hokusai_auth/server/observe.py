@@ -12,7 +12,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,9 +92,10 @@ class Exchange:
         self.host_refusal = status == 403 and content_type.startswith("text/plain")
 
 
-def request_id(headers: Sequence[tuple[bytes, bytes]]) -> str:
+def request_id(request: Request) -> str:
     """The client's X-Request-Id, if it is a plain one and no key, or a new one."""
-    for name, value in headers:
+    sent = request.headers if request.header(b"x-request-id") is not None else ()
+    for name, value in sent:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             text = value.decode("ascii")
             if redact(text) == text:

@@ -36,9 +36,7 @@ class Shortcut:
 
     def fits(self, operation: Operation, request: Request) -> bool:
         """Whether the request is one for Flask, and none of the middlewares left out would act."""
-        return operation.rule in self._rules and not any(
-            name == _WORKSPACE for name, _ in request.headers
-        )
+        return operation.rule in self._rules and request.header(_WORKSPACE) is None
 
 
 def build(fastapi_app: FastAPI, flask_app: flask.Flask) -> Shortcut | None:

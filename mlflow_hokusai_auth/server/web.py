@@ -242,7 +242,7 @@ def _see(location: str) -> Response:
 
 
 def _is_secure(request: Request) -> bool:
-    host = dict(request.headers).get(b"host", b"").decode("latin-1")
+    host = request.text(b"host")
     return browser.cookie_name(host) == browser.SECURE_COOKIE
 
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.middleware.dispatcher import DispatcherMiddleware
-
-from mlflow_hokusai_auth.core.credentials import without_query_key
-from mlflow_hokusai_auth.core.forwarding import dropped, identity
-from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
-
-from . import graphql, observe
-from . import identity as caller
-from .aliases import slash_location
-from .gate import TOO_LARGE, Gate, body_limit, reads_only
-from .observe import Exchange, request_id
+from . import identity
+from .flow import Answer, Arrival, Forward, ReadBody, Step, Wait, flow
+from .gate import Gate
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -26,115 +20,87 @@ if TYPE_CHECKING:
     Environ = dict[str, Any]
 
 
-def wsgi_gate(app: WSGIApplication, gate: Gate, prefixes: Iterable[str]) -> WSGIApplication:
+def wsgi_gate(app: WSGIApplication, gate: Gate) -> WSGIApplication:
     """`app` behind `gate`, at the root and under every prefix."""
-    guarded = _WsgiGate(app, gate)
-    dispatcher = DispatcherMiddleware(guarded, dict.fromkeys(prefixes, guarded))
 
     def entry(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        # A SCRIPT_NAME from outside would hide part of the path from the gate or from MLflow; the
-        # dispatcher is the only one to split the path.
-        environ["PATH_INFO"] = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        environ["SCRIPT_NAME"] = ""
-        query = environ.get("QUERY_STRING", "").encode("latin-1")
-        environ["hokusai.query"] = query
-        _set_query(environ, query, without_query_key(query))
-        if not environ["PATH_INFO"].startswith("/"):
-            # `OPTIONS *`, or `GET x/health`: the dispatcher would take `x` for a prefix.
-            return guarded(environ, start_response)
-        return dispatcher(environ, start_response)
+        began = time.perf_counter()
+        # A SCRIPT_NAME from outside would hide part of the path from the gate or from MLflow.
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        arrival = Arrival(
+            environ["REQUEST_METHOD"],
+            path.encode("latin-1").decode("utf-8", "replace"),
+            environ.get("QUERY_STRING", "").encode("latin-1"),
+            _headers(environ),
+            environ.get("REMOTE_ADDR", ""),
+            began,
+        )
+        way = flow(gate, arrival)
+        result: object = None
+        while True:
+            try:
+                step = way.send(result)
+            except StopIteration as done:
+                found: Forward | Answer = done.value
+                break
+            result = _do(step, environ)
+        if isinstance(found, Answer):
+            start_response(_status(found.status), list(found.headers))
+            return [found.body] if found.body else []
+        environ["SCRIPT_NAME"] = found.exchange.prefix
+        # A prefix is ASCII, so it is as long in bytes.
+        environ["PATH_INFO"] = path[len(found.exchange.prefix) :]
+        for name in found.removed:
+            del environ[_variable(name)]
+        for name, value in found.added:
+            environ[_variable(name)] = value.decode("ascii")
+        return _forward(app, environ, start_response, found)
 
     return entry
 
 
-class _WsgiGate:
-    def __init__(self, app: WSGIApplication, gate: Gate) -> None:
-        self._app = app
-        self._gate = gate
+def _do(step: Step, environ: Environ) -> object:
+    """Do what the flow asks for, and return the result."""
+    if isinstance(step, Wait):
+        with contextlib.suppress(futures.TimeoutError):
+            return step.future.result(step.seconds)
+        return None
+    if isinstance(step, ReadBody):
+        return _read(environ, step.limit)
+    _set_query(environ, step.query.decode("latin-1"))
+    return None
 
-    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        began = time.perf_counter()
-        prefix, path = environ["SCRIPT_NAME"], environ["PATH_INFO"]
-        headers = _headers(environ)
-        request = Request(
-            environ["REQUEST_METHOD"],
-            path.encode("latin-1").decode("utf-8", "replace") or "/",
-            environ.pop("hokusai.query"),
-            tuple(headers.items()),
-            self._gate.address(environ.get("REMOTE_ADDR", ""), headers.items()),
-        )
-        exchange = Exchange(request, prefix, request_id(request.headers), began)
-        verdict = self._gate.conclude(exchange, self._verdict(request, environ))
-        if isinstance(verdict, Deny):
-            refusal = self._gate.refusal(exchange, verdict, "" if path else prefix)
-            start_response(_status(refusal.status), list(refusal.headers))
-            return [] if request.method == "HEAD" else [refusal.body]
-        if prefix and not path:
-            query = environ["QUERY_STRING"]
-            location = slash_location(prefix) + (f"?{query}" if query else "")
-            exchange.status = 308
-            self._gate.observer.over(exchange)
-            told = [("Location", location), ("Content-Length", "0")]
-            start_response(_status(308), [*told, *self._gate.marks(exchange)])
-            return []
-        for name in dropped(headers, verdict, self._gate.headers):
-            del environ[_variable(name)]
-        for name, value in (*identity(verdict), *exchange.added):
-            environ[_variable(name)] = value.decode("ascii")
-        if self._gate.debug_headers:
-            observe.show_headers(exchange, tuple(_headers(environ).items()))
-        caller.current.set(
-            caller.Caller(verdict.principal, request.address, exchange.request_id, exchange.answer)
-        )
-        exchange.passed = True
-        try:
-            answering = self._answering(start_response, exchange, verdict)
-            answer: Iterable[bytes] = self._app(environ, answering)
-        except BaseException:
-            exchange.broke_off = True
-            self._over(exchange)
-            raise
-        # A file is sent by the server itself, which must see that it is one. No code of MLflow's runs
-        # for that.
-        file: type = environ.get("wsgi.file_wrapper", type(None))
-        if isinstance(answer, file):
-            self._over(exchange)
-            return answer
-        return _Answer(answer, lambda: self._over(exchange))
 
-    def _over(self, exchange: Exchange) -> None:
-        """End the request: what this thread runs from here on is no longer the caller's."""
-        caller.current.set(caller.NOBODY)
-        self._gate.observer.over(exchange)
+def _forward(
+    app: WSGIApplication, environ: Environ, start_response: StartResponse, forward: Forward
+) -> Iterable[bytes]:
+    """MLflow's answer, reported to `forward`."""
 
-    def _verdict(self, request: Request, environ: Environ) -> Allow | Deny:
-        step = self._gate.plan(request)
-        if not isinstance(step, NeedKey):
-            if limit := body_limit(step):
-                return step if _read(environ, limit) is not None else TOO_LARGE
-            return step
-        verdict = self._gate.decide(step)
-        reading = reads_only(step, verdict)
-        if reading is not None and isinstance(allowed := self._gate.decide(reading), Allow):
-            body = _read(environ, graphql.MAX_BODY)
-            if body is not None and graphql.only_reads(body):
-                return allowed
-        return verdict
+    def starting(status: str, sent: list[tuple[str, str]], *exc_info: Any) -> Any:
+        found = {name.lower(): value for name, value in sent}
+        added = forward.started(int(status.split()[0]), found.get("content-type", ""))
+        length = found.get("content-length", "")
+        forward.exchange.sent = int(length) if length.isdecimal() else 0
+        return start_response(status, [*sent, *added], *exc_info)
 
-    def _answering(
-        self, start_response: StartResponse, exchange: Exchange, allow: Allow
-    ) -> StartResponse:
-        """`start_response`, with the gate's headers; tells `exchange` how MLflow answers."""
+    def over(*, broke_off: bool = False) -> None:
+        # What this thread runs from here on is no longer the caller's.
+        identity.current.set(identity.NOBODY)
+        forward.over(broke_off=broke_off)
 
-        def starting(status: str, sent: list[tuple[str, str]], *exc_info: Any) -> Any:
-            found = {name.lower(): value for name, value in sent}
-            exchange.started(int(status.split()[0]), found.get("content-type", ""))
-            length = found.get("content-length", "")
-            exchange.sent = int(length) if length.isdecimal() else 0
-            added = self._gate.response_headers(exchange, allow)
-            return start_response(status, [*sent, *added], *exc_info)
-
-        return starting
+    identity.current.set(forward.caller)
+    try:
+        answer: Iterable[bytes] = app(environ, starting)
+    except BaseException:
+        over(broke_off=True)
+        raise
+    # A file is sent by the server itself, which must see that it is one. No code of MLflow's runs
+    # for that.
+    file: type = environ.get("wsgi.file_wrapper", type(None))
+    if isinstance(answer, file):
+        over()
+        return answer
+    return _Answer(answer, over)
 
 
 class _Answer:
@@ -169,30 +135,27 @@ def _read(environ: Environ, limit: int) -> bytes | None:
     return body
 
 
-def _headers(environ: Environ) -> dict[bytes, bytes]:
-    headers = {
-        name[5:].replace("_", "-").lower().encode("latin-1"): value.encode("latin-1")
+def _headers(environ: Environ) -> tuple[tuple[bytes, bytes], ...]:
+    headers = [
+        (name[5:].replace("_", "-").lower().encode("latin-1"), value.encode("latin-1"))
         for name, value in environ.items()
         if name.startswith("HTTP_")
-    }
+    ]
     if environ.get("CONTENT_LENGTH"):
-        headers[b"content-length"] = environ["CONTENT_LENGTH"].encode("latin-1")
-    return headers
+        headers.append((b"content-length", environ["CONTENT_LENGTH"].encode("latin-1")))
+    return tuple(headers)
 
 
 def _variable(name: bytes) -> str:
     return "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
 
 
-def _set_query(environ: Environ, before: bytes, after: bytes) -> None:
+def _set_query(environ: Environ, query: str) -> None:
     """Replace the query wherever the environ repeats it, for the server's access log."""
-    if before == after:
-        return
-    new = after.decode("latin-1")
-    environ["QUERY_STRING"] = new
+    environ["QUERY_STRING"] = query
     for name in ("RAW_URI", "REQUEST_URI"):
         if name in environ:
-            environ[name] = environ[name].partition("?")[0] + (f"?{new}" if new else "")
+            environ[name] = environ[name].partition("?")[0] + (f"?{query}" if query else "")
 
 
 def _status(code: int) -> str:

@@ -227,7 +227,7 @@ class Rig:
         identity.install(self.flask)
         self.flask.add_url_rule("/", "root", self._mlflow, methods=METHODS)
         self.flask.add_url_rule("/<path:_>", "mlflow", self._mlflow, methods=METHODS)
-        self._wsgi = wsgi_gate(self.flask, self.gate, PREFIXES)
+        self._wsgi = wsgi_gate(self.flask, self.gate)
 
     def _mlflow(self, _: str = "") -> str:
         self.called = True

@@ -150,7 +150,7 @@ def through_wsgi(prefixes: Sequence[str], attacks: Sequence[Attack]) -> Iterator
         start_response("200 OK", [])
         return [b"MLflow"]
 
-    app = wsgi_gate(mlflow, replace(GATE, prefixes=Prefixes(prefixes)), prefixes)
+    app = wsgi_gate(mlflow, replace(GATE, prefixes=Prefixes(prefixes)))
     for attack in attacks:
         body = Body(attack)
         started: list[Any] = []

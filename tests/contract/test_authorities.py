@@ -155,7 +155,7 @@ def endpoint(store: Backend) -> Iterator[str]:
     app = flask.Flask("endpoint")
     app.register_blueprint(validation.blueprint())
     gate = Gate(Uncached(store), Policy(), Prefixes(()), Cors((), ""))
-    server = make_server("127.0.0.1", 0, wsgi_gate(app, gate, ()), threaded=True)
+    server = make_server("127.0.0.1", 0, wsgi_gate(app, gate), threaded=True)
     # Else the end of the test waits for connections that are kept for a next request.
     server.daemon_threads = True
     server.block_on_close = False

@@ -242,7 +242,7 @@ def through_wsgi(wire: Wire, gate: Gate = GATE, **extra: Any) -> Answer:
         return [b"MLflow"]
 
     environ = environ_of(wire, **extra)
-    answer = wsgi_gate(mlflow, gate, PREFIXES)(
+    answer = wsgi_gate(mlflow, gate)(
         environ, lambda status, headers: started.append((status, headers))
     )
     body = b"".join(answer)

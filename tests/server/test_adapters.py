@@ -26,7 +26,7 @@ from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import MODES, Principal, Rejected
-from mlflow_hokusai_auth.server import aliases, asgi, gate, wsgi
+from mlflow_hokusai_auth.server import aliases, asgi, flow, gate, wsgi
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
 from mlflow_hokusai_auth.server.cors import Cors
@@ -444,7 +444,7 @@ def test_asgi_tells_mlflow_the_owner() -> None:
 def test_the_caller_of_one_request_is_not_the_caller_of_the_next(adapter: Adapter) -> None:
     seen = []
 
-    original = asgi.caller.current
+    original = asgi.identity.current
 
     class Recorder:
         def set(self, caller: Any) -> None:
@@ -452,11 +452,11 @@ def test_the_caller_of_one_request_is_not_the_caller_of_the_next(adapter: Adapte
             original.set(caller)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asgi.caller, "current", Recorder())
+        patch.setattr(asgi.identity, "current", Recorder())
         adapter(with_key("admin"))
         adapter(Wire(target="/health"))
     # The WSGI adapter also says when a request is over.
-    callers = [caller for caller in seen if caller is not asgi.caller.NOBODY]
+    callers = [caller for caller in seen if caller is not asgi.identity.NOBODY]
     assert [caller.principal for caller in callers] == [PRINCIPALS["admin"], None]
 
 
@@ -561,10 +561,9 @@ SHARED_FAULTS = [
     (Gate, "plan"),
     (Gate, "peek"),
     (Gate, "ask"),
-    (Gate, "refusal"),
+    (Gate, "conclude"),
     (gate, "plan"),
     (gate, "settle"),
-    (gate, "render"),
     (policy, "classify"),
     (scopes, "granted"),
     (credentials, "find"),
@@ -572,29 +571,21 @@ SHARED_FAULTS = [
     (CachedBackend, "peek"),
     (CachedBackend, "lookup"),
     (Cors, "headers"),
+    (aliases.Prefixes, "split"),
+    (flow, "without_query_key"),
+    (flow, "dropped"),
+    (flow, "identity"),
+    (flow, "Caller"),
+    (flow, "slash_location"),
+    (flow, "Request"),
+    (flow, "render"),
+    (flow, "Forward"),
+    (flow, "Answer"),
 ]
-#: Each module's own: functions, and `caller`, which holds the principal.
+#: Each module's own.
 ADAPTER_FAULTS = {
-    "asgi": [
-        (asgi, "without_query_key"),
-        (asgi, "dropped"),
-        (asgi, "identity"),
-        (asgi, "caller"),
-        (asgi, "raw_without"),
-        (asgi, "slash_location"),
-        (asgi, "Request"),
-        (aliases.Prefixes, "split"),
-    ],
-    "wsgi": [
-        (wsgi, "without_query_key"),
-        (wsgi, "dropped"),
-        (wsgi, "identity"),
-        (wsgi, "caller"),
-        (wsgi, "slash_location"),
-        (wsgi, "Request"),
-        (wsgi, "_headers"),
-        (wsgi, "_set_query"),
-    ],
+    "asgi": [(asgi, "flow"), (asgi, "raw_without"), (asgi, "identity")],
+    "wsgi": [(wsgi, "flow"), (wsgi, "_headers"), (wsgi, "_set_query"), (wsgi, "identity")],
 }
 
 

@@ -24,7 +24,6 @@ from mlflow_hokusai_auth.server.wsgi import wsgi_gate
 from tests.adversarial.grammar import GRAPHQL_READ
 from tests.server.sentinel import (
     KEYS,
-    PREFIXES,
     PRINCIPALS,
     Adapter,
     Wire,
@@ -91,7 +90,7 @@ def asgi_ask(gate: Gate, app: Any, receive: Any = None, wire: Wire = READ) -> li
 
 
 def wsgi_ask(gate: Gate, app: Any, wire: Wire = READ, **extra: Any) -> Any:
-    return wsgi_gate(app, gate, PREFIXES)(environ_of(wire, **extra), lambda *_: lambda _: None)
+    return wsgi_gate(app, gate)(environ_of(wire, **extra), lambda *_: lambda _: None)
 
 
 class Broken(Exception):
@@ -311,7 +310,7 @@ def test_key_in_the_query_is_cut_out_wherever_the_server_repeats_it(gate: Gate) 
     for more, left in (("a=1&", "a=1"), ("", "")):
         environ = environ_of(Wire("GET", f"/version?{more}api_key={KEYS['read']}"))
         del environ["RAW_URI"]
-        wsgi_gate(app, gate, PREFIXES)(environ, lambda *_: lambda _: None)
+        wsgi_gate(app, gate)(environ, lambda *_: lambda _: None)
         inner = called.pop()
         assert inner["QUERY_STRING"] == left
         assert inner["REQUEST_URI"] == f"/version{'?' if left else ''}{left}"

@@ -89,7 +89,7 @@ def test_nobody_waits_for_ever_under_wsgi_either() -> None:
         start_response("200 OK", [])
         return [b"MLflow"]
 
-    app = wsgi_gate(mlflow, gate, ())
+    app = wsgi_gate(mlflow, gate)
 
     def status() -> str:
         environ = create_environ("/version", headers={"X-API-Key": keys.generate()})

@@ -301,7 +301,7 @@ def elsewhere() -> Iterator[str]:
     """Where another server is, which has no artifacts."""
     app = flask.Flask("elsewhere")
     app.add_url_rule("/api/2.0/mlflow-artifacts/artifacts", view_func=lambda: {"files": []})
-    server = make_server("127.0.0.1", 0, wsgi_gate(app, make_gate(), ()), threaded=True)
+    server = make_server("127.0.0.1", 0, wsgi_gate(app, make_gate()), threaded=True)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.port}"
     server.shutdown()

@@ -94,9 +94,8 @@ def ask(gate: Gate, key: str) -> str | None:
     """The code of the refusal, or None for a request that may pass."""
     request = Request("GET", "/version", b"", ((b"x-api-key", key.encode()),), "127.0.0.1")
     step = gate.plan(request)
-    if isinstance(step, NeedKey):
-        step = gate.peek(step) or gate.ask(step)
-    verdict = gate.conclude(Exchange(request, "", "", 0.0), step)
+    verdict = gate.decide(step) if isinstance(step, NeedKey) else step
+    verdict = gate.conclude(Exchange(request, "", "", 0.0), verdict)
     return None if isinstance(verdict, Allow) else verdict.code
 
 

@@ -1,0 +1,147 @@
+"""The way of a request, without an adapter; and that an adapter decides nothing."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_hokusai_auth.core.denials import CODES
+from mlflow_hokusai_auth.core.types import Allow, Deny
+from mlflow_hokusai_auth.server import asgi, flow, graphql, wsgi
+from mlflow_hokusai_auth.server.flow import Answer, Arrival, Forward, ReadBody, ShowQuery, Wait
+from mlflow_hokusai_auth.server.gate import Gate
+from tests.adversarial.grammar import GRAPHQL_READ, GRAPHQL_WRITE
+from tests.server.sentinel import KEYS, Wire, clock_at_now, make_gate, scope_of, with_key
+
+READ = with_key("read")
+LOGIN = Wire("POST", "/hokusai/login", (("Content-Length", "9"),))
+QUERY = with_key("read", "POST", "/graphql", ("Content-Length", "9"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clock() -> Iterator[None]:
+    with clock_at_now():
+        yield
+
+
+def take(wire: Wire, gate: Gate, *bodies: bytes | None) -> tuple[list[Any], Forward | Answer]:
+    """What the flow of `wire` asks for, answered with `bodies`; and what it returns."""
+    scope, left = scope_of(wire), list(bodies)
+    way = flow.flow(
+        gate,
+        Arrival(
+            wire.method,
+            scope["path"],
+            scope["query_string"],
+            tuple(scope["headers"]),
+            "192.0.2.1",
+            0.0,
+        ),
+    )
+    steps: list[Any] = []
+    reply: Any = None
+    while True:
+        try:
+            step = way.send(reply)
+        except StopIteration as done:
+            assert not left, "the flow read less than it should"
+            return steps, done.value
+        steps.append(step)
+        reply = None
+        if isinstance(step, ReadBody):
+            reply = left.pop(0)
+        elif isinstance(step, Wait):
+            reply = step.future.result(60)
+
+
+def outcome(found: Forward | Answer) -> object:
+    return "forward" if isinstance(found, Forward) else found.status
+
+
+def test_each_way_asks_for_what_it_takes_and_no_more() -> None:
+    gate = make_gate()
+    known, _ = take(READ, gate)
+    assert [type(step) for step in known] == [Wait]
+    wrong = []
+    for wire, bodies, steps, expected in (
+        # A known key takes no I/O, and neither does the refusal of a request without one.
+        (READ, [], [], "forward"),
+        (Wire(), [], [], 401),
+        (Wire("GET", "/health"), [], [], "forward"),
+        (Wire("GET", "/health", (("Content-Length", "9"),)), [], [], 413),
+        (with_key("read", "GET", "/mlflow"), [], [], 308),
+        (LOGIN, [b"key=x"], [ReadBody(4096)], "forward"),
+        (LOGIN, [None], [ReadBody(4096)], 413),
+        (QUERY, [GRAPHQL_READ], [ReadBody(graphql.MAX_BODY)], "forward"),
+        (QUERY, [GRAPHQL_WRITE], [ReadBody(graphql.MAX_BODY)], 403),
+        (QUERY, [None], [ReadBody(graphql.MAX_BODY)], 403),
+        (Wire("GET", f"/version?a=b&api_key={KEYS['read']}"), [], [ShowQuery(b"a=b")], "forward"),
+        (Wire("GET", f"/x?api_key={KEYS['typo']}"), [], [ShowQuery(b"")], 401),
+    ):
+        got, found = take(wire, gate, *bodies)
+        if (got, outcome(found)) != (steps, expected):
+            wrong.append(f"{wire}: {got}, {outcome(found)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_answer_that_comes_too_late_is_503() -> None:
+    scope = scope_of(READ)
+    arrival = Arrival("GET", "/version", b"", tuple(scope["headers"]), "192.0.2.1", 0.0)
+    way = flow.flow(make_gate(), arrival)
+    assert isinstance(way.send(None), Wait)
+    with pytest.raises(StopIteration) as done:
+        way.send(None)
+    assert done.value.value.status == 503
+
+
+def test_every_refusal_knows_its_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decision log has the operation, and closed operations are told by it in every mode."""
+    concluded: list[Allow | Deny] = []
+    conclude = Gate.conclude
+
+    def noting(self: Gate, exchange: Any, verdict: Allow | Deny) -> Allow | Deny:
+        concluded.append(verdict)
+        return conclude(self, exchange, verdict)
+
+    monkeypatch.setattr(Gate, "conclude", noting)
+    gate = make_gate()
+    for kind in KEYS:
+        take(with_key(kind, "POST", "/api/2.0/hokusai/keys"), gate)
+    take(Wire("POST", "/api/2.0/hokusai/keys"), gate)
+    take(with_key("admin", "GET", "/version", ("X_API_Key", "x")), gate)
+    take(LOGIN, gate, None)
+    refused = [verdict for verdict in concluded if isinstance(verdict, Deny)]
+    assert len({deny.code for deny in refused}) >= 7
+    assert [deny for deny in refused if deny.operation is None] == []
+    assert {deny.code for deny in refused} <= CODES.keys()
+
+
+def imports(module: Any) -> set[str]:
+    tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+    return {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def test_adapters_decide_nothing() -> None:
+    for module in (asgi, wsgi):
+        found = imports(module)
+        assert not [name for name in found if "mlflow_hokusai_auth.core" in name], module
+        assert {name for name in found if name.startswith("gate.")} == {"gate.Gate"}, module
+
+
+def length(function: Callable[..., Any]) -> int:
+    lines: Sequence[str] = inspect.getsource(function).splitlines()
+    return len(lines)
+
+
+def test_the_way_is_one_short_function() -> None:
+    assert length(flow.flow) <= 60
