@@ -18,8 +18,8 @@ from mlflow_hokusai_auth.core.breaker import Breaker
 COOL_DOWN = 1.0
 #: Operations under way at once. With more, further ones are skipped.
 _MAX_PENDING = 32
-#: As many as may ask at once: `server.lookups.THREADS`.
-_WORKERS = 8
+#: As many as may ask at once: twice `server.lookups.THREADS`.
+_WORKERS = 16
 
 _Result = TypeVar("_Result")
 
