@@ -39,8 +39,6 @@ from .switches import Mode
 
 _log = logging.getLogger(__name__)
 
-#: Seconds that a client is asked to wait while its address has all the places that one may have.
-CROWDED_WAIT = 5.0
 #: Seconds that a client is asked to wait, at most, while keys can't be checked.
 MAX_WAIT = 30.0
 MISMOUNTED = Deny(
@@ -53,6 +51,11 @@ _UNAVAILABLE = Deny(
 )
 _THROTTLED = Deny(
     "RATE_LIMITED", "This key, or its authority, is asked too often. Try again a little later."
+)
+_CROWDED = Deny(
+    "RATE_LIMITED",
+    "Too many requests from your address wait for their keys to be checked. Try again in 5 s.",
+    retry_after=5.0,
 )
 #: On every answer while nobody is asked for a key, so that it can't be overlooked.
 _OFF = ("X-Hokusai-Auth-Mode", "off")
@@ -203,7 +206,7 @@ class Gate:
             lambda: self.refuse(need) or self.ask(need),
             lambda: self.unavailable(need),
             customer(need.address),
-            crowded=lambda: _too_many(CROWDED_WAIT, need.operation),
+            crowded=lambda: replace(_CROWDED, operation=need.operation),
             recent=recent,
         )
 

@@ -15,7 +15,16 @@ from werkzeug.test import create_environ, run_wsgi_app
 from mlflow_hokusai_auth.backends import BackendUnavailable
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.policy import Policy
-from mlflow_hokusai_auth.core.types import Principal, Rejected
+from mlflow_hokusai_auth.core.types import (
+    Access,
+    Allow,
+    Credential,
+    Deny,
+    NeedKey,
+    Operation,
+    Principal,
+    Rejected,
+)
 from mlflow_hokusai_auth.server import lookups as module
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
@@ -173,6 +182,28 @@ def test_an_address_has_a_quarter_of_the_threads_and_of_the_places() -> None:
     # Nothing is left of them.
     wait_until(lambda: lookups._new._busy == 0)
     assert not lookups._new._held and not lookups._new._running and not lookups._new._waiting
+
+
+def test_an_address_that_has_its_places_gets_429_and_others_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", SHARE)
+    authority = Stuck()
+    gate = Gate(authority, Policy(), Prefixes(()), Cors((), ""))
+    operation = Operation(Access.READ, "server", "GET /version")
+
+    def begin(address: str) -> Future[Allow | Deny]:
+        credential = Credential(keys.generate(), ("X-API-Key",))
+        return gate.begin(NeedKey(credential, operation, address))
+
+    first = begin("2001:db8::1")
+    # Any address of the same customer's network counts as the same.
+    refused = begin("2001:db8::2").result(0)
+    assert isinstance(refused, Deny) and refused.code == "RATE_LIMITED"
+    assert refused.retry_after == 5 and "wait for their keys" in refused.message
+    other = begin("2001:db8:0:1::1")
+    authority.free.set()
+    assert isinstance(first.result(60), Allow) and isinstance(other.result(60), Allow)
 
 
 def test_who_no_longer_waits_is_not_asked_for() -> None:
