@@ -21,14 +21,17 @@ _log = logging.getLogger(__name__)
 
 
 class Batch(Generic[T]):
-    """Counts of `what` in this process, handed to `write` every `INTERVAL` seconds.
+    """Counts of `what` in this process, handed to `write` every `interval` seconds.
 
     What was counted and is not yet written is lost if the process is killed.
     """
 
-    def __init__(self, what: str, write: Callable[[Counter[T]], None]) -> None:
+    def __init__(
+        self, what: str, write: Callable[[Counter[T]], None], interval: float = INTERVAL
+    ) -> None:
         self._what = what
         self._write = write
+        self._interval = interval
         # Held during a write, so that the last one waits for one that is under way.
         self._writing = threading.Lock()
         self._lock = threading.Lock()
@@ -68,5 +71,5 @@ class Batch(Generic[T]):
 
     def _write_on(self) -> None:
         while True:
-            time.sleep(INTERVAL)
+            time.sleep(self._interval)
             self.write()

@@ -81,7 +81,10 @@ class Change:
     events: list[dict[str, object]] = field(default_factory=list)
 
     def audit(self, event: str, by: Actor, key_id: str = "", **detail: object) -> None:
-        """Write down, in this transaction, that `by` did `event` to the key with this id."""
+        """Write down, in this transaction, that `by` did `event` to the key with this id.
+
+        A `count` in `detail` says how often; the metric of events counts as many.
+        """
         row: dict[str, object] = {
             "at": time.time(),
             "event": event,
@@ -150,7 +153,8 @@ class Database:
             yield change
         for event in change.events:
             _audit_log.info("%s", json.dumps(event))
-            metrics.EVENTS.labels(event["event"]).inc()
+            detail: Any = event["detail"]
+            metrics.EVENTS.labels(event["event"]).inc(detail.get("count", 1))
 
     def generation(self) -> int:
         """The number that every change makes larger. Raises AuthorityUnavailable."""

@@ -19,8 +19,8 @@ from mlflow_hokusai_auth.core.errors import HokusaiAuthError
 COOL_DOWN = 1.0
 #: Operations under way at once. With more, further ones are skipped.
 _MAX_PENDING = 32
-#: As many as may ask at once: `server.lookups.THREADS`.
-_WORKERS = 8
+#: As many as may ask at once: twice `server.lookups.THREADS`.
+_WORKERS = 16
 
 _Result = TypeVar("_Result")
 

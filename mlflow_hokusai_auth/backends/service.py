@@ -31,6 +31,9 @@ from .replies import Reply, verdict
 PATH = "/api/v1/keys/validate"
 #: Bytes of a reply that are read; a real one has a few hundred.
 MAX_REPLY = 64 * 1024
+#: Statuses whose replies have no body. A service that sends one all the same leaves it on the
+#: connection, where it would be taken for the reply to the next question.
+_NO_BODY = frozenset({204, 304})
 
 
 class AuthService:
@@ -103,11 +106,14 @@ class AuthService:
             allow_redirects=False,
             stream=True,
         ) as response:
+            connection = response.raw.connection
             content = b""
             for chunk in response.raw.stream(8192, decode_content=False):
                 content += chunk
                 if len(content) > MAX_REPLY:
                     raise AuthorityUnavailable("the auth service's reply is too large")
+            if response.status_code in _NO_BODY and connection is not None:
+                connection.close()
             return Reply(response.status_code, response.headers, content)
 
     def _client(self) -> tuple[requests.Session, futures.Executor]:

@@ -10,18 +10,32 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+from collections import Counter
+from functools import partial
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from cryptography.fernet import Fernet
 
 from mlflow_hokusai_auth.core.keys import session_token
 
-from .database import Actor, Database
+from .batch import Batch
+from .database import Actor, Change, Database
 from .tables import SESSIONS
 
 _FIND = sa.select(SESSIONS.c.sealed_key, SESSIONS.c.expires_at).where(
     SESSIONS.c.digest == sa.bindparam("digest")
 )
+#: Seconds between two rows of the audit log about failed sign-ins from one address.
+REFUSED_INTERVAL = 60.0
+#: Addresses that get a row of their own each time, those with the most failed sign-ins. Anybody may
+#: fail to sign in, from many addresses, and nothing is deleted from the audit log.
+MAX_REFUSED = 50
+
+
+class _Refused(NamedTuple):
+    address: str
+    reason: str
 
 
 class Sessions:
@@ -29,6 +43,11 @@ class Sessions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._refused: Batch[_Refused] = Batch(
+            "Failed sign-ins", partial(_write_refused, database), REFUSED_INTERVAL
+        )
+        #: Writes the failed sign-ins that are not in the audit log yet.
+        self.write = self._refused.write
 
     def begin(self, key: str, lifetime: float, by: Actor) -> str:
         """A new session of `lifetime` seconds for `key`; its token, which nothing here keeps.
@@ -74,10 +93,37 @@ class Sessions:
                 by = Actor(found.owner, found.key_id, address, request_id)
                 change.audit("session.ended", by, by.key_id)
 
-    def refused(self, by: Actor, reason: str) -> None:
-        """Write down that `by` could not sign in. Raises AuthorityUnavailable."""
-        with self._database.changing(generation=False) as change:
-            change.audit("session.refused", by, by.key_id, reason=reason)
+    def refused(self, address: str, reason: str) -> None:
+        """Count a failed sign-in from `address`; `reason` is an error code. Does no I/O.
+
+        The audit log gets one row for each address and `REFUSED_INTERVAL`, from each process.
+        """
+        self._refused.add(_Refused(address, reason))
+
+
+def _write_refused(database: Database, counts: Counter[_Refused]) -> None:
+    by_address: dict[str, Counter[str]] = {}
+    for (address, reason), count in counts.items():
+        by_address.setdefault(address, Counter())[reason] += count
+    ordered = sorted(by_address.items(), key=lambda item: -item[1].total())
+    with database.changing(generation=False) as change:
+        for address, reasons in ordered[:MAX_REFUSED]:
+            _audit_refused(change, address, reasons)
+        if others := ordered[MAX_REFUSED:]:
+            total = sum((reasons for _, reasons in others), Counter[str]())
+            _audit_refused(change, "", total, addresses=len(others))
+
+
+def _audit_refused(change: Change, address: str, reasons: Counter[str], **detail: int) -> None:
+    by = Actor("", "", address)
+    change.audit(
+        "session.refused",
+        by,
+        by.key_id,
+        count=reasons.total(),
+        reason=", ".join(sorted(reasons)),
+        **detail,
+    )
 
 
 def _digest(token: str) -> str:

@@ -53,6 +53,7 @@ from . import (
     static_files,
     stored,
     switches,
+    trailers,
     validation,
     web,
 )
@@ -162,9 +163,11 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
 
         from .asgi import AsgiGate
 
+        trailers.check()
         whole = create_fastapi_app(flask_app)
         short = shortcut.build(whole, flask_app) if config.shortcut else None
-        app = AsgiGate(whole, gate, short, (gate.observer.settle, uses.write, observed.write))
+        ends = (gate.observer.settle, uses.write, observed.write, sessions.write)
+        app = AsgiGate(whole, gate, short, ends)
     else:
         from .wsgi import wsgi_gate
 
@@ -208,6 +211,7 @@ def bootstrap(options: dict[str, Any]) -> None:
             )
         # By default uvicorn believes X-Forwarded-For of everybody on this machine.
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+        trailers.prepare()
         store = LocalStore(config.database_uri.get_secret_value())
         try:
             store.migrate()

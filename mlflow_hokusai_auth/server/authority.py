@@ -13,6 +13,7 @@ from mlflow_hokusai_auth.backends.service import AuthService
 from mlflow_hokusai_auth.backends.shared import SharedCache
 from mlflow_hokusai_auth.core import keys
 
+from . import lookups
 from .settings import Settings
 
 
@@ -62,5 +63,7 @@ def _backend(name: str, settings: Settings, store: LocalStore) -> Backend:
         service_id=settings.service_id,
         timeout=settings.service_timeout,
         ca_bundle=settings.service_ca_bundle or None,
+        # One for each thread that may ask.
+        connections=2 * lookups.THREADS,
         use_environment_proxies=settings.service_environment_proxies,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -36,8 +37,8 @@ from .cors import Cors
 from .exchange import Exchange
 from .folders import ExperimentFolders
 from .interceptors import Interceptors
-from .limits import Limits
-from .lookups import Lookups
+from .limits import Limits, customer
+from .lookups import Lookups, RecentKeys
 from .observe import Observer
 from .switches import Mode
 
@@ -55,6 +56,11 @@ _UNAVAILABLE = Deny(
 )
 _THROTTLED = Deny(
     "RATE_LIMITED", "This key, or its authority, is asked too often. Try again a little later."
+)
+_CROWDED = Deny(
+    "RATE_LIMITED",
+    "Too many requests from your address wait for their keys to be checked. Try again in 5 s.",
+    retry_after=5.0,
 )
 #: On every answer while nobody is asked for a key, so that it can't be overlooked.
 _OFF = ("X-Hokusai-Auth-Mode", "off")
@@ -95,6 +101,25 @@ class Outage:
         self._since = None
 
 
+class Forwarded:
+    """Warns, once, of a proxy whose word on the client's address is not taken."""
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def notice(self, request: Request) -> None:
+        """Look at `request`, which came straight from its address as far as the gate knows."""
+        if self._warned or request.header(b"x-forwarded-for") is None:
+            return
+        self._warned = True
+        _log.warning(
+            "A request from %s came with X-Forwarded-For, but HOKUSAI_AUTH_TRUSTED_PROXIES is empty. "
+            "If that is a proxy, name it there: else all clients behind it count as one address, and "
+            "one of them with wrong keys makes the others wait.",
+            request.address or "an unknown address",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """Everything that a verdict takes; `flow.flow` calls its methods in their order."""
@@ -113,6 +138,8 @@ class Gate:
     #: Called with the id of each key that opens a request.
     count: Callable[[str], object] = str
     lookups: Lookups = field(default_factory=Lookups)
+    #: Keys that are looked up whatever else their address sends.
+    recent: RecentKeys = field(default_factory=RecentKeys)
     outage: Outage = field(default_factory=Outage)
     #: Seconds in which a body that is read before the verdict must be there.
     body_seconds: float = BODY_SECONDS
@@ -120,6 +147,7 @@ class Gate:
     absent: Mapping[str, str] = field(default_factory=dict)
     #: Proxies whose word on the client's address is taken.
     trusted: tuple[Network, ...] = ()
+    forwarded: Forwarded = field(default_factory=Forwarded)
     mode: Mode = field(default_factory=Mode)
     #: The folders of experiments, by which paths of artifacts are judged.
     folders: ExperimentFolders = field(default_factory=ExperimentFolders)
@@ -180,25 +208,43 @@ class Gate:
             _log.exception("A request was refused with 503")
             return self.unavailable(need)
         self.outage.over()
+        if isinstance(verdict, Allow) or CODES[verdict.code].status != 401:
+            self.recent.add(need.credential.key)
         return verdict
 
     def decide(self, need: NeedKey) -> Allow | Deny:
-        """The verdict, of `peek` or `ask`; blocks, for as long as a request may wait at most."""
-        if (known := self.peek(need)) is not None:
+        """The verdict of `peek`, `refuse` or `ask`; blocks as long as a request may wait at most."""
+        known = self.peek(need) or self.refuse(need)
+        if known is not None:
             return known
         try:
             return self.begin(need).result(self.lookups.patience)
         except futures.TimeoutError:
             return self.late(need)
 
+    def refuse(self, need: NeedKey) -> Deny | None:
+        """The 429 for a new key from an address with too many wrong keys; None for any other."""
+        return None if need.credential.key in self.recent else self._too_often(need)
+
     def begin(self, need: NeedKey) -> futures.Future[Allow | Deny]:
-        """The verdict to come of `ask`, in a thread."""
-        return self.lookups.begin(lambda: self.ask(need), lambda: self.unavailable(need))
+        """The verdict to come of `ask`, in a thread.
+
+        Keys that were good here lately have threads of their own, see `lookups`.
+        """
+        recent = need.credential.key in self.recent
+        return self.lookups.begin(
+            # Refused when it is this key's turn, too: the keys before it may have been wrong.
+            lambda: self.refuse(need) or self.ask(need),
+            lambda: self.unavailable(need),
+            customer(need.address),
+            crowded=lambda: replace(_CROWDED, operation=need.operation),
+            recent=recent,
+        )
 
     def late(self, need: NeedKey) -> Deny:
         """The refusal of a request that `ask` has no answer for in time.
 
-        The thread of that goes on waiting; there are `lookups.THREADS` at most.
+        The thread of that goes on waiting; there are twice `lookups.THREADS` at most.
         """
         _log.error("A request was refused with 503: no answer in %g s", self.lookups.patience)
         return self.unavailable(need)
@@ -248,23 +294,32 @@ class Gate:
         return verdict
 
     def _or_too_often(self, request: Request, deny: Deny) -> Deny:
-        """`deny`, or 429 for an address with too many wrong keys. A good key is served all the same."""
+        """`deny`, counted if it is for a wrong key; 429 for an address that sent too many."""
         if CODES[deny.code].status != 401 or deny.code == "KEY_MISSING":
             return deny
         wait = self.limits.failed(request.address)
         if wait is None:
             return deny
-        said = "Too many requests with a wrong key came from here."
+        refusal = replace(_too_many(wait, deny.operation), principal=deny.principal)
         if deny.code == "SESSION_ENDED":
             # An open page goes on asking, so its user reads this.
-            said = deny.message
-        return Deny(
-            "RATE_LIMITED",
-            said,
-            retry_after=wait,
-            principal=deny.principal,
-            operation=deny.operation,
-        )
+            return replace(refusal, message=deny.message)
+        return refusal
+
+    def _too_often(self, need: NeedKey) -> Deny | None:
+        wait = self.limits.over(need.address)
+        return None if wait is None else _too_many(wait, need.operation)
+
+
+def _too_many(wait: float, operation: Operation | None) -> Deny:
+    """The 429 for an address; `wait` is in seconds."""
+    return Deny(
+        "RATE_LIMITED",
+        "Too many requests with a wrong key came from your address. A key that this server has not "
+        f"seen today is checked again in {math.ceil(wait)} s.",
+        retry_after=wait,
+        operation=operation,
+    )
 
 
 def _let_pass(request: Request, operation: Operation) -> Allow:

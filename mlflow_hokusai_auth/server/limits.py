@@ -102,6 +102,19 @@ class Limits:
             return None
         return self._count(self._failures, "failures", self._bucket(address))
 
+    def over(self, address: str) -> float | None:
+        """Seconds to wait, 60 at most, if `address` sent too many wrong keys; None if it didn't.
+
+        Counts nothing.
+        """
+        if self._failures is None:
+            return None
+        name = self._bucket(address)
+        if self._addresses.test(self._failures, "failures", name):
+            return None
+        metrics.RATE_LIMITED.labels("failures").inc()
+        return self._wait(self._failures, "failures", name)
+
     def sign_in(self, address: str) -> float | None:
         """Count an attempt to sign in; seconds to wait if there were too many, else None."""
         wait = self._count(_SIGN_INS, "sign-ins", self._bucket(address))
@@ -112,15 +125,15 @@ class Limits:
         if self._addresses.hit(item, kind, name):
             return None
         metrics.RATE_LIMITED.labels(kind).inc()
+        return self._wait(item, kind, name)
+
+    def _wait(self, item: RateLimitItem, kind: str, name: str) -> float:
         reset = self._addresses.get_window_stats(item, kind, name).reset_time
-        return max(reset - time.time(), 1.0)
+        return min(max(reset - time.time(), 1.0), 60.0)
 
     def _bucket(self, address: str) -> str:
-        # The whole network of one IPv6 customer, who may use any address of it.
-        if ":" in address:
-            address = str(ipaddress.ip_network((address, 64), strict=False))
         crowded = len(self._addresses_storage.storage) >= MAX_ADDRESSES
-        return "everybody else" if crowded else address
+        return "everybody else" if crowded else customer(address)
 
     def _ask(self, question: Callable[[MovingWindowRateLimiter], _Result]) -> _Result:
         shared = self._shared
@@ -138,6 +151,13 @@ class Limits:
         if self._counted_at < before - MAX_STEP:
             self._keys = MovingWindowRateLimiter(MemoryStorage())
         return self._keys
+
+
+def customer(address: str) -> str:
+    """`address`, or the network of one IPv6 customer, who may use any address of it."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def _window(limiter: MovingWindowRateLimiter, item: RateLimitItem, name: str) -> tuple[int, int]:

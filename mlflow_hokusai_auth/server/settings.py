@@ -154,8 +154,9 @@ class Settings(BaseSettings):
     failures_per_minute: int = Field(
         60,
         ge=0,
-        description="Requests with a wrong key, from one address in a minute, after which the answer "
-        "to further ones is 429; 0 for never. A good key is served all the same.",
+        description="Requests with a wrong key, from one address in a minute, after which further ones "
+        "get 429; 0 for never. Then only keys that were good within the last day (in the same worker "
+        "process) are served from there; other keys are not looked up and wait up to a minute.",
     )
     session_lifetime: float = Field(
         43200.0,

@@ -85,9 +85,7 @@ def blueprint(
             status = denials.CODES[verdict.code].status
             if status in (429, 503):
                 return _login_page(status, verdict.message)
-            sessions.refused(
-                Actor("", "", address, identity.current.get().request_id), verdict.code
-            )
+            sessions.refused(address, verdict.code)
             return _login_page(401, _REFUSED)
         assert verdict.principal is not None
         by = Actor(
@@ -100,7 +98,9 @@ def blueprint(
             sessions.end(token, address=address, request_id=identity.current.get().request_id)
         # Relative to /hokusai/, and never out of this server: see `local_path`.
         response = _see("../" + browser.local_path(flask.request.args.get("next", "/"))[1:])
-        _set_cookie(response, request, sessions.begin(key, lifetime, by), lifetime)
+        token = sessions.begin(key, lifetime, by)
+        gate.recent.add(token)
+        _set_cookie(response, request, token, lifetime)
         return response
 
     @routes.post("/logout")

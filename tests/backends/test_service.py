@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import socket
 import ssl
 import threading
@@ -312,13 +313,13 @@ _NO_VERDICT = [201, 202, 204, 206, 300, 301, 302, 303, 304, 307, 308, 400, 402, 
 _NO_VERDICT += [407, 408, 409, 410, 413, 415, 418, 422, 428, 431, 451, 500, 501, 502, 503, 504, 599]
 
 
-def test_regression_18_and_21_every_other_status_is_no_verdict(service: Standin) -> None:
+def test_regression_18_and_21_every_other_status_is_no_verdict(
+    service: Standin, client: AuthService
+) -> None:
     # Whatever the body says, and though the same key was good a moment ago.
     key = service.add()
 
     def check(status: int, valid: bool) -> None:
-        # Of its own, as the body of a 204 or 304 stays unread on the connection.
-        client = AuthService(service.url, timeout=LONG)
         service.behave("strict")
         assert isinstance(client.lookup(key), Principal)
         reply(service, status, {**GOOD, "is_valid": valid})
@@ -678,3 +679,54 @@ def test_a_bundle_says_whom_to_trust(secure: Standin, certificate: Path) -> None
         unavailable(hasty, key)
     secure.behave("strict")
     until(lambda: known(hasty, key))
+
+
+def test_a_body_that_a_reply_can_t_have_is_not_read_as_the_next_reply() -> None:
+    good = json.dumps({**GOOD, "service_id": "platform"}).encode()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+    wrong = []
+    for status in (b"204 No Content", b"304 Not Modified"):
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+
+            def serve(status: bytes = status, listening: socket.socket = listening) -> None:
+                first = True
+                with contextlib.suppress(OSError):
+                    while True:
+                        connection, _ = listening.accept()
+                        late = b""
+                        with connection:
+                            while _request(connection):
+                                if first:
+                                    first, late = False, b'{"detail": "late"}'
+                                    connection.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
+                                else:
+                                    # The body of the reply before comes when nobody waits for it.
+                                    connection.sendall(late + answer % (len(good), good))
+
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            client = AuthService(
+                f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=LONG, connections=1
+            )
+            unavailable(client)
+            try:
+                found = client.lookup(keys.generate("test"))
+            except AuthorityUnavailable as error:
+                wrong.append(f"{status!r}: {error}")
+            else:
+                assert isinstance(found, Principal) and found.key_id == "key_1"
+    assert not wrong, wrong
+
+
+def _request(connection: socket.socket) -> bool:
+    """Read one request with a body of known length; False at the end of the connection."""
+    data = b""
+    while True:
+        head, end, body = data.partition(b"\r\n\r\n")
+        if end:
+            (length,) = re.findall(rb"(?i)content-length: (\d+)", head)
+            if len(body) >= int(length):
+                return True
+        if not (chunk := connection.recv(65536)):
+            return False
+        data += chunk

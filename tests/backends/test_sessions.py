@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,13 @@ import sqlalchemy as sa
 import time_machine
 from cryptography.fernet import Fernet, InvalidToken
 
+from mlflow_hokusai_auth.backends import metrics
 from mlflow_hokusai_auth.backends.database import Actor, Database
-from mlflow_hokusai_auth.backends.sessions import Sessions
+from mlflow_hokusai_auth.backends.sessions import MAX_REFUSED, Sessions
 from mlflow_hokusai_auth.backends.tables import SESSIONS
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from tests.harness import ROOT
 
 ACME = Actor("ACME", "key_1", "192.0.2.7", "r-1")
 KEY = keys.generate()
@@ -129,15 +132,61 @@ def test_what_happens_to_sessions_is_audited_and_names_no_secret(
 ) -> None:
     token = sessions.begin(KEY, 60, ACME)
     end(sessions, token)
-    sessions.refused(Actor("", "", "198.51.100.1", "r-3"), "KEY_UNKNOWN")
+    sessions.refused("198.51.100.1", "KEY_UNKNOWN")
+    sessions.write()
     events = database.audited()
     fields = ("event", "actor", "actor_key_id", "key_id", "address", "request_id", "detail")
     assert [tuple(event[name] for name in fields) for event in events] == [
         ("session.begun", "ACME", "key_1", "key_1", "192.0.2.7", "r-1", {}),
         ("session.ended", "ACME", "key_1", "key_1", "192.0.2.8", "r-2", {}),
-        ("session.refused", "", "", "", "198.51.100.1", "r-3", {"reason": "KEY_UNKNOWN"}),
+        ("session.refused", "", "", "", "198.51.100.1", "", {"count": 1, "reason": "KEY_UNKNOWN"}),
     ]
     assert token not in str(events) and KEY not in str(events)
+
+
+def test_failed_sign_ins_take_one_row_for_each_address(
+    sessions: Sessions, database: Database
+) -> None:
+    counted = metrics.EVENTS.labels("session.refused")._value
+    before = counted.get()
+    for number in range(MAX_REFUSED + 7):
+        for reason in ("KEY_UNKNOWN", "KEY_EXPIRED")[: 1 + (number < MAX_REFUSED)]:
+            for _ in range(3):
+                sessions.refused(f"192.0.2.{number}", reason)
+    sessions.write()
+    sessions.write()
+    *rows, others = database.audited(event="session.refused")
+    assert {row["address"] for row in rows} == {f"192.0.2.{n}" for n in range(MAX_REFUSED)}
+    assert len(rows) == MAX_REFUSED
+    for row in rows:
+        assert row["detail"] == {"count": 6, "reason": "KEY_EXPIRED, KEY_UNKNOWN"}
+    # More addresses than anybody but an attacker has share one row.
+    assert others["address"] == ""
+    assert others["detail"] == {"count": 21, "reason": "KEY_UNKNOWN", "addresses": 7}
+    assert counted.get() - before == 6 * MAX_REFUSED + 21
+
+
+def test_old_rows_go_as_the_page_says(sessions: Sessions, database: Database) -> None:
+    """The page's statements delete rows older than a year, and the table stays append-only."""
+    with time_machine.travel(time.time() - 400 * 86400):
+        sessions.refused("192.0.2.1", "KEY_UNKNOWN")
+        sessions.write()
+    sessions.refused("192.0.2.2", "KEY_UNKNOWN")
+    sessions.write()
+    page = (ROOT / "docs/operator/keys.md").read_text()
+    kinds = re.findall(r"```sql\n-- (\w+)\n(.*?)```", page, re.DOTALL)
+    (statements,) = (text for kind, text in kinds if kind.lower() == database.engine.dialect.name)
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        # A trigger of SQLite's has a statement, with its semicolon, inside.
+        for statement in re.split(r";\n(?!END)", statements.strip()):
+            connection.exec_driver_sql(statement)
+    assert [row["address"] for row in database.audited()] == ["192.0.2.2"]
+    for change in ("DELETE FROM hokusai_auth_audit", "UPDATE hokusai_auth_audit SET at = 0"):
+        with (
+            pytest.raises(sa.exc.DatabaseError, match="append-only"),
+            database.engine.begin() as connection,
+        ):
+            connection.exec_driver_sql(change)
 
 
 def test_signing_in_empties_no_cache_of_keys(sessions: Sessions, database: Database) -> None:

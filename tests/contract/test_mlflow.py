@@ -39,6 +39,7 @@ from mlflow_hokusai_auth.client.artifacts import HokusaiArtifactRepository
 from mlflow_hokusai_auth.core.denials import CODES
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.routes import QUERY_FIELDS
+from mlflow_hokusai_auth.server import trailers
 from tests.core.rows import each
 
 SOURCE = Path(mlflow_hokusai_auth.__file__).parent
@@ -553,3 +554,9 @@ def _types(one: Any, found: set[str]) -> set[str]:
         for field in getattr(named, "fields", {}).values():
             _types(field.type, found)
     return found
+
+
+def test_uvicorn_s_protocol_for_httptools_drops_trailers() -> None:
+    """server/trailers.py changes `on_headers_complete`; without that place servers fall back to h11."""
+    pytest.importorskip("httptools")
+    assert trailers.ignore()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +15,24 @@ from werkzeug.test import create_environ, run_wsgi_app
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.policy import Policy
-from mlflow_hokusai_auth.core.types import Principal, Rejected
+from mlflow_hokusai_auth.core.types import (
+    Access,
+    Allow,
+    Credential,
+    Deny,
+    NeedKey,
+    Operation,
+    Principal,
+    Rejected,
+)
 from mlflow_hokusai_auth.server import lookups as module
 from mlflow_hokusai_auth.server.aliases import Prefixes
 from mlflow_hokusai_auth.server.asgi import AsgiGate
 from mlflow_hokusai_auth.server.cors import Cors
 from mlflow_hokusai_auth.server.gate import MAX_WAIT, Gate, Outage
-from mlflow_hokusai_auth.server.lookups import MAX_PENDING, THREADS, Lookups
+from mlflow_hokusai_auth.server.lookups import MAX_PENDING, SHARE, THREADS, Lookups, RecentKeys
 from mlflow_hokusai_auth.server.wsgi import wsgi_gate
+from tests.harness import wait_until
 from tests.server.both_ways import ask
 
 
@@ -116,7 +128,10 @@ def test_queue_for_a_stuck_authority_is_bounded_and_given_up(
         done.append("asked")
         return "answer"
 
-    begun = [lookups.begin(question, lambda: "otherwise") for _ in range(MAX_PENDING)]
+    begun = [
+        lookups.begin(question, lambda: "otherwise", f"192.0.2.{number % SHARE}")
+        for number in range(MAX_PENDING)
+    ]
     for _ in range(THREADS):
         assert running.acquire(timeout=60)
     assert lookups.begin(question, lambda: "full").result(0) == "full"
@@ -129,9 +144,97 @@ def test_queue_for_a_stuck_authority_is_bounded_and_given_up(
     assert lookups.begin(lambda: "anew", str).result(60) == "anew"
 
 
+def test_an_address_has_a_quarter_of_the_threads_and_of_the_places() -> None:
+    free, running = threading.Event(), threading.Semaphore(0)
+    asked: list[str] = []
+    lookups = Lookups(patience=600)
+
+    def begin(address: str, *, recent: bool = False) -> Future[str]:
+        def question() -> str:
+            asked.append(address)
+            running.release()
+            assert free.wait(60)
+            return "answer"
+
+        return lookups.begin(
+            question, lambda: "otherwise", address, crowded=lambda: "crowded", recent=recent
+        )
+
+    share = MAX_PENDING // SHARE
+    begun = [begin("192.0.2.1") for _ in range(share)]
+    for _ in range(THREADS // SHARE):
+        assert running.acquire(timeout=60)
+    assert begin("192.0.2.1").result(0) == "crowded"
+    # Others don't wait behind them, and keys that were good lately have threads of their own.
+    for number in range(2, 5):
+        begun += [begin(f"192.0.2.{number}") for _ in range(THREADS // SHARE)]
+    for _ in range(THREADS - THREADS // SHARE):
+        assert running.acquire(timeout=60)
+    assert Counter(asked) == {f"192.0.2.{n}": THREADS // SHARE for n in range(1, 5)}
+    begun.append(begin("192.0.2.1", recent=True))
+    assert running.acquire(timeout=60)
+    # Nobody has a second turn before everybody who waits has had one.
+    begun += [begin("198.51.100.1"), begin("198.51.100.2")]
+    free.set()
+    assert {one.result(60) for one in begun} == {"answer"}
+    turns = [asked.index(f"198.51.100.{n}") for n in (1, 2)]
+    assert max(turns) < share, turns
+    # Nothing is left of them.
+    wait_until(lambda: lookups._new._busy == 0)
+    assert not lookups._new._held and not lookups._new._running and not lookups._new._waiting
+
+
+def test_an_address_that_has_its_places_gets_429_and_others_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", SHARE)
+    authority = Stuck()
+    gate = Gate(authority, Policy(), Prefixes(()), Cors((), ""))
+    operation = Operation(Access.READ, "server", "GET /version")
+
+    def begin(address: str) -> Future[Allow | Deny]:
+        credential = Credential(keys.generate(), ("X-API-Key",))
+        return gate.begin(NeedKey(credential, operation, address))
+
+    first = begin("2001:db8::1")
+    # Any address of the same customer's network counts as the same.
+    refused = begin("2001:db8::2").result(0)
+    assert isinstance(refused, Deny) and refused.code == "RATE_LIMITED"
+    assert refused.retry_after == 5 and "wait for their keys" in refused.message
+    other = begin("2001:db8:0:1::1")
+    authority.free.set()
+    assert isinstance(first.result(60), Allow) and isinstance(other.result(60), Allow)
+
+
+def test_who_no_longer_waits_is_not_asked_for() -> None:
+    free, asked = threading.Event(), []
+    lookups = Lookups()
+    first = [lookups.begin(lambda: free.wait(60), bool) for _ in range(THREADS // SHARE)]
+    gone = lookups.begin(lambda: asked.append("gone") or True, bool)
+    assert gone.cancel()
+    last = lookups.begin(lambda: asked.append("last") or True, bool)
+    free.set()
+    assert all(one.result(60) for one in (*first, last))
+    assert asked == ["last"]
+
+
+def test_keys_are_remembered_for_a_day_and_so_many_of_them() -> None:
+    now = [0.0]
+    recent = RecentKeys(size=3, timer=lambda: now[0])
+    for number in range(4):
+        recent.add(f"key {number}")
+    assert [f"key {number}" in recent for number in range(4)] == [False, True, True, True]
+    now[0] = 86399.0
+    assert "key 3" in recent
+    recent.add("key 3")
+    now[0] = 86401.0
+    assert "key 3" in recent and "key 2" not in recent
+    assert b"key 3" not in b"".join(recent._digests)
+
+
 def test_question_that_gets_no_thread_takes_no_place() -> None:
     lookups = Lookups()
-    lookups._threads.shutdown()
+    lookups._new._threads.shutdown()
     for _ in range(MAX_PENDING + 1):
         with pytest.raises(RuntimeError):
             lookups.begin(str, str)

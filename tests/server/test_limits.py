@@ -235,6 +235,23 @@ def test_wrong_keys_are_counted_by_address(clock: time_machine.Traveller) -> Non
     assert failures(limits, "192.0.2.1", 20) == 5
 
 
+def test_to_ask_whether_an_address_is_over_counts_nothing(
+    clock: time_machine.Traveller,
+) -> None:
+    limits = Limits(failures_per_minute=2)
+    assert [limits.over("192.0.2.1") for _ in range(9)] == [None] * 9
+    assert failures(limits, "192.0.2.1", 2) == 2
+    waits = []
+    for _ in range(240):
+        waits.append(limits.over("192.0.2.1"))
+        clock.shift(0.5)
+    over = [wait for wait in waits if wait is not None]
+    assert waits[0] is not None and waits[-1] is None
+    assert all(1 <= wait <= 60 for wait in over), over
+    assert limits.over("192.0.2.2") is None
+    assert Limits().over("192.0.2.1") is None
+
+
 def test_the_minute_of_an_address_moves(clock: time_machine.Traveller) -> None:
     limits = Limits(failures_per_minute=10)
     clock.shift(58)

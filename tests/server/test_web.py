@@ -30,6 +30,7 @@ class Pages:
 
     store: LocalStore
     app: flask.Flask
+    sessions: Sessions
 
     def ask(
         self, method: str, path: str, caller: Principal | None = None, **options: Any
@@ -49,10 +50,11 @@ def pages(folder: Path, backend: Memory | None = None, **parts: Any) -> Pages:
     store = LocalStore(f"sqlite:///{folder}/keys.db")
     store.migrate()
     gate = make_gate(backend, **parts)
+    sessions = Sessions(store.database)
     app = flask.Flask("mlflow")
-    app.register_blueprint(web.blueprint(store, Sessions(store.database), gate, 60.0))
+    app.register_blueprint(web.blueprint(store, sessions, gate, 60.0))
     app.register_blueprint(web.account(gate))
-    return Pages(store, app)
+    return Pages(store, app, sessions)
 
 
 @pytest.fixture
@@ -91,10 +93,13 @@ def test_sign_in_with_a_key_that_came_too_often_is_refused_for_that(tmp_path: Pa
 
 
 def test_wrong_key_is_audited_by_its_address(here: Pages) -> None:
-    assert here.sign_in(KEYS["unknown"]).status_code == 401
+    for key in (KEYS["unknown"], KEYS["unknown"], "hk live"):
+        assert here.sign_in(key).status_code == 401
+    assert here.store.database.audited() == []
+    here.sessions.write()
     (event,) = here.store.database.audited()
     assert (event["event"], event["address"]) == ("session.refused", ADDRESS)
-    assert event["detail"] == {"reason": "KEY_UNKNOWN"} and event["request_id"] == "request-1"
+    assert event["detail"] == {"count": 3, "reason": "KEY_MALFORMED, KEY_UNKNOWN"}
 
 
 def test_administrator_pages_through_all_keys_and_others_see_none(here: Pages) -> None:
