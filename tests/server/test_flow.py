@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mlflow_hokusai_auth.core.denials import CODES
-from mlflow_hokusai_auth.core.types import Allow, Deny
-from mlflow_hokusai_auth.server import asgi, flow, graphql, wsgi
+from mlflow_hokusai_auth.core.types import MODES, Allow, Deny
+from mlflow_hokusai_auth.server import asgi, flow, graphql, leaks, wsgi
 from mlflow_hokusai_auth.server.flow import (
     Answer,
     Arrival,
@@ -23,6 +23,7 @@ from mlflow_hokusai_auth.server.flow import (
     Wait,
 )
 from mlflow_hokusai_auth.server.gate import Gate
+from mlflow_hokusai_auth.server.switches import Mode
 from tests.adversarial.grammar import GRAPHQL_READ, GRAPHQL_WRITE
 from tests.harness import wait_until
 from tests.server.sentinel import KEYS, Wire, clock_at_now, make_gate, scope_of, with_key
@@ -99,6 +100,28 @@ def test_each_way_asks_for_what_it_takes_and_no_more() -> None:
         got, found = take(wire, gate, *bodies)
         if (got, outcome(found)) != (steps, expected):
             wrong.append(f"{wire}: {got}, {outcome(found)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_which_refusals_hold_in_every_mode() -> None:
+    large = Wire(headers=tuple((f"X-{number}", "") for number in range(101)))
+    large_sign_in = Wire("GET", "/hokusai/keys", large.headers)
+    malformed = Wire(headers=(("Host", "["),))
+    report = Wire("POST", leaks.RULE.split()[1], (("Content-Length", "9"),))
+    wrong = []
+    for mode in MODES:
+        gate = make_gate(mode=Mode(mode), absent={leaks.RULE: leaks.ABSENT})
+        for wire, expected in (
+            # MLflow may take what the gate does not, but our own routes stay closed.
+            (large, 431 if mode == "enforce" else "forward"),
+            (large_sign_in, 401 if mode == "off" else 431),
+            (malformed, 400),
+            # Nothing is read of it.
+            (report, 404),
+        ):
+            steps, found = take(wire, gate)
+            if steps or outcome(found) != expected:
+                wrong.append(f"{mode}, {wire!r:.80}: {steps}, {outcome(found)}, not {expected}")
     assert not wrong, "\n".join(wrong)
 
 
