@@ -150,14 +150,16 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     address = gate.address(arrival.peer, arrival.headers)
     request = Request(arrival.method, path or "/", arrival.query, arrival.headers, address)
     exchange = Exchange(request, prefix, request_id(request), arrival.began)
+    if not gate.trusted:
+        gate.forwarded.notice(request)
 
     verdict: Allow | Deny
     step = MISMOUNTED if arrival.mounted else gate.plan(request)
     if isinstance(step, NeedKey):
-        verdict = gate.peek(step) or (yield from _ask(gate, request, step))
+        verdict = gate.peek(step) or (yield from _ask(gate, step))
         # A key that only reads may send GraphQL's queries, which only the body tells from changes.
         if reading := reads_only(step, verdict):
-            allowed = gate.peek(reading) or (yield from _ask(gate, request, reading))
+            allowed = gate.peek(reading) or (yield from _ask(gate, reading))
             if isinstance(allowed, Allow):
                 body = yield ReadBody(graphql.MAX_BODY)
                 verdict = allowed if body is not None and graphql.only_reads(body) else verdict
@@ -185,10 +187,8 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     return forward
 
 
-def _ask(gate: Gate, request: Request, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
+def _ask(gate: Gate, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
     """Get the verdict on a key that is not known here from another thread."""
-    if not gate.trusted:
-        gate.forwarded.notice(request)
     if (refused := gate.refuse(need)) is not None:
         return refused
     found: Allow | Deny | None = yield Wait(gate.begin(need), gate.lookups.patience)
