@@ -175,6 +175,8 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     address = gate.address(arrival.peer, () if large else arrival.headers)
     request = Request(arrival.method, path or "/", arrival.query, arrival.headers, address)
     exchange = Exchange(request, prefix, request_id(request), arrival.began)
+    if not gate.trusted:
+        gate.forwarded.notice(request)
 
     verdict: Allow | Deny
     if arrival.mounted:
@@ -185,9 +187,7 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
         step = gate.plan(request)
     if isinstance(step, NeedKey):
         query_step = any_query(step)
-        verdict = gate.peek(query_step or step) or (
-            yield from _ask(gate, request, query_step or step)
-        )
+        verdict = gate.peek(query_step or step) or (yield from _ask(gate, query_step or step))
         if query_step and isinstance(verdict, Allow):
             verdict = yield from _read_query(gate, step, verdict)
     elif isinstance(step, Allow) and (limit := body_limit(step.operation)):
@@ -214,10 +214,8 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     return forward
 
 
-def _ask(gate: Gate, request: Request, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
+def _ask(gate: Gate, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
     """Get the verdict on a key that is not known here from another thread."""
-    if not gate.trusted:
-        gate.forwarded.notice(request)
     if (refused := gate.refuse(need)) is not None:
         return refused
     found: Allow | Deny | None = yield Wait(gate.begin(need), gate.lookups.patience)
