@@ -129,6 +129,12 @@ IMPORTS |= dict.fromkeys(
         f"{_TRACKING_MODELS}.SqlRun",
         f"{_TRACKING_MODELS}.SqlRun.artifact_uri",
         f"{_TRACKING_MODELS}.SqlRun.run_uuid",
+        f"{_TRACKING_MODELS}.SqlTraceInfo",
+        f"{_TRACKING_MODELS}.SqlTraceInfo.experiment_id",
+        f"{_TRACKING_MODELS}.SqlTraceInfo.request_id",
+        f"{_TRACKING_MODELS}.SqlTraceTag",
+        "mlflow.utils.mlflow_tags.MLFLOW_ARTIFACT_LOCATION",
+        "mlflow.utils.uri.append_to_uri_path",
     ],
     _STORED,
 )
@@ -139,6 +145,7 @@ SINCE = {
     "mlflow.utils.workspace_context": (3, 10),
     "mlflow.environment_variables.MLFLOW_ENABLE_WORKSPACES": (3, 10),
     "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": (3, 11),
+    "MLFLOW_SERVER_PID": (3, 5),
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": (3, 5),
 }
 #: Variables that our code names -> what for.
@@ -150,7 +157,8 @@ VARIABLES = {
     "_MLFLOW_SERVER_REGISTRY_STORE": "server/outside.py: the database of versions",
     "_MLFLOW_SGI_NAME": "server/app.py: ASGI or WSGI",
     "_MLFLOW_STATIC_PREFIX": "server/app.py: refuses --static-prefix",
-    "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": "server/jobs.py: jobs started with Basic",
+    "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": "core/jobs.py: jobs started with Basic",
+    "MLFLOW_SERVER_PID": "core/jobs.py: the processes of jobs",
     "MLFLOW_TRACKING_USERNAME": "server/jobs.py: the jobs' credential",
     "MLFLOW_TRACKING_PASSWORD": "server/jobs.py: the jobs' credential; doctor",
     "MLFLOW_TRACKING_TOKEN": "doctor: other credentials",
@@ -244,6 +252,10 @@ def test_variables_are_still_called_so() -> None:
     handlers = importlib.import_module("mlflow.server.handlers")
     known.add(handlers.STATIC_PREFIX_ENV_VAR)
     known |= {value for key, value in vars(mlflow.server).items() if key.endswith("_ENV_VAR")}
+    # It has no constant. What starts the jobs gives it to them.
+    if not absent("MLFLOW_SERVER_PID"):
+        jobs = Path(str(mlflow.__file__)).parent / "server" / "jobs" / "utils.py"
+        known |= set(re.findall(r'"(MLFLOW_SERVER_PID)":', jobs.read_text()))
     gone = {name: what for name, what in VARIABLES.items() if name not in known}
     assert not {name: what for name, what in gone.items() if not absent(name)}
 
