@@ -300,23 +300,27 @@ class Gate:
         wait = self.limits.failed(request.address)
         if wait is None:
             return deny
-        refusal = replace(_too_many(wait, deny.operation), principal=deny.principal)
-        if deny.code == "SESSION_ENDED":
-            # An open page goes on asking, so its user reads this.
-            return replace(refusal, message=deny.message)
-        return refusal
+        refusal = _too_many(wait, deny.operation, session=deny.code == "SESSION_ENDED")
+        return replace(refusal, principal=deny.principal)
 
     def _too_often(self, need: NeedKey) -> Deny | None:
         wait = self.limits.over(need.address)
-        return None if wait is None else _too_many(wait, need.operation)
+        if wait is None:
+            return None
+        return _too_many(wait, need.operation, session=need.credential.session)
 
 
-def _too_many(wait: float, operation: Operation | None) -> Deny:
-    """The 429 for an address; `wait` is in seconds."""
+def _too_many(wait: float, operation: Operation | None, *, session: bool) -> Deny:
+    """The 429 for an address, in a browser user's words for a `session`; `wait` is in seconds."""
+    seconds = math.ceil(wait)
+    next_step = (
+        f"You may be signed out: reload this page in {seconds} s."
+        if session
+        else f"A key that this server has not seen today is checked again in {seconds} s."
+    )
     return Deny(
         "RATE_LIMITED",
-        "Too many requests with a wrong key came from your address. A key that this server has not "
-        f"seen today is checked again in {math.ceil(wait)} s.",
+        f"Too many requests with a wrong key came from your address. {next_step}",
         retry_after=wait,
         operation=operation,
     )

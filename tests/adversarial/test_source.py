@@ -20,6 +20,12 @@ HARMLESS = {
     "client/doctor.py": {"word != seen.key"},  # the user's own, in the user's own process
     "core/browser.py": {"key == wanted"},  # a cookie's name
     "core/credentials.py": {"session != keys.is_session_token(key)"},  # whether it is one
+    # Folders of experiments, and the name of a trace's tag.
+    "core/folders.py": {
+        "key[:len(base)] != base",
+        "key[len(base):len(base) + 1] == ('workspaces',)",
+    },
+    "server/stored.py": {"row.key != MLFLOW_ARTIFACT_LOCATION"},
     # The operator's own environment.
     "server/jobs.py": {"environ.get(PASSWORD) == secret", "environ.get(name) == secret"},
     "server/leaks.py": {"keys.setdefault(identifier, key) != key"},  # public keys
