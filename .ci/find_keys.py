@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlflow_hokusai_auth.core import keys
-from mlflow_hokusai_auth.server.leaks import PATTERN
+from mlflow_hokusai_auth.server.web.leak_reports import PATTERN
 
 #: Fewer different characters than this has one in 10**12 of the shortest keys that are random.
 DIFFERENT = 12

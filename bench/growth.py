@@ -11,16 +11,16 @@ from alembic import command
 
 from bench import store as bench_store
 from bench.engines import Postgres
-from mlflow_hokusai_auth.backends.cache import CachedBackend
-from mlflow_hokusai_auth.backends.database import _alembic_config
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.patience import client
-from mlflow_hokusai_auth.backends.tables import AUDIT, KEYS, USES
-from mlflow_hokusai_auth.backends.uses import UseCounter
+from mlflow_hokusai_auth.authorities.cache import CachedBackend
+from mlflow_hokusai_auth.authorities.redis_client import client
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.types import Allow, Principal
-from mlflow_hokusai_auth.server.limits import Limits
+from mlflow_hokusai_auth.server.gate.limits import Limits
+from mlflow_hokusai_auth.store.database import _alembic_config
+from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.tables import AUDIT, KEYS, USES
+from mlflow_hokusai_auth.store.usage import UseCounter
 
 #: Keys that were used since the counts were last written.
 USED = 1_000

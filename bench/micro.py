@@ -13,14 +13,15 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-from mlflow_hokusai_auth.backends.cache import CachedBackend
+from mlflow_hokusai_auth.authorities.cache import CachedBackend
 from mlflow_hokusai_auth.core import credentials, keys
 from mlflow_hokusai_auth.core.policy import Policy, plan, settle
+from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.core.types import NeedKey, Principal, Rejected, Request
-from mlflow_hokusai_auth.server.aliases import Prefixes
-from mlflow_hokusai_auth.server.asgi import AsgiGate
-from mlflow_hokusai_auth.server.cors import Cors
-from mlflow_hokusai_auth.server.gate import Gate
+from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
+from mlflow_hokusai_auth.server.gate.cors import Cors
+from mlflow_hokusai_auth.server.gate.gate import Gate
+from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 
 STATIC = "/api/2.0/mlflow/experiments/get"
 PARAMETER = "/api/2.0/mlflow/logged-models/m-0123456789abcdef0123456789abcdef"
@@ -77,7 +78,7 @@ def costs() -> dict[str, float]:
         "keys.digest": _each(lambda: keys.digest(_KEY)),
         "CachedBackend.peek, hit": _each(lambda: cache.peek(_KEY, "")),
     }
-    gate = Gate(cache, _POLICY, Prefixes(("/mlflow", ALIAS)), Cors((), ""))
+    gate = Gate(cache, _POLICY, Prefixes(("/mlflow", ALIAS)), Cors((), ""), DecisionLog())
     found["AsgiGate, cache hit"] = asyncio.run(_added(gate, STATIC))
     found["AsgiGate, cache hit, under /api/mlflow"] = asyncio.run(_added(gate, ALIAS + STATIC))
     found.update(_header_provider())

@@ -13,8 +13,8 @@ from pathlib import Path
 from bench import engines, load
 from bench import store as bench_store
 from bench.rows import EXPERIMENT
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.patience import client
+from mlflow_hokusai_auth.authorities.redis_client import client
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.harness import Server
 
 #: As long as a key, and another one each time.

@@ -25,7 +25,7 @@ from bench import engines, growth, load, micro, page, probes
 from bench import store as bench_store
 from bench.rows import CONNECTIONS, LOG_BATCH, Row, log_batch, machine, new_run, side
 from bench.store import PROGRAMS
-from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.harness import serve
 
 #: Replicas, and the workers of each.

@@ -13,11 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.records import KeyFilter
-from mlflow_hokusai_auth.backends.tables import KEYS, USES
 from mlflow_hokusai_auth.core import keys
-from mlflow_hokusai_auth.server import api
+from mlflow_hokusai_auth.server.web import keys_api
+from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.records import KeyFilter
+from mlflow_hokusai_auth.store.tables import KEYS, USES
 from tests.conftest import Postgresql
 
 #: PostgreSQL's, the newest last; none where it is not installed.
@@ -109,7 +109,7 @@ def row(number: int, key: str, now: float) -> dict[str, Any]:
 
 def _questions(store: LocalStore, known: list[str]) -> dict[str, tuple[float, float]]:
     def page(which: KeyFilter, token: str | None = None) -> None:
-        api.with_uses(store, store.page(which, page_token=token)[0])
+        keys_api.with_uses(store, store.page(which, page_token=token)[0])
 
     middle = store.find(random.choice(known))
     assert middle is not None

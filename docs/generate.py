@@ -18,7 +18,7 @@ from pydantic import AliasChoices, SecretStr
 from mlflow_hokusai_auth.cli import main as command_line
 from mlflow_hokusai_auth.core import operations, policy, routes, scopes
 from mlflow_hokusai_auth.core.types import Access, Operation, Principal
-from mlflow_hokusai_auth.server import graphql
+from mlflow_hokusai_auth.server.gate import graphql
 from mlflow_hokusai_auth.server.settings import PREFIX, Settings
 
 _CLASSES = (Access.READ, Access.WRITE, Access.ADMIN)
@@ -230,7 +230,7 @@ def _option(option: click.Option) -> tuple[str, str]:
 PAGES = {
     "operator/settings.md": (settings, "mlflow_hokusai_auth/server/settings.py"),
     "operator/scopes.md": (scopes_page, "mlflow_hokusai_auth/core/scopes.py and routes.py"),
-    "api/rest.md": (rest, "mlflow_hokusai_auth/server/openapi.py"),
+    "api/rest.md": (rest, "mlflow_hokusai_auth/server/web/openapi.py"),
     "api/cli.md": (cli, "mlflow_hokusai_auth/cli"),
 }
 

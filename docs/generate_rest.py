@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow_hokusai_auth.core.scopes import KNOWN
-from mlflow_hokusai_auth.server import openapi
+from mlflow_hokusai_auth.server.web import openapi
 
 _JSON = "-H 'Content-Type: application/json'"
 #: An example of each operation, in the order of the page. Tests run them, one after the other.

@@ -87,7 +87,7 @@ def _import() -> None:
 def _make_templates(folder: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    from mlflow_hokusai_auth.backends.local import LocalStore
+    from mlflow_hokusai_auth.store.keys import LocalStore
 
     SqlAlchemyStore(f"sqlite:///{folder}/{TEMPLATES[0]}", "mlflow-artifacts:/")
     LocalStore(f"sqlite:///{folder}/{TEMPLATES[1]}").migrate()

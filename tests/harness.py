@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.forkserver import SOCKET, TEMPLATES
 
 ROOT = Path(__file__).parent.parent

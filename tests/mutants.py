@@ -42,50 +42,53 @@ PRELOADED = (
 )
 #: The tests that look at a module besides those of its name. Those of whole servers run last.
 TESTS = """
-aliases     e2e/test_registration
-api         contract/test_openapi e2e/test_lifecycle contract/test_client_server
-app         server/test_settings server/test_sockets test_cli e2e/test_running e2e/test_modes
-app         e2e/test_jobs e2e/test_outbound e2e/test_metrics
-asgi        server/test_exchanges server/test_gate server/test_interceptors server/test_observe
-asgi        adversarial/test_bodies adversarial/test_grammar adversarial/test_spelling
-asgi        e2e/test_modes e2e/test_telling_apart
-authority   server/test_state_table contract/test_authorities e2e/test_service
-bridge      server/test_shortcut e2e/test_registration
-checks      server/test_settings
-cors        server/test_adapters server/test_app server/test_shortcut adversarial/test_spelling
-explain     test_cli
-flow        server/test_flow server/test_exchanges server/test_interceptors
-flow        adversarial/test_bodies adversarial/test_grammar
-gate        server/test_flow server/test_exchanges server/test_limits server/test_interceptors
-folders     core/test_artifact_paths core/test_locations e2e/test_artifact_paths
-gate        adversarial/test_caches_between
-gate        server/test_observe e2e/test_modes
-gate        server/test_state_table adversarial/test_bodies adversarial/test_sign_in
-gate        e2e/test_service adversarial/test_grammar
-health      e2e/test_health
-identity    e2e/test_telling_apart e2e/test_lifecycle
-jobs        e2e/test_jobs
-limits      adversarial/test_sign_in
-lookups     server/test_gate
-logs        e2e/test_log_level e2e/test_metrics e2e/test_secrets
-metrics     server/test_observe e2e/test_metrics
-mlflow_     contract/test_mlflow core/test_operations server/test_shortcut e2e/test_every_route
-observe     e2e/test_artifact_paths
-observe     server/test_exchanges server/test_tally e2e/test_metrics e2e/test_modes e2e/test_secrets
-openapi     docs/test_generated contract/test_openapi
-schemas     server/test_api contract/test_openapi e2e/test_lifecycle
-sessions    adversarial/test_sign_in e2e/test_browser
-settings    server/test_header_policy test_cli e2e/test_metrics
-shortcut    server/test_bridge server/test_shortcut
-switches    server/test_state_table e2e/test_modes e2e/test_log_level
-tally       server/test_tracing server/test_observe e2e/test_metrics
-validation  contract/test_authorities e2e/test_lifecycle
-web         server/test_sessions adversarial/test_sign_in e2e/test_browser
-wsgi        server/test_exchanges server/test_interceptors server/test_observe
-wsgi        adversarial/test_bodies adversarial/test_grammar adversarial/test_spelling
-wsgi        e2e/test_telling_apart
-core/       core/test_* server/test_adapters contract/test_mlflow
-server/     server/test_adapters server/test_verdicts server/test_every_setting
+core/prefixes       e2e/test_registration
+decision_log        e2e/test_artifact_paths server/gate/test_exchanges server/observe/test_recorder
+decision_log        e2e/test_metrics e2e/test_modes e2e/test_secrets
+explain             test_cli
+fast_path           server/upstream/test_flask_bridge server/upstream/test_fast_path
+flask_bridge        server/upstream/test_fast_path e2e/test_registration
+folders             core/test_artifact_paths core/test_locations e2e/test_artifact_paths
+gate/asgi           server/gate/test_exchanges server/gate/test_gate server/gate/test_interceptors
+gate/asgi           server/observe/test_decision_log adversarial/test_bodies
+gate/asgi           adversarial/test_grammar adversarial/test_spelling e2e/test_modes
+gate/asgi           e2e/test_telling_apart
+gate/cors           server/gate/test_adapters server/test_app server/upstream/test_fast_path
+gate/cors           adversarial/test_spelling
+gate/flow           server/gate/test_flow server/gate/test_exchanges server/gate/test_interceptors
+gate/flow           adversarial/test_bodies adversarial/test_grammar
+gate/gate           server/gate/test_flow server/gate/test_exchanges server/gate/test_limits
+gate/gate           server/gate/test_interceptors adversarial/test_caches_between
+gate/gate           server/observe/test_decision_log e2e/test_modes server/gate/test_state_table
+gate/gate           adversarial/test_bodies adversarial/test_sign_in e2e/test_service
+gate/gate           adversarial/test_grammar
+gate/limits         adversarial/test_sign_in
+gate/wsgi           server/gate/test_exchanges server/gate/test_interceptors
+gate/wsgi           server/observe/test_decision_log adversarial/test_bodies
+gate/wsgi           adversarial/test_grammar adversarial/test_spelling e2e/test_telling_apart
+jobs                e2e/test_jobs
+server/live_settings       server/gate/test_state_table e2e/test_modes e2e/test_log_level
+lookup_pool         server/gate/test_gate
+metrics             server/observe/test_decision_log e2e/test_metrics
+recorder            server/observe/test_tracing server/observe/test_decision_log e2e/test_metrics
+redaction           e2e/test_log_level e2e/test_metrics e2e/test_secrets
+server/app          server/test_settings server/upstream/test_sockets test_cli e2e/test_running
+server/app          e2e/test_modes e2e/test_jobs e2e/test_outbound e2e/test_metrics
+server/authorities  server/gate/test_state_table contract/test_authorities e2e/test_service
+server/caller       e2e/test_telling_apart e2e/test_lifecycle
+server/settings     server/gate/test_header_policy test_cli e2e/test_metrics
+session             adversarial/test_sign_in e2e/test_browser
+setting_types       server/test_settings
+upstream/routes     contract/test_mlflow core/test_operations server/upstream/test_fast_path
+upstream/routes     e2e/test_every_route
+validate_key        contract/test_authorities e2e/test_lifecycle
+web/health          e2e/test_health
+web/keys_api        contract/test_openapi e2e/test_lifecycle contract/test_client_server
+web/openapi         docs/test_generated contract/test_openapi
+web/pages           authorities/test_browser_session adversarial/test_sign_in e2e/test_browser
+web/schemas         server/web/test_keys_api contract/test_openapi e2e/test_lifecycle
+core/               core/test_* server/gate/test_adapters contract/test_mlflow
+server/             server/gate/test_adapters server/gate/test_verdicts server/test_every_setting
 """
 
 

@@ -17,14 +17,14 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
-from mlflow_hokusai_auth.backends import cache
-from mlflow_hokusai_auth.backends.database import Actor
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.tables import AUDIT, KEYS
-from mlflow_hokusai_auth.backends.uses import UseCounter
+from mlflow_hokusai_auth.authorities import cache
 from mlflow_hokusai_auth.cli import main
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.store.database import Actor
+from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.tables import AUDIT, KEYS
+from mlflow_hokusai_auth.store.usage import UseCounter
 from tests.harness import HOKUSAI_AUTH, ROOT, environment
 
 OLD_KEY = "hk_live_" + "Ab1" * 10 + "zz"

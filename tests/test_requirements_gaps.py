@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlflow_hokusai_auth.server.aliases import Prefixes
+from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.server.settings import Settings
 
 ROOT = Path(__file__).parent.parent

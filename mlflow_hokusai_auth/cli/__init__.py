@@ -11,10 +11,10 @@ import os
 import click
 
 from mlflow_hokusai_auth import __version__
-from mlflow_hokusai_auth.client.commands import doctor, smoke, whoami
 
 from .keys import keys
 from .server import audit, demo, explain, log_level, mode, routes
+from .supplier import doctor, smoke, whoami
 
 
 @click.group()

@@ -74,7 +74,7 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
 def create(as_json: bool, **given: Any) -> None:
     """Make a key and print it, this once."""
     with opened() as store:
-        from mlflow_hokusai_auth.server import schemas
+        from mlflow_hokusai_auth.server.web import schemas
 
         body = schemas.parse(schemas.NewKey, _body(given))
         record, key = store.create(**schemas.fields(body), environment=body.environment, by=actor())
@@ -103,7 +103,7 @@ def import_key(as_json: bool, key_file: IO[str], **given: Any) -> None:
     # More than any key has, and not all of what may be no file of a key at all.
     key = key_file.read(10_000).strip()
     with opened() as store:
-        from mlflow_hokusai_auth.server import schemas
+        from mlflow_hokusai_auth.server.web import schemas
 
         body = schemas.parse(schemas.ExistingKey, {**_body(given), "key": key})
         described = schemas.describe(store.add(body.key, **schemas.fields(body), by=actor()))
@@ -121,8 +121,8 @@ def import_key(as_json: bool, key_file: IO[str], **given: Any) -> None:
 def list_keys(as_json: bool, max_results: int, **which: str | None) -> None:
     """Keys, newest first, a page at a time."""
     with opened() as store:
-        from mlflow_hokusai_auth.server.api import page
-        from mlflow_hokusai_auth.server.schemas import describe
+        from mlflow_hokusai_auth.server.web.keys_api import page
+        from mlflow_hokusai_auth.server.web.schemas import describe
 
         query = {name: value for name, value in which.items() if value is not None}
         records, token = page(store, {**query, "max_results": str(max_results)})
@@ -141,7 +141,7 @@ def list_keys(as_json: bool, max_results: int, **which: str | None) -> None:
 def show(key_id: str, as_json: bool) -> None:
     """All that is known of a key, by its id."""
     with opened() as store:
-        from mlflow_hokusai_auth.server.api import with_uses
+        from mlflow_hokusai_auth.server.web.keys_api import with_uses
 
         (described,) = with_uses(store, [store.get(key_id)])
     if as_json:
@@ -172,7 +172,7 @@ def edit(key_id: str, as_json: bool, any_network: bool, **given: Any) -> None:
     if any_network:
         body["networks"] = []
     with opened() as store:
-        from mlflow_hokusai_auth.server import schemas
+        from mlflow_hokusai_auth.server.web import schemas
 
         changes = schemas.changes(schemas.parse(schemas.KeyChanges, body))
         described = schemas.describe(store.edit(key_id, changes, actor()))
@@ -192,7 +192,7 @@ def edit(key_id: str, as_json: bool, any_network: bool, **given: Any) -> None:
 def rotate(key_id: str, overlap: str, as_json: bool) -> None:
     """Make a key that replaces another one, and print it, this once."""
     with opened() as store:
-        from mlflow_hokusai_auth.server import schemas
+        from mlflow_hokusai_auth.server.web import schemas
 
         body = schemas.parse(schemas.Rotation, {"overlap": seconds(overlap, "--overlap")})
         record, key, old = store.rotate(key_id, overlap=body.overlap, by=actor())
@@ -217,11 +217,11 @@ def rotate(key_id: str, overlap: str, as_json: bool) -> None:
 def revoke(key_id: str, wait: bool, force: bool, as_json: bool) -> None:
     """End a key for good; running servers refuse it within a second."""
     with opened() as store:
-        from mlflow_hokusai_auth.server.schemas import describe
+        from mlflow_hokusai_auth.server.web.schemas import describe
 
         described = describe(store.revoke(key_id, actor(), force=force))
     if wait:
-        from mlflow_hokusai_auth.server.api import SETTLED
+        from mlflow_hokusai_auth.server.web.keys_api import SETTLED
 
         # Nobody need be asked: what a server's process has cached counts for less than this, unless
         # the store confirmed since then that nothing changed.
@@ -233,7 +233,7 @@ def revoke(key_id: str, wait: bool, force: bool, as_json: bool) -> None:
 def export() -> None:
     """All keys, without the keys themselves, as JSON: one a line, newest first."""
     with opened() as store:
-        from mlflow_hokusai_auth.server.schemas import describe
+        from mlflow_hokusai_auth.server.web.schemas import describe
 
         for record in store.each():
             click.echo(json.dumps(describe(record)))

@@ -86,7 +86,7 @@ def routes(as_json: bool) -> None:
     """Every route of the installed MLflow server, and what it takes to call it."""
     require_server()
     from mlflow_hokusai_auth.core.operations import classify
-    from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, template
+    from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
 
     rows = []
     for method, rule, origin in installed_routes():
@@ -134,7 +134,7 @@ def explain(method: str, path: str, scopes: Sequence[str], as_json: bool) -> Non
 def demo(keep: bool) -> None:
     """Start a server, make a key, register a model with it, load it again."""
     require_server()
-    from mlflow_hokusai_auth.demo import run
+    from .demo import run
 
     sys.exit(run(keep=keep))
 
@@ -193,10 +193,10 @@ def mode(mode: str | None, report: bool, since: str, as_json: bool) -> None:
         raise Mistake("give a mode to set, or --report")
     after = time.time() - seconds(since, "--since")
     with opened() as store:
-        from mlflow_hokusai_auth.backends import observed
+        from mlflow_hokusai_auth.store import dry_run
 
         if report:
-            return _show_observed(observed.report(store.database, after), as_json)
+            return _show_observed(dry_run.report(store.database, after), as_json)
         if mode:
             number = MODES.index(mode) if mode in MODES else -1
             store.database.set_state("mode", number, "mode.changed", actor(), mode=mode)

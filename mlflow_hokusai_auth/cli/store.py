@@ -14,8 +14,8 @@ from mlflow_hokusai_auth.core.errors import HokusaiAuthError
 from .output import Mistake, printable
 
 if TYPE_CHECKING:
-    from mlflow_hokusai_auth.backends.database import Actor
-    from mlflow_hokusai_auth.backends.local import LocalStore
+    from mlflow_hokusai_auth.store.database import Actor
+    from mlflow_hokusai_auth.store.keys import LocalStore
 
 
 def require_server() -> None:
@@ -35,8 +35,8 @@ def require_server() -> None:
 def opened() -> Iterator[LocalStore]:
     """The store that the settings name. What it refuses in the block is raised as Mistake."""
     require_server()
-    from mlflow_hokusai_auth.backends.local import LocalStore
     from mlflow_hokusai_auth.server import settings
+    from mlflow_hokusai_auth.store.keys import LocalStore
 
     try:
         uri = settings.load().database_uri.get_secret_value()
@@ -57,7 +57,7 @@ def opened() -> Iterator[LocalStore]:
 
 def actor() -> Actor:
     """Who the audit log says did it."""
-    from mlflow_hokusai_auth.backends.database import Actor
+    from mlflow_hokusai_auth.store.database import Actor
 
     try:
         user = getpass.getuser()

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlparse, urlunparse
 
 from mlflow_hokusai_auth.client import profile
-from mlflow_hokusai_auth.core.jobs import is_job
+from mlflow_hokusai_auth.core.job_rules import is_job
 
 _SERVICE = "/api/2.0/mlflow-artifacts/artifacts"
 
@@ -64,7 +64,7 @@ def __getattr__(name: str) -> Any:
     # This is the one entry point that MLflow loads before it sends anything.
     beside.install()
     if is_job(os.environ):
-        from mlflow_hokusai_auth.server import job_roots
+        from mlflow_hokusai_auth.server.isolation import job_roots
 
         job_roots.install()
     made = type(name, (_KeepPrefix, MlflowArtifactsRepository), {"__module__": __name__})

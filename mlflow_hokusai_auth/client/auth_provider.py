@@ -10,7 +10,7 @@ from mlflow.tracking.request_auth.abstract_request_auth_provider import RequestA
 from requests import PreparedRequest
 from requests.auth import AuthBase
 
-from mlflow_hokusai_auth.client import guard, profile
+from . import origin_guard, profile
 
 
 class HokusaiAuth(AuthBase):
@@ -20,12 +20,12 @@ class HokusaiAuth(AuthBase):
         """Called by requests for each prepared request; changes and returns it. Never raises."""
         try:
             key = profile.api_key()
-            if key is not None and guard.may_send(request.url or ""):
-                request.hooks["response"].append(guard.look_at_answer)
+            if key is not None and origin_guard.may_send(request.url or ""):
+                request.hooks["response"].append(origin_guard.look_at_answer)
                 # One that is there already is the header provider's, or the caller's own choice.
-                request.headers.setdefault(guard.HEADER, key)
+                request.headers.setdefault(origin_guard.HEADER, key)
         except Exception as error:
-            profile.warn_once(f"{guard.HEADER} was not sent ({type(error).__name__}).")
+            profile.warn_once(f"{origin_guard.HEADER} was not sent ({type(error).__name__}).")
         return request
 
 

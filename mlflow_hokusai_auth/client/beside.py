@@ -16,7 +16,7 @@ from typing import Any
 
 import requests
 
-from mlflow_hokusai_auth.client import guard, profile
+from . import origin_guard, profile
 
 _MARK = "_hokusai_auth"
 
@@ -106,7 +106,7 @@ def change_gateway(module: ModuleType) -> None:
             return headers  # user and password, which count more for MLflow than anything else
         try:
             key = profile.api_key()
-            if key is not None and guard.may_send(resolve()):
+            if key is not None and origin_guard.may_send(resolve()):
                 return {"Authorization": f"Bearer {key}"}
         except Exception as error:
             profile.warn_once(f"The gateway was sent no key ({type(error).__name__}).")

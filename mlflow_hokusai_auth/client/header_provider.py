@@ -15,7 +15,7 @@ from typing import Any
 
 from mlflow.tracking.request_header.abstract_request_header_provider import RequestHeaderProvider
 
-from mlflow_hokusai_auth.client import guard, profile
+from . import origin_guard, profile
 
 _CALLER = ("mlflow.utils.rest_utils", "http_request")
 _MAX_DEPTH = 16
@@ -33,7 +33,7 @@ class HokusaiHeaderProvider(RequestHeaderProvider):  # type: ignore[misc,unused-
         try:
             return _headers(sys._getframe(1))
         except Exception as error:
-            profile.warn_once(f"{guard.HEADER} was not sent ({type(error).__name__}).")
+            profile.warn_once(f"{origin_guard.HEADER} was not sent ({type(error).__name__}).")
             return {}
 
 
@@ -47,13 +47,13 @@ def _headers(frame: FrameType | None) -> dict[str, str]:
     if url is None or not isinstance(kwargs, dict):
         return _keep_back("this version of MLflow does not tell where a request goes")
     # MLflow raises TypeError when a provider and the caller set the same header.
-    if _has_header(call.get("extra_headers")) or not guard.may_send(url):
+    if _has_header(call.get("extra_headers")) or not origin_guard.may_send(url):
         return {}
     if getattr(call.get("host_creds"), "use_databricks_sdk", False):
         return _keep_back("the Databricks SDK sends this request and takes no redirect check")
     if not _add_hook(kwargs):
         return {}
-    return {guard.HEADER: key}
+    return {origin_guard.HEADER: key}
 
 
 def _find_call(frame: FrameType | None) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _url(call: dict[str, Any]) -> str | None:
 
 
 def _has_header(headers: dict[str, str] | None) -> bool:
-    return any(name.lower() == guard.HEADER.lower() for name in headers or ())
+    return any(name.lower() == origin_guard.HEADER.lower() for name in headers or ())
 
 
 def _add_hook(kwargs: dict[str, Any]) -> bool:
@@ -90,16 +90,16 @@ def _add_hook(kwargs: dict[str, Any]) -> bool:
     hooks = kwargs.get("hooks") or {}
     present = hooks.get("response") or []
     present = [present] if callable(present) else list(present)
-    if guard.look_at_answer in present:
+    if origin_guard.look_at_answer in present:
         return False
     # A copy: the caller may use its own dictionary for the next request.
-    kwargs["hooks"] = {**hooks, "response": [*present, guard.look_at_answer]}
+    kwargs["hooks"] = {**hooks, "response": [*present, origin_guard.look_at_answer]}
     return True
 
 
 def _keep_back(reason: str) -> dict[str, str]:
     if os.environ.get("MLFLOW_TRACKING_AUTH") != "hokusai":
         profile.warn_once(
-            f"{guard.HEADER} was not sent: {reason}. Set MLFLOW_TRACKING_AUTH=hokusai instead."
+            f"{origin_guard.HEADER} was not sent: {reason}. Set MLFLOW_TRACKING_AUTH=hokusai instead."
         )
     return {}

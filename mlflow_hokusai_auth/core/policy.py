@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 
-from . import browser, credentials, jobs, keys, scopes
+from . import (
+    browser,
+    credentials,
+    job_rules,
+    keys,
+    scopes,
+)
 from .addresses import inside
 from .artifact_paths import explained, listed
 from .folders import BY_NUMBER, Folders
@@ -162,8 +168,8 @@ def settle(
             "Ask the server's operator to add the address to the key's networks.",
             operation=operation,
         )
-    if principal is jobs.PRINCIPAL:
-        if jobs.allows(operation):
+    if principal is job_rules.PRINCIPAL:
+        if job_rules.allows(operation):
             return Allow(operation, principal, need.credential)
         return Deny(
             "SCOPE_MISSING",

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from mlflow_hokusai_auth.backends.database import VERSION_TABLE
+from mlflow_hokusai_auth.store.database import VERSION_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"],

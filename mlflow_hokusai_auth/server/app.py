@@ -26,49 +26,51 @@ except ImportError as error:
         "install the extra: pip install 'mlflow-hokusai-auth[server]'"
     ) from None
 
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.observed import Observed
-from mlflow_hokusai_auth.backends.sessions import Sessions
-from mlflow_hokusai_auth.backends.uses import UseCounter
+from mlflow_hokusai_auth.authorities import server_jobs
+from mlflow_hokusai_auth.authorities.browser_session import SessionAuthority
 from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, SettingsError, StoreError
+from mlflow_hokusai_auth.core.prefixes import Prefixes
+from mlflow_hokusai_auth.store.dry_run import Observed
+from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.sessions import Sessions
+from mlflow_hokusai_auth.store.usage import UseCounter
 
 from . import (
-    api,
-    artifact_roots,
-    authority,
-    cors,
-    health,
-    identity,
-    interceptors,
-    jobs,
-    leaks,
-    logs,
+    authorities,
+    caller,
+    live_settings,
     metrics,
-    outside,
-    repositories,
     settings,
-    shortcut,
+)
+from .gate import cors, interceptors
+from .gate.gate import Gate
+from .gate.limits import Limits
+from .gate.lookup_pool import LookupPool
+from .isolation import locations, outside
+from .observe import redaction
+from .observe.decision_log import DecisionLog
+from .upstream import (
+    artifact_roots,
+    fast_path,
+    repositories,
     sockets,
     static_files,
-    stored,
-    switches,
     trailers,
-    validation,
-    web,
 )
-from .aliases import Prefixes
-from .folders import ExperimentFolders
-from .gate import Gate
-from .limits import Limits
-from .lookups import Lookups
-from .observe import Observer
-from .sessions import SessionAuthority
+from .upstream.experiment_folders import ExperimentFolders
+from .web import (
+    health,
+    keys_api,
+    leak_reports,
+    pages,
+    validate_key,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-    from .asgi import AsgiGate
+    from .gate.asgi import AsgiGate
 
 #: uvicorn's STARTUP_FAILURE: its supervisor stops instead of starting the worker anew.
 _STARTUP_FAILURE = 3
@@ -111,65 +113,72 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     from mlflow.server import app as flask_app
 
     sessions = Sessions(store.database)
-    mode = switches.Mode(config.mode, config.force_mode)
-    leak_keys = leaks.load(config.leak_public_keys) if config.leak_public_keys else {}
+    mode = live_settings.Mode(config.mode, config.force_mode)
+    leak_keys = leak_reports.load(config.leak_public_keys) if config.leak_public_keys else {}
     observed, uses = Observed(store.database), UseCounter(store.database)
     roots = artifact_roots.load(config.artifact_roots)
     folders = ExperimentFolders(roots)
+    log = DecisionLog(
+        sample=config.log_reads,
+        observed=observed.add,
+        folders=folders,
+        debug_headers=config.debug_headers,
+    )
     gate = Gate(
-        authority=SessionAuthority(jobs.recognised(authority.build(config, store)), sessions),
-        policy=settings.policy_of(config),
+        authority=SessionAuthority(
+            server_jobs.recognised(authorities.build(config, store)), sessions
+        ),
+        policy=settings.policy_of(config, static_files.public_paths()),
         prefixes=Prefixes(config.prefixes),
         cors=cors.of_mlflow(),
         limits=Limits(
             config.redis_url.get_secret_value(), failures_per_minute=config.failures_per_minute
         ),
-        observer=Observer(sample=config.log_reads, observed=observed.add, folders=folders),
+        observer=log,
         interceptors=interceptors.load(refuse_on_error=config.interceptor_errors == "refuse"),
         headers=settings.header_policy_of(config),
-        debug_headers=config.debug_headers,
         count=uses.add,
-        absent={} if leak_keys else {leaks.RULE: leaks.ABSENT},
+        absent={} if leak_keys else {leak_reports.RULE: leak_reports.ABSENT},
         trusted=networks(config.trusted_proxies),
         mode=mode,
         # One question to the auth service, and what else a lookup may wait for.
-        lookups=Lookups(patience=config.service_timeout + 5.0),
+        lookups=LookupPool(patience=config.service_timeout + 5.0),
         folders=folders,
     )
     for blueprint in (
-        api.blueprint(store, gate, leak_keys),
-        validation.blueprint(),
-        web.blueprint(store, sessions, gate, config.session_lifetime),
-        web.account(gate),
-        web.monitoring(store, gate),
-        health.blueprint(health.Health(health.checks(store, authority.probe(config, store)))),
+        keys_api.blueprint(store, gate, leak_keys),
+        validate_key.blueprint(),
+        pages.blueprint(store, sessions, gate, config.session_lifetime),
+        pages.account(gate),
+        pages.monitoring(store, log.flush),
+        health.blueprint(health.Health(health.checks(store, authorities.probe(config, store)))),
     ):
-        blueprint.before_request(identity.required)
+        blueprint.before_request(caller.required)
         flask_app.register_blueprint(blueprint)
-    identity.install(flask_app)
+    caller.install(flask_app)
     static_files.install(flask_app)
     watch = artifact_roots.Watch(mode, observed.add)
     repositories.confine(roots, watch)
-    stored.Stored(roots, gate.policy, watch, folders).install()
+    locations.Stored(roots, gate.policy, watch, folders).install()
     folders.begin()
     outside.tell(roots, config.artifact_roots)
     metrics.describe(config.policy, ",".join(config.backend))
-    logs.cut_keys()
-    logs.show_own()
-    switches.follow(store.database, mode)
+    redaction.cut_keys()
+    redaction.show_own()
+    live_settings.follow(store.database, mode)
     app: AsgiGate | WSGIApplication
     if os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         from mlflow.server.fastapi_app import create_fastapi_app
 
-        from .asgi import AsgiGate
+        from .gate.asgi import AsgiGate
 
         trailers.check()
         whole = create_fastapi_app(flask_app)
-        short = shortcut.build(whole, flask_app) if config.shortcut else None
-        ends = (gate.observer.settle, uses.write, observed.write, sessions.write)
+        short = fast_path.build(whole, flask_app) if config.shortcut else None
+        ends = (log.flush, uses.write, observed.write, sessions.write)
         app = AsgiGate(whole, gate, short, ends)
     else:
-        from .wsgi import wsgi_gate
+        from .gate.wsgi import wsgi_gate
 
         app = wsgi_gate(flask_app, gate)
     sockets.send_at_once()
@@ -219,11 +228,11 @@ def bootstrap(options: dict[str, Any]) -> None:
             if config.force_mode != "off":
                 raise
             print(f"hokusai-auth: starts all the same, as it is off: {error}", file=sys.stderr)
-        authority.build(config, store)
+        authorities.build(config, store)
         interceptors.load(refuse_on_error=False)
         if config.leak_public_keys:
-            leaks.load(config.leak_public_keys)
-        jobs.issue()
+            leak_reports.load(config.leak_public_keys)
+        server_jobs.issue()
         metrics.prepare()
         atexit.register(metrics.clear)
         if config.metrics_bind:
@@ -235,7 +244,7 @@ def bootstrap(options: dict[str, Any]) -> None:
 
 def _say_loudly(config: settings.Settings, store: LocalStore) -> None:
     """What an operator must not overlook, on standard error at each start."""
-    mode = switches.Mode(config.mode, config.force_mode)
+    mode = live_settings.Mode(config.mode, config.force_mode)
     if not config.force_mode:
         mode.follow(store.database.states())
     if mode.now == "off":

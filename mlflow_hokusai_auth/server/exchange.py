@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from mlflow_hokusai_auth.core.credentials import QUERY_PLACE
 from mlflow_hokusai_auth.core.keys import redact
@@ -86,6 +88,21 @@ class Exchange:
         self.answered = time.perf_counter()
         self.status = status
         self.host_refusal = status == 403 and content_type.startswith("text/plain")
+
+
+class Observer(Protocol):
+    """Everything that reports requests. Its methods never raise."""
+
+    #: The gate calls `show_headers` for each request that it passes on.
+    debug_headers: bool
+
+    def show_headers(self, exchange: Exchange, after: Iterable[tuple[bytes, bytes]]) -> None:
+        """Report the headers that came, and those that MLflow gets (`after`)."""
+        ...
+
+    def over(self, exchange: Exchange) -> None:
+        """Report a request that is over."""
+        ...
 
 
 def request_id(request: Request) -> str:

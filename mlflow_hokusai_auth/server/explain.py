@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from mlflow_hokusai_auth.core import scopes as table
 from mlflow_hokusai_auth.core.operations import classify, graphql
 from mlflow_hokusai_auth.core.policy import Policy, access, operation_of, settle
+from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.core.routes import QUERY_FIELDS
 from mlflow_hokusai_auth.core.types import (
     Access,
@@ -17,8 +18,8 @@ from mlflow_hokusai_auth.core.types import (
     Principal,
 )
 
-from .aliases import Prefixes
 from .settings import Settings, policy_of
+from .upstream import static_files
 
 
 def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -> dict[str, object]:
@@ -27,7 +28,7 @@ def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -
     `path` may carry one of the configured prefixes and a query, as in a URL.
     """
     bare = Prefixes(settings.prefixes).split(path.partition("?")[0])[1] or "/"
-    policy = policy_of(settings)
+    policy = policy_of(settings, static_files.public_paths())
     operation = operation_of(method, bare, policy)
     answer: dict[str, object] = {
         "rule": operation.rule or _no_rule(bare),

@@ -29,10 +29,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import REGISTRY, Collector
 
 from mlflow_hokusai_auth import __version__
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.metrics import EVENT_NAMES, EVENTS
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import MODES
+from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.metrics import EVENT_NAMES, EVENTS
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST

@@ -17,8 +17,17 @@ from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Access
 
-from . import static_files
-from .checks import Backends, Bind, CaBundle, CommaList, Networks, Prefixes, Roots, Secret, Url
+from .setting_types import (
+    Backends,
+    Bind,
+    CaBundle,
+    CommaList,
+    Networks,
+    Prefixes,
+    Roots,
+    Secret,
+    Url,
+)
 
 PREFIX = "HOKUSAI_AUTH_"
 #: Where Docker and Kubernetes put secrets: a file for each, with the setting's name in lower case.
@@ -250,8 +259,11 @@ def header_policy_of(settings: Settings) -> HeaderPolicy | None:
     return None if policy == HeaderPolicy() else policy
 
 
-def policy_of(settings: Settings) -> Policy:
-    """The part of the settings that decisions depend on."""
+def policy_of(settings: Settings, static_files: frozenset[str] = frozenset()) -> Policy:
+    """The part of the settings that decisions depend on.
+
+    `static_files` are the paths of MLflow's own static files, which need no key.
+    """
     empty = {"none": Access.PUBLIC, "read": Access.READ, "write": Access.WRITE}
     return Policy(
         query_key=settings.query_key,
@@ -261,7 +273,7 @@ def policy_of(settings: Settings) -> Policy:
         admin_scopes=frozenset(settings.registry_admin_scopes),
         admin_roles=frozenset(settings.registry_admin_roles),
         assistant=settings.assistant,
-        static_files=static_files.public_paths(),
+        static_files=static_files,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tests.server.gate.test_adapters import Adapter, both
 from tests.server.sentinel import Wire, with_key
-from tests.server.test_adapters import Adapter, both
 
 
 @both

@@ -32,28 +32,31 @@ import pytest
 from limits import RateLimitItemPerMinute
 
 import mlflow_hokusai_auth
-from mlflow_hokusai_auth.backends.cache import CachedBackend
-from mlflow_hokusai_auth.backends.chain import Chain
-from mlflow_hokusai_auth.backends.database import NOBODY
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.sessions import Sessions
-from mlflow_hokusai_auth.backends.uses import UseCounter
+from mlflow_hokusai_auth.authorities.browser_session import SessionAuthority
+from mlflow_hokusai_auth.authorities.cache import CachedBackend
+from mlflow_hokusai_auth.authorities.chain import Chain
+from mlflow_hokusai_auth.authorities.server_jobs import JobsAuthority
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
 from mlflow_hokusai_auth.core.policy import Policy
-from mlflow_hokusai_auth.server import api, identity, limits, validation, web
-from mlflow_hokusai_auth.server.aliases import Prefixes
-from mlflow_hokusai_auth.server.asgi import AsgiGate
-from mlflow_hokusai_auth.server.bridge import Bridge
-from mlflow_hokusai_auth.server.cors import Cors
-from mlflow_hokusai_auth.server.gate import Gate
-from mlflow_hokusai_auth.server.interceptors import Interceptors, Refusal, RequestView
-from mlflow_hokusai_auth.server.jobs import JobsAuthority
-from mlflow_hokusai_auth.server.limits import Limits
-from mlflow_hokusai_auth.server.lookups import Lookups
-from mlflow_hokusai_auth.server.sessions import SessionAuthority
-from mlflow_hokusai_auth.server.wsgi import wsgi_gate
+from mlflow_hokusai_auth.core.prefixes import Prefixes
+from mlflow_hokusai_auth.server import caller
+from mlflow_hokusai_auth.server.gate import limits
+from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
+from mlflow_hokusai_auth.server.gate.cors import Cors
+from mlflow_hokusai_auth.server.gate.gate import Gate
+from mlflow_hokusai_auth.server.gate.interceptors import Interceptors, Refusal, RequestView
+from mlflow_hokusai_auth.server.gate.limits import Limits
+from mlflow_hokusai_auth.server.gate.lookup_pool import LookupPool
+from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
+from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
+from mlflow_hokusai_auth.server.upstream.flask_bridge import FlaskBridge
+from mlflow_hokusai_auth.server.web import keys_api, pages, validate_key
+from mlflow_hokusai_auth.store.database import NOBODY
+from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.sessions import Sessions
+from mlflow_hokusai_auth.store.usage import UseCounter
 from tests.server.sentinel import PREFIXES, UI, Wire, environ_of, scope_of
 
 PACKAGE = str(Path(mlflow_hokusai_auth.__file__).parent)
@@ -212,22 +215,22 @@ class Rig:
             limits=Limits(failures_per_minute=10**9),
             interceptors=Interceptors((("rule", Rule()),), refuse_on_error=True),
             headers=HeaderPolicy(remove=("x-tenant",)),
-            debug_headers=True,
+            observer=DecisionLog(debug_headers=True),
             count=UseCounter(self.store.database).add,
-            lookups=Lookups(30.0),
+            lookups=LookupPool(30.0),
             trusted=networks(["10.0.0.0/8"]),
         )
         self.called = False
         self.flask = flask.Flask("mlflow")
         for blueprint in (
-            api.blueprint(self.store, self.gate, {}),
-            validation.blueprint(),
-            web.blueprint(self.store, sessions, self.gate, 60),
-            web.account(self.gate),
-            web.monitoring(self.store, self.gate),
+            keys_api.blueprint(self.store, self.gate, {}),
+            validate_key.blueprint(),
+            pages.blueprint(self.store, sessions, self.gate, 60),
+            pages.account(self.gate),
+            pages.monitoring(self.store, lambda: None),
         ):
             self.flask.register_blueprint(blueprint)
-        identity.install(self.flask)
+        caller.install(self.flask)
         self.flask.add_url_rule("/", "root", self._mlflow, methods=METHODS)
         self.flask.add_url_rule("/<path:_>", "mlflow", self._mlflow, methods=METHODS)
         self._wsgi = wsgi_gate(self.flask, self.gate)
@@ -284,7 +287,7 @@ class Rig:
         scope = scope_of(wire, http_version="1.1", client=("10.0.0.1", 1))
         scope["headers"].append((b"content-type", case.content_type.encode()))
         # With threads of its own, as those that run already are not traced.
-        asyncio.run(AsgiGate(Bridge(self.flask), self.gate)(scope, receive, send))
+        asyncio.run(AsgiGate(FlaskBridge(self.flask), self.gate)(scope, receive, send))
         assert sent[-1]["type"] == "http.response.body"
         head = sent[0]
         return Outcome(head["status"], self.called, b"session=hk_" in str(head).encode())

@@ -19,13 +19,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.core.types import Access
-from mlflow_hokusai_auth.server import graphql
-from mlflow_hokusai_auth.server.aliases import Prefixes
-from mlflow_hokusai_auth.server.asgi import AsgiGate
-from mlflow_hokusai_auth.server.gate import BODY_LIMITS
-from mlflow_hokusai_auth.server.observe import Observer
-from mlflow_hokusai_auth.server.wsgi import wsgi_gate
+from mlflow_hokusai_auth.server.gate import graphql
+from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
+from mlflow_hokusai_auth.server.gate.gate import BODY_LIMITS
+from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
+from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 from tests.adversarial import grammar
 from tests.adversarial.grammar import GRAPHQL_READ, KEYS, Attack, authority, takes
 from tests.adversarial.test_spelling import NAMES, ask, spell
@@ -41,7 +41,7 @@ FRAMING = ("Transfer-Encoding", "Expect")
 #: The part of each key that must not show: all but what tells its kind.
 SECRETS = {kind: key.split("_", 2)[2] for kind, key in KEYS.items()}
 #: Every request is logged, and the headers of every request.
-GATE = make_gate(authority(), observer=Observer(sample=1.0), debug_headers=True)
+GATE = make_gate(authority(), observer=DecisionLog(sample=1.0, debug_headers=True))
 
 
 @pytest.fixture(autouse=True, scope="module")

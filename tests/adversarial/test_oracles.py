@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, template
+from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
 from tests.adversarial.test_spelling import NAMES, THEIRS
 from tests.e2e.test_every_route import FETCHES, contents
 from tests.harness import SERVERS, Server, serve
+from tests.server.gate.test_adapters import VECTORS, expand
 from tests.server.sentinel import KEYS, PRINCIPALS, Wire
-from tests.server.test_adapters import VECTORS, expand
 
 pytestmark = pytest.mark.long  # servers of their own, and every route in every spelling
 

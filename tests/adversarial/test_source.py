@@ -17,7 +17,7 @@ TREES = {
 SECRET = re.compile(r"secret|token|digest|signature|password|credential|session|\bkey\b", re.I)
 #: Comparisons for equality that look as if a secret was compared, by module, and why none is.
 HARMLESS = {
-    "client/doctor.py": {"word != seen.key"},  # the user's own, in the user's own process
+    "client/diagnose/doctor.py": {"word != seen.key"},  # the user's own, in the user's own process
     "core/browser.py": {"key == wanted"},  # a cookie's name
     "core/credentials.py": {"session != keys.is_session_token(key)"},  # whether it is one
     # Folders of experiments, and the name of a trace's tag.
@@ -25,10 +25,13 @@ HARMLESS = {
         "key[:len(base)] != base",
         "key[len(base):len(base) + 1] == ('workspaces',)",
     },
-    "server/stored.py": {"row.key != MLFLOW_ARTIFACT_LOCATION"},
+    "server/isolation/locations.py": {"row.key != MLFLOW_ARTIFACT_LOCATION"},
     # The operator's own environment.
-    "server/jobs.py": {"environ.get(PASSWORD) == secret", "environ.get(name) == secret"},
-    "server/leaks.py": {"keys.setdefault(identifier, key) != key"},  # public keys
+    "authorities/server_jobs.py": {
+        "environ.get(PASSWORD) == secret",
+        "environ.get(name) == secret",
+    },
+    "server/web/leak_reports.py": {"keys.setdefault(identifier, key) != key"},  # public keys
 }
 #: Made into SQL, which looks up a digest or an id: nothing of a secret's is in the time that takes.
 SQL = re.compile(r"[A-Z]+\.c\.(digest|key_id) == ")
@@ -58,7 +61,11 @@ def test_secrets_are_compared_by_compare_digest_only() -> None:
     }
     # The page's token, what Redis holds, and the jobs' secret. Of keys and sessions there are digests,
     # by which a row is found or not.
-    assert calls == {"core/browser.py", "backends/shared.py", "server/jobs.py"}
+    assert calls == {
+        "core/browser.py",
+        "authorities/redis_identities.py",
+        "authorities/server_jobs.py",
+    }
 
 
 def test_nothing_is_decided_by_a_url_that_was_put_together() -> None:

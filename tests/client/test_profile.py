@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from urllib3.util import parse_url
 
-from mlflow_hokusai_auth.client import guard, profile
+from mlflow_hokusai_auth.client import origin_guard, profile
 from mlflow_hokusai_auth.core import keys
 
 
@@ -230,11 +230,11 @@ def test_what_stays_on_this_machine_is_not_shown_to_a_proxy(
             for url in ("http://localhost:5000", "http://127.0.0.1:5000"):
                 caplog.clear()
                 patch.setenv("MLFLOW_TRACKING_URI", url)
-                assert guard.may_send(f"{url}/x") is allowed, (environ, url)
+                assert origin_guard.may_send(f"{url}/x") is allowed, (environ, url)
                 told = "Add localhost,127.0.0.1,::1 to NO_PROXY" in caplog.text
                 assert told is not allowed, (environ, url)
             patch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.com")
-            assert guard.may_send("https://tracking.example.com/x"), environ
+            assert origin_guard.may_send("https://tracking.example.com/x"), environ
 
 
 def test_registry_counts_only_beside_a_tracking_uri_that_is_no_server(

@@ -24,7 +24,7 @@ from mlflow.tracking.request_header.registry import _request_header_provider_reg
 from mlflow.utils.rest_utils import MlflowHostCreds, http_request
 from urllib3.util import parse_url
 
-from mlflow_hokusai_auth.client import guard, profile
+from mlflow_hokusai_auth.client import origin_guard, profile
 from mlflow_hokusai_auth.client.auth_provider import HokusaiAuth
 from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
 from mlflow_hokusai_auth.core import keys
@@ -268,7 +268,7 @@ def test_without_a_key_nothing_is_said(
 
 
 def test_plain_http_to_another_machine_says_what_to_do(key: str) -> None:
-    why, fix = guard.why_not(profile.origin("http://registry.example.com/mlflow"))
+    why, fix = origin_guard.why_not(profile.origin("http://registry.example.com/mlflow"))
     assert "plain http" in why
     assert "HOKUSAI_ALLOWED_ORIGINS=http://registry.example.com " in fix
     assert "https" in fix
@@ -402,7 +402,7 @@ def test_odd_announcements_never_raise(deprecation: str, sunset: str) -> None:
     response.request.headers = requests.structures.CaseInsensitiveDict()
     for one in (deprecation, "@1"):
         response.headers.update({"Deprecation": one, "Sunset": sunset})
-        guard.warn_of_sunset(response)
+        origin_guard.warn_of_sunset(response)
 
 
 def caller(body: str, **names: Any) -> Callable[..., Any]:
@@ -495,8 +495,8 @@ def test_whatever_the_redirect_says_the_key_stays_at_its_origin(location: str) -
     # As http.client hands it over: UTF-8 bytes read as Latin-1.
     response.headers["Location"] = location.encode().decode("latin-1")
     vars(response).update(_content=b"", _content_consumed=True)
-    guard.drop_key_on_redirect(response)
-    if guard.HEADER not in prepared.headers:
+    origin_guard.drop_key_on_redirect(response)
+    if origin_guard.HEADER not in prepared.headers:
         return
     session = requests.Session()
     try:

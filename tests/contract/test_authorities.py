@@ -23,12 +23,12 @@ import pytest
 import sqlalchemy as sa
 from werkzeug.serving import make_server
 
-from mlflow_hokusai_auth.backends import Backend
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.backends.service import AuthService
+from mlflow_hokusai_auth.authorities import Backend
+from mlflow_hokusai_auth.authorities.service import AuthService
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.policy import Policy, settle
+from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.core.types import (
     Access,
     Allow,
@@ -38,11 +38,12 @@ from mlflow_hokusai_auth.core.types import (
     Principal,
     Rejected,
 )
-from mlflow_hokusai_auth.server import validation
-from mlflow_hokusai_auth.server.aliases import Prefixes
-from mlflow_hokusai_auth.server.cors import Cors
-from mlflow_hokusai_auth.server.gate import Gate
-from mlflow_hokusai_auth.server.wsgi import wsgi_gate
+from mlflow_hokusai_auth.server.gate.cors import Cors
+from mlflow_hokusai_auth.server.gate.gate import Gate
+from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
+from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
+from mlflow_hokusai_auth.server.web import validate_key
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.conftest import Postgresql
 from tests.standin import Standin
 
@@ -154,8 +155,8 @@ class Uncached:
 def endpoint(store: Backend) -> Iterator[str]:
     """The URL of a server that has nothing but the endpoint, behind the gate, on `store`."""
     app = flask.Flask("endpoint")
-    app.register_blueprint(validation.blueprint())
-    gate = Gate(Uncached(store), Policy(), Prefixes(()), Cors((), ""))
+    app.register_blueprint(validate_key.blueprint())
+    gate = Gate(Uncached(store), Policy(), Prefixes(()), Cors((), ""), DecisionLog())
     server = make_server("127.0.0.1", 0, wsgi_gate(app, gate), threaded=True)
     # Else the end of the test waits for connections that are kept for a next request.
     server.daemon_threads = True

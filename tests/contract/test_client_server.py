@@ -25,13 +25,14 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.request_utils import _TRANSIENT_FAILURE_RESPONSE_CODES
 from pydantic import BaseModel
 
-from mlflow_hokusai_auth.backends.local import LocalStore
-from mlflow_hokusai_auth.client import commands, doctor
+from mlflow_hokusai_auth.cli import supplier
 from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
+from mlflow_hokusai_auth.client.diagnose import doctor
 from mlflow_hokusai_auth.core import browser, credentials, keys
 from mlflow_hokusai_auth.core.denials import CODES, MAX_RETRY_AFTER, render
 from mlflow_hokusai_auth.core.types import Credential, Deny, Request
-from mlflow_hokusai_auth.server import openapi, schemas
+from mlflow_hokusai_auth.server.web import openapi, schemas
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.client.test_admin import PREFIX, Api, Asked, answering
 from tests.core.rows import each
 from tests.standin import Standin
@@ -311,7 +312,7 @@ class _Read(dict[str, Any]):
 def test_whoami_has_all_that_the_commands_read() -> None:
     answer = _Read(example(schemas.Identity))
     answer["rate_limit"] = limit = _Read(example(schemas.LimitLeft))
-    commands._lines(answer)
+    supplier._lines(answer)
     seen = doctor._Seen(mlflow.get_tracking_uri(), identity=answer)
     for look in (doctor._scope, doctor._expiry):
         look(seen)

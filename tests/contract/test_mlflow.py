@@ -39,7 +39,7 @@ from mlflow_hokusai_auth.client.artifacts import HokusaiArtifactRepository
 from mlflow_hokusai_auth.core.denials import CODES
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.routes import QUERY_FIELDS
-from mlflow_hokusai_auth.server import trailers
+from mlflow_hokusai_auth.server.upstream import trailers
 from tests.core.rows import each
 
 SOURCE = Path(mlflow_hokusai_auth.__file__).parent
@@ -51,18 +51,18 @@ _CLIENT = "client/: requests go the way that MLflow's own do"
 IMPORTS = {
     "mlflow": "everything",
     "mlflow.__version__": "doctor and the metric of versions",
-    "mlflow.version.VERSION": "server/mlflow_routes.py, run as a program",
+    "mlflow.version.VERSION": "server/upstream/routes.py, run as a program",
     "mlflow.get_tracking_uri": "client/profile.py: whose key it is; whoami, doctor",
     "mlflow.get_registry_uri": "client/profile.py: whose key it is without a tracking server",
-    "mlflow.set_tracking_uri": "client/smoke_gate.py",
-    "mlflow.set_registry_uri": "client/smoke_gate.py",
-    "mlflow.MlflowClient": "client/smoke_job.py",
-    "mlflow.artifacts.download_artifacts": "client/smoke_job.py: loads models:/name/1",
-    "mlflow.__file__": "server/static_files.py: whether its pages may be written",
+    "mlflow.set_tracking_uri": "client/diagnose/smoke_gate.py",
+    "mlflow.set_registry_uri": "client/diagnose/smoke_gate.py",
+    "mlflow.MlflowClient": "client/diagnose/smoke_job.py",
+    "mlflow.artifacts.download_artifacts": "client/diagnose/smoke_job.py: loads models:/name/1",
+    "mlflow.__file__": "server/upstream/static_files.py: whether its pages may be written",
     "mlflow.exceptions.MlflowException": _CLIENT,
     "mlflow.exceptions.MlflowException.invalid_parameter_value": "client/admin.py: mistakes",
     "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository": "doctor, smoke",
-    "mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository": "server/health.py",
+    "mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository": "server/web/health.py",
     "mlflow.store.artifact.mlflow_artifacts_repo.MlflowArtifactsRepository": "client/artifacts.py",
     "mlflow.store.entities.PagedList": "client/admin.py: pages of keys",
     "mlflow.tracking._tracking_service.utils._get_store": f"{_CLIENT}: credentials, TLS",
@@ -77,21 +77,23 @@ IMPORTS = {
     ),
     "mlflow.utils.rest_utils.http_request": _CLIENT,
     "mlflow.utils.rest_utils.verify_rest_response": "client/admin.py: refusals as RestException",
-    "mlflow.utils.workspace_context.set_server_request_workspace": "server/health.py",
+    "mlflow.utils.workspace_context.set_server_request_workspace": "server/web/health.py",
     "mlflow.environment_variables.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "server/app.py: CORS",
     "mlflow.server.app": "server/app.py: the Flask app that our pages and API are added to",
     "mlflow.server.fastapi_app.create_fastapi_app": "server/app.py: what uvicorn serves",
-    "mlflow.environment_variables.MLFLOW_ENABLE_WORKSPACES": "server/shortcut.py: no short way then",
-    "mlflow.server.handlers": "server/health.py",
-    "mlflow.server.handlers._get_tracking_store": "server/health.py: mlflow_store",
-    "mlflow.server.handlers._is_serving_proxied_artifacts": "server/health.py: artifact_root",
-    "mlflow.server.handlers._get_artifact_repo_mlflow_artifacts": "server/health.py: artifact_root",
+    "mlflow.environment_variables.MLFLOW_ENABLE_WORKSPACES": "upstream/fast_path.py: no fast path then",
+    "mlflow.server.handlers": "server/web/health.py",
+    "mlflow.server.handlers._get_tracking_store": "server/web/health.py: mlflow_store",
+    "mlflow.server.handlers._is_serving_proxied_artifacts": "server/web/health.py: artifact_root",
+    "mlflow.server.handlers._get_artifact_repo_mlflow_artifacts": "server/web/health.py: artifact_root",
     "mlflow.server.security_utils": "server/app.py: CORS headers on refusals",
     "mlflow.server.security_utils.get_allowed_origins_from_env": "server/app.py: CORS",
     "mlflow.server.security_utils.LOCALHOST_ORIGIN_PATTERNS": "server/app.py: CORS",
 }
-_LOCATIONS = "server/artifact_roots.py, repositories.py, folders.py: what MLflow opens"
-_STORED = "server/stored.py, outside.py, folders.py: the locations in MLflow's database"
+_LOCATIONS = "server/upstream/artifact_roots.py, repositories.py, folders.py: what MLflow opens"
+_STORED = (
+    "server/isolation/locations.py, outside.py, folders.py: the locations in MLflow's database"
+)
 IMPORTS |= dict.fromkeys(
     [
         "mlflow.protos.databricks_pb2.PERMISSION_DENIED",
@@ -150,25 +152,25 @@ SINCE = {
 }
 #: Variables that our code names -> what for.
 VARIABLES = {
-    "_MLFLOW_SERVER_ARTIFACT_DESTINATION": "server/artifact_roots.py: --artifacts-destination",
-    "_MLFLOW_SERVER_ARTIFACT_ROOT": "server/artifact_roots.py: --default-artifact-root",
-    "_MLFLOW_SERVER_SERVE_ARTIFACTS": "server/artifact_roots.py: whether MLflow's proxy serves",
-    "_MLFLOW_SERVER_FILE_STORE": "server/outside.py: the database of experiments",
-    "_MLFLOW_SERVER_REGISTRY_STORE": "server/outside.py: the database of versions",
+    "_MLFLOW_SERVER_ARTIFACT_DESTINATION": "server/upstream/artifact_roots.py: --artifacts-destination",
+    "_MLFLOW_SERVER_ARTIFACT_ROOT": "server/upstream/artifact_roots.py: --default-artifact-root",
+    "_MLFLOW_SERVER_SERVE_ARTIFACTS": "upstream/artifact_roots.py: whether MLflow's proxy serves",
+    "_MLFLOW_SERVER_FILE_STORE": "server/isolation/outside.py: the database of experiments",
+    "_MLFLOW_SERVER_REGISTRY_STORE": "server/isolation/outside.py: the database of versions",
     "_MLFLOW_SGI_NAME": "server/app.py: ASGI or WSGI",
     "_MLFLOW_STATIC_PREFIX": "server/app.py: refuses --static-prefix",
-    "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": "core/jobs.py: jobs started with Basic",
-    "MLFLOW_SERVER_PID": "core/jobs.py: the processes of jobs",
-    "MLFLOW_TRACKING_USERNAME": "server/jobs.py: the jobs' credential",
-    "MLFLOW_TRACKING_PASSWORD": "server/jobs.py: the jobs' credential; doctor",
+    "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": "core/job_rules.py: jobs started with Basic",
+    "MLFLOW_SERVER_PID": "core/job_rules.py: the processes of jobs",
+    "MLFLOW_TRACKING_USERNAME": "authorities/server_jobs.py: the jobs' credential",
+    "MLFLOW_TRACKING_PASSWORD": "authorities/server_jobs.py: the jobs' credential; doctor",
     "MLFLOW_TRACKING_TOKEN": "doctor: other credentials",
     "MLFLOW_TRACKING_AUTH": "client/header_provider.py: whether the other provider is active",
-    "MLFLOW_TRACKING_URI": "demo.py",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "client/smoke.py: its deadline",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "client/smoke.py: its deadline",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "client/smoke.py: its output",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "demo.py",
-    "MLFLOW_DISABLE_TELEMETRY": "demo.py",
+    "MLFLOW_TRACKING_URI": "cli/demo.py",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "client/diagnose/smoke.py: its deadline",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "client/diagnose/smoke.py: its deadline",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "client/diagnose/smoke.py: its output",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "cli/demo.py",
+    "MLFLOW_DISABLE_TELEMETRY": "cli/demo.py",
 }
 
 
@@ -302,7 +304,7 @@ def test_mlflow_server_starts_our_app_and_says_how(
 
 
 def test_the_applications_are_as_we_wrap_them() -> None:
-    """server/app.py wraps both; server/mlflow_routes.py walks their routes."""
+    """server/app.py wraps both; server/upstream/routes.py walks their routes."""
     app = pkgutil.resolve_name("mlflow.server.app")
     create = pkgutil.resolve_name("mlflow.server.fastapi_app.create_fastapi_app")
     assert isinstance(app, flask.Flask)
@@ -311,9 +313,9 @@ def test_the_applications_are_as_we_wrap_them() -> None:
 
 
 def test_the_handlers_need_no_arguments() -> None:
-    """server/health.py calls them from a thread of its own."""
+    """server/web/health.py calls them from a thread of its own."""
     for name in IMPORTS:
-        # But for the helper that server/repositories.py only unwraps.
+        # But for the helper that server/upstream/repositories.py only unwraps.
         if name.startswith("mlflow.server.handlers._") and not name.endswith("._get_artifact_repo"):
             parameters = inspect.signature(pkgutil.resolve_name(name)).parameters.values()
             assert all(one.default is not one.empty for one in parameters), name
@@ -336,7 +338,7 @@ def test_origins_are_as_mlflow_s_middleware_has_them(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif(VERSION < (3, 15), reason="read by MLflow itself since then")
 def test_mlflow_looks_for_the_user_where_we_put_it() -> None:
-    """server/identity.py sets `g.mlflow_authenticated_user`; jobs are recorded as that user's."""
+    """server/caller.py sets `g.mlflow_authenticated_user`; jobs are recorded as that user's."""
     jobs = importlib.import_module("mlflow.server.jobs")
     assert "mlflow_authenticated_user" in inspect.getsource(jobs)
 
@@ -481,7 +483,7 @@ def test_an_artifact_repository_has_what_we_call(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_client_has_the_methods_of_smoke() -> None:
-    """client/smoke_job.py, and smoke_gate.py: those that are called, with what they are given."""
+    """client/diagnose/smoke_job.py and smoke_gate.py call these, with these arguments."""
     called = {"get_experiment": set()}
     for node in ast.walk(ast.parse((SOURCE / "client" / "smoke_job.py").read_text())):
         if _is_of_client(node):
@@ -570,6 +572,6 @@ def _types(one: Any, found: set[str]) -> set[str]:
 
 
 def test_uvicorn_s_protocol_for_httptools_drops_trailers() -> None:
-    """server/trailers.py changes `on_headers_complete`; without that place servers fall back to h11."""
+    """upstream/trailers.py changes `on_headers_complete`; without it servers fall back to h11."""
     pytest.importorskip("httptools")
     assert trailers.ignore()

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.operations import rules
-from mlflow_hokusai_auth.server import openapi
+from mlflow_hokusai_auth.server.web import openapi
 from tests.harness import Server, serve
 
 pytestmark = pytest.mark.servers

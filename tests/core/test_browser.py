@@ -322,7 +322,7 @@ def test_signing_in_keeps_what_a_browser_can_not_send_out_of_the_header() -> Non
 
 
 def returned(root: str, target: str) -> str:
-    """Where a browser goes that signs in at `root`: what server/web.py builds of `next`."""
+    """Where a browser goes that signs in at `root`: what server/web/pages.py builds of `next`."""
     location = "../" + local_path(target)[1:]
     url = follow(f"{root}/hokusai/login", location)
     # Other clients have it by RFC 3986.

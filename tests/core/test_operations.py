@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mlflow_hokusai_auth.core.operations import UNKNOWN, classify, rules
 from mlflow_hokusai_auth.core.types import Access, Operation
-from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, native_routes, template
+from mlflow_hokusai_auth.server.upstream.routes import installed_routes, native_routes, template
 
 from .rows import agree
 

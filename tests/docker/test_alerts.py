@@ -16,12 +16,13 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-from mlflow_hokusai_auth.backends import metrics as backend_metrics
 from mlflow_hokusai_auth.core.denials import CODES
 from mlflow_hokusai_auth.core.routes import TABLE
 from mlflow_hokusai_auth.core.types import Access
-from mlflow_hokusai_auth.server import metrics, observe, tally
+from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server.observe import decision_log, recorder
 from mlflow_hokusai_auth.server.settings import Settings
+from mlflow_hokusai_auth.store import metrics as backend_metrics
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "docker" / "prometheus"
@@ -52,7 +53,7 @@ VALUES = {
     ("hokusai_auth_decisions", "outcome"): DECIDED,
     ("hokusai_auth_decisions", "reason"): set(CODES) | {"ok"},
     ("hokusai_auth_mlflow_seconds", "access"): {access.name.lower() for access in Access},
-    ("hokusai_auth_registrations", "step"): set(tally._STEPS.values()),
+    ("hokusai_auth_registrations", "step"): set(recorder._STEPS.values()),
     ("hokusai_auth_registrations", "result"): REGISTERED,
     ("hokusai_auth_authority_calls", "result"): CALLED,
     ("hokusai_auth_cache", "result"): CACHED,
@@ -263,7 +264,7 @@ def test_the_values_that_are_expected_of_labels_are_those_that_are_documented() 
     for metric, values in documented.items():
         words = set(re.findall(r"\w+", metric._documentation))
         assert values <= words, f"{metric} does not tell of {values - words}"
-    source = inspect.getsource(observe) + inspect.getsource(tally)
+    source = inspect.getsource(decision_log) + inspect.getsource(recorder)
     told = {value for value in OUTCOMES | DECIDED | REGISTERED if f'"{value}"' in source}
     assert told == OUTCOMES | DECIDED | REGISTERED
 

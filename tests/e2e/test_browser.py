@@ -20,11 +20,11 @@ import sqlalchemy as sa
 from mlflow import MlflowClient
 from mlflow.exceptions import RestException
 
-from mlflow_hokusai_auth.backends.cache import MAX_UNCONFIRMED
-from mlflow_hokusai_auth.backends.database import Actor
-from mlflow_hokusai_auth.backends.records import KeyFilter
-from mlflow_hokusai_auth.backends.sessions import Sessions
-from mlflow_hokusai_auth.backends.tables import KEYS
+from mlflow_hokusai_auth.authorities.cache import MAX_UNCONFIRMED
+from mlflow_hokusai_auth.store.database import Actor
+from mlflow_hokusai_auth.store.records import KeyFilter
+from mlflow_hokusai_auth.store.sessions import Sessions
+from mlflow_hokusai_auth.store.tables import KEYS
 from tests.e2e.parts import post
 from tests.harness import Server, serve, wait_until
 

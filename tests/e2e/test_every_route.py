@@ -13,7 +13,7 @@ import pytest
 
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.types import Access
-from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, template
+from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
 from tests.e2e.parts import post
 from tests.harness import PREFIXES, Server, serve
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_hokusai_auth.core.operations import classify
-from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, template
+from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
 from tests.e2e.test_every_route import FETCHES, body_for
 from tests.harness import PREFIXES, SERVERS, Server, serve
 

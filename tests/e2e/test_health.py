@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlflow_hokusai_auth.core import keys
-from mlflow_hokusai_auth.server.health import FRESH
+from mlflow_hokusai_auth.server.web.health import FRESH
 from tests.conftest import Postgresql
 from tests.e2e.parts import EXPERIMENT, python_path, renamed
 from tests.harness import PREFIXES, Server, serve, wait_until

@@ -16,7 +16,7 @@ import mlflow.server
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_hokusai_auth.server.api import SETTLED
+from mlflow_hokusai_auth.server.web.keys_api import SETTLED
 from tests.conftest import redis_server
 from tests.e2e.parts import hokusai_auth
 from tests.harness import SERVERS, Server, free_port, serve, wait_until

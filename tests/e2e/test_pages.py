@@ -17,9 +17,9 @@ from typing import Any
 import mlflow.server
 import pytest
 
-from mlflow_hokusai_auth.backends.database import Actor
-from mlflow_hokusai_auth.backends.sessions import Sessions
 from mlflow_hokusai_auth.core.policy import SIGNED_OUT
+from mlflow_hokusai_auth.store.database import Actor
+from mlflow_hokusai_auth.store.sessions import Sessions
 from tests.e2e.parts import post
 from tests.harness import Server, serve
 

@@ -1,7 +1,7 @@
 """Faults that Hokusai's services have had, by their number in the list of them (22 to 38).
 
-13 to 21 are in tests/backends/test_service.py, 24 to 26 in tests/core/test_policy.py, 28, 29, 32 and 33
-in tests/backends, 30 and 31 in tests/core/test_addresses.py.
+13 to 21 are in tests/authorities/test_service.py, 24 to 26 in tests/core/test_policy.py, 28, 29, 32
+and 33 in tests/store and tests/authorities, 30 and 31 in tests/core/test_addresses.py.
 """
 
 from __future__ import annotations

@@ -25,7 +25,12 @@ from mlflow_hokusai_auth.core.browser import csrf_token, login_location
 from mlflow_hokusai_auth.core.types import Request
 from tests.e2e.parts import EXPERIMENT, interceptor, renamed
 from tests.harness import HOKUSAI_AUTH, Server, serve, wait_until
-from tests.server.test_leaks import SIGNER, entry, pem, sign
+from tests.server.web.test_leak_reports import (
+    SIGNER,
+    entry,
+    pem,
+    sign,
+)
 from tests.standin import Standin
 
 pytestmark = pytest.mark.servers
@@ -380,7 +385,7 @@ def manage(told: Told, admin: str) -> None:
 
 
 def owner_filter(owner: str) -> object:
-    from mlflow_hokusai_auth.backends.records import KeyFilter
+    from mlflow_hokusai_auth.store.records import KeyFilter
 
     return KeyFilter(owner=owner)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_hokusai_auth.backends.cache import JITTER
+from mlflow_hokusai_auth.authorities.cache import JITTER
 from tests.e2e.parts import EXPERIMENT, read, scrape
 from tests.e2e.test_registration import assert_done, run_job
 from tests.harness import PREFIXES, Server, serve, wait_until

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlflow_hokusai_auth.backends.cache import MAX_UNCONFIRMED
-from mlflow_hokusai_auth.backends.database import BUSY_TIMEOUT
-from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.authorities.cache import MAX_UNCONFIRMED
+from mlflow_hokusai_auth.store.database import BUSY_TIMEOUT
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.conftest import Postgresql
 from tests.harness import Server, serve
 

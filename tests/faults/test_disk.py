@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.e2e.parts import refused_start
 from tests.harness import Server, serve, wait_until
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from mlflow_hokusai_auth.backends.cache import JITTER
+from mlflow_hokusai_auth.authorities.cache import JITTER
 from tests.harness import Server, serve, wait_until
 from tests.standin import Standin
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from mlflow_hokusai_auth.backends.database import VERSION_TABLE
-from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.store.database import VERSION_TABLE
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.harness import Server, serve, wait_until
 
 from .watch import EXPERIMENT, Administrator, Asker

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.harness import Server
 
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"

@@ -11,7 +11,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["mlflow_hokusai_auth.core", "mlflow_hokusai_auth.server.aliases"]
+    include=["mlflow_hokusai_auth.core", "mlflow_hokusai_auth.core.prefixes"]
 ):
     from .properties import PROPERTIES
 

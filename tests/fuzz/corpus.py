@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from mlflow_hokusai_auth.core import keys, operations
-from tests.server.test_adapters import VECTORS, expand
+from tests.server.gate.test_adapters import VECTORS, expand
 
 #: Pieces that are worth putting together.
 WORDS = [

@@ -12,8 +12,8 @@ from urllib.parse import parse_qsl, unquote
 
 from mlflow_hokusai_auth.core import browser, credentials, keys, operations
 from mlflow_hokusai_auth.core.policy import Policy, plan
+from mlflow_hokusai_auth.core.prefixes import Prefixes, raw_without
 from mlflow_hokusai_auth.core.types import Access, Allow, Credential, Deny, NeedKey, Request
-from mlflow_hokusai_auth.server.aliases import Prefixes, raw_without
 
 #: What needs no key, written out once more.
 PUBLIC = {

@@ -75,7 +75,7 @@ def without_body(answer: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def scopes() -> Any:
     """Requests for every route, with Hosts and Origins that MLflow likes and that it does not."""
-    from mlflow_hokusai_auth.server.mlflow_routes import installed_routes, template
+    from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
 
     pairs = list(itertools.product(HOSTS, ORIGINS))
     for number, (method, rule, _) in enumerate(installed_routes()):
@@ -118,10 +118,10 @@ async def compare() -> dict[str, Any]:
 
     from mlflow_hokusai_auth.core.operations import classify
     from mlflow_hokusai_auth.core.types import Request
-    from mlflow_hokusai_auth.server import shortcut
+    from mlflow_hokusai_auth.server.upstream import fast_path
 
     whole = create_fastapi_app(flask_app)
-    short = shortcut.build(whole, flask_app)
+    short = fast_path.build(whole, flask_app)
     if short is None:
         return {"built": False}
     compared, differing, statuses = 0, [], set()

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_hokusai_auth.backends import cache
+from mlflow_hokusai_auth.authorities import cache
 
 #: Seconds after which a fork is taken for stuck, and ended.
 TIMEOUT = 120
@@ -76,13 +76,14 @@ def count_in(folder: Path) -> None:
     """Have this fork count in `folder`, from nothing, as a worker that was started for it does."""
     from prometheus_client import REGISTRY, values
 
-    from mlflow_hokusai_auth.backends import metrics as events
-    from mlflow_hokusai_auth.server import metrics, tally
+    from mlflow_hokusai_auth.server import metrics
+    from mlflow_hokusai_auth.server.observe import recorder
+    from mlflow_hokusai_auth.store import metrics as events
 
     os.environ[metrics.DIRECTORY] = str(folder)
     values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
     for collector in list(REGISTRY._collector_to_names):
         REGISTRY.unregister(collector)
     # In place, so that whoever has the module has the new counters.
-    for module in (events, metrics, tally):
+    for module in (events, metrics, recorder):
         importlib.reload(module)

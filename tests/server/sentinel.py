@@ -16,16 +16,17 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from mlflow_hokusai_auth.backends.cache import CachedBackend
+from mlflow_hokusai_auth.authorities.cache import CachedBackend
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.policy import Policy
+from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.core.types import Access, Principal, Rejected
-from mlflow_hokusai_auth.server import gate as gate_module
-from mlflow_hokusai_auth.server.aliases import Prefixes
-from mlflow_hokusai_auth.server.asgi import AsgiGate
-from mlflow_hokusai_auth.server.cors import Cors
-from mlflow_hokusai_auth.server.gate import Gate
-from mlflow_hokusai_auth.server.wsgi import wsgi_gate
+from mlflow_hokusai_auth.server.gate import gate as gate_module
+from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
+from mlflow_hokusai_auth.server.gate.cors import Cors
+from mlflow_hokusai_auth.server.gate.gate import Gate
+from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
+from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 
 NOW = 2_000_000_000.0
 PREFIXES = ("/mlflow", "/api/mlflow")
@@ -95,6 +96,7 @@ def make_gate(backend: Memory | None = None, **parts: Any) -> Gate:
         policy=Policy(empty_scopes=Access.PUBLIC, assistant=True),
         prefixes=Prefixes(PREFIXES),
         cors=Cors((UI,), r"http://localhost(:\d+)?"),
+        observer=DecisionLog(),
     )
     return replace(built, **parts)
 

@@ -17,13 +17,16 @@ import mlflow.server.fastapi_app
 import pytest
 from prometheus_client import REGISTRY
 
-from mlflow_hokusai_auth.backends.database import Actor
-from mlflow_hokusai_auth.backends.local import LocalStore
+from mlflow_hokusai_auth.authorities import server_jobs
 from mlflow_hokusai_auth.core.types import MODES
-from mlflow_hokusai_auth.server import app, interceptors, jobs, metrics, settings, static_files
+from mlflow_hokusai_auth.server import app, metrics, settings
+from mlflow_hokusai_auth.server.gate import interceptors
+from mlflow_hokusai_auth.server.upstream import static_files
+from mlflow_hokusai_auth.store.database import Actor
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.contract.test_mlflow import VERSION
 from tests.server.forked import forked
-from tests.server.test_sockets import nodelay
+from tests.server.upstream.test_sockets import nodelay
 
 OFF = "hokusai-auth: MODE IS off. NOBODY IS ASKED FOR A KEY."
 OBSERVE = "hokusai-auth: mode is observe. Nobody is refused; what would be is logged."
@@ -60,7 +63,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
 def test_workers_and_jobs_inherit_what_they_need(tmp_path: Path) -> None:
     app.bootstrap({})
     assert os.environ["FORWARDED_ALLOW_IPS"] == ""
-    assert os.environ[jobs.TOKEN].startswith("hk_jobs_")
+    assert os.environ[server_jobs.TOKEN].startswith("hk_jobs_")
     assert Path(os.environ[metrics.DIRECTORY]).is_dir()
     assert LocalStore(f"sqlite:///{tmp_path}/hokusai_auth.db").is_current()
 

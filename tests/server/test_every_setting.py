@@ -33,15 +33,17 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from pydantic import AliasChoices
 from werkzeug.test import Client, TestResponse
 
-from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core import keys
-from mlflow_hokusai_auth.server import app, interceptors, leaks, metrics
+from mlflow_hokusai_auth.server import app, metrics
+from mlflow_hokusai_auth.server.gate import interceptors
 from mlflow_hokusai_auth.server.settings import PREFIX, Settings
-from tests.backends.test_service import certificate  # noqa: F401 - a fixture
+from mlflow_hokusai_auth.server.web import leak_reports
+from mlflow_hokusai_auth.store.keys import LocalStore
+from tests.authorities.test_service import certificate  # noqa: F401 - a fixture
 from tests.harness import free_port
-from tests.server import test_leaks as signed
 from tests.server.both_ways import ask
 from tests.server.forked import watchers_rest
+from tests.server.web import test_leak_reports as signed
 from tests.standin import Grant, Standin
 
 ROOT = Path(__file__).parent.parent.parent
@@ -247,7 +249,10 @@ def leak_keys(world: World) -> str:
 
 
 def leak(world: World) -> int:
-    sent = {leaks.IDENTIFIER_HEADER: "one", leaks.SIGNATURE_HEADER: signed.sign(signed.BODY)}
+    sent = {
+        leak_reports.IDENTIFIER_HEADER: "one",
+        leak_reports.SIGNATURE_HEADER: signed.sign(signed.BODY),
+    }
     path = "/api/2.0/hokusai/keys/leaked"
     return world.start().status(path, method="POST", data=signed.BODY, headers=sent)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.harness import free_port
 from tests.server.forked import count_in, forked
 

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from bench import store as bench_store
 from bench.rows import EXPERIMENT
-from mlflow_hokusai_auth.backends.tables import KEYS
 from mlflow_hokusai_auth.core import keys
-from mlflow_hokusai_auth.server.api import SETTLED
+from mlflow_hokusai_auth.server.web.keys_api import SETTLED
+from mlflow_hokusai_auth.store.tables import KEYS
 from tests.harness import Server
 
 CLIENTS = 8

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.harness import Server, serve
 
 CLIENTS = 100

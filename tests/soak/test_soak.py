@@ -15,7 +15,7 @@ import pytest
 
 from bench import engines
 from bench.probes import Side
-from mlflow_hokusai_auth.server.api import SETTLED
+from mlflow_hokusai_auth.server.web.keys_api import SETTLED
 from tests.harness import SERVERS, serve
 from tests.soak.clients import Clients
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from mlflow_hokusai_auth.backends.local import LocalStore
 from mlflow_hokusai_auth.core import keys
-from mlflow_hokusai_auth.server import identity
-from mlflow_hokusai_auth.server.asgi import AsgiGate
-from mlflow_hokusai_auth.server.bridge import Bridge
-from tests.server.test_adapters import Wire, make_gate, scope_of
+from mlflow_hokusai_auth.server import caller
+from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
+from mlflow_hokusai_auth.server.upstream.flask_bridge import FlaskBridge
+from mlflow_hokusai_auth.store.keys import LocalStore
+from tests.server.gate.test_adapters import Wire, make_gate, scope_of
 from tests.soak.test_crosstalk import owners
 
 #: Messages of a body, each way.
@@ -27,7 +27,7 @@ async def native(scope: Any, receive: Any, send: Any) -> None:
     more = True
     while more:
         more = (await receive())["more_body"]
-        said = f"{scope['state']['username']}\n{identity.principal().owner}\n".encode()
+        said = f"{scope['state']['username']}\n{caller.principal().owner}\n".encode()
         await send({"type": "http.response.body", "body": said, "more_body": more})
 
 
@@ -35,7 +35,7 @@ def flask(environ: Any, start_response: Any) -> Iterator[bytes]:
     """The like in a thread, as MLflow's Flask routes are called."""
     start_response("200 OK", [])
     for _ in range(STEPS):
-        yield f"{environ['HTTP_X_HOKUSAI_USER_ID']}\n{identity.principal().owner}\n".encode()
+        yield f"{environ['HTTP_X_HOKUSAI_USER_ID']}\n{caller.principal().owner}\n".encode()
 
 
 async def ask(gate: AsgiGate, key: str) -> tuple[int, list[str]]:
@@ -58,7 +58,7 @@ async def ask(gate: AsgiGate, key: str) -> tuple[int, list[str]]:
     return sent[0]["status"], body.decode().splitlines()
 
 
-@pytest.mark.parametrize("app", [native, Bridge(flask)], ids=["native", "flask"])
+@pytest.mark.parametrize("app", [native, FlaskBridge(flask)], ids=["native", "flask"])
 def test_a_stream_is_one_owner_s_from_its_first_byte_to_its_last(tmp_path: Path, app: Any) -> None:
     store = LocalStore(f"sqlite:///{tmp_path}/keys.db")
     store.migrate()

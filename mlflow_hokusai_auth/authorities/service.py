@@ -1,0 +1,207 @@
+"""The Hokusai auth service over HTTP: `POST {url}/api/v1/keys/validate`, with the key as Bearer.
+
+A verdict is 200 in the documented shape, or 401. 429 is Throttled and all else is AuthorityUnavailable:
+nothing that goes wrong on the way lets a key in, or tells its owner that the key is wrong.
+Contract: Hokusai's `auth_openapi.json` and its validation guide. `email`, `roles`, `is_admin` and
+`user` are in neither, but Hokusai's own middleware reads them. Balances are not looked at and no usage
+is debited, as calls of the registry are free.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import re
+import socket
+import time
+from concurrent import futures
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import requests
+import requests.adapters
+import urllib3
+
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.types import Principal, Rejected
+
+from .service_reply import Reply, verdict
+
+PATH = "/api/v1/keys/validate"
+#: Bytes of a reply that are read; a real one has a few hundred.
+MAX_REPLY = 64 * 1024
+#: Statuses whose replies have no body. A service that sends one all the same leaves it on the
+#: connection, where it would be taken for the reply to the next question.
+_NO_BODY = frozenset({204, 304})
+
+
+class AuthService:
+    """The service at `url`, which is asked over at most `connections` connections per process.
+
+    A lookup takes at most `timeout` seconds, from waiting for a free connection to the reply's last
+    byte. `ca_bundle` is a file of certificates to trust instead of the usual ones. A proxy named in the
+    environment is used only with `use_environment_proxies`. Raises ValueError for a wrong `url`.
+    """
+
+    name = "service"
+    #: Keys may have lists of addresses, and the service checks them.
+    by_address = True
+    #: It tells nobody when a key changes.
+    watched = False
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        service_id: str = "platform",
+        timeout: float = 5.0,
+        ca_bundle: str | None = None,
+        connections: int = 8,
+        use_environment_proxies: bool = False,
+    ) -> None:
+        if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url):
+            raise ValueError("the auth service's URL must look like https://auth.example.com")
+        self._url = url.rstrip("/") + PATH
+        self._service_id = service_id
+        self._timeout = timeout
+        self._verify = ca_bundle or True
+        self._connections = connections
+        self._use_proxies = use_environment_proxies
+        self._clients: dict[int, tuple[requests.Session, futures.Executor]] = {}
+
+    def lookup(self, key: str, address: str = "") -> Principal | Rejected:
+        """Whom `key` belongs to. Raises AuthorityUnavailable, or Throttled; see the module's text."""
+        session, threads = self._client()
+        deadline = time.monotonic() + self._timeout
+        # In a thread, as nothing else bounds the wait for a name server or for several addresses.
+        sent = threads.submit(self._send, session, key, address, deadline)
+        done, _ = futures.wait([sent], self._timeout)
+        if not done:
+            sent.cancel()
+            raise AuthorityUnavailable(f"the auth service took more than {self._timeout:g} s")
+        error = sent.exception()
+        if isinstance(error, AuthorityUnavailable):
+            raise error
+        if error is not None:
+            # Raised here, so that nothing leads from it to the request with the key.
+            raise AuthorityUnavailable(f"the auth service can't be asked: {_cause(error)}")
+        return verdict(sent.result(), key)
+
+    def generation(self) -> int:
+        """Always 0; see `watched`."""
+        return 0
+
+    def _send(self, session: requests.Session, key: str, address: str, deadline: float) -> Reply:
+        body = {"service_id": self._service_id}
+        if address:
+            # Without it the service takes this server's own address for the client's.
+            body["client_ip"] = address
+        with session.post(
+            self._url,
+            json=body,
+            headers={"Authorization": f"Bearer {key}"},
+            # The stubs do not know of urllib3's own type, which alone has a total.
+            timeout=urllib3.Timeout(total=deadline - time.monotonic()),  # type: ignore[arg-type]
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            connection = response.raw.connection
+            content = b""
+            for chunk in response.raw.stream(8192, decode_content=False):
+                content += chunk
+                if len(content) > MAX_REPLY:
+                    raise AuthorityUnavailable("the auth service's reply is too large")
+            if response.status_code in _NO_BODY and connection is not None:
+                connection.close()
+            return Reply(response.status_code, response.headers, content)
+
+    def _client(self) -> tuple[requests.Session, futures.Executor]:
+        pid = os.getpid()
+        if (client := self._clients.get(pid)) is None:
+            # Two threads may come here at once; a session that is not kept has opened nothing.
+            made = (self._session(), futures.ThreadPoolExecutor(self._connections, "auth-service"))
+            client = self._clients.setdefault(pid, made)
+            # What a forked process inherits has its parent's sockets, and threads that do not run.
+            for other in set(self._clients.copy()) - {pid}:
+                self._clients.pop(other, None)
+        return client
+
+    def _session(self) -> requests.Session:
+        session = requests.Session()
+        # Never so, proxies or not: a ~/.netrc would replace the key, REQUESTS_CA_BUNDLE the trust.
+        session.trust_env = False
+        session.verify = self._verify
+        if self._use_proxies:
+            session.proxies.update(requests.utils.get_environ_proxies(self._url))
+        session.headers["User-Agent"] = "mlflow-hokusai-auth"
+        session.headers["Accept-Encoding"] = "identity"
+        # A cookie set for one key must not go out with the next.
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _Adapter(1, self._connections, max_retries=0, pool_block=True))
+        return session
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong at the bottom: the kind, and the system's words, in which there is no key."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    words = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+class _TimedReader(io.RawIOBase):
+    """A socket's reader of which all reads together end at a deadline, not each after a timeout."""
+
+    def __init__(self, raw: io.RawIOBase, connection: socket.socket) -> None:
+        self._raw = raw
+        self._connection = connection
+        # urllib3 has set what is left of the total by now.
+        self._deadline = time.monotonic() + (connection.gettimeout() or 0.0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if (remaining := self._deadline - time.monotonic()) <= 0:
+            raise TimeoutError("timed out")
+        self._connection.settimeout(remaining)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    """A response that can't be dripped: neither its headers nor its body outlast the deadline."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_TimedReader(self.fp.detach(), sock))
+
+
+def _timed(pool: type[urllib3.HTTPConnectionPool]) -> type[urllib3.HTTPConnectionPool]:
+    timed = {"response_class": _TimedResponse}
+    connections = type("_TimedConnection", (pool.ConnectionCls,), timed)
+    return type("_TimedPool", (pool,), {"ConnectionCls": connections})
+
+
+_POOLS = {
+    "http": _timed(urllib3.HTTPConnectionPool),
+    "https": _timed(urllib3.HTTPSConnectionPool),
+}
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Connections whose responses are timed, with a proxy and without."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager

@@ -1,0 +1,130 @@
+"""`hokusai-auth whoami`, `doctor` and `smoke`: what a supplier needs when something does not work.
+
+MLflow is imported only when one of them runs, as the other commands need not wait for that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mlflow_hokusai_auth.client.diagnose.doctor import Check
+    from mlflow_hokusai_auth.client.diagnose.smoke import Check as TimedCheck
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_WORDS = {True: "ok", False: "FAIL", None: "skip"}
+
+
+@click.command()
+@_json_option
+def whoami(as_json: bool) -> None:
+    """What the server of MLFLOW_TRACKING_URI knows of your key."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from mlflow_hokusai_auth.client import profile
+    from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
+    from mlflow_hokusai_auth.client.diagnose import doctor
+
+    client = HokusaiAuthClient(str(mlflow.get_tracking_uri()))
+    try:
+        answer = client.whoami(timeout=doctor.TIMEOUT, max_retries=0)
+    except MlflowException as error:
+        message = doctor.one_line(str(error), profile.api_key() or "")
+        click.echo(f"hokusai-auth: {message}\n`hokusai-auth doctor` finds out why.", err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    try:
+        lines = _lines(answer)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        click.echo(f"hokusai-auth: the answer has another form. {doctor.NOT_OURS}", err=True)
+        sys.exit(1)
+    for name, value in lines.items():
+        click.echo(f"{name + ':':15}{doctor.one_line(value)}")
+
+
+@click.command("doctor")
+@_json_option
+def doctor(as_json: bool) -> None:
+    """Check everything that a request with your key depends on; says what to do where it fails."""
+    from mlflow_hokusai_auth.client.diagnose.doctor import examine
+
+    checks = []
+    for check in examine():
+        checks.append(check)
+        if not as_json:
+            _tell(check)
+    if as_json:
+        click.echo(json.dumps([check._asdict() for check in checks], indent=2))
+    if any(check.ok is False for check in checks):
+        sys.exit(1)
+
+
+@click.command("smoke")
+@click.argument("url")
+@_json_option
+def smoke(url: str, as_json: bool) -> None:
+    """Register a tiny model at URL, load it again and delete it, in half a minute at most.
+
+    Also checks that nobody gets in without a key. Safe in production: it touches only what it makes.
+    The key comes from HOKUSAI_API_KEY or wherever else MLflow takes it from.
+    """
+    from mlflow_hokusai_auth.client.diagnose.smoke import smoke as run
+
+    # As Ctrl-C, so that what was made is deleted: `timeout` and CI end programs so.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        report = run(url, (lambda check: None) if as_json else _tell)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if as_json:
+        checks = [check._asdict() for check in report.checks]
+        told = {"url": report.url, "ok": report.ok, "seconds": report.seconds, "checks": checks}
+        click.echo(json.dumps(told, indent=2))
+    else:
+        click.echo(f"{'all is well' if report.ok else 'FAILED'}, {report.seconds:.1f} s")
+    if report.stuck:
+        # Python would wait for the threads of MLflow's downloads.
+        os._exit(1)
+    if not report.ok:
+        sys.exit(1)
+
+
+def _tell(check: Check | TimedCheck) -> None:
+    took = getattr(check, "seconds", None)
+    seconds = "" if took is None else f" ({took:.2f} s)"
+    click.echo(f"{_WORDS[check.ok]:6}{check.check}: {check.found}{seconds}")
+    if check.fix:
+        click.echo(f"{'':6}fix: {check.fix}")
+
+
+def _lines(answer: dict[str, Any]) -> dict[str, str]:
+    """`answer`, of `GET whoami`, as people read it. A field that is missing has no line."""
+    from mlflow_hokusai_auth.client.diagnose.doctor import date
+
+    lines: dict[str, str] = {}
+    for name in ("key_id", "owner", "name"):
+        if name in answer:
+            lines[name] = str(answer[name] or "-")
+    for name, none in (("scopes", "none"), ("can", "nothing"), ("networks", "everywhere")):
+        if name in answer:
+            lines[name] = ", ".join(map(str, answer[name] or ())) or none
+    for name, none in (("expires_at", "never"), ("deprecated_at", "-")):
+        if name in answer:
+            lines[name] = none if answer[name] is None else date(answer[name])
+    if "rate_limit" in answer:
+        limit = answer["rate_limit"]
+        lines["rate_limit"] = (
+            f"{limit['remaining']} of {limit['limit']} requests left, more in {limit['reset']} s"
+            if limit
+            else "none"
+        )
+    return lines

@@ -1,0 +1,206 @@
+"""The gate as a WSGI application around MLflow's Flask app. Translates; decides nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from mlflow_hokusai_auth.server import caller
+
+from .flow import (
+    Answer,
+    Arrival,
+    Forward,
+    ReadBody,
+    Step,
+    Unread,
+    Wait,
+    flow,
+)
+from .gate import Gate
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication
+
+    Environ = dict[str, Any]
+
+
+def wsgi_gate(app: WSGIApplication, gate: Gate) -> WSGIApplication:
+    """`app` behind `gate`, at the root and under every prefix."""
+
+    def entry(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        began = time.perf_counter()
+        # A SCRIPT_NAME from outside would hide part of the path from the gate or from MLflow.
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        arrival = Arrival(
+            environ["REQUEST_METHOD"],
+            path.encode("latin-1").decode("utf-8", "replace"),
+            environ.get("QUERY_STRING", "").encode("latin-1"),
+            _headers(environ),
+            environ.get("REMOTE_ADDR", ""),
+            began,
+        )
+        way = flow(gate, arrival)
+        result: object = None
+        while True:
+            try:
+                step = way.send(result)
+            except StopIteration as done:
+                found: Forward | Answer = done.value
+                break
+            result = _do(step, environ)
+        if isinstance(found, Answer):
+            start_response(_status(found.status), list(found.headers))
+            return [found.body] if found.body else []
+        environ["SCRIPT_NAME"] = found.exchange.prefix
+        # A prefix is ASCII, so it is as long in bytes.
+        environ["PATH_INFO"] = path[len(found.exchange.prefix) :]
+        for name in found.removed:
+            del environ[_variable(name)]
+        for name, value in found.added:
+            environ[_variable(name)] = value.decode("ascii")
+        return _forward(app, environ, start_response, found)
+
+    return entry
+
+
+def _do(step: Step, environ: Environ) -> object:
+    """Do what the flow asks for, and return the result."""
+    if isinstance(step, Wait):
+        with contextlib.suppress(futures.TimeoutError):
+            return step.future.result(step.seconds)
+        return None
+    if isinstance(step, ReadBody):
+        return _read(environ, step)
+    _set_query(environ, step.query.decode("latin-1"))
+    return None
+
+
+def _forward(
+    app: WSGIApplication, environ: Environ, start_response: StartResponse, forward: Forward
+) -> Iterable[bytes]:
+    """MLflow's answer, reported to `forward`."""
+
+    def starting(status: str, sent: list[tuple[str, str]], *exc_info: Any) -> Any:
+        found = {name.lower(): value for name, value in sent}
+        added = forward.started(int(status.split()[0]), found.get("content-type", ""))
+        length = found.get("content-length", "")
+        forward.exchange.sent = int(length) if length.isdecimal() else 0
+        return start_response(status, [*sent, *added], *exc_info)
+
+    def over(*, broke_off: bool = False) -> None:
+        # What this thread runs from here on is no longer the caller's.
+        caller.current.set(caller.NOBODY)
+        forward.over(broke_off=broke_off)
+
+    caller.current.set(forward.caller)
+    try:
+        answer: Iterable[bytes] = app(environ, starting)
+    except BaseException:
+        over(broke_off=True)
+        raise
+    # A file is sent by the server itself, which must see that it is one. No code of MLflow's runs
+    # for that.
+    file: type = environ.get("wsgi.file_wrapper", type(None))
+    if isinstance(answer, file):
+        over()
+        return answer
+    return _Answer(answer, over)
+
+
+class _Answer:
+    """What MLflow answers; `over` is called when the server closes it, also if MLflow fails at that."""
+
+    def __init__(self, answer: Iterable[bytes], over: Callable[[], object]) -> None:
+        self._answer = answer
+        self._over = over
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._answer)
+
+    def close(self) -> None:
+        """Called by the server after the last part, or instead of it (PEP 3333)."""
+        try:
+            if close := getattr(self._answer, "close", None):
+                close()
+        finally:
+            self._over()
+
+
+def _read(environ: Environ, step: ReadBody) -> bytes | Unread:
+    """The body, which can be read again afterwards, or why there is none."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    # Chunked has no length; and of a number that long, Python would not make one.
+    if environ.get("HTTP_TRANSFER_ENCODING") or not length.isdecimal() or len(length) > 12:
+        return Unread.TOO_LARGE
+    if int(length) > step.limit:
+        return Unread.TOO_LARGE
+    with _deadline(environ, step.seconds):
+        try:
+            body: bytes = environ["wsgi.input"].read(int(length))
+        except OSError:  # the client left
+            body = b""
+    if len(body) < int(length):
+        return Unread.INCOMPLETE
+    environ["wsgi.input"] = io.BytesIO(body)
+    return body
+
+
+@contextlib.contextmanager
+def _deadline(environ: Environ, seconds: float) -> Iterator[None]:
+    """End what is read from the client after `seconds`, where the server shows its socket.
+
+    gunicorn does, and would wait in `read`, with one of its workers, until its own timeout ends the
+    worker. waitress calls the application once the whole body is there.
+    """
+    connection = environ.get("gunicorn.socket")
+    # To shut down one with TLS would end the encryption of the answer as well.
+    if type(connection) is not socket.socket:
+        yield
+        return
+
+    def end() -> None:
+        with contextlib.suppress(OSError):  # it is closed already
+            connection.shutdown(socket.SHUT_RD)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _headers(environ: Environ) -> tuple[tuple[bytes, bytes], ...]:
+    headers = [
+        (name[5:].replace("_", "-").lower().encode("latin-1"), value.encode("latin-1"))
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    ]
+    if environ.get("CONTENT_LENGTH"):
+        headers.append((b"content-length", environ["CONTENT_LENGTH"].encode("latin-1")))
+    return tuple(headers)
+
+
+def _variable(name: bytes) -> str:
+    return "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+
+
+def _set_query(environ: Environ, query: str) -> None:
+    """Replace the query wherever the environ repeats it, for the server's access log."""
+    environ["QUERY_STRING"] = query
+    for name in ("RAW_URI", "REQUEST_URI"):
+        if name in environ:
+            environ[name] = environ[name].partition("?")[0] + (f"?{query}" if query else "")
+
+
+def _status(code: int) -> str:
+    return f"{code} {HTTPStatus(code).phrase}"

@@ -1,0 +1,1 @@
+"""Everything that reports what happened: the decision log, metrics, traces."""

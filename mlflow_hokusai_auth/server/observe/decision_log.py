@@ -1,0 +1,174 @@
+"""What is told of each request once it is over: metrics, and a line of JSON in the decision log.
+
+The line is logged for every refusal, every failure and every change, and for a sample of what only
+reads, under the logger `mlflow_hokusai_auth.decisions`. No header and no key is in it, and of a query
+only which artifact is uploaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mlflow_hokusai_auth.core import artifact_paths
+from mlflow_hokusai_auth.core.folders import BY_NUMBER, Folders
+from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.core.types import Access, Allow, Deny
+from mlflow_hokusai_auth.server.exchange import Exchange
+from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
+from mlflow_hokusai_auth.store.dry_run import WouldRefuse
+
+from .recorder import Recorder
+
+log = logging.getLogger("mlflow_hokusai_auth.decisions")
+
+headers_log = logging.getLogger("mlflow_hokusai_auth.headers")
+
+_CREDENTIALS = frozenset(
+    {b"authorization", b"x-api-key", b"x-mlflow-authorization", b"cookie", b"proxy-authorization"}
+)
+#: Outcomes of which, for what only reads, a sample is enough.
+_WELL = ("allowed", "public", "unchecked")
+
+
+class DecisionLog:
+    """Tells of requests: `sample` is the share of those that only read, and went well, to log.
+
+    `observed` is called for those that mode observe let pass. By `folders` artifacts are told apart.
+    """
+
+    def __init__(
+        self,
+        *,
+        sample: float = 0.0,
+        observed: Callable[[WouldRefuse], object] = repr,
+        folders: ExperimentFolders | None = None,
+        debug_headers: bool = False,
+    ) -> None:
+        self.debug_headers = debug_headers
+        self._sample = sample
+        self._folders = folders or ExperimentFolders()
+        self._observed = observed
+        self._recorder = Recorder()
+        self.flush = self._recorder.flush
+
+    def over(self, exchange: Exchange) -> None:
+        """Log a request that is over, and have it counted within `tally.INTERVAL`. Never raises."""
+        try:
+            exchange.ended = time.perf_counter()
+            outcome = outcome_of(exchange)
+            self._recorder.add(exchange, outcome)
+            if exchange.passed and isinstance(exchange.verdict, Deny):
+                self._observed(_would_refuse(exchange, exchange.verdict))
+            if self._is_told(exchange, outcome):
+                level = logging.INFO if outcome in _WELL else logging.WARNING
+                if log.isEnabledFor(level):
+                    text = json.dumps(line(exchange, outcome, self._folders.known))
+                    # Without `log.log`, which looks through the stack for whoever called it.
+                    log.handle(log.makeRecord(log.name, level, __file__, 0, "%s", (text,), None))
+        except Exception:
+            logging.getLogger(__name__).exception("A request was not told of")
+
+    def show_headers(self, exchange: Exchange, after: Iterable[tuple[bytes, bytes]]) -> None:
+        """Log the names of the headers that came, and of those that MLflow gets.
+
+        A header that may hold a key is logged with a fingerprint of its value.
+        """
+        told = {
+            "event": "headers",
+            "request_id": exchange.request_id,
+            "before": [_fingerprinted(*header) for header in exchange.request.headers],
+            "after": [_fingerprinted(*header) for header in after],
+        }
+        headers_log.info("%s", json.dumps(told))
+
+    def _is_told(self, exchange: Exchange, outcome: str) -> bool:
+        if outcome not in _WELL:
+            return True
+        operation = exchange.operation
+        if operation is not None and operation.access >= Access.WRITE:
+            return True
+        return self._sample > 0 and random.random() < self._sample  # noqa: S311
+
+
+def _fingerprinted(name: bytes, value: bytes) -> str:
+    text = redact(name.decode("latin-1"))
+    spelt = name.replace(b"_", b"-")
+    if spelt not in _CREDENTIALS:
+        return text
+    # Eight digits tell two keys apart, and are of no use to whoever would guess one.
+    return f"{text}: sha256 {hashlib.sha256(value).hexdigest()[:8]}, {len(value)} bytes"
+
+
+def outcome_of(exchange: Exchange) -> str:
+    """One word for how a request ended, of those that `metrics.REQUESTS` describes."""
+    if not exchange.passed and isinstance(exchange.verdict, Deny):
+        return "unavailable" if exchange.status == 503 else "refused"
+    if exchange.broke_off or exchange.status >= 500:
+        # Our own routes fail only where the store or a part of the server does.
+        ours = exchange.operation is not None and exchange.operation.kind == "hokusai"
+        return "unavailable" if ours else "mlflow_error"
+    if exchange.host_refusal:
+        return "host"
+    verdict = exchange.verdict
+    if not isinstance(verdict, Allow):
+        return "would_refuse"
+    if verdict.principal is None:
+        return "public" if verdict.operation.access is Access.PUBLIC else "unchecked"
+    return "allowed"
+
+
+def line(exchange: Exchange, outcome: str, folders: Folders = BY_NUMBER) -> dict[str, Any]:
+    """The decision log's fields for a request; times in milliseconds."""
+    operation, verdict = exchange.operation, exchange.verdict
+    principal = verdict.principal if verdict is not None else None
+    told: dict[str, Any] = {
+        "at": round(time.time(), 3),
+        "event": "request",
+        "request_id": exchange.request_id,
+        "outcome": outcome,
+        "reason": reason_of(verdict),
+        "status": exchange.status,
+        "method": redact(exchange.request.method[:16]),
+        "prefix": exchange.prefix,
+        "rule": operation.rule if operation else "",
+        "kind": operation.kind if operation else "",
+        "access": operation.access.name.lower() if operation else "",
+        "key_id": principal.key_id if principal else "",
+        "owner": principal.owner if principal else "",
+        "address": exchange.request.address,
+        "gate_ms": round((exchange.decided - exchange.began) * 1000, 3),
+        "mlflow_ms": round((exchange.answered - exchange.decided) * 1000, 3)
+        if exchange.answered
+        else None,
+        "bytes": exchange.sent,
+    }
+    if operation is None or not operation.rule:
+        named = {"path": exchange.request.path}
+    else:
+        request = exchange.request
+        named = artifact_paths.named(operation, request.path, request.query, folders)
+    told.update({name: redact(text)[:200] for name, text in {**named, **exchange.named}.items()})
+    return told
+
+
+def _would_refuse(exchange: Exchange, deny: Deny) -> WouldRefuse:
+    principal = deny.principal
+    return WouldRefuse(
+        deny.code,
+        exchange.operation.rule if exchange.operation else "",
+        principal.key_id if principal else "",
+        exchange.request.address,
+        principal.owner if principal else "",
+        int(time.time()) // 60,
+    )
+
+
+def reason_of(verdict: Allow | Deny | None) -> str:
+    """The refusal's code, or "ok"."""
+    return verdict.code if isinstance(verdict, Deny) else "ok"

@@ -1,0 +1,137 @@
+"""The artifact roots of this server, and what happens to a location outside them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import get_uri_scheme
+
+from mlflow_hokusai_auth.core.denials import CODES, told
+from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.core.locations import Location, Roots, inside, read, read_root
+from mlflow_hokusai_auth.server import caller as callers
+from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server.live_settings import Mode
+from mlflow_hokusai_auth.store.dry_run import WouldRefuse
+
+#: What `mlflow server` tells its workers of its options.
+DESTINATION = "_MLFLOW_SERVER_ARTIFACT_DESTINATION"
+DEFAULT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
+SERVES = "_MLFLOW_SERVER_SERVE_ARTIFACTS"
+SETTING = "HOKUSAI_AUTH_ARTIFACT_ROOTS"
+
+_log = logging.getLogger(__name__)
+
+
+def is_local(uri: str) -> bool:
+    """Whether MLflow takes `uri` for a path on this machine."""
+    return get_uri_scheme(uri) in ("", "file")
+
+
+def local_place(uri: str) -> Location:
+    """The folder that MLflow opens for a local `uri`, links followed. Raises ValueError for a NUL."""
+    return real_folder(local_file_uri_to_path(uri))
+
+
+def real_folder(path: str) -> Location:
+    """The folder or file at `path`, with links followed. Raises ValueError for a NUL."""
+    return _folder(os.path.realpath(path))
+
+
+def _folder(path: str) -> Location:
+    # Not `read`: MLflow has decoded the path, so that nothing in it is special any more.
+    return Location("file", "", Path(path).parts[1:])
+
+
+def load(extra: Iterable[str], environ: Mapping[str, str] = os.environ) -> Roots:
+    """The roots that the options of `mlflow server` in `environ`, and `extra`, name.
+
+    Raises ValueError for an option that locations can't be compared with.
+    """
+    aliases: list[tuple[Location, Location]] = []
+
+    def place(uri: str, name: str) -> Location:
+        if is_local(uri):
+            real = local_place(uri)
+            written = _folder(os.path.abspath(local_file_uri_to_path(uri)))  # noqa: PTH100
+            if written != real:
+                aliases.append((written, real))
+            return real
+        try:
+            return read_root(uri)
+        except ValueError as error:
+            raise ValueError(f"{name} {read(uri)} {error}") from None
+
+    served = base = None
+    places = [place(uri, SETTING) for uri in extra]
+    if destination := environ.get(DESTINATION):
+        places.append(place(destination, "--artifacts-destination"))
+        served = places[-1] if environ.get(SERVES) == "true" else None
+    if served is not None:
+        # As jobs' clients open it.
+        aliases.append((read("mlflow-artifacts:/"), served))
+    if default := environ.get(DEFAULT_ROOT):
+        base = place(default, "--default-artifact-root")
+        if served is not None and (base.scheme in ("http", "https", "mlflow-artifacts")):
+            named, base = base, Roots((), served=served).place(base)
+            aliases.append((named, base))
+        # What is below another root is no root of its own, lest one is above the other.
+        if not any(inside(base, root) for root in places):
+            places.append(base)
+    return Roots(tuple(dict.fromkeys(places)), tuple(aliases), base, served)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Refuses locations, or lets them pass and counts them, as the mode says."""
+
+    mode: Mode
+    #: Called for each that mode observe lets pass.
+    observed: Callable[[WouldRefuse], object] = repr
+
+    @property
+    def looks(self) -> bool:
+        """Whether locations are looked at."""
+        return self.mode.now != "off"
+
+    def refuse(self, code: str, kind: str, uri: str, message: str) -> None:
+        """Refuse to store or open `uri` with `code`, or only count that.
+
+        Raises MlflowException, which MLflow answers with 403.
+        """
+        caller = callers.current.get()
+        who = caller.principal
+        key_id, owner = (who.key_id, who.owner) if who else ("", "")
+        enforced = self.mode.now == "enforce"
+        metrics.LOCATIONS.labels(kind, "refused" if enforced else "observed").inc()
+        _log.warning(
+            "%s (%s) by key %s, request %s: %s: %s",
+            code if enforced else f"Mode observe let pass what is {code}",
+            kind,
+            key_id or "none",
+            caller.request_id or "none",
+            shown(uri),
+            redact(message),
+        )
+        if enforced:
+            raise MlflowException(
+                told(code, message),
+                error_code=PERMISSION_DENIED,
+                error=code,
+                detail=CODES[code].detail,
+            )
+        minute = int(time.time()) // 60
+        self.observed(WouldRefuse(code, kind, key_id, caller.address, owner, minute))
+
+
+def shown(uri: str) -> str:
+    """`uri` for a log: on one line, of bounded length, without a key or a password."""
+    return ascii(redact(str(read(uri))))[:300]

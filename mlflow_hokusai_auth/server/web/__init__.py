@@ -1,0 +1,1 @@
+"""The HTTP surface of this package beside MLflow's: REST, pages, health."""

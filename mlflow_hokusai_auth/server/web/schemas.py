@@ -1,0 +1,295 @@
+"""What the REST API takes and gives, as pydantic models: validation and OpenAPI come from these."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+
+from mlflow_hokusai_auth.core import scopes as known_scopes
+from mlflow_hokusai_auth.core.addresses import networks as parsed_networks
+from mlflow_hokusai_auth.core.errors import InvalidRequest
+from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
+from mlflow_hokusai_auth.store.keys import OVERLAP
+from mlflow_hokusai_auth.store.records import KeyRecord
+
+#: Seconds: 20 years for a key, 90 days for the overlap of a rotation.
+MAX_LIFETIME = 20 * 365 * 86400
+MAX_OVERLAP = 90 * 86400
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _printable(text: str) -> str:
+    text = text.strip()
+    if not text.isprintable():
+        raise ValueError("must be printable text")
+    return text
+
+
+def _owner(text: str) -> str:
+    if not _printable(text):
+        raise ValueError("must say whom the key is for")
+    return _printable(text)
+
+
+def _note(text: str) -> str:
+    if not all(c.isprintable() or c in "\n\t" for c in text):
+        raise ValueError("must be printable text")
+    return text.strip()
+
+
+def _scope(text: str) -> str:
+    if text not in known_scopes.KNOWN:
+        raise ValueError(
+            f"unknown scope {redact(text)!r}; known: {', '.join(sorted(known_scopes.KNOWN))}"
+        )
+    return text
+
+
+def _environment(text: str) -> str:
+    if text not in ENVIRONMENTS:
+        raise ValueError(f"must be one of {', '.join(ENVIRONMENTS)}")
+    return text
+
+
+def _network(text: str) -> str:
+    try:
+        (network,) = parsed_networks([text.strip()])
+    except ValueError:
+        raise ValueError(
+            "must be an address or network, such as 192.0.2.7 or 192.0.2.0/24"
+        ) from None
+    return str(network)
+
+
+Owner = Annotated[StrictStr, Field(min_length=1, max_length=255), AfterValidator(_owner)]
+Name = Annotated[StrictStr, Field(max_length=255), AfterValidator(_printable)]
+Note = Annotated[StrictStr, Field(max_length=2000), AfterValidator(_note)]
+Scopes = Annotated[
+    list[
+        Annotated[
+            StrictStr,
+            AfterValidator(_scope),
+            Field(json_schema_extra={"enum": sorted(known_scopes.KNOWN)}),
+        ]
+    ],
+    Field(min_length=1, max_length=32),
+]
+Networks = Annotated[
+    list[Annotated[StrictStr, Field(max_length=64), AfterValidator(_network)]],
+    Field(
+        max_length=64, description="Addresses and networks (CIDR) that the key may be used from."
+    ),
+]
+RateLimit = Annotated[
+    Annotated[StrictInt, Field(ge=1, le=10**9)] | None, Field(description="Requests in any hour.")
+]
+Lifetime = Annotated[
+    Annotated[float, Field(gt=0, le=MAX_LIFETIME, strict=True)] | None,
+    Field(description="Seconds from now until the key ends; null for never."),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Fields(_Body):
+    owner: Owner
+    scopes: Scopes
+    name: Name = ""
+    note: Note = ""
+    expires_in: Lifetime = None
+    networks: Networks = []
+    rate_limit_per_hour: RateLimit = None
+
+
+class NewKey(_Fields):
+    """A key to make."""
+
+    environment: Annotated[
+        StrictStr,
+        AfterValidator(_environment),
+        Field(json_schema_extra={"enum": list(ENVIRONMENTS)}),
+    ] = "live"
+
+
+class ExistingKey(_Fields):
+    """A key that was handed out before, to take in."""
+
+    key: Annotated[StrictStr, Field(max_length=256)]
+
+
+class KeyChanges(_Body):
+    """What to change of a key; what is left out stays, so that no default is ever used."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    owner: Owner = ""
+    scopes: Scopes = []
+    name: Name = ""
+    note: Note = ""
+    expires_in: Lifetime = None
+    networks: Networks = []
+    rate_limit_per_hour: RateLimit = None
+
+
+class Rotation(_Body):
+    """How to replace a key."""
+
+    overlap: Annotated[
+        float,
+        Field(
+            ge=0, le=MAX_OVERLAP, strict=True, description="Seconds for which the old key goes on."
+        ),
+    ] = OVERLAP
+
+
+class Key(BaseModel):
+    """What the server knows of a key; never the key. Times are seconds since the epoch."""
+
+    key_id: str
+    owner: str
+    name: str
+    note: str
+    environment: str
+    scopes: list[str]
+    state: str
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+    deprecated_at: float | None
+    replaced_by: str | None
+    networks: list[str]
+    rate_limit_per_hour: int | None
+    last_used_at: float | None
+
+
+class KeyWithUses(Key):
+    """A key, and how often it was used in each of the last 24 hours, the present one last."""
+
+    uses_by_hour: list[int]
+
+
+class MadeKey(Key):
+    """A new key. `key` is the key itself, which is shown here and never again."""
+
+    key: str
+
+
+class ReplacingKey(MadeKey):
+    """A new key, and the one that it replaces."""
+
+    replaces: Key
+
+
+class KeyPage(BaseModel):
+    """Some keys, the newest first, and the token of the next page, if there is one."""
+
+    keys: list[KeyWithUses]
+    next_page_token: str | None
+
+
+class LimitLeft(BaseModel):
+    """What is left of a key's limit; `reset` is in seconds."""
+
+    limit: int
+    remaining: int
+    reset: int
+
+
+class Identity(BaseModel):
+    """What a key may know of itself."""
+
+    key_id: str
+    owner: str
+    name: str
+    scopes: list[str]
+    can: list[str]
+    expires_at: float | None
+    deprecated_at: float | None
+    networks: list[str]
+    rate_limit: LimitLeft | None
+
+
+class Error(BaseModel):
+    """A refusal, as MLflow has them."""
+
+    error_code: str
+    message: str
+
+
+def read_json(data: bytes) -> object:
+    """`data` as JSON, or None if it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def parse(model: type[_Model], body: object) -> _Model:
+    """`body`, a request's JSON, as `model`; raises InvalidRequest, which names every mistake."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("Send a JSON object.")
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        said = []
+        for item in error.errors(include_url=False, include_input=False, include_context=False):
+            where = ".".join(str(part) for part in item["loc"])
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                message = f"unknown; known: {', '.join(model.model_fields)}"
+            said.append(f"{redact(where)[:80]}: {message}")
+        raise InvalidRequest("; ".join(said[:10]) + ".") from None
+
+
+def fields(body: _Fields) -> dict[str, Any]:
+    """The arguments of `LocalStore.create` and `add` that `body` gives."""
+    return {
+        "owner": body.owner,
+        "name": body.name,
+        "note": body.note,
+        "scopes": body.scopes,
+        "networks": tuple(body.networks),
+        "rate_limit_per_hour": body.rate_limit_per_hour,
+        "expires_at": _ends(body.expires_in),
+    }
+
+
+def changes(body: KeyChanges) -> dict[str, Any]:
+    """The argument of `LocalStore.edit`; raises InvalidRequest if `body` names nothing."""
+    found: dict[str, Any] = {}
+    for name in (name for name in KeyChanges.model_fields if name in body.model_fields_set):
+        value = getattr(body, name)
+        if name == "expires_in":
+            found["expires_at"] = _ends(value)
+        else:
+            found[name] = tuple(value) if isinstance(value, list) else value
+    if not found:
+        raise InvalidRequest(f"Nothing to change. Known: {', '.join(KeyChanges.model_fields)}.")
+    return found
+
+
+def describe(record: KeyRecord) -> dict[str, Any]:
+    """`record` as JSON shows it: its fields and its present state, never the key."""
+    known = {name: getattr(record, name) for name in record.__slots__}
+    return Key(
+        **{**known, "scopes": list(record.scopes), "networks": list(record.networks)},
+        state=record.state(time.time()),
+    ).model_dump()
+
+
+def _ends(seconds: float | None) -> float | None:
+    return None if seconds is None else time.time() + seconds

@@ -1,0 +1,93 @@
+"""What mode observe would have refused, and whom: what an operator reads before enforcing.
+
+One row for each reason, route, key and address, with how often and when last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from .database import Database
+from .tables import OBSERVED
+from .write_behind import WriteBehindCounter
+
+#: Seconds for which a row is kept after it was seen last.
+KEPT = 31 * 86400.0
+#: Rows from which on new ones are added up under `OTHERS`, as anybody may send requests from anywhere.
+MAX_ROWS = 10_000
+OTHERS = "others"
+
+
+class WouldRefuse(NamedTuple):
+    """A request that would have been refused, at `minute` since the epoch."""
+
+    reason: str
+    rule: str
+    key_id: str
+    address: str
+    owner: str
+    minute: int
+
+
+class Observed:
+    """Counts such requests in this process, for `database`."""
+
+    def __init__(self, database: Database) -> None:
+        self._batch: WriteBehindCounter[WouldRefuse] = WriteBehindCounter(
+            "Reports of mode observe", partial(_write, database)
+        )
+        self.add = self._batch.add
+        self.write = self._batch.write
+
+
+def _write(database: Database, counts: Counter[WouldRefuse]) -> None:
+    keys = ("reason", "rule", "key_id", "address")
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    with database.changing(generation=False) as change:
+        oldest = time.time() - KEPT
+        change.connection.execute(sa.delete(OBSERVED).where(OBSERVED.c.last_at < oldest))
+        there = change.connection.execute(sa.select(sa.func.count()).select_from(OBSERVED))
+        full = there.scalar_one() + len(counts) > MAX_ROWS
+        for one, count in sorted(counts.items()):
+            fields = {**one._asdict(), "rule": one.rule[:255]}
+            at = fields.pop("minute") * 60.0
+            if full:
+                fields.update(rule=OTHERS, key_id=OTHERS, address=OTHERS, owner=OTHERS)
+            row = rows.setdefault(
+                tuple(fields[name] for name in keys), {**fields, "requests": 0, "first_at": at}
+            )
+            row["requests"] += count
+            row["last_at"] = max(row.get("last_at", at), at)
+        insert = database.insert(OBSERVED)
+        new = insert.excluded
+        statement = insert.on_conflict_do_update(
+            index_elements=keys,
+            set_={
+                "requests": OBSERVED.c.requests + new.requests,
+                "owner": new.owner,
+                "last_at": sa.case(
+                    (OBSERVED.c.last_at > new.last_at, OBSERVED.c.last_at), else_=new.last_at
+                ),
+            },
+        )
+        change.connection.execute(statement, list(rows.values()))
+
+
+def report(database: Database, since: float) -> list[Mapping[str, Any]]:
+    """What would have been refused and was seen after `since`, in seconds since the epoch; most first.
+
+    Raises AuthorityUnavailable.
+    """
+    query = (
+        sa.select(OBSERVED)
+        .where(OBSERVED.c.last_at >= since)
+        .order_by(OBSERVED.c.requests.desc(), *OBSERVED.primary_key)
+    )
+    with database.reading() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]

@@ -1,0 +1,305 @@
+"""The embedded key store: makes keys, finds whom they belong to, limits, replaces and ends them.
+
+Only a digest of a key is stored, and a key is looked up by it in one indexed query.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from mlflow_hokusai_auth.core import keys as key_format
+from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyConflict
+from mlflow_hokusai_auth.core.scopes import ADMIN
+from mlflow_hokusai_auth.core.types import Principal, Rejected
+
+from . import records
+from .database import (
+    NOBODY,
+    Actor,
+    Change,
+    Database,
+)
+from .records import (
+    EVERY,
+    STATES,
+    KeyFilter,
+    KeyRecord,
+    conditions,
+    from_row,
+)
+from .tables import KEYS
+
+#: Seconds for which a key goes on after its rotation, unless told otherwise.
+OVERLAP = 86400.0
+#: Keys on a page of `page`, at most.
+MAX_RESULTS = 1000
+
+# Built once: to build a statement takes longer than to execute it.
+_LOOKUP = sa.select(
+    KEYS.c.key_id,
+    KEYS.c.owner,
+    KEYS.c.scopes,
+    KEYS.c.expires_at,
+    KEYS.c.revoked_at,
+    KEYS.c.networks,
+    KEYS.c.rate_limit_per_hour,
+    KEYS.c.deprecated_at,
+).where(KEYS.c.digest == sa.bindparam("digest"))
+
+
+class LocalStore:
+    """The keys in the database at `uri`, an SQLAlchemy URL."""
+
+    name = "local"
+    by_address = False
+    watched = True
+
+    def __init__(self, uri: str) -> None:
+        self.database = Database(uri)
+        self.generation = self.database.generation
+        self.migrate = self.database.migrate
+        self.is_current = self.database.is_current
+
+    def lookup(self, key: str, address: str = "") -> Principal | Rejected:
+        """Whom `key` belongs to; one indexed query. Raises AuthorityUnavailable."""
+        with self.database.reading() as connection:
+            row = connection.execute(_LOOKUP, {"digest": key_format.digest(key)}).one_or_none()
+        if row is None:
+            return Rejected()
+        return Principal(
+            row.key_id,
+            row.owner,
+            frozenset(row.scopes),
+            row.expires_at,
+            row.revoked_at,
+            networks=tuple(row.networks),
+            rate_limit_per_hour=row.rate_limit_per_hour,
+            deprecated_at=row.deprecated_at,
+        )
+
+    # What the operator does. Each raises AuthorityUnavailable, and KeyNotFound for an unknown id.
+
+    def create(
+        self,
+        *,
+        owner: str,
+        scopes: Iterable[str],
+        environment: str = "live",
+        by: Actor = NOBODY,
+        **fields: Any,
+    ) -> tuple[KeyRecord, str]:
+        """A new key and its record. The key itself is returned here and never again.
+
+        `fields` are those of `KeyRecord` that may be chosen: name, note, expires_at, networks,
+        rate_limit_per_hour.
+        """
+        key = key_format.generate(environment)
+        record = records.new(key, owner=owner, scopes=scopes, **fields)
+        with self.database.changing() as change:
+            records.insert(change, record, key)
+            change.audit("key.created", by, record.key_id, **records.audited(record))
+        return record, key
+
+    def add(
+        self, key: str, *, owner: str, scopes: Iterable[str], by: Actor = NOBODY, **fields: Any
+    ) -> KeyRecord:
+        """Take in a `key` made elsewhere; raises InvalidRequest for a wrong shape or a known key."""
+        if not key_format.importable(key):
+            reason = key_format.problem(key) or (
+                "hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters and digits, or one made here"
+            )
+            raise InvalidRequest(f"This is no key that can be imported: {reason}.")
+        record = records.new(key, owner=owner, scopes=scopes, **fields)
+        try:
+            with self.database.changing() as change:
+                records.insert(change, record, key)
+                change.audit("key.imported", by, record.key_id, **records.audited(record))
+        except sa.exc.IntegrityError:
+            raise KeyConflict("This key is in the store already.") from None
+        return record
+
+    def page(
+        self,
+        which: KeyFilter = EVERY,
+        *,
+        max_results: int = 100,
+        page_token: str | None = None,
+    ) -> tuple[list[KeyRecord], str | None]:
+        """Some of the keys that `which` describes, the newest first, and the token of the next page.
+
+        Raises InvalidRequest for a `page_token` that is not one, or a number of results out of bounds.
+        """
+        if not 1 <= max_results <= MAX_RESULTS:
+            raise InvalidRequest(f"max_results must be from 1 to {MAX_RESULTS}.")
+        query = sa.select(KEYS).where(*conditions(which, time.time()))
+        query = query.order_by(KEYS.c.created_at.desc(), KEYS.c.key_id.desc())
+        with self.database.reading() as connection:
+            if page_token is not None:
+                last = connection.execute(
+                    sa.select(KEYS.c.created_at, KEYS.c.key_id).where(KEYS.c.key_id == page_token)
+                ).one_or_none()
+                if last is None:
+                    raise InvalidRequest("page_token is not one that this server has given.")
+                query = query.where(sa.tuple_(KEYS.c.created_at, KEYS.c.key_id) < sa.tuple_(*last))
+            rows = connection.execute(query.limit(max_results + 1)).all()
+        found = [from_row(row) for row in rows[:max_results]]
+        return found, found[-1].key_id if len(rows) > max_results else None
+
+    def each(self, which: KeyFilter = EVERY) -> Iterator[KeyRecord]:
+        """Every key that `which` describes, the newest first."""
+        token: str | None = None
+        while True:
+            found, token = self.page(which, max_results=MAX_RESULTS, page_token=token)
+            yield from found
+            if token is None:
+                return
+
+    def counts(self, soon: float) -> tuple[dict[str, int], int]:
+        """How many keys are in each state, and how many active ones end within `soon` seconds."""
+        now = time.time()
+        count = sa.select(sa.func.count()).select_from(KEYS)
+        ending = KEYS.c.expires_at <= now + soon
+        with self.database.reading() as connection:
+
+            def of(state: str, *more: sa.ColumnElement[bool]) -> int:
+                query = count.where(*conditions(KeyFilter(state=state), now), *more)
+                return int(connection.execute(query).scalar_one())
+
+            return {state: of(state) for state in STATES}, of("active", ending)
+
+    def get(self, key_id: str) -> KeyRecord:
+        """The key with this id."""
+        with self.database.reading() as connection:
+            return records.get(connection, key_id)
+
+    def find(self, key: str) -> KeyRecord | None:
+        """What is known of this very key, or None."""
+        with self.database.reading() as connection:
+            row = connection.execute(
+                sa.select(KEYS).where(KEYS.c.digest == key_format.digest(key))
+            ).one_or_none()
+        return None if row is None else from_row(row)
+
+    def edit(self, key_id: str, changes: Mapping[str, Any], by: Actor = NOBODY) -> KeyRecord:
+        """Change fields of a key: owner, name, note, scopes, expires_at, networks, rate_limit_per_hour.
+
+        Raises KeyConflict where no key would be left that may manage the others.
+        """
+        with self.database.changing() as change:
+            before = records.get(change.connection, key_id)
+            if before.revoked_at is not None:
+                raise KeyConflict(f"Key {key_id} was revoked, so there is nothing left to change.")
+            changed: dict[str, Any] = {
+                name: tuple(sorted(set(value))) if name == "scopes" else value
+                for name, value in changes.items()
+            }
+            after = replace(before, **changed)
+            if after.deprecated_at is not None and after.expires_at is None:
+                raise KeyConflict(f"Key {key_id} was replaced, so it must end some time.")
+            if _is_admin(before) and not _is_admin(after):
+                _leave_an_admin(change, before)
+            change.connection.execute(
+                sa.update(KEYS).where(KEYS.c.key_id == key_id).values(records.columns(changed))
+            )
+            change.audit("key.edited", by, key_id, **records.columns(changed))
+        return after
+
+    def rotate(
+        self,
+        key_id: str,
+        *,
+        overlap: float = OVERLAP,
+        by: Actor = NOBODY,
+    ) -> tuple[KeyRecord, str, KeyRecord]:
+        """A key that replaces another one: its record, itself, and the record of the old one.
+
+        The old key goes on for `overlap` seconds, unless it ends before. The new one is its like in
+        everything, its end included. Raises KeyConflict for a key that has ended or was replaced.
+        """
+        now = time.time()
+        with self.database.changing() as change:
+            old = records.get(change.connection, key_id)
+            if (state := old.state(now)) != "active":
+                raise KeyConflict(
+                    f"Key {key_id} was replaced by {old.replaced_by} already."
+                    if state == "deprecated"
+                    else f"Key {key_id} is {state}; create a new one instead."
+                )
+            key = key_format.generate(old.environment)
+            new = replace(old, key_id=records.new_id(), created_at=now, last_used_at=None)
+            ends = now + overlap if old.expires_at is None else min(now + overlap, old.expires_at)
+            changed: dict[str, Any] = {
+                "deprecated_at": now,
+                "replaced_by": new.key_id,
+                "expires_at": ends,
+            }
+            records.insert(change, new, key)
+            change.connection.execute(
+                sa.update(KEYS).where(KEYS.c.key_id == key_id).values(changed)
+            )
+            change.audit("key.rotated", by, key_id, replaced_by=new.key_id, expires_at=ends)
+        return new, key, replace(old, **changed)
+
+    def predecessor_lives(self, key_id: str) -> bool:
+        """Whether a key that `key_id` replaced has not ended yet. Raises AuthorityUnavailable."""
+        replaced = KeyFilter(state="deprecated")
+        with self.database.reading() as connection:
+            query = sa.select(KEYS.c.key_id).where(
+                *conditions(replaced, time.time()), KEYS.c.replaced_by == key_id
+            )
+            return connection.execute(query).first() is not None
+
+    def revoke(
+        self,
+        key_id: str,
+        by: Actor = NOBODY,
+        *,
+        force: bool = False,
+        event: str = "key.revoked",
+        **detail: str,
+    ) -> KeyRecord:
+        """End a key now and for good; `event` and `detail` are for the audit log.
+
+        A key revoked before keeps its time. Raises KeyConflict for the last key that may manage the
+        others, unless `force`.
+        """
+        with self.database.changing() as change:
+            record = records.get(change.connection, key_id)
+            if record.revoked_at is not None:
+                return record
+            if not force and _is_admin(record):
+                _leave_an_admin(change, record)
+            record = replace(record, revoked_at=time.time())
+            change.connection.execute(
+                sa.update(KEYS).where(KEYS.c.key_id == key_id).values(revoked_at=record.revoked_at)
+            )
+            change.audit(event, by, key_id, **detail)
+        return record
+
+
+def _is_admin(record: KeyRecord) -> bool:
+    return not ADMIN.isdisjoint(record.scopes)
+
+
+def _leave_an_admin(change: Change, going: KeyRecord) -> None:
+    """Raise KeyConflict if no active key but `going` may manage keys."""
+    now = time.time()
+    if going.state(now) == "expired":
+        return
+    rows = change.connection.execute(
+        sa.select(KEYS).where(
+            *conditions(KeyFilter(state="active"), now),
+            KEYS.c.key_id != going.key_id,
+            sa.cast(KEYS.c.scopes, sa.Text).contains("admin"),
+        )
+    )
+    if not any(_is_admin(from_row(row)) for row in rows):
+        raise KeyConflict(
+            f"{going.key_id} is the last key that may manage keys. Make another one first, "
+            "or force it: keys can then be made on the server's command line only."
+        )

@@ -1,0 +1,683 @@
+"""`hokusai-auth whoami` and `doctor`: every failure, told apart, with what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import mlflow
+import pytest
+import time_machine
+from click.testing import CliRunner, Result
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.tracking.request_header.abstract_request_header_provider import RequestHeaderProvider
+from mlflow.tracking.request_header.registry import _request_header_provider_registry
+
+from mlflow_hokusai_auth.cli import supplier
+from mlflow_hokusai_auth.client.diagnose import doctor
+from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
+from mlflow_hokusai_auth.core import keys
+from tests.client.test_admin import PREFIX, Api, answering
+
+ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+NAMES = [
+    "key",
+    "other credentials",
+    "header providers",
+    "tracking URI",
+    "origin",
+    "plugin",
+    "server",
+    "key accepted",
+    "scope",
+    "artifact path",
+    "clock",
+    "expiry",
+    "other ways",
+]
+IDENTITY = {
+    "key_id": "key_1",
+    "owner": "ACME",
+    "name": "laptop",
+    "scopes": ["model:write"],
+    "can": ["read", "register"],
+    "expires_at": None,
+    "deprecated_at": None,
+    "networks": [],
+    "rate_limit": None,
+}
+DAY = 86400
+
+
+@pytest.fixture
+def api(key: str) -> Iterator[Api]:
+    """A server with which everything is well."""
+    with answering() as running:
+        running.answers["GET /health"] = (200, b"OK")
+        running.on("GET whoami", 200, IDENTITY)
+        running.answers[f"GET {ARTIFACTS}"] = (200, {"files": []})
+        mlflow.set_tracking_uri(running.uri)
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_key_is_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What the commands print, in which there must be no key."""
+    printed: list[str] = []
+    yield printed
+    for text in printed:
+        assert key not in text and key[8:] not in text
+
+
+@pytest.fixture
+def run(no_key_is_shown: list[str]) -> Any:
+    def run(*arguments: str) -> Result:
+        command = {"whoami": supplier.whoami, "doctor": supplier.doctor}[arguments[0]]
+        result = CliRunner().invoke(command, arguments[1:])
+        no_key_is_shown.append(result.output)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def failure(run: Any) -> Any:
+    """The only failure that the doctor finds: its name, what was found and the fix, and the rest."""
+
+    def failure() -> tuple[str, str, str, dict[str, bool | None]]:
+        result = run("doctor", "--json")
+        checks = json.loads(result.stdout)
+        assert [check["check"] for check in checks] == NAMES
+        (bad,) = [check for check in checks if check["ok"] is False]
+        assert result.exit_code == 1
+        # A failure says what to do, and what is skipped says why.
+        assert bad["fix"]
+        for check in checks:
+            assert check["ok"] is not None or "not checked" in check["found"]
+        verdicts = {check["check"]: check["ok"] for check in checks}
+        return bad["check"], bad["found"], bad["fix"], verdicts
+
+    return failure
+
+
+@pytest.fixture
+def retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own requests are tried again, as by default (there: seven times, over minutes)."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+
+
+def skipped(verdicts: dict[str, bool | None]) -> list[str]:
+    return [name for name, ok in verdicts.items() if ok is None]
+
+
+def test_all_is_well(api: Api, key: str, run: Any) -> None:
+    result = run("doctor")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line[:6] for line in lines] == ["ok    "] * len(NAMES)
+    assert [line[6:].split(": ")[0] for line in lines] == NAMES
+    assert "in HOKUSAI_API_KEY, for test" in lines[0]
+    assert "ms" in lines[6] and "key_1 of ACME" in lines[7] and "register" in lines[8]
+    assert f"{PREFIX}{ARTIFACTS} answered 200" in lines[9]
+    # The key is where it has to be, and not where it need not be.
+    health, whoami, artifacts = api.asked
+    assert health.path == f"{PREFIX}/health" and "x-api-key" not in health.headers
+    assert whoami.headers["x-api-key"] == artifacts.headers["x-api-key"] == key
+    assert artifacts.path == PREFIX + ARTIFACTS
+
+
+def test_a_failure_is_two_lines_and_what_depends_on_it_is_skipped(
+    api: Api, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOKUSAI_API_KEY")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert result.stdout.startswith(
+        "FAIL  key: none is configured\n"
+        "      fix: Set HOKUSAI_API_KEY to the key that you were given.\n"
+        'skip  other credentials: not checked, as "key" did not pass\n'
+        'skip  header providers: not checked, as "key" did not pass\n'
+        "ok    tracking URI: "
+    )
+    assert 'skip  key accepted: not checked, as "key" did not pass\n' in result.stdout
+    assert [asked.path for asked in api.asked] == [f"{PREFIX}/health"]
+
+
+def write(home: Path, name: str, text: str) -> None:
+    (home / ".hokusai").mkdir(exist_ok=True)
+    (home / ".hokusai" / name).write_text(text)
+
+
+def test_where_the_key_was_found(
+    api: Api, run: Any, clean_environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOKUSAI_API_KEY")
+    # From the last in order to the first.
+    for source, value, environment, name, text in (
+        ("~/.hokusai/config", "", "live", "config", "[default]\napi_key = {}\n"),
+        ("HOKUSAI_PROFILE", "mine", "dev", "profiles", "[mine]\napi_key = {}\n"),
+        ("HOKUSAI_API_KEY_FILE", "~/.hokusai/key", "test", "key", "{}\n"),
+    ):
+        key = keys.generate(environment)
+        write(clean_environment, name, text.format(key))
+        if value:
+            monkeypatch.setenv(source, value)
+        result = run("doctor")
+        assert result.exit_code == 0
+        first = result.stdout.splitlines()[0]
+        assert source in first and first.endswith(f", for {environment}")
+        assert key[10:] not in result.output
+
+
+def test_a_source_that_has_no_key(api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOKUSAI_API_KEY")
+    monkeypatch.setenv("HOKUSAI_API_KEY_FILE", "/nowhere/key")
+    name, found, fix, verdicts = failure()
+    assert (name, fix) == ("key", "Put that right, or set HOKUSAI_API_KEY to the key.")
+    assert "the file named by HOKUSAI_API_KEY_FILE does not exist" in found
+    assert skipped(verdicts) == [
+        "other credentials", "header providers", "key accepted", "scope", "artifact path", "expiry",
+        "other ways",
+    ]  # fmt: skip
+
+
+def test_a_damaged_key(api: Api, key: str, failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped = "a" if key[20] != "a" else "b"
+    for at, put, why in (
+        (20, swapped, "checksum"),
+        (20, " ", "characters"),
+        (30, "\n", "characters"),
+    ):
+        damaged = key[:at] + put + key[at + 1 :]
+        monkeypatch.setenv("HOKUSAI_API_KEY", damaged)
+        name, found, fix, verdicts = failure()
+        assert (name, fix) == ("key", "Copy the key again, whole.")
+        assert found.startswith("in HOKUSAI_API_KEY, but") and why in found
+        assert damaged[8:20] not in found
+        assert verdicts["key accepted"] is None
+
+
+def test_another_credential(
+    api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = keys.generate("test")
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, key)
+            assert run("doctor").exit_code == 0
+            patch.setenv(name, other)
+            check, found, fix, _ = failure()
+            assert (check, fix) == ("other credentials", f"Unset {name}.")
+            assert name in found and other[8:] not in found
+            # What another layer takes goes along, and the server does not mind.
+            patch.setenv(name, "something-else")
+            told = run("doctor").stdout.splitlines()[1]
+            beside = "no key, so it goes along and does not count beside the key"
+            assert told == f"ok    other credentials: {name}: {beside}"
+            # Unless nothing tells which of the two is the key.
+            patch.setenv("HOKUSAI_API_KEY", "key-of-another-form")
+            check, found, fix, _ = failure()
+        assert (check, fix) == ("other credentials", f"Unset {name}.")
+
+
+def test_a_password_for_the_host(
+    api: Api, key: str, failure: Any, run: Any, clean_environment: Path
+) -> None:
+    uri = urlparse(api.uri)
+    netrc = clean_environment / ".netrc"
+
+    def in_netrc(password: str) -> None:
+        netrc.write_text(f"machine {uri.hostname} login me password {password}\n")
+
+    def in_uri(password: str) -> None:
+        netrc.unlink(missing_ok=True)
+        mlflow.set_tracking_uri(uri._replace(netloc=f"me:{password}@{uri.netloc}").geturl())
+
+    sent = "; ~/.netrc has one for this host, which is sent as the password of Basic"
+    for place, put, end in (("~/.netrc", in_netrc, sent), ("MLFLOW_TRACKING_URI", in_uri, "")):
+        for password, told in (
+            (key, "none that differ from the key"),
+            ("proxy", f"{place}: no key, so it goes along and does not count beside the key"),
+        ):
+            put(password)
+            line = run("doctor").stdout.splitlines()[1]
+            assert line == f"ok    other credentials: {told}{end}"
+        other = keys.generate("test")
+        put(other)
+        check, found, fix, _ = failure()
+        assert check == "other credentials", place
+        assert place in found and place in fix and other[8:] not in found
+
+
+def test_exporters_of_opentelemetry(
+    api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for signal in ("", "TRACES_", "METRICS_"):
+        endpoint, headers = (f"OTEL_EXPORTER_OTLP_{signal}{end}" for end in ("ENDPOINT", "HEADERS"))
+        with monkeypatch.context() as patch:
+            patch.setenv(endpoint, "https://collector.example.com")
+            assert run("doctor").exit_code == 0, endpoint
+            patch.setenv(endpoint, api.uri)
+            check, found, fix, _ = failure()
+            assert check == "other ways" and endpoint in found and headers in fix
+            patch.setenv(headers, f"x-api-key={key}")
+            assert run("doctor").exit_code == 0, headers
+
+
+def test_other_header_providers(
+    api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets: dict[str, str] = {}
+
+    class Own(RequestHeaderProvider):
+        def in_context(self) -> bool:
+            return True
+
+        def request_headers(self) -> dict[str, str]:
+            if "fails" in sets:
+                raise ValueError
+            return sets
+
+    registered = [*_request_header_provider_registry, Own()]
+    monkeypatch.setattr(_request_header_provider_registry, "_registry", registered)
+    name = f"{__name__}.Own"
+    for headers, told in (
+        ({}, "sets nothing at the moment"),
+        ({"X-API-Key": key}, "sets X-API-Key"),
+        ({"X-Team": "a", "Authorization": "Bearer eyJ.eyJ.x"}, "sets X-Team, Authorization"),
+        ({"fails": ""}, "fails (ValueError), so MLflow leaves it out"),
+    ):
+        sets.clear()
+        sets.update(headers)
+        result = run("doctor")
+        assert result.exit_code == 0
+        assert result.stdout.splitlines()[2] == f"ok    header providers: {name} {told}"
+    for header, value in (
+        ("X-API-Key", keys.generate("test")),
+        ("x-api-key", "another-system-s"),
+        ("Authorization", f"Bearer {keys.generate('test')}"),
+    ):
+        sets.clear()
+        sets[header] = value
+        check, found, fix, _ = failure()
+        assert check == "header providers"
+        assert f"{name} sets {header}" in found and f"Remove {header} of {name}" in fix
+        assert value[8:] not in found + fix
+
+
+def test_a_tracking_uri_without_a_server(
+    api: Api, failure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for uri in ("sqlite:///mlflow.db", "./mlruns", "databricks"):
+        mlflow.set_tracking_uri(uri)
+        name, _, fix, verdicts = failure()
+        assert name == "tracking URI", uri
+        assert "Set MLFLOW_TRACKING_URI to the URL of the server, such as https://" in fix
+        assert skipped(verdicts) == NAMES[4:5] + NAMES[6:]
+        assert sorted(tmp_path.iterdir()) == before, uri
+
+
+def test_an_origin_that_is_not_on_the_list(
+    api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", "https://registry.example.com")
+    name, found, fix, verdicts = failure()
+    assert name == "origin"
+    assert f"X-API-Key is not sent to {api.origin}" in found
+    assert fix == f"If the key belongs there, add {api.origin} to the list."
+    assert skipped(verdicts) == ["key accepted", "scope", "artifact path", "expiry", "other ways"]
+    assert [asked.path for asked in api.asked] == [f"{PREFIX}/health"]
+
+
+def test_plain_http_over_the_network(api: Api, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A proxy that is the server itself, so that the name need not be known.
+    monkeypatch.setenv("http_proxy", api.origin)
+    api.answers["GET http://registry.example.com/health"] = (200, b"OK")
+    mlflow.set_tracking_uri("http://registry.example.com")
+    lines = run("doctor").stdout.splitlines()
+    (at,) = [at for at, line in enumerate(lines) if line.startswith("FAIL")]
+    assert "plain http would show the key" in lines[at]
+    assert "Use https, or set HOKUSAI_ALLOWED_ORIGINS=http://registry.example.com" in lines[at + 1]
+
+
+def test_mlflow_without_the_plugin(api: Api, failure: Any) -> None:
+    registry = _request_header_provider_registry._registry
+    before = list(registry)
+    registry[:] = [known for known in registry if not isinstance(known, HokusaiHeaderProvider)]
+    try:
+        name, found, fix, verdicts = failure()
+    finally:
+        registry[:] = before
+    assert name == "plugin" and f"MLflow {mlflow.__version__}" in found
+    assert f"{sys.executable} -m pip install" in fix and "mlflow-hokusai-auth" in fix
+    assert verdicts["server"] is True and verdicts["key accepted"] is None
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[int]:
+    """The port of something that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def check_server(failure: Any, found: str, fix: str) -> None:
+    name, said, told, verdicts = failure()
+    assert name == "server"
+    assert found in said and fix in told
+    assert skipped(verdicts) == NAMES[7:]
+
+
+def test_a_tracking_uri_that_leads_nowhere(api: Api, failure: Any) -> None:
+    port = "Check the port in MLFLOW_TRACKING_URI"
+    for uri, found, fix in (
+        (
+            "https://registry.invalid/api/mlflow",
+            "registry.invalid/api/mlflow/health has no address",
+            "Check the host in",
+        ),
+        (
+            f"https://{'a' * 64}.example",
+            "cannot be asked",
+            "Check MLFLOW_TRACKING_URI and the network.",
+        ),
+        (f"http://127.0.0.1:{closed_port()}", "nothing listens at", port),
+        (api.uri.replace("http:", "https:"), "speaks plain http", port),
+    ):
+        mlflow.set_tracking_uri(uri)
+        check_server(failure, found, fix)
+
+
+def test_a_server_that_does_not_answer(failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.TIMEOUT == 10
+    monkeypatch.setattr(doctor, "TIMEOUT", 0.2)
+    with silent() as port:
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
+        check_server(failure, "did not answer within 0.2 s", "VPN, firewall, proxy")
+
+
+def test_a_proxy_that_does_not_answer(
+    api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", str(mlflow.get_tracking_uri()))
+    check_server(failure, "the proxy for", "Check HTTP_PROXY, HTTPS_PROXY and NO_PROXY.")
+
+
+def test_something_that_breaks_off(failure: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        taker = threading.Thread(target=lambda: listening.accept()[0].close())
+        taker.start()
+        check_server(failure, "cannot be asked", "Check MLFLOW_TRACKING_URI and the network.")
+        taker.join()
+
+
+def test_another_status(api: Api, failure: Any) -> None:
+    moved = {"Location": "https://new.example/mlflow/health"}
+    for answer, found, fix in (
+        ((404, b""), "answered 404", "Check the path in MLFLOW_TRACKING_URI"),
+        ((401, b""), "answered 401", "something in front of the server"),
+        ((503, b""), "answered 503", "Try again in a minute"),
+        (
+            (308, b"", moved),
+            "answered 308, a redirect to https://new.example/mlflow",
+            "Set MLFLOW_TRACKING_URI to where it leads",
+        ),
+    ):
+        api.asked.clear()
+        api.answers["GET /health"] = answer
+        check_server(failure, found, fix)
+        assert len(api.asked) == 1, found
+
+
+def test_a_key_that_the_server_refuses(api: Api, key: str, failure: Any, retries: None) -> None:
+    for status, code, fix in (
+        (401, "KEY_MISSING", "takes the header X-API-Key away"),
+        (401, "KEY_MALFORMED", "Copy the key again, whole."),
+        (401, "KEY_UNKNOWN", "Check that this key was made for this server"),
+        (401, "KEY_EXPIRED", "Ask the server's operator for a new key."),
+        (401, "KEY_REVOKED", "Ask the server's operator for a new key."),
+        (400, "KEY_CONFLICT", "~/.netrc"),
+        (403, "ADDRESS_REFUSED", "Use the key from a network that it is for"),
+        (429, "RATE_LIMITED", "Try again later."),
+        (503, "AUTHORITY_UNAVAILABLE", "Try again in a minute."),
+        (503, "MISCONFIGURED", "Tell the server's operator."),
+        (404, None, "--app-name hokusai-auth"),
+    ):
+        api.asked.clear()
+        said = f"Not {key}.\x1b[31m\nHa."
+        body = {"error_code": "UNAUTHENTICATED", "message": said, "error": code}
+        api.on("GET whoami", status, body, {"Retry-After": "1"})
+        name, found, told, verdicts = failure()
+        assert name == "key accepted" and fix in told, code
+        assert "Not ***. [31m Ha." in found, code
+        assert skipped(verdicts) == ["scope", "artifact path", "expiry", "other ways"], code
+        assert len(api.asked) == 2, code
+
+
+def test_something_that_is_not_this_package(api: Api, failure: Any) -> None:
+    for answer in ((200, b"<html>" * 999), (200, {}), (502, b"<html>")):
+        api.on("GET whoami", *answer)
+        name, found, fix, _ = failure()
+        assert name == "key accepted" and "--app-name hokusai-auth" in fix, answer
+        assert len(found) < 600
+
+
+def test_a_key_that_may_not_register(api: Api, failure: Any) -> None:
+    api.on("GET whoami", 200, {**IDENTITY, "scopes": ["a", "b"], "can": []})
+    name, found, fix, verdicts = failure()
+    assert name == "scope"
+    assert fix.endswith("ask the server's operator for a key with the scope model:write.")
+    assert "the key can do nothing" in found and "its scopes: a, b" in found
+    assert skipped(verdicts) == []
+
+
+def test_a_key_that_may_only_read_is_told_so_and_does_not_fail(api: Api, run: Any) -> None:
+    api.on("GET whoami", 200, {**IDENTITY, "scopes": ["model:read"], "can": ["read"]})
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert "skip  scope: the key can read, and so register no model" in result.stdout
+    assert "fix: To register models, ask the server's operator" in result.stdout
+
+
+def test_a_server_that_does_not_say_what_a_key_can_do(api: Api, run: Any) -> None:
+    api.on("GET whoami", 200, {"key_id": "key_1", "owner": "ACME", "scopes": []})
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert "skip  scope: this server does not say" in result.stdout
+    assert run("whoami").exit_code == 0
+
+
+def test_artifacts_that_leave_the_prefix(api: Api, failure: Any) -> None:
+    before = _artifact_repository_registry._registry["mlflow-artifacts"]
+    _artifact_repository_registry.register("mlflow-artifacts", MlflowArtifactsRepository)
+    try:
+        name, found, fix, verdicts = failure()
+    finally:
+        _artifact_repository_registry.register("mlflow-artifacts", before)
+    assert name == "artifact path"
+    assert f"{api.origin}{ARTIFACTS}, outside of {PREFIX}" in found and "pip install" in fix
+    assert skipped(verdicts) == []
+
+
+def test_artifacts_that_are_not_served(api: Api, failure: Any, retries: None) -> None:
+    for status in (404, 502, 503):
+        api.asked.clear()
+        api.answers[f"GET {ARTIFACTS}"] = (status, b"")
+        name, found, fix, _ = failure()
+        assert name == "artifact path" and f"{PREFIX}{ARTIFACTS} answered {status}" in found
+        assert f"send all of {PREFIX}/api/2.0/mlflow-artifacts/ to MLflow" in fix
+        assert len(api.asked) == 3, status
+
+
+def test_a_refusal_shows_that_artifacts_are_served(api: Api, run: Any) -> None:
+    api.answers[f"GET {ARTIFACTS}"] = (403, {})
+    assert run("doctor").exit_code == 0
+
+
+@pytest.fixture
+def now() -> Iterator[float]:
+    """The time, which stands still."""
+    now = 1_796_040_000.0
+    with time_machine.travel(now, tick=False):
+        yield now
+
+
+def test_a_clock_that_is_off(api: Api, run: Any, failure: Any, now: float) -> None:
+    for ahead, found in ((90, "90 s behind the server's"), (-90, "90 s ahead of the server's")):
+        date = formatdate(now + ahead, usegmt=True)
+        api.answers["GET /health"] = (200, b"OK", {"Date": date})
+        name, said, fix, _ = failure()
+        assert (name, said) == ("clock", found)
+        assert fix.startswith("Set this machine's clock")
+    for nothing in (None, "noon"):
+        api.answers["GET /health"] = (200, b"OK", {"Date": nothing})
+        result = run("doctor")
+        assert result.exit_code == 0
+        assert "skip  clock: the server does not tell its time" in result.stdout
+
+
+def test_a_key_that_ends_soon_is_a_note(api: Api, run: Any, now: float) -> None:
+    new, replace = "Ask the server's operator for a new key.", "Set HOKUSAI_API_KEY to the new key"
+    for left, deprecated, said, fix in (
+        (15 * DAY, None, "the key ends on", ""),
+        (5 * DAY + 60, None, "in 5 days", new),
+        (DAY, 1.0, "was replaced and ends on", f"{replace} before then."),
+    ):
+        ends = {"expires_at": now + left, "deprecated_at": deprecated}
+        api.on("GET whoami", 200, {**IDENTITY, **ends})
+        result = run("doctor", "--json")
+        assert result.exit_code == 0
+        (check,) = [check for check in json.loads(result.stdout) if check["check"] == "expiry"]
+        assert check["ok"] is True and check["fix"] == fix
+        date = time.strftime("%Y-%m-%d", time.gmtime(now + left))
+        assert said in check["found"] and date in check["found"]
+        assert ("days" in check["found"]) is bool(fix)
+
+
+def test_settings_that_mlflow_refuses(
+    api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/ca.pem")
+    name, found, fix, _ = failure()
+    assert name == "server" and "server_cert_path" in found
+    assert fix == "Change what this message of MLflow's names."
+
+
+def test_a_password_in_the_tracking_uri_is_not_shown(api: Api, run: Any) -> None:
+    mlflow.set_tracking_uri(api.uri.replace("://", "://me:secret@"))
+    assert run("doctor").exit_code == 0
+    api.on("GET whoami", 500, b"down")
+    for command in ("doctor", "whoami"):
+        result = run(command)
+        assert result.exit_code == 1 and "secret" not in result.output
+
+
+def test_whoami(api: Api, run: Any) -> None:
+    assert run("whoami").stdout == (
+        "key_id:        key_1\n"
+        "owner:         ACME\n"
+        "name:          laptop\n"
+        "scopes:        model:write\n"
+        "can:           read, register\n"
+        "networks:      everywhere\n"
+        "expires_at:    never\n"
+        "deprecated_at: -\n"
+        "rate_limit:    none\n"
+    )
+    more = {
+        "name": "\x1b[31mred",
+        "can": [],
+        "expires_at": 1796133600,
+        "deprecated_at": 1796047200.5,
+        "networks": ["192.0.2.0/24", "::1/128"],
+        "rate_limit": {"limit": 1000, "remaining": 990, "reset": 60},
+    }
+    api.on("GET whoami", 200, {**IDENTITY, **more})
+    lines = run("whoami").stdout.splitlines()
+    assert lines[2] == "name:          [31mred"
+    assert lines[4:] == [
+        "can:           nothing",
+        "networks:      192.0.2.0/24, ::1/128",
+        "expires_at:    2026-12-01 14:00 UTC",
+        "deprecated_at: 2026-11-30 14:00 UTC",
+        "rate_limit:    990 of 1000 requests left, more in 60 s",
+    ]
+    assert json.loads(run("whoami", "--json").stdout) == {**IDENTITY, **more}
+
+
+def test_an_answer_of_another_form_is_no_traceback(api: Api, run: Any) -> None:
+    for strange in (
+        {"rate_limit": {"limit": 5}},
+        {"rate_limit": 5},
+        {"expires_at": "soon"},
+        {"expires_at": 1e300},
+        {"scopes": 5},
+    ):
+        api.on("GET whoami", 200, {"key_id": "key_1", **strange})
+        result = run("whoami")
+        assert result.exit_code == 1 and "Check MLFLOW_TRACKING_URI" in result.stderr, strange
+        if "expires_at" in strange:
+            result = run("doctor")
+            assert result.exit_code == 1 and "Check MLFLOW_TRACKING_URI" in result.stdout, strange
+
+
+def test_whoami_says_no_more_than_it_understands(
+    api: Api, run: Any, key: str, retries: None
+) -> None:
+    body = {"error_code": "UNAUTHENTICATED", "message": f"Unknown:\n{key}"}
+    api.on("GET whoami", 503, body)
+    for arguments in ((), ("--json",)):
+        result = run("whoami", *arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            "hokusai-auth: UNAUTHENTICATED: Unknown: ***\n`hokusai-auth doctor` finds out why.\n"
+        )
+    assert len(api.asked) == 2
+    mlflow.set_tracking_uri("./mlruns")
+    result = run("whoami")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("hokusai-auth: ") and "MLFLOW_TRACKING_URI" in result.stderr
+
+
+def test_the_entry_points_of_an_installation_are_seen(api: Api, key: str, tmp_path: Path) -> None:
+    """In a process of its own, where no fixture registers anything."""
+    code = "from mlflow_hokusai_auth.cli.supplier import doctor; doctor([])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "MLFLOW_TRACKING_URI": api.uri},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert key not in done.stdout + done.stderr
+
+
+def test_the_commands_wait_for_mlflow_only_when_they_run() -> None:
+    code = "import sys, mlflow_hokusai_auth.cli.supplier; assert 'mlflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,144 @@
+"""What the key store says while the server runs: taken at once, by every process, and kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.types import MODES
+from mlflow_hokusai_auth.server import live_settings
+from mlflow_hokusai_auth.server.live_settings import LogLevel, Mode, follow
+from mlflow_hokusai_auth.store.database import Actor, Database
+from tests.server.forked import forked
+
+BY = Actor("operator", "")
+LOGGER = logging.getLogger("mlflow_hokusai_auth")
+
+
+@pytest.fixture(autouse=True)
+def _level_stays() -> Iterator[None]:
+    level = LOGGER.level
+    yield
+    LOGGER.setLevel(level)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    made = Database(f"sqlite:///{tmp_path}/keys.db")
+    made.migrate()
+    return made
+
+
+def test_mode_of_the_store_counts_more_than_that_of_the_start_and_a_forced_one_most() -> None:
+    for forced, kept, now in (
+        ("", {}, "observe"),
+        ("", {"mode": MODES.index("off")}, "off"),
+        ("", {"mode": len(MODES)}, "observe"),
+        ("", {"mode": -2}, "observe"),
+        ("enforce", {"mode": MODES.index("off")}, "enforce"),
+    ):
+        mode = Mode("observe", forced)
+        assert mode.now == (forced or "observe")
+        mode.follow(kept)
+        assert mode.now == now, (forced, kept)
+        mode.follow({})
+        assert mode.now == (forced or "observe")
+
+
+def test_level_is_taken_once_and_given_back(caplog: pytest.LogCaptureFixture) -> None:
+    level = LogLevel()
+    for number in (logging.DEBUG, logging.ERROR, None):
+        caplog.clear()
+        for _ in range(2):
+            level.follow({} if number is None else {"log_level": number})
+        assert LOGGER.level == (number or logging.NOTSET)
+        # Loud enough to be seen, and said once.
+        (said,) = caplog.records
+        assert said.levelno == max(logging.WARNING, number or 0)
+
+
+def test_change_is_followed_and_an_outage_changes_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[threading.Event] = []
+    goes_on = threading.Semaphore(0)
+
+    class Clock:
+        @staticmethod
+        def sleep(_: float) -> None:
+            looks[-1].set()
+            goes_on.acquire()
+
+    def look_again() -> None:
+        looks.append(threading.Event())
+        goes_on.release()
+        assert looks[-1].wait(60)
+
+    def shown() -> set[str]:
+        name = "hokusai_auth_mode"
+        return {one for one in MODES if REGISTRY.get_sample_value(name, {"mode": one})}
+
+    def said() -> list[str]:
+        return [one.getMessage() for one in caplog.records if one.name == live_settings.__name__]
+
+    monkeypatch.setattr(live_settings, "time", Clock)
+    looks.append(threading.Event())
+    database.set_state("mode", MODES.index("observe"), "mode.set", BY)
+    database.set_state("log_level", logging.DEBUG, "log_level.set", BY)
+    mode = Mode()
+    follow(database, mode)
+    # Before the first request, and not a second after it.
+    assert (mode.now, LOGGER.level, shown()) == ("observe", logging.DEBUG, {"observe"})
+    assert looks[-1].wait(60)
+    caplog.clear()
+    database.set_state("mode", MODES.index("off"), "mode.set", BY)
+    look_again()
+    assert (mode.now, shown()) == ("off", {"off"})
+    assert said() == ["The mode is off now (before: observe)"]
+    caplog.clear()
+
+    def fail() -> dict[str, int]:
+        raise AuthorityUnavailable("down")
+
+    monkeypatch.setattr(database, "states", fail)
+    look_again()
+    assert (mode.now, shown(), said()) == ("off", {"off"}, [])
+
+
+def test_process_that_is_forked_off_follows_too(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        @staticmethod
+        def sleep(_: float) -> None:
+            """Never look again in the first process: a lock that is held then is so in the fork."""
+            if os.getpid() == process[0]:
+                threading.Event().wait()
+            time.sleep(0.01)
+
+    def follows() -> str:
+        ends = time.monotonic() + 60
+        while mode.now != "off" and time.monotonic() < ends:
+            time.sleep(0.01)
+        return mode.now
+
+    def start() -> str:
+        process.append(os.getpid())
+        follow(database, mode)
+        database.set_state("mode", MODES.index("off"), "mode.set", BY)
+        database.engine.dispose()
+        found: str = forked(follows)
+        return found
+
+    process: list[int] = []
+    mode = Mode()
+    monkeypatch.setattr(live_settings, "time", Clock)
+    assert forked(start) == "off"

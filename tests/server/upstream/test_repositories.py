@@ -1,0 +1,164 @@
+"""What MLflow may open, whatever checks of its own a version of it has."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+from mlflow_hokusai_auth.server.live_settings import Mode
+from mlflow_hokusai_auth.server.upstream import artifact_roots
+from mlflow_hokusai_auth.server.upstream.repositories import Opener
+
+SECRET = "canary"
+
+
+class Trusting(LocalArtifactRepository):
+    """As in MLflow 3.4, and as another package's may be: checks nothing."""
+
+    def list_artifacts(self, path: str | None = None) -> Any:
+        return sorted(one.name for one in Path(self.artifact_dir, path or "").iterdir())
+
+    def get_local_path(self, artifact_path: str) -> str:
+        return Path(self.artifact_dir, artifact_path).read_text()
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        Path(self.artifact_dir, artifact_path or "", "written").write_text("x")
+
+    async def log_artifact_from_async_stream(
+        self, chunks: Any, artifact_file_name: str, artifact_path: str | None = None
+    ) -> None:
+        self.log_artifact("", artifact_path)
+
+    def log_artifact_from_stream(
+        self, stream: Any, artifact_file_name: str, artifact_path: str | None = None
+    ) -> None:
+        self.log_artifact("", artifact_path)
+
+    def delete_artifacts(self, artifact_path: str | None = None) -> None:
+        Path(self.artifact_dir, artifact_path or "", "secret.txt").unlink()
+
+
+class Remote(ArtifactRepository):
+    """A store elsewhere, which would take any path."""
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None: ...
+
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None: ...
+
+    def list_artifacts(self, path: str | None = None) -> list[Any]:
+        return []
+
+    def _download_file(self, remote_file_path: str, local_path: str) -> None: ...
+
+
+def opener(root: Path, mode: str = "enforce") -> Opener:
+    roots = artifact_roots.load((str(root), "s3://bucket/team"), {})
+    return Opener(roots, artifact_roots.Watch(Mode(mode)))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    (root / "in").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "secret.txt").write_text(SECRET)
+    (root / "link").symlink_to(tmp_path / "out")
+    return root
+
+
+def test_no_path_leads_out_of_a_repository(root: Path) -> None:
+    confined = opener(root).confined(Trusting(str(root)))
+    assert isinstance(confined, Trusting)
+    out = root.parent / "out"
+    paths = ["../out", "in/../../out", "link", "in/../link", str(out), "%2e%2e/out"]
+    uses: list[Any] = [
+        confined.list_artifacts,
+        lambda path: confined.list_artifacts(path=path),
+        lambda path: confined.get_local_path(f"{path}/secret.txt"),
+        lambda path: confined.log_artifact("x", path),
+        lambda path: confined.log_artifact("x", artifact_path=path),
+        lambda path: confined.log_artifact_from_stream(io.BytesIO(), "x", path),
+        lambda path: asyncio.run(confined.log_artifact_from_async_stream(None, "x", path)),
+        confined.delete_artifacts,
+    ]
+    for path in paths:
+        for use in uses:
+            with pytest.raises(MlflowException, match="LOCATION_REFUSED"):
+                use(path)
+    assert [one.read_text() for one in out.iterdir()] == [SECRET]
+    confined.log_artifact("x", "in")
+    assert (confined.list_artifacts("in"), confined.list_artifacts()) == (
+        ["written"],
+        ["in", "link"],
+    )
+    remote = opener(root).confined(Remote("s3://bucket/team"))
+    with pytest.raises(MlflowException, match="LOCATION_REFUSED"):
+        remote.list_artifacts("../other")
+    # Through MLflow's own methods, too, which call these.
+    with pytest.raises(MlflowException, match="LOCATION_REFUSED"):
+        remote.download_artifacts("a/../../b", str(root))
+    assert remote.list_artifacts("a") == []
+
+
+def test_what_may_be_opened(root: Path) -> None:
+    rows = {
+        str(root): True,
+        f"file://{root}/in": True,
+        f"{root}/in/../../out": False,
+        f"{root}/link": False,
+        f"file://{root}/%2e%2e/out": False,
+        f"{root}s": False,
+        "/": False,
+        "a\0b": False,
+        "s3://bucket/team": True,
+        "s3://bucket/team/a%20b": True,
+        "s3://bucket/team/../x": False,
+        "s3://bucket/team/%2e%2e/x": False,
+        "s3://bucket/teams": False,
+        "s3://bucket@evil/team": False,
+        "runs:/0123/model": True,
+        "runs://profile@databricks/0123/model": False,
+        "models://host/name/1": False,
+        "mlflow-artifacts:/1": False,
+        "http://evil.example/api/2.0/mlflow-artifacts/artifacts/1": False,
+    }
+    wrong = []
+    for uri, may in rows.items():
+        try:
+            opener(root).check(uri)
+        except MlflowException:
+            wrong += [uri] if may else []
+        else:
+            wrong += [] if may else [uri]
+    assert not wrong
+    for mode in ("observe", "off"):
+        opener(root, mode).check("/etc")
+        opener(root, mode).confined(Trusting(str(root))).list_artifacts("../out")
+
+
+def test_the_roots_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    names = (artifact_roots.DESTINATION, artifact_roots.DEFAULT_ROOT, artifact_roots.SERVES)
+    proxy = "http://own/api/2.0/mlflow-artifacts/artifacts"
+    for given, places, base in (
+        (("./linked", "mlflow-artifacts:/", "true"), ["real"], "real"),
+        (("./linked", proxy, "true"), ["real"], "real"),
+        (("./linked", "mlflow-artifacts:/", ""), ["real", "mlflow-artifacts:/"], None),
+        (("./linked", "./mlruns", "true"), ["real", "mlruns"], "mlruns"),
+        (("./linked", "linked/below", "true"), ["real"], "real/below"),
+    ):
+        roots = artifact_roots.load((), dict(zip(names, given, strict=True)))
+        shown = [str(one).removeprefix(f"{tmp_path}/") for one in roots.places]
+        assert shown == places, given
+        assert base is None or str(roots.base) == f"{tmp_path}/{base}", given
+    with pytest.raises(ValueError, match=r"--artifacts-destination s3://bucket/a%20b can't be"):
+        artifact_roots.load((), {artifact_roots.DESTINATION: "s3://bucket/a%20b"})

@@ -1,0 +1,48 @@
+"""Where uvicorn can't be made to drop trailers, it serves with h11, or a worker does not start."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import pytest
+
+from mlflow_hokusai_auth.server.upstream import trailers
+
+
+class Elsewhere:
+    """A protocol as another uvicorn may have it: its scope is not what it appends to `headers`."""
+
+    def __init__(self, **_: Any) -> None:
+        self.cycle = self
+        self.scope: dict[str, Any] = {"headers": [(b"host", b""), (b"x-trailer", b"1")]}
+
+    def on_headers_complete(self) -> None: ...
+
+    def data_received(self, data: bytes) -> None: ...
+
+
+def test_httptools_drops_trailers_however_often_it_is_told() -> None:
+    assert trailers.ignore()
+    protocol: Any = sys.modules[trailers.MODULE].HttpToolsProtocol
+    patched = protocol.on_headers_complete
+    assert trailers.ignore()
+    assert protocol.on_headers_complete is patched
+    trailers.check()
+
+
+def test_another_uvicorn_serves_with_h11(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UVICORN_HTTP", raising=False)
+    trailers.prepare()
+    assert "UVICORN_HTTP" not in os.environ
+    for made_otherwise in (Elsewhere, object):
+        monkeypatch.setattr(f"{trailers.MODULE}.HttpToolsProtocol", made_otherwise)
+        trailers.prepare()
+        assert os.environ.pop("UVICORN_HTTP") == "h11"
+        # The operator chose httptools all the same.
+        with pytest.raises(ValueError, match="--http h11"):
+            trailers.check()
+    # A worker that serves with h11 has not imported the other.
+    monkeypatch.delitem(sys.modules, trailers.MODULE)
+    trailers.check()

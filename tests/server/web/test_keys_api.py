@@ -1,0 +1,306 @@
+"""The REST API in process, on a real store: what it takes, refuses, and does with reports of leaks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import flask
+import pytest
+import time_machine
+from werkzeug.test import TestResponse
+
+from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.server import caller as callers
+from mlflow_hokusai_auth.server.web import keys_api, leak_reports
+from mlflow_hokusai_auth.store.keys import LocalStore
+from tests.server.sentinel import make_gate
+from tests.server.web import test_leak_reports as signed
+
+ADMIN = Principal("key_admin", "operator", frozenset({"mlflow:admin"}))
+ACME = {"owner": "ACME", "scopes": ["model:write"]}
+
+
+@dataclass
+class Api:
+    """What answers, and the store behind it."""
+
+    store: LocalStore
+    app: flask.Flask
+
+    def ask(
+        self, line: str, body: object = None, caller: Principal | None = ADMIN, **headers: str
+    ) -> TestResponse:
+        method, path = line.split()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        token = callers.current.set(callers.Caller(caller, "192.0.2.7", "request-1"))
+        try:
+            return self.app.test_client().open(
+                f"/api/2.0/hokusai{path}",
+                method=method,
+                data=None if body is None else data,
+                headers={name.replace("_", "-"): value for name, value in headers.items()},
+            )
+        finally:
+            callers.current.reset(token)
+
+    def audited(self) -> Mapping[str, Any]:
+        """The last event of the audit log."""
+        return self.store.database.audited(limit=1)[0]
+
+
+def served(folder: Path, leak_keys: Any = signed.KEYS) -> Api:
+    store = LocalStore(f"sqlite:///{folder}/keys.db")
+    store.migrate()
+    app = flask.Flask("mlflow")
+    app.register_blueprint(keys_api.blueprint(store, make_gate(), leak_keys))
+    return Api(store, app)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Api]:
+    yield served(tmp_path)
+
+
+MISTAKES: list[tuple[str, object, int, str]] = [
+    ("GET /keys?max_results=0", None, 400, "from 1 to 1000"),
+    ("GET /keys?max_results=x", None, 400, "must be a whole number"),
+    ("GET /keys?max_results=%D9%A3", None, 400, "must be a whole number"),
+    ("GET /keys?max_results=" + "9" * 5000, None, 400, "max_results"),
+    ("GET /keys?max_results=" + "9" * 10, None, 400, "must be a whole number"),
+    ("GET /keys?query=a%00b", None, 400, "'query' must be printable"),
+    ("GET /keys?query=" + "a" * 256, None, 400, "'query' must be printable"),
+    ("GET /keys?state=lost", None, 400, "state"),
+    ("GET /keys?page_token=x", None, 400, "page_token"),
+    ("GET /keys/key_0", None, 404, "no key 'key_0'"),
+    ("DELETE /keys/key_0?wait=yes", None, 400, "wait must be true or false"),
+    ("DELETE /keys/key_0?force=", None, 400, "force must be true or false"),
+    ("POST /keys", b"{", 400, "Send a JSON object"),
+    ("POST /keys", [], 400, "Send a JSON object"),
+    ("POST /keys", {}, 400, "owner: "),
+    ("POST /keys", {**ACME, "owner": " "}, 400, "must say whom the key is for"),
+    ("POST /keys", {**ACME, "owner": "a\x07"}, 400, "must be printable text"),
+    ("POST /keys", {**ACME, "name": "a\nb"}, 400, "must be printable text"),
+    ("POST /keys", {**ACME, "note": "a\x07"}, 400, "must be printable text"),
+    ("POST /keys", {**ACME, "scopes": ["root"]}, 400, "unknown scope 'root'; known: "),
+    ("POST /keys", {**ACME, "environment": "jobs"}, 400, "must be one of "),
+    ("POST /keys", {**ACME, "networks": ["x"]}, 400, "networks.0: must be an address"),
+    ("POST /keys", {**ACME, "colour": "red"}, 400, "colour: unknown; known: owner, "),
+    ("POST /keys/import", {**ACME, "key": "hk_live_short"}, 400, "can be imported"),
+    ("PATCH /keys/key_0", {}, 400, "Nothing to change. Known: owner, "),
+    ("PATCH /keys/key_0", {"name": "x"}, 404, "no key 'key_0'"),
+    ("POST /keys/key_0/rotate", {"overlap": -1}, 400, "overlap: "),
+]
+
+
+def test_mistake_is_explained(here: Api) -> None:
+    wrong = []
+    for line, body, status, says in MISTAKES:
+        answer = here.ask(line, body)
+        told = answer.json or {}
+        kept = answer.headers["Cache-Control"] == "no-store" and not here.store.page()[0]
+        if answer.status_code != status or says not in told.get("message", ""):
+            wrong.append(f"{line} {body}: {answer.status_code} {answer.text}, not {status} {says}")
+        elif not told["error_code"] or not kept:
+            wrong.append(f"{line} {body}: {told} {answer.headers} {here.store.page()}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_key_is_made_changed_and_shown(here: Api) -> None:
+    fields = {"name": " a ", "note": "b\nc", "networks": ["192.0.2.1"], "rate_limit_per_hour": 5}
+    answer = here.ask("POST /keys", {**ACME, **fields, "expires_in": 60, "environment": "test"})
+    made = answer.json
+    assert answer.status_code == 201 and made is not None
+    assert keys.problem(key := made.pop("key")) is None
+    assert (
+        made.items()
+        >= {
+            **ACME,
+            "name": "a",
+            "note": "b\nc",
+            "networks": ["192.0.2.1/32"],
+            "rate_limit_per_hour": 5,
+            "environment": "test",
+            "state": "active",
+        }.items()
+    )
+    assert abs(made["expires_at"] - time.time() - 60) < 30
+    assert here.audited()["event"] == "key.created" and here.audited()["actor"] == "operator"
+    path = f"/keys/{made['key_id']}"
+    changed = here.ask(f"PATCH {path}", {"name": "b", "networks": [], "expires_in": None}).json
+    assert changed == {**made, "name": "b", "networks": [], "expires_at": None}
+    assert here.ask(f"GET {path}").json == {**changed, "uses_by_hour": [0] * 24}
+    for query, count in (
+        ("", 1),
+        ("?owner=ACME&query=&max_results=", 1),
+        ("?owner=", 1),
+        ("?owner=x", 0),
+        ("?state=revoked", 0),
+    ):
+        listed = here.ask(f"GET /keys{query}").json
+        assert listed is not None and len(listed["keys"]) == count, query
+    assert here.ask("POST /keys/import", {**ACME, "key": key}).status_code in (400, 409)
+
+
+def test_key_from_before_is_taken_in_once(here: Api) -> None:
+    old = "hk_live_" + "a1B2" * 8
+    assert here.ask("POST /keys/import", {**ACME, "key": f" {old}\n"}).status_code == 201
+    assert here.store.find(old) is not None
+    assert here.ask("POST /keys/import", {**ACME, "key": old}).status_code == 409
+
+
+def test_all_keys_are_exported_or_the_failure_is_an_answer(
+    here: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert here.ask("GET /keys/export").text == ""
+    made = [here.store.create(**ACME)[0].key_id for _ in range(3)]  # type: ignore[arg-type]
+    answer = here.ask("GET /keys/export")
+    assert {json.loads(line)["key_id"] for line in answer.text.splitlines()} == set(made)
+    assert "hokusai-keys.ndjson" in answer.headers["Content-Disposition"]
+
+    def fail(*_: object, **__: object) -> Any:
+        raise AuthorityUnavailable("down")
+
+    monkeypatch.setattr(here.store, "page", fail)
+    failed = here.ask("GET /keys/export")
+    assert failed.status_code == 503 and failed.json is not None
+    assert failed.json["error_code"] == "TEMPORARILY_UNAVAILABLE"
+
+
+def test_key_replaces_itself_and_no_other(here: Api) -> None:
+    own, other = (here.store.create(**ACME)[0] for _ in range(2))  # type: ignore[arg-type]
+    caller = Principal(own.key_id, own.owner, frozenset(own.scopes))
+    assert here.ask(f"POST /keys/{other.key_id}/rotate", caller=caller).status_code == 403
+    assert here.ask(f"POST /keys/{own.key_id}/rotate", b"[]", caller).status_code == 400
+    answer = here.ask(f"POST /keys/{own.key_id}/rotate", {"overlap": 30}, caller)
+    assert answer.status_code == 201 and answer.json is not None
+    assert here.store.find(answer.json["key"]) is not None
+    assert abs(answer.json["replaces"]["expires_at"] - time.time() - 30) < 20
+    assert here.ask(f"POST /keys/{own.key_id}/rotate", caller=caller).status_code == 409
+    assert here.ask(f"POST /keys/{other.key_id}/rotate").status_code == 201
+
+
+def test_body_is_read_whatever_it_is_sent_as(here: Api) -> None:
+    for kind in ("application/x-www-form-urlencoded", "text/plain", ""):
+        own, key = here.store.create(**ACME)  # type: ignore[arg-type]
+        path = f"POST /keys/{own.key_id}/rotate"
+        assert here.ask(path, b'{"overlapp": 0}', content_type=kind).status_code == 400, kind
+        assert here.ask(path, b'{"overlap": 0}', content_type=kind).status_code == 201, kind
+        found = here.store.find(key)
+        assert found is not None and found.state(time.time()) == "expired"
+
+
+def test_key_does_not_get_around_its_limit_by_replacing_itself(here: Api) -> None:
+    own, _ = here.store.create(**ACME, rate_limit_per_hour=3)  # type: ignore[arg-type]
+    caller = Principal(own.key_id, own.owner, frozenset(own.scopes), rate_limit_per_hour=3)
+    path = f"POST /keys/{own.key_id}/rotate"
+    refused = here.ask(path, caller=caller)
+    assert refused.status_code == 409 and refused.json is not None
+    assert "once it is an hour old" in refused.json["message"]
+    with time_machine.travel(time.time() + keys_api.LIMITED_AGE + 1) as clock:
+        made = here.ask(path, {"overlap": 2 * keys_api.LIMITED_AGE}, caller).json
+        assert made is not None
+        caller = replace(caller, key_id=made["key_id"])
+        path = f"POST /keys/{made['key_id']}/rotate"
+        # Else there would be one more of them each hour.
+        clock.shift(keys_api.LIMITED_AGE + 1)
+        refused = here.ask(path, caller=caller)
+        assert refused.status_code == 409 and "has ended" in refused.text
+        clock.shift(keys_api.LIMITED_AGE)
+        assert here.ask(path, caller=caller).status_code == 201
+    # Whoever may make keys without a limit may replace them, too.
+    admin, _ = here.store.create(owner="o", scopes=["mlflow:admin"], rate_limit_per_hour=3)
+    manages = Principal(admin.key_id, "o", frozenset(admin.scopes), rate_limit_per_hour=3)
+    for caller in (ADMIN, manages):
+        fresh, _ = here.store.create(**ACME, rate_limit_per_hour=3)  # type: ignore[arg-type]
+        path = f"POST /keys/{fresh.key_id}/rotate"
+        assert here.ask(path, caller=caller).status_code == 201
+
+
+def test_key_is_revoked_by_request_and_the_last_that_manages_by_force(
+    here: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(keys_api, "time", SimpleNamespace(sleep=waited.append))
+    record, _ = here.store.create(owner="root", scopes=["mlflow:admin"])
+    path = f"DELETE /keys/{record.key_id}"
+    refused = here.ask(f"{path}?force=false")
+    assert refused.status_code == 409 and refused.json is not None
+    assert refused.json["error_code"] == "RESOURCE_CONFLICT"
+    answer = here.ask(f"{path}?force=true")
+    assert answer.json is not None and answer.json["state"] == "revoked"
+    assert waited == []
+    assert here.ask(f"{path}?wait=true").json == answer.json
+    assert waited == [keys_api.SETTLED]
+
+
+def test_caller_is_told_of_itself(here: Api) -> None:
+    record, _ = here.store.create(**ACME, name="laptop")  # type: ignore[arg-type]
+    caller = Principal(
+        record.key_id, "ACME", frozenset(record.scopes), rate_limit_per_hour=9, networks=("::1",)
+    )
+    told = here.ask("GET /whoami", caller=caller).json
+    assert told is not None
+    assert (told["key_id"], told["name"], told["networks"]) == (record.key_id, "laptop", ["::1"])
+    assert told["rate_limit"]["limit"] == told["rate_limit"]["remaining"] == 9
+    # One of the auth service's, which the store does not know.
+    told = here.ask("GET /whoami").json
+    assert told is not None and told["name"] == "" and told["rate_limit"] is None
+
+
+class TestReportsOfLeaks:
+    def report(self, api: Api, *tokens: str, key: Any = signed.SIGNER, by: str = "one") -> Any:
+        rest = {"type": "hokusai", "url": "https://a.example", "source": "commit"}
+        body = json.dumps([{"token": token, **rest} for token in tokens]).encode()
+        return self.send(api, body, key=key, by=by)
+
+    def send(self, api: Api, body: bytes, key: Any = signed.SIGNER, by: str = "one") -> Any:
+        headers = {
+            leak_reports.IDENTIFIER_HEADER: by,
+            leak_reports.SIGNATURE_HEADER: signed.sign(body, key),
+        }
+        return api.ask("POST /keys/leaked", body, None, **headers)
+
+    def test_key_found_in_public_is_revoked_at_once(self, here: Api) -> None:
+        # Even the last one that may manage keys.
+        record, key = here.store.create(owner="root", scopes=["mlflow:admin"])
+        retyped = key[:-1] + ("0" if key[-1] != "0" else "1")
+        elsewhere = "hk_live_" + "a1B2" * 8
+        answer = self.report(here, key, retyped, elsewhere)
+        assert answer.status_code == 200
+        # Of `elsewhere` nothing is said: it may be a key of the auth service.
+        assert [(one["token_hash"], one["label"]) for one in answer.json] == [
+            (keys.digest(key), "true_positive"),
+            (keys.digest(retyped), "false_positive"),
+        ]
+        assert here.store.get(record.key_id).revoked_at is not None
+        audited = here.audited()
+        assert (audited["event"], audited["key_id"]) == ("key.leaked", record.key_id)
+        assert "https://a.example" in str(audited) and audited["address"] == "192.0.2.7"
+        # It was a key of ours, whatever became of it.
+        assert self.report(here, key).json[0]["label"] == "true_positive"
+
+    def test_report_that_github_has_not_signed_does_nothing(self, here: Api) -> None:
+        record, leaked = here.store.create(**ACME)  # type: ignore[arg-type]
+        for key, by in ((signed.OTHER, "one"), (signed.SIGNER, "three")):
+            answer = self.report(here, leaked, key=key, by=by)
+            assert answer.status_code == 401
+            assert answer.json["error_code"] == "UNAUTHENTICATED"
+            assert here.store.get(record.key_id).revoked_at is None
+
+    def test_body_that_is_no_report_is_refused(self, here: Api) -> None:
+        assert self.send(here, b"{}").status_code == 400
+
+    def test_without_keys_of_github_no_report_is_believed(self, tmp_path: Path) -> None:
+        # The gate answers 404 before the body: tests/adversarial/test_strangers.py.
+        api = served(tmp_path, {})
+        record, leaked = api.store.create(**ACME)  # type: ignore[arg-type]
+        assert self.report(api, leaked).status_code == 401
+        assert api.store.get(record.key_id).revoked_at is None

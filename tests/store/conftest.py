@@ -1,0 +1,65 @@
+"""A store for each test, in SQLite and in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import time_machine
+
+from mlflow_hokusai_auth.store.keys import LocalStore
+from tests.conftest import Postgresql
+
+#: Seconds after which something is wrong, however busy the machine is.
+LONG = 60
+#: When these tests are that have a `clock`: the beginning of an hour.
+START = 1_800_000_000
+
+
+@pytest.fixture
+def clock() -> Iterator[time_machine.Traveller]:
+    with time_machine.travel(START, tick=False) as traveller:
+        yield traveller
+
+
+@pytest.fixture(scope="session")
+def schema(postgresql: Postgresql) -> Iterator[sa.Engine]:
+    """The database of PostgreSQL that all these tests have, one after the other."""
+    url = sa.make_url(postgresql.uri).set(drivername="postgresql+psycopg")
+    maintenance = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with maintenance.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE backends")
+    maintenance.dispose()
+    engine = sa.create_engine(url.set(database="backends"), isolation_level="AUTOCOMMIT")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind that the store may be in.
+
+    A database of its own for each test takes half a second to make, and as long to remove.
+    """
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/keys.db"
+    engine: sa.Engine = request.getfixturevalue("schema")
+    with engine.connect() as connection:
+        # What an earlier test left open may hold locks.
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    return engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def store(database_uri: str) -> Iterator[LocalStore]:
+    store = LocalStore(database_uri)
+    store.migrate()
+    yield store
+    store.database.engine.dispose()

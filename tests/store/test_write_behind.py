@@ -1,0 +1,73 @@
+"""How many keys are in each state: what metrics tell of the store."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import sqlalchemy as sa
+import time_machine
+
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.records import STATES
+from tests.store.conftest import START
+
+DAY = 86400.0
+WEEK = 7 * DAY
+NONE = dict.fromkeys(STATES, 0)
+
+
+def made(store: LocalStore, ends: float | None = None) -> str:
+    expires_at = None if ends is None else START + ends
+    record, _ = store.create(owner="ACME", scopes=["mlflow:read"], expires_at=expires_at)
+    return record.key_id
+
+
+def test_an_empty_store_has_none_in_any_state(store: LocalStore) -> None:
+    assert store.counts(WEEK) == (NONE, 0)
+
+
+def test_each_key_is_in_one_state_and_only_active_ones_are_about_to_end(
+    store: LocalStore, clock: time_machine.Traveller
+) -> None:
+    made(store)
+    made(store, ends=8 * DAY)
+    made(store, ends=6 * DAY)
+    made(store, ends=-1)
+    store.revoke(made(store, ends=DAY))
+    store.revoke(made(store, ends=-1))  # revoked first of all, as `KeyRecord.state` has it
+    store.rotate(made(store, ends=2 * DAY))  # the old one was replaced, the new one ends with it
+    store.rotate(made(store))  # the old one ends in a day, and nobody has to be told
+    counts, soon = store.counts(WEEK)
+    assert counts == {"active": 5, "deprecated": 2, "expired": 1, "revoked": 2}
+    assert soon == 2
+    # Each as the records themselves say.
+    states = Counter(record.state(START) for record in store.each())
+    assert counts == dict(states)
+
+
+def test_the_counts_go_with_the_time(store: LocalStore, clock: time_machine.Traveller) -> None:
+    made(store, ends=10 * DAY)
+    store.rotate(made(store))
+    assert store.counts(WEEK) == ({**NONE, "active": 2, "deprecated": 1}, 0)
+    clock.shift(3 * DAY)  # to the very second from which on it is about to end
+    assert store.counts(WEEK) == ({**NONE, "active": 2, "expired": 1}, 1)
+    clock.shift(WEEK - 1)
+    assert store.counts(WEEK) == ({**NONE, "active": 2, "expired": 1}, 1)
+    clock.shift(1)
+    assert store.counts(WEEK) == ({**NONE, "active": 1, "expired": 2}, 0)
+
+
+def test_soon_is_as_long_as_one_says(store: LocalStore, clock: time_machine.Traveller) -> None:
+    for ends in (DAY, 2 * DAY, None):
+        made(store, ends=ends)
+    for within, soon in ((0.0, 0), (DAY - 1, 0), (DAY, 1), (10 * DAY, 2)):
+        assert store.counts(within)[1] == soon
+
+
+def test_a_store_that_can_t_be_asked_says_so(store: LocalStore) -> None:
+    with store.database.engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE hokusai_auth_keys"))
+    with pytest.raises(AuthorityUnavailable):
+        store.counts(WEEK)
