@@ -84,7 +84,7 @@ def dropped(
     return frozenset(found)
 
 
-def identity(allow: Allow) -> tuple[tuple[bytes, bytes], ...]:
+def identity_headers(allow: Allow) -> tuple[tuple[bytes, bytes], ...]:
     """The identity headers of a verified request; none where they would leave the server."""
     if allow.principal is None or _may_leave(allow):
         return ()

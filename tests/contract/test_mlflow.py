@@ -485,7 +485,7 @@ def test_an_artifact_repository_has_what_we_call(monkeypatch: pytest.MonkeyPatch
 def test_the_client_has_the_methods_of_smoke() -> None:
     """client/diagnose/smoke_job.py and smoke_gate.py call these, with these arguments."""
     called = {"get_experiment": set()}
-    for node in ast.walk(ast.parse((SOURCE / "client" / "smoke_job.py").read_text())):
+    for node in ast.walk(ast.parse((SOURCE / "client/diagnose/smoke_job.py").read_text())):
         if _is_of_client(node):
             called.setdefault(node.func.attr, set()).update(one.arg for one in node.keywords)
     assert len(called) > 15

@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core.forwarding import HeaderPolicy, dropped, identity
+from mlflow_hokusai_auth.core.forwarding import HeaderPolicy, dropped, identity_headers
 from mlflow_hokusai_auth.core.operations import UNKNOWN
 from mlflow_hokusai_auth.core.types import Access, Allow, Credential, Operation, Principal
 
@@ -59,12 +59,12 @@ def test_a_request_that_calls_out_loses_the_header_that_held_the_key() -> None:
 
 
 def test_identity() -> None:
-    assert identity(allow("X-API-Key")) == (
+    assert identity_headers(allow("X-API-Key")) == (
         (b"x-hokusai-api-key-id", b"key_1"),
         (b"x-hokusai-user-id", b"somebody"),
     )
-    assert identity(allow("X-API-Key", outbound=True)) == ()
-    assert identity(PUBLIC) == ()
+    assert identity_headers(allow("X-API-Key", outbound=True)) == ()
+    assert identity_headers(PUBLIC) == ()
 
 
 @given(st.text())
@@ -74,7 +74,7 @@ def test_an_owner_is_one_line_of_ascii(owner: str) -> None:
     except UnicodeEncodeError:
         return
     verdict = Allow(Operation(Access.READ, "", "GET /x"), Principal("key_1", owner, frozenset()))
-    value = dict(identity(verdict))[b"x-hokusai-user-id"].decode("ascii")
+    value = dict(identity_headers(verdict))[b"x-hokusai-user-id"].decode("ascii")
     assert value.isprintable() or not value
 
 
@@ -82,7 +82,7 @@ def test_a_route_that_nobody_knows_is_not_trusted_with_the_key() -> None:
     verdict = Allow(UNKNOWN, Principal("key_1", "me", frozenset()), Credential("k", ("X-API-Key",)))
     assert dropped([b"x-api-key"], verdict)
     assert not dropped([b"authorization"], verdict)
-    assert identity(verdict) == ()
+    assert identity_headers(verdict) == ()
 
 
 def test_a_proxy_s_cookie_does_not_leave_either_where_nobody_is_asked_for_a_key() -> None:

@@ -404,7 +404,7 @@ def world(
     caplog.set_level(logging.INFO)
     (tmp_path / "metrics").mkdir()
     monkeypatch.setenv(metrics.DIRECTORY, str(tmp_path / "metrics"))
-    for name in ("FORWARDED_ALLOW_IPS", *app.jobs._OURS):
+    for name in ("FORWARDED_ALLOW_IPS", *app.server_jobs._OURS):
         # Set first, so that it is put back.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -416,7 +416,7 @@ def world(
     # A full collection takes longer than all else that a start does.
     monkeypatch.setattr(app, "gc", SimpleNamespace(collect=int, freeze=int))
     # It would look into the store of each server until the tests are over.
-    monkeypatch.setattr(app.switches, "follow", lambda *_: None)
+    monkeypatch.setattr(app.live_settings, "follow", lambda *_: None)
     listening = []
     start = metrics.start_http_server
 

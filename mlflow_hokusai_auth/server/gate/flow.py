@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mlflow_hokusai_auth.core import browser
 from mlflow_hokusai_auth.core.credentials import without_query_key
 from mlflow_hokusai_auth.core.denials import redirect, render
-from mlflow_hokusai_auth.core.forwarding import dropped, identity
+from mlflow_hokusai_auth.core.forwarding import dropped, identity_headers
 from mlflow_hokusai_auth.core.headers import MAX_BYTES, MAX_HEADERS, too_many
 from mlflow_hokusai_auth.core.prefixes import slash_location
 from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
@@ -214,7 +214,7 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
         verdict,
         path,
         dropped(request.names, verdict, gate.headers),
-        (*identity(verdict), *exchange.added),
+        (*identity_headers(verdict), *exchange.added),
     )
     if gate.observer.debug_headers:
         gate.observer.show_headers(exchange, forward.headers)

@@ -66,7 +66,7 @@ except ImportError:  # Python 3.10, where pytest brings tomli along
     import tomli as tomllib
 
 VECTORS = tomllib.loads(
-    (Path(__file__).parent.parent / "vectors" / "requests.toml").read_text(encoding="utf-8")
+    (Path(__file__).parents[2] / "vectors" / "requests.toml").read_text(encoding="utf-8")
 )
 
 
@@ -449,7 +449,7 @@ def test_asgi_tells_mlflow_the_owner() -> None:
 def test_the_caller_of_one_request_is_not_the_caller_of_the_next(adapter: Adapter) -> None:
     seen = []
 
-    original = asgi.identity.current
+    original = asgi.callers.current
 
     class Recorder:
         def set(self, caller: Any) -> None:
@@ -457,11 +457,11 @@ def test_the_caller_of_one_request_is_not_the_caller_of_the_next(adapter: Adapte
             original.set(caller)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asgi.identity, "current", Recorder())
+        patch.setattr(asgi.callers, "current", Recorder())
         adapter(with_key("admin"))
         adapter(Wire(target="/health"))
     # The WSGI adapter also says when a request is over.
-    callers = [caller for caller in seen if caller is not asgi.identity.NOBODY]
+    callers = [caller for caller in seen if caller is not asgi.callers.NOBODY]
     assert [caller.principal for caller in callers] == [PRINCIPALS["admin"], None]
 
 
@@ -579,7 +579,7 @@ SHARED_FAULTS = [
     (prefix_paths.Prefixes, "split"),
     (flow, "without_query_key"),
     (flow, "dropped"),
-    (flow, "identity"),
+    (flow, "identity_headers"),
     (flow, "Caller"),
     (flow, "slash_location"),
     (flow, "Request"),
@@ -589,8 +589,8 @@ SHARED_FAULTS = [
 ]
 #: Each module's own.
 ADAPTER_FAULTS = {
-    "asgi": [(asgi, "flow"), (asgi, "raw_without"), (asgi, "identity")],
-    "wsgi": [(wsgi, "flow"), (wsgi, "_headers"), (wsgi, "_set_query"), (wsgi, "identity")],
+    "asgi": [(asgi, "flow"), (asgi, "raw_without"), (asgi, "callers")],
+    "wsgi": [(wsgi, "flow"), (wsgi, "_headers"), (wsgi, "_set_query"), (wsgi, "caller")],
 }
 
 

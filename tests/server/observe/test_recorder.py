@@ -148,14 +148,14 @@ def test_one_thread_counts_soon_and_what_can_not_be_counted_is_left_out(grown: A
         return sum(one.name == "hokusai-auth-tally" for one in threading.enumerate())
 
     before, mine, counted = counting(), Recorder(), threading.Event()
-    settle = mine.settle
+    flush = mine.flush
 
-    def settled() -> None:
-        settle()
+    def flushed() -> None:
+        flush()
         if not counted.is_set() and grown("decisions_total", "outcome"):
             counted.set()
 
-    mine.settle = settled  # type: ignore[method-assign]
+    mine.flush = flushed  # type: ignore[method-assign]
     mine.add(exchange(object(), prefix=[]), "allowed")  # type: ignore[arg-type]
     mine.add(exchange(allow()), "allowed")
     assert counted.wait(60)
@@ -167,12 +167,12 @@ def test_it_goes_on_counting_after_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     mine, again = Recorder(), threading.Event()
     failures = iter([OSError("disk full")])
 
-    def settle() -> None:
+    def flush() -> None:
         for failure in failures:
             raise failure
         again.set()
 
-    monkeypatch.setattr(mine, "settle", settle)
+    monkeypatch.setattr(mine, "flush", flush)
     mine.add(exchange(allow()), "allowed")
     assert again.wait(60)
     # Its thread lives on, and would count this for the next test.
