@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import settings
 
 from tests import harness
 from tests.harness import Server, free_port, run_folder, shared
@@ -23,6 +24,9 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
 for name in [n for n in os.environ if n.startswith(("HOKUSAI_", "MLFLOW_TRACKING_"))]:
     del os.environ[name]
+# By default hypothesis fails an example that takes 200 ms, which a busy machine makes of any.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:

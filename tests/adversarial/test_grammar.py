@@ -260,7 +260,6 @@ def requests(count: int, **more: Any) -> Any:
     """
     options = settings(
         max_examples=count // BATCH,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         print_blob=True,

@@ -369,7 +369,6 @@ def test_no_uri_of_a_supplier_reads_or_writes_outside_the_roots(place: Place) ->
 
     @settings(
         max_examples=int(os.environ.get("HOKUSAI_TESTS_URIS", "15")),
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
