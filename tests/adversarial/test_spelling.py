@@ -218,6 +218,8 @@ def test_no_header_opens_anything(server: Server, wrong: Wrong) -> None:
     for header, line in product(HEADERS, lines):
         answer = ask(server, spell(line, header))
         refused = answer.status == 401 and answer.ours in codes
+        # A Host that is none, which a line folded into it makes of it, too.
+        refused = refused or (answer.status, answer.ours) == (400, "HEADER_MALFORMED")
         wrong.unless(refused or answer.theirs, line, header, answer)
 
 
@@ -308,7 +310,7 @@ def test_a_good_key_in_a_bad_header_is_refused(server: Server, wrong: Wrong) -> 
     for lines in BAD_HEADERS:
         headers = [line.format_map(keys) for line in lines]
         answer = ask(server, spell("GET /version HTTP/1.1", *headers))
-        ours = str(answer.ours).startswith("KEY_") and answer.status in (400, 401)
+        ours = str(answer.ours).startswith(("KEY_", "HEADER_")) and answer.status in (400, 401)
         wrong.unless(ours or answer.theirs or answer.status == 431, str(lines)[:60], answer)
 
 
