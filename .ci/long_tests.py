@@ -1,7 +1,7 @@
 """Print the files of the long tests that a change is likely to break, for `make test-long-changed`.
 
-These are the attacks, and the tests that import a module that has changed since the base. The base is the
-commit in $CI_BASE, by default the last commit that is a day older than HEAD.
+These are the attacks, and the tests that import a module that has changed since the base. The base is
+the commit in $CI_BASE, by default the last commit that is a day older than HEAD.
 """
 
 from __future__ import annotations
