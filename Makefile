@@ -1,31 +1,30 @@
-# `make demo` shows the whole job; `make test` runs the tests. Both install what they need into .venv.
+# `make demo` shows the whole job; `make test` runs the tests. Both first install their needs into .venv.
 PYTHON ?= python3
 VENV ?= .venv
-# Says what it downloads, as that takes a minute or two, and not what is there already.
 PIP_OPTIONS = --disable-pip-version-check
 PIP = $(VENV)/bin/python -m pip $(PIP_OPTIONS)
 PYTEST = $(VENV)/bin/python -m pytest
 PARALLEL = --numprocesses 2
 export PIP_NO_INPUT = 1
-# Older MLflow that the tests run on as well.
+# Older versions of MLflow that `make test-matrix` runs on.
 MATRIX ?= 3.4.0 3.9.0 3.12.0
 
 .PHONY: install-all demo serve stack stack-down image test test-servers test-long test-long-changed soak test-docker \
 	test-pythons test-matrix lint docs fuzz bench bench-scale mutants dist check-dist check-tag smoke \
 	smoke-image programs clean
 
-# What a user of the server installs.
+# The packages of a server.
 $(VENV)/server.stamp: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --editable '.[server]'
 	touch $@
 
-# What a developer adds.
+# The packages of a developer.
 $(VENV)/test.stamp: $(VENV)/server.stamp
 	$(PIP) install --editable '.[test]'
 	touch $@
 
-# All that `.ci/run` needs.
+# Everything that `.ci/run` needs.
 install-all: $(VENV)/test.stamp $(VENV)/docs.stamp $(MATRIX:%=.venv-%/stamp)
 
 demo: $(VENV)/server.stamp
@@ -44,15 +43,15 @@ stack-down:
 image:
 	docker/stack compose build
 
-# In process, but for one server that does the main job. The other tiers are below.
+# Tests in process, and one server that does the main job. The other tiers are below.
 test: $(VENV)/test.stamp
 	$(PYTEST) -m 'not servers and not long and not docker' $(PARALLEL) --dist worksteal $(ARGS)
 
-# Servers of each kind, and all that is asked of them through a socket, a client or a browser.
+# Tests of servers of each kind, by sockets, clients and a browser.
 test-servers: $(VENV)/test.stamp
 	$(PYTEST) -m 'servers and not long and not docker' $(PARALLEL) --dist loadfile $(ARGS)
 
-# What takes minutes: whole before a release; `.ci/run` takes those that a change is likely to break.
+# Tests that take minutes. Run all of them before a release; `.ci/run` runs `test-long-changed`.
 test-long: $(VENV)/test.stamp
 	$(PYTEST) -m 'long and not docker' $(PARALLEL) --dist loadfile $(ARGS)
 
@@ -60,16 +59,16 @@ test-long-changed: $(VENV)/test.stamp
 	files=$$($(VENV)/bin/python .ci/long_tests.py) && \
 		LONG_TESTS_SECONDS=480 $(PYTEST) -m 'long and not docker' $(PARALLEL) --dist loadfile $(ARGS) $$files
 
-# A server under load for minutes, with the figures; longer with REQUESTS=1000000.
+# Put a server under load for minutes, and print the figures; REQUESTS=1000000 takes longer.
 REQUESTS ?= 100000
 soak: $(VENV)/test.stamp
 	SOAK_REQUESTS=$(REQUESTS) $(PYTEST) tests/soak/test_soak.py -s $(ARGS)
 
-# Real containers; skipped where no Docker engine answers.
+# Tests in real containers; they are skipped if no Docker engine answers.
 test-docker: $(VENV)/test.stamp
 	$(PYTEST) tests/docker -m docker $(ARGS)
 
-# `make test` with each Python that is here, each in an environment of its own.
+# `make test` with each installed Python, in separate environments.
 PYTHONS ?= 3.10 3.11 3.12 3.13
 test-pythons:
 	for version in $(PYTHONS); do \
@@ -77,8 +76,8 @@ test-pythons:
 		then $(MAKE) test PYTHON="$$python" VENV=.venv-python$$version || exit 1; \
 		else printf 'Python %s is not here, and is not tested.\n' $$version; fi; done
 
-# The tests of what depends on MLflow's version, on older ones, each in an environment of its own.
-# (Not `mlflow models serve`: that of 3.4 does not start with a FastAPI of today.)
+# The tests that depend on MLflow's version, on older versions, in separate environments. They leave out
+# `mlflow models serve`, because that of MLflow 3.4 does not start with a current FastAPI.
 MATRIX_TESTS = tests/e2e/test_registration.py tests/e2e/test_every_route.py tests/e2e/test_forked.py \
 	tests/client/test_sending.py tests/client/test_artifacts.py tests/core/test_operations.py \
 	tests/adversarial/test_artifacts.py tests/adversarial/test_spelling.py tests/e2e/test_locations.py \
@@ -102,19 +101,19 @@ lint: $(VENV)/test.stamp
 	$(VENV)/bin/python .ci/find_keys.py
 	$(VENV)/bin/python .ci/check_pages.py
 
-# Random bytes, guided by coverage, at what reads keys, headers and paths. Not in the tests'
-# requirements, as atheris has no wheel for every Python.
+# Feed random bytes, guided by coverage, to the parsers of keys, headers and paths. atheris is not among
+# the tests' requirements, because it does not have a wheel for every Python.
 SECONDS ?= 60
 fuzz: $(VENV)/test.stamp
 	$(PIP) install atheris
 	for name in credentials operations keys; do \
 		$(VENV)/bin/python -m tests.fuzz $$name $(SECONDS) || exit 1; done
 
-# ARGS=--docs puts the figures into docs/benchmarks.md; nginx is one of the peers where it is installed.
+# ARGS=--docs writes the figures to docs/benchmarks.md. nginx is one of the peers if it is installed.
 bench: $(VENV)/test.stamp .venv-peers/stamp
 	$(VENV)/bin/python -m bench $(ARGS)
 
-# What the bench compares with. mlflow-oidc-auth 11 has a default that Python 3.11 refuses as mutable.
+# The peers of the bench. mlflow-oidc-auth 11 has a mutable default, which Python 3.11 refuses.
 .venv-peers/stamp: $(VENV)/server.stamp
 	$(VENV)/bin/python -m venv .venv-peers
 	.venv-peers/bin/python -m pip $(PIP_OPTIONS) install httpx httptools mlflow-oidc-auth==11.0.2 \
@@ -123,11 +122,11 @@ bench: $(VENV)/test.stamp .venv-peers/stamp
 		.venv-peers/lib/python3*/site-packages/mlflow_oidc_auth/permission_kinds.py
 	touch $@
 
-# With PostgreSQL and Redis, 1 to 4 workers and two replicas; ARGS=--docs writes docs/scale.md.
+# Measure with PostgreSQL and Redis, 1 to 4 workers and two replicas; ARGS=--docs writes docs/scale.md.
 bench-scale: $(VENV)/test.stamp
 	$(VENV)/bin/python -m bench.scale $(ARGS)
 
-# A site of docs/, in docs/_build; fails for a link that leads nowhere.
+# Make a site of docs/ in docs/_build, and fail for a link that leads nowhere.
 docs: $(VENV)/docs.stamp
 	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --fresh-env -b html docs docs/_build
 
@@ -135,7 +134,7 @@ $(VENV)/docs.stamp: $(VENV)/test.stamp
 	$(PIP) install --editable '.[docs]'
 	touch $@
 
-# Whether a test fails for each guard of core/ and server/ that is taken out; takes hours.
+# Remove each guard of core/ and server/ in turn, and check that a test fails; takes hours.
 mutants: $(VENV)/test.stamp
 	$(VENV)/bin/python -m tests.mutants $(ARGS)
 
@@ -143,23 +142,23 @@ dist: $(VENV)/test.stamp
 	rm -rf dist
 	$(VENV)/bin/python -m build --outdir dist .
 
-# That both archives are what an index takes, install, and load in an environment of their own.
+# Check that a package index accepts both archives, and that each installs and loads in a new environment.
 check-dist: dist
 	$(VENV)/bin/twine check --strict dist/*
 	bash .ci/check-dist dist/*
 
-# That `hokusai-auth smoke` is content with a server from the wheel, and with one from the image.
+# Check that `hokusai-auth smoke` passes on a server from the wheel, and on one from the image.
 smoke: dist
 	bash .ci/smoke dist/*.whl
 
 smoke-image: dist image
 	bash .ci/smoke dist/*.whl $${SERVER_IMAGE:-mlflow-hokusai-auth:latest}
 
-# That the version of the tag $TAG is the package's, and that the changelog tells of it.
+# Check that the tag $TAG is the package's version, and that the changelog has a section for it.
 check-tag:
 	bash .ci/check-tag "$$TAG"
 
-# What tests need besides Python, from Debian; those that miss theirs are skipped.
+# Install the programs that tests need, from Debian. Tests whose program is missing are skipped.
 programs:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \

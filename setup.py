@@ -1,4 +1,4 @@
-"""Packaging. The version stands in `mlflow_hokusai_auth/__init__.py`, once."""
+"""The package. Its version is written once, in `mlflow_hokusai_auth/__init__.py`."""
 
 import re
 from pathlib import Path
@@ -10,6 +10,7 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "mlflow_hokusai_auth/__init__.py").read_text(), re.MULTILINE
 )[1]
 
+# MLflow brings most of these, and sets the upper bounds.
 SERVER = [
     "mlflow>=3.4,<4",
     "SQLAlchemy>=2.0",
@@ -17,12 +18,17 @@ SERVER = [
     "cachetools>=5",
     "click>=8",
     "cryptography",
+    "fastapi",
     "flask",
+    # The first one whose parser has a limit of tokens.
+    "graphql-core>=3.2.3",
     "limits>=3",
     "opentelemetry-api",
     "prometheus-client>=0.20",
+    "pydantic>=2.7",
     "pydantic-settings>=2.3",
     "requests>=2.31",
+    "starlette",
     "urllib3>=2",
     "werkzeug>=3",
 ]
@@ -38,7 +44,7 @@ TEST = [
     "httptools",
     "hypothesis",
     "import-linter",
-    # Its server needs flask and flask-cors besides, which MLflow brings.
+    # Its server also needs flask and flask-cors, which MLflow brings.
     "moto",
     "mypy",
     "opentelemetry-exporter-otlp-proto-http",
@@ -73,7 +79,11 @@ setup(
     ],
     packages=find_packages(include=["mlflow_hokusai_auth", "mlflow_hokusai_auth.*"]),
     package_data={
-        "mlflow_hokusai_auth": ["py.typed", "server/static/*", "server/templates/hokusai/*"]
+        "mlflow_hokusai_auth": [
+            "py.typed",
+            "server/web/static/*",
+            "server/web/templates/hokusai/*",
+        ]
     },
     install_requires=["mlflow-skinny>=2.9"],
     extras_require={

@@ -1,8 +1,9 @@
-"""Pages, tests and settings name each other: `file:line: what` for each that does not, and status 1.
+"""Print a line `file:line: what` for each name on a page that nothing has; exit with status 1 if any.
 
-The tests that pages name exist, and so do the files and headings that they link to. The requirements
-and the threat model have every line, with a proof each; the page of errors has every code; the test of
-the rollback runs every command of its page. Looks at the current folder, or at the one that is named.
+The tests, settings and files that pages name exist, and so do the files and headings that they link to.
+The requirements and the threat model have every row, each with its proof. The page of errors has every
+code. The test of the rollback runs every command of its page. The argument is the root of the
+repository, which is the current folder by default.
 """
 
 from __future__ import annotations
@@ -24,58 +25,71 @@ REQUIREMENTS = [
     f"{group}{'abcde'[i]}" for group, count in enumerate(LINES, 1) for i in range(count)
 ]
 VECTORS = [str(number) for number in range(1, 51)]
-#: A row of either table: its number, its words, where it is built, what proves it.
+#: A row of either table: its number, its text, where it is built, what proves it.
 ROW = re.compile(r"^\| (\d+[a-z]?) \| (.+) \| (.+) \| (.+) \|$", re.MULTILINE)
 TEST = re.compile(r"`([^`\s:]+)::([^`\s]+)`")
-PLACE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.md)`")
+#: A file or folder of the repository, as pages name it in code; the package's name may be left out.
+PATH = re.compile(
+    r"`((?:mlflow_hokusai_auth|core|store|authorities|server|client|cli|migrations|tests|bench|docs"
+    r"|docker|\.ci|\.github)/(?:[\w.-]+/)*(?:[\w-]+\.(?:py|md|toml|txt|svg|yml|json|conf))?"
+    r"|[A-Z]+\.md)`"
+)
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)#?([^)\s]*)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 SETTING = re.compile(rf"{PREFIX}([A-Z_]+)")
-#: A page shows what is said of a misspelt one.
+#: A page shows the message for a misspelt one.
 MISSPELT = {"POLCY"}
 FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 
 
 class Page:
-    """A file of the repository, and where in it something is."""
+    """A file of the repository with its text."""
 
     def __init__(self, root: Path, name: str) -> None:
         self.name, self.path = name, root / name
         self.text = self.path.read_text("utf-8")
 
     def at(self, position: int, what: str) -> str:
-        """A finding, as it is printed."""
+        """Return `what` with the file and the line of `position`, as it is printed."""
         line = self.text.count("\n", 0, position) + 1
         return f"{self.name}:{line}: {what}"
 
 
 def mismatches(root: Path) -> Iterator[str]:
-    """What pages of the repository at `root` name and what does not exist, or the other way round."""
+    """Yield a line for each name on the pages of `root` that nothing has, and for each missing row."""
     names = [*root.glob("*.md"), *(root / "docs").rglob("*.md")]
     for name in sorted(str(path.relative_to(root)) for path in names if "_build" not in path.parts):
         page = Page(root, name)
         yield from tests(root, page)
+        yield from paths(root, page)
         yield from links(page)
         for found in SETTING.finditer(page.text):
             if found[1].lower() not in Settings.model_fields and found[1] not in MISSPELT:
                 yield page.at(found.start(), f"there is no setting {found[0]}")
-    yield from table(root, Page(root, "docs/requirements.md"), REQUIREMENTS)
-    yield from table(root, Page(root, "docs/threat-model.md"), VECTORS)
+    yield from table(Page(root, "docs/requirements.md"), REQUIREMENTS)
+    yield from table(Page(root, "docs/threat-model.md"), VECTORS)
     yield from codes(Page(root, "docs/supplier/errors.md"))
     yield from rollback(root, Page(root, "docs/rollback.md"))
 
 
 def tests(root: Path, page: Page) -> Iterator[str]:
-    """Tests that a page names and that are none."""
+    """Yield a line for each test that a page names and that does not exist."""
     for found in TEST.finditer(page.text):
         path, test = found.groups()
         if not test.rpartition("::")[2].startswith("test_") or test not in defined(root / path):
             yield page.at(found.start(), f"there is no test {path}::{test}")
 
 
+def paths(root: Path, page: Page) -> Iterator[str]:
+    """Yield a line for each file or folder that a page names in code and that does not exist."""
+    for found in PATH.finditer(page.text):
+        if not any((top / found[1]).exists() for top in (root, root / "mlflow_hokusai_auth")):
+            yield page.at(found.start(), f"there is no {found[1]}")
+
+
 @cache
 def defined(path: Path) -> frozenset[str]:
-    """The tests in a file, those of a class with its name in front; none if it is no file."""
+    """Return the tests in a file, as `test` or `Class::test`; none if there is no such file."""
     found = set()
     for node in ast.parse(path.read_text("utf-8")).body if path.is_file() else []:
         inside = node.body if isinstance(node, ast.ClassDef) else [node]
@@ -85,7 +99,7 @@ def defined(path: Path) -> frozenset[str]:
 
 
 def links(page: Page) -> Iterator[str]:
-    """Links of a page that lead to no file or no heading; blocks of code have none."""
+    """Yield a line for each link, outside blocks of code, that leads to no file or no heading."""
     text = FENCED.sub(lambda block: re.sub(r"[^\n]", " ", block[0]), page.text)
     for found in LINK.finditer(text):
         target = page.path.parent / found[1] if found[1] else page.path
@@ -97,13 +111,13 @@ def links(page: Page) -> Iterator[str]:
 
 @cache
 def headings(path: Path) -> frozenset[str]:
-    """The names that links to the headings of a page have."""
+    """Return the anchors of a page's headings."""
     titles = HEADING.findall(path.read_text("utf-8"))
     return frozenset(re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles)
 
 
-def table(root: Path, page: Page, due: list[str]) -> Iterator[str]:
-    """Rows that are missing or too many; places of rows that don't exist; rows without a proof."""
+def table(page: Page, due: list[str]) -> Iterator[str]:
+    """Yield a line for the first row that is not due, and for each row without a proof."""
     rows = list(ROW.finditer(page.text))
     for row, number in zip_longest(rows, due):
         if row is None or row[1] != number:
@@ -112,21 +126,16 @@ def table(root: Path, page: Page, due: list[str]) -> Iterator[str]:
             yield page.at(where, f"{there} where {number or 'nothing'} should")
             break
     for row in rows:
-        for place in PLACE.findall(row[3]):
-            if not any(
-                (folder / place).exists() for folder in (root, root / "mlflow_hokusai_auth")
-            ):
-                yield page.at(row.start(), f"there is no {place}")
         if not TEST.search(row[4]) and "`make lint`" not in row[4]:
             yield page.at(row.start(), f"nothing proves {row[1]}")
 
 
 def codes(page: Page) -> Iterator[str]:
-    """Codes of refusals without a section that tells their status, and sections of no code."""
+    """Yield a line for each code without a section that has its status, and each section of no code."""
     coded, _, rest = page.text.partition("\n## Messages without a code\n")
-    told = re.findall(r"^## (.+)\n\nStatus (\d+)\. ", coded, re.MULTILINE)
+    sections = re.findall(r"^## (.+)\n\nStatus (\d+)\. ", coded, re.MULTILINE)
     for name, code in CODES.items():
-        if told.count((name, str(code.status))) != 1:
+        if sections.count((name, str(code.status))) != 1:
             yield page.at(0, f"{name} and its status {code.status} don't stand there once")
     if not rest:
         yield page.at(0, "there is no section of the messages without a code")
@@ -138,7 +147,7 @@ def codes(page: Page) -> Iterator[str]:
 
 
 def rollback(root: Path, page: Page) -> Iterator[str]:
-    """Commands of the page of rollbacks that its test does not run, and commands that it lacks."""
+    """Yield a line for each block that the test does not run, and for each that the page lacks."""
     test = (root / "tests/docker/test_rollback.py").read_text("utf-8")
     tried = {"setup", *re.findall(r'run\(stack, "([\w-]+)"', test)}
     blocks = {found[1]: found.start() for found in re.finditer(r"^```sh ?(.*)$", page.text, re.M)}
@@ -151,7 +160,7 @@ def rollback(root: Path, page: Page) -> Iterator[str]:
 
 
 def main(folder: str = ".") -> int:
-    """Print what was found, and return the exit status."""
+    """Print the lines for the repository in `folder`, and return the exit status."""
     found = list(mismatches(Path(folder)))
     print(*found, sep="\n", end="\n" if found else "")
     return int(bool(found))

@@ -1,7 +1,8 @@
-"""Whole API keys in the files that are named, or else in all that git has or would add: status 1.
+"""Find whole API keys in the files that are named, by default in all files that git has or would add.
 
-What is looked for is what GitHub is asked to look for in public and the key store would take. Made up
-ones (`hk_live_aaaa…`) have few different characters, and pass. No key is printed.
+A key matches the pattern that GitHub's secret scanning uses, and the key store would import it. Made-up
+keys (`hk_live_aaaa…`) have few different characters, and pass. The script prints the place of each key,
+not the key, and exits with status 1 if it finds one.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from pathlib import Path
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.server.web.leak_reports import PATTERN
 
-#: Fewer different characters than this has one in 10**12 of the shortest keys that are random.
+#: Of the shortest random keys, one in 10**12 has fewer different characters than this.
 DIFFERENT = 12
 
 _PATTERN = re.compile(PATTERN, re.ASCII)
 
 
 def found(text: str) -> Iterator[int]:
-    """The line of each key in `text`."""
+    """Yield the line number of each key in `text`."""
     for match in _PATTERN.finditer(text):
         if keys.importable(match[0]) and len(set(match[0].split("_")[2])) >= DIFFERENT:
             yield text.count("\n", 0, match.start()) + 1
 
 
 def tree() -> list[str]:
-    """What git has, and what it would add."""
-    # A container's user need not own what was checked out for it.
+    """Return the names of the files that git has or would add."""
+    # In a container, the user may not be the owner of the checkout, which git refuses otherwise.
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached"]
     listed = subprocess.run(
         [*command, "--others", "--exclude-standard"], check=True, capture_output=True
@@ -39,10 +40,10 @@ def tree() -> list[str]:
 
 
 def main(names: list[str]) -> int:
-    """Look, tell on standard error, and return the exit status."""
+    """Print the place of each key to standard error, and return the exit status."""
     status = 0
     for path in map(Path, names or tree()):
-        # git has names of what is deleted, and of folders that are repositories.
+        # git also lists deleted files, and folders that are repositories.
         if not path.is_file():
             continue
         for line in found(path.read_bytes().decode("latin-1")):

@@ -1,7 +1,7 @@
-"""The long tests that a change is likely to break, a file a line: for `make test-long-changed`.
+"""Print the files of the long tests that a change is likely to break, for `make test-long-changed`.
 
-These are the attacks, and what imports a module that has changed since BASE: the commit in $CI_BASE, or
-the last one that is a day older than HEAD.
+These are the attacks, and the tests that import a module that has changed since the base. The base is
+the commit in $CI_BASE, by default the last commit that is a day older than HEAD.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _git(*arguments: str) -> str:
 
 
 def _base() -> str:
-    """The commit to compare with; none, if all is new."""
+    """Return the commit to compare with, or "" if all commits are new."""
     if base := os.environ.get("CI_BASE"):
         return base
     made = int(_git("log", "-1", "--format=%ct"))
@@ -31,7 +31,7 @@ def _base() -> str:
 
 
 def chosen(changed: list[str], texts: dict[str, str]) -> list[str]:
-    """The files of `texts` (path: text) to run if these paths have changed."""
+    """Return the files of `texts` (path: text) to run if the paths `changed` have changed."""
     modules = {
         Path(path).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
         for path in changed

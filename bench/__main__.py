@@ -1,7 +1,7 @@
-"""`make bench`: the gate beside bare MLflow and beside what people would use instead.
+"""`make bench`: compare the gate with bare MLflow and with its alternatives.
 
 All contenders run at once, pinned to one core, and are loaded in short turns from the other core, so
-that what disturbs one disturbs the others. A ratio is the median of the ratios of the rounds, with the
+that a disturbance meets all of them. A ratio is the median of the ratios of the rounds, with the
 least and the greatest beside it. CPU time per request is steadier on a machine with other work.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# As under `mlflow server`, where processes add up their counts; before anything of ours is imported.
+# `mlflow server` sets this variable, too; it must be set before the package is imported.
 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="bench-metrics-"))
 
 import mlflow.server
@@ -25,13 +25,13 @@ import mlflow.server
 from bench import goals, load, micro, peers, report, store, transfers
 from bench.rows import CONNECTIONS, LOG_BATCH, RUN, Row, log_batch, machine
 
-#: How each contender's servers are started: workers, and what reads HTTP.
+#: Workers of each contender's servers, and their HTTP parser.
 SERVERS = {
     "1 worker": (1, "h11"),
     "4 workers": (4, "h11"),
     "1 worker, httptools": (1, "httptools"),
 }
-#: Of MLflow's pages; the one of middle size is loaded.
+#: The scripts of MLflow's pages; the bench loads the one of median size.
 _SCRIPTS = sorted(
     Path(mlflow.server.__file__).parent.glob("js/build/static/js/*.chunk.js"),
     key=lambda path: path.stat().st_size,
@@ -44,7 +44,7 @@ ROWS = [
     Row("no key: 401", key=""),
     Row("wrong key: 401", key="wrong"),
 ]
-#: Those of which reading HTTP is a large part, and what they are compared with.
+#: The rows in which parsing HTTP is a large part, and the row that they are compared with.
 _READING = ("experiments/get", "no key: 401", "wrong key: 401")
 
 

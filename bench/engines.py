@@ -1,4 +1,4 @@
-"""A PostgreSQL and a Redis of their own for a measurement, and what they tell of their work."""
+"""A private PostgreSQL and Redis for a measurement, with the statistics that they keep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness import free_port
 
 
 class Postgres:
-    """A running cluster that counts its statements."""
+    """A running PostgreSQL cluster that counts its statements."""
 
     def __init__(self, cluster: Postgresql) -> None:
         self._uri = cluster.uri
@@ -28,22 +28,22 @@ class Postgres:
         self.ask("CREATE EXTENSION pg_stat_statements")
 
     def ask(self, statement: str, **values: Any) -> list[Any]:
-        """The rows that `statement` returns."""
+        """Return the rows of `statement`."""
         with self._engine.connect() as connection:
             found = connection.execute(sa.text(statement), values)
             return list(found) if found.returns_rows else []
 
     def create(self, name: str) -> str:
-        """The address of a new, empty database."""
+        """Create an empty database, and return its URL."""
         self.ask(f"CREATE DATABASE {name}")
         return _driven(self._uri.removesuffix("postgres") + name)
 
     def forget(self) -> None:
-        """Count statements anew."""
+        """Reset the counts of statements."""
         self.ask("SELECT pg_stat_statements_reset()")
 
     def statements(self, database: str) -> dict[str, int]:
-        """How often each statement was executed in `database`."""
+        """Return how often each statement ran in `database`."""
         rows = self.ask(
             "SELECT query, sum(calls) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid "
             "WHERE d.datname = :name GROUP BY query ORDER BY 2 DESC",
@@ -52,7 +52,7 @@ class Postgres:
         return {query: int(calls) for query, calls in rows}
 
     def backends(self, database: str, application: str) -> list[int]:
-        """Process ids of the connections that `application` (PGAPPNAME) has to `database`."""
+        """Return the process ids of the connections of `application` (PGAPPNAME) to `database`."""
         rows = self.ask(
             "SELECT pid FROM pg_stat_activity WHERE datname = :name AND application_name = :by",
             name=database,
@@ -62,7 +62,7 @@ class Postgres:
 
     @contextlib.contextmanager
     def most(self, database: str, application: str) -> Iterator[list[int]]:
-        """A list that gets the number of such connections, again and again; not empty at the end."""
+        """Yield a list to which a thread adds the number of such connections, again and again."""
         found: list[int] = []
         over = threading.Event()
 
@@ -81,7 +81,7 @@ class Postgres:
 
 @contextlib.contextmanager
 def running() -> Iterator[tuple[Postgres, str]]:
-    """PostgreSQL, and the URL of a Redis."""
+    """Yield a running PostgreSQL, and the URL of a running Redis."""
     cluster = Postgresql(PROGRAMS[-1].parent)
     port = free_port()
     try:
@@ -103,8 +103,10 @@ def running() -> Iterator[tuple[Postgres, str]]:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """Megabytes of a process: resident; its share where pages are shared; what it has written, which
-    alone does not depend on who else has the same libraries loaded."""
+    """Return megabytes of a process: resident, proportional share, and dirty (written).
+
+    Only the last does not depend on other processes with the same libraries.
+    """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     fields = {
         name: int(value.split()[0]) / 1024 for name, value in (one.split(":") for one in lines)
@@ -114,7 +116,7 @@ def memory(pid: int) -> dict[str, float]:
 
 
 def cpu(pids: list[int]) -> float:
-    """Seconds of CPU that those of the processes that still run have used."""
+    """Return the seconds of CPU that the processes have used, of those that still run."""
     return load.cpu([pid for pid in pids if Path(f"/proc/{pid}").exists()])
 
 

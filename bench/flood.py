@@ -1,7 +1,7 @@
-"""`python -m bench.flood`: what a flood of made-up keys from one address costs a good key of another.
+"""`python -m bench.flood`: the latency of a good key while another address floods with made-up keys.
 
-One server whose authority is a stand-in for the auth service, `--away` seconds away. Rounds come in
-pairs, without the flood and with it, at a fixed rate; a ratio is the median of the rounds' ratios.
+The server's authority is a stand-in for the auth service that answers after `--away` seconds. Rounds
+come in pairs, without the flood and with it, at a fixed rate. A ratio is the median of the rounds'.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONNECTIONS = 32
 
 
 def ask(server: Server, key: str, address: str) -> tuple[int, float]:
-    """The status and the seconds of one request."""
+    """Return the status of one request, and its seconds."""
     began = time.perf_counter()
     headers = {"X-Forwarded-For": address}
     status = server.request("GET", PATH, key=key, headers=headers)[0]
@@ -35,7 +35,7 @@ def ask(server: Server, key: str, address: str) -> tuple[int, float]:
 
 
 def flood(server: Server, rate: float, ended: Event) -> None:
-    """Send `rate` made-up keys a second until `ended`, as far as the server takes them."""
+    """Send `rate` made-up keys a second until `ended`, or as many as the server accepts."""
     began, lock = time.perf_counter(), threading.Lock()
     turns = iter(range(10**9))
 
@@ -54,7 +54,7 @@ def flood(server: Server, rate: float, ended: Event) -> None:
 
 
 def turn(server: Server, key: str, seconds: float) -> tuple[list[float], Counter[int]]:
-    """Latencies and statuses of the good key, asked one after the other."""
+    """Return latencies and statuses of requests with the good key, sent one after the other."""
     took, statuses = [], Counter[int]()
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends:
@@ -65,7 +65,7 @@ def turn(server: Server, key: str, seconds: float) -> tuple[list[float], Counter
 
 
 def main() -> None:
-    """Measure, and print one line for each time to live of the cache."""
+    """Measure, and print a line for each time to live of the cache."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=3.0)

@@ -1,4 +1,4 @@
-"""What the bench hopes for, from the issues that asked for it; a goal missed fails nothing."""
+"""The goals of the bench, from the issues that set them. A missed goal fails nothing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 from bench.peers import BARE, BASIC, GATE
 from bench.rows import interval, ratio
 
-#: One worker; the least of the gate's throughput / bare MLflow's.
+#: The least ratio of the gate's throughput to bare MLflow's, with one worker.
 TO_BARE = {"experiments/get": 1.25, "log-batch": 1.25, "version": 1.5}
-#: Of experiments/get, where the issue had found basic-auth at 1/40 of bare MLflow.
+#: For experiments/get, on which the issue had measured basic-auth at 1/40 of bare MLflow.
 TO_BASIC_AUTH = 30
-#: The rate of refusals / that of the same request, served.
+#: The least ratio of the rate of refusals to that of the same request when it is served.
 REFUSALS = 10
-#: Megabytes, of whatever round it was most in.
+#: Megabytes, in the round with the most.
 GROWTH = {"300 MB up, no key: 401": 5, "1024 MB up": 16, "1024 MB down": 16}
-#: Microseconds, of steps whose name begins so.
+#: Microseconds at most, by the beginning of the step's name.
 STEPS = {"plan + settle": 15, "CachedBackend.peek": 25, "AsgiGate": 25, "header provider": 50}
 
 Found = dict[str, list[dict[str, Any]]]
@@ -31,7 +31,7 @@ class Goal(NamedTuple):
 
 
 def judged(result: dict[str, Any]) -> list[Goal]:
-    """All goals that `result` has figures for."""
+    """Yield all goals for which `result` has figures."""
     rates, transfers = result["rates"], result["transfers"]
     return [
         *_rates(rates),
@@ -73,7 +73,7 @@ def _steps(micro: dict[str, float]) -> Iterator[Goal]:
 
 
 def _peers(rates: dict[str, Found], transfers: dict[str, Found]) -> Iterator[Goal]:
-    """One for all of them, and one for each that is faster."""
+    """Yield a goal for all of them together, and one for each that is faster."""
     compared = [
         *((name, peer, _per_second(found, peer)) for name, peer, found in _pairs(rates)),
         *(
@@ -106,7 +106,7 @@ def _per_second(found: Found, other: str) -> tuple[float, float, float]:
 
 def _at_least(name: str, least: float, found: tuple[float, float, float]) -> Goal:
     verdict = "met" if found[0] >= least else "MISSED"
-    # Rounds on both sides of the goal: this machine was too busy to tell.
+    # Some rounds met the goal and some did not: the machine was too busy.
     verdict += ", within the noise" if found[1] < least <= found[2] else ""
     return Goal(name, f"≥ {least:g}", interval(found), verdict)
 

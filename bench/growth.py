@@ -1,4 +1,4 @@
-"""What keys, their uses, changes and limits take: in PostgreSQL, in Redis and in a worker's memory."""
+"""The size of keys, uses, changes and limits, in PostgreSQL, in Redis and in a worker's memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def costs(postgres: Postgres, redis_url: str, key_count: int) -> dict[str, float
 
 
 def _row_bytes(store: LocalStore, table: sa.Table) -> float:
-    """What a row takes on disk, indexes included."""
+    """Return the bytes of a row on disk, indexes included."""
     with store.database.reading() as connection:
         count = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
         size = sa.select(sa.func.pg_total_relation_size(table.name))
@@ -60,7 +60,7 @@ def _row_bytes(store: LocalStore, table: sa.Table) -> float:
 
 
 def _uses(store: LocalStore) -> dict[str, float]:
-    """What it takes to write that `USED` keys were used, which each worker does every 5 s."""
+    """Measure the write of the uses of `USED` keys, which each worker does every 5 s."""
     ids = [record.key_id for record in store.page(max_results=USED)[0]]
     counter = UseCounter(store.database)
     taken = []
@@ -82,7 +82,7 @@ def _changes(store: LocalStore) -> dict[str, float]:
 
 
 def _migration(postgres: Postgres, key_count: int) -> float:
-    """Milliseconds for every migration after the first, of a store with so many keys."""
+    """Return the milliseconds of each migration after the first, of a store with that many keys."""
     store = LocalStore(postgres.create("keys_before"))
     config, now = _alembic_config(), time.time()
     with store.database.engine.begin() as connection:
@@ -98,7 +98,7 @@ def _migration(postgres: Postgres, key_count: int) -> float:
 
 
 class _Suppliers:
-    """A backend that knows every key, each as another one."""
+    """A backend that accepts every key, with another id for each."""
 
     name = "bench"
     by_address = False
@@ -126,7 +126,7 @@ def _cached_key() -> float:
 
 
 def _windows(redis_url: str) -> dict[str, float]:
-    """What a limited key takes in Redis once it was used so often."""
+    """Return the bytes of a limited key in Redis after that many uses."""
     redis, limits, found = client(redis_url, 5), Limits(redis_url), {}
     for word, uses in WINDOWS.items():
         principal = Principal(f"key_{word}", "", frozenset(), rate_limit_per_hour=2 * uses)

@@ -28,7 +28,7 @@ class Issuer:
         self._key = generate_private_key(public_exponent=65537, key_size=2048)
 
     def token(self, *, seconds: int) -> str:
-        """An access token of an administrator that expires in so many seconds, or long ago."""
+        """Return an administrator's access token; `seconds` until it expires may be negative."""
         now = int(time.time())
         claims = {
             "iss": self.url,
@@ -46,7 +46,7 @@ class Issuer:
         return ".".join([*parts, _encoded(signature)])
 
     def documents(self) -> dict[str, Any]:
-        """Path -> what is served there, as JSON."""
+        """Return the JSON documents by their path."""
         numbers = self._key.public_key().public_numbers()
         jwk = {
             "kty": "RSA",
@@ -68,7 +68,7 @@ class Issuer:
 
 @contextlib.contextmanager
 def running() -> Iterator[Issuer]:
-    """An issuer that answers, on a thread of this process."""
+    """Yield an issuer that answers, on a thread of this process."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

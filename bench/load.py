@@ -1,8 +1,8 @@
-"""The load generator: keep-alive connections that each ask again as soon as they are answered.
+"""The load generator: keep-alive connections that each send the next request after the answer.
 
-It runs as a program, in a process of its own: a job as JSON on standard input, what was measured as
-JSON on standard output. It imports the standard library only and reads no more of a response than
-its status and its length, so that on a core of its own it waits for the server, not the reverse.
+It runs as a program, with a job as JSON on standard input and the measurements as JSON on standard
+output. It imports only the standard library, and reads only a response's status and length, so that on
+its own core it waits for the server, not the reverse.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
-#: In a request, stands for a number with as many digits that is another one each time.
+#: A placeholder in a request, for a new number of as many digits each time.
 STAMP = "@@@@@@@@@@@@@"
-#: Seconds of load on one side before it is the other's turn.
+#: Seconds of load on one side before the other side's turn.
 SLICE = 0.5
 #: Seconds that requests under way at the end of a turn may take.
 DRAIN = 10
@@ -32,7 +32,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 def measure(core: int, **job: Any) -> list[dict[str, Any]]:
-    """`run(**job)` in a process of its own on `core`."""
+    """Run `run(**job)` in a new process on `core`, and return its result."""
     done = subprocess.run(
         [sys.executable, "-S", str(Path(__file__).resolve())],
         input=json.dumps({"core": core, **job}),
@@ -46,7 +46,7 @@ def measure(core: int, **job: Any) -> list[dict[str, Any]]:
 def run(sides: list[dict[str, Any]], *, seconds: float, connections: int) -> list[dict[str, Any]]:
     """Load each of `sides` (`ports`, `request`, `pids`) for `seconds`, in short turns.
 
-    The turns are short because what else the machine does comes and goes within seconds.
+    The turns are short because the machine's other work changes within seconds.
     """
     loads = [_Load(**side, connections=connections) for side in sides]
     for load in loads:  # Unmeasured: connections open, caches fill.
@@ -74,14 +74,14 @@ class _Load:
         self.forget()
 
     def forget(self) -> None:
-        """Begin to measure anew."""
+        """Reset the measurements."""
         self._latencies: list[float] = []
         self._statuses: Counter[str] = Counter()
         self._reopened = 0
         self._elapsed = self._server = self._own = 0.0
 
     def turn(self, seconds: float) -> None:
-        """Load the server for so long, and wait for what is under way then."""
+        """Load the server for `seconds`, and wait for the requests that are then in progress."""
         begun, server, own = time.perf_counter(), cpu(self._pids), time.process_time()
         for connection, _ in list(self._open.values()):
             self._send(connection)
@@ -92,7 +92,7 @@ class _Load:
         self._own += time.process_time() - own
 
     def result(self) -> dict[str, Any]:
-        """What was measured."""
+        """Return the measurements."""
         times = sorted(self._latencies)
         answers = len(times)
         assert answers, f"no answer within {DRAIN} s"
@@ -107,7 +107,7 @@ class _Load:
         }
 
     def _until(self, end: float, *, again: bool) -> None:
-        """Take answers until `end`; with `again`, each is followed by the next request."""
+        """Read answers until `end`; with `again`, send the next request after each."""
         while self._sent and (left := end - time.perf_counter()) > 0:
             for number, _ in self._poll.poll(left):
                 self._take(number, again)
@@ -125,7 +125,7 @@ class _Load:
         else:
             data = (b"%013d" % next(self._stamps)).join(self._parts)
         self._sent[connection.fileno()] = time.perf_counter()
-        # What the server closed while it was another's turn is seen, and opened anew, in `_take`.
+        # `_take` reopens a connection that the server closed during the other side's turn.
         with contextlib.suppress(ConnectionError):
             connection.sendall(data)
 
@@ -165,7 +165,7 @@ def _complete(buffer: bytearray) -> bool:
 
 
 def cpu(pids: list[int]) -> float:
-    """Seconds of CPU that these processes have used, ended threads included."""
+    """Return the seconds of CPU that these processes have used, ended threads included."""
     # clock_getcpuclockid(3): how Linux forms the id of another process's clock.
     return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
 

@@ -1,4 +1,4 @@
-"""What single steps cost, in this process: medians in microseconds."""
+"""The cost of single steps in this process: medians in microseconds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BATCHES = 41
 _BATCH_SECONDS = 0.008
 _KEY = keys.generate()
 _PRINCIPAL = Principal("key_0123456789abcdef", "bench", frozenset({"mlflow:write"}))
-#: What a browser or the Python client behind a load balancer sends, more or less; 12 in all.
+#: 12 headers, about what a browser or the Python client behind a load balancer sends.
 HEADERS = (
     (b"host", b"registry.example.com"),
     (b"user-agent", b"mlflow-python-client/3.17.2"),
@@ -65,7 +65,7 @@ class _Store:
 
 
 def costs() -> dict[str, float]:
-    """Step -> microseconds."""
+    """Return the microseconds of each step."""
     static, parameter = (Request("GET", path, _QUERY, HEADERS) for path in (STATIC, PARAMETER))
     cache = _filled_cache()
     found = {
@@ -88,7 +88,7 @@ def costs() -> dict[str, float]:
 
 
 def _imported(module: str) -> float:
-    """What it takes a new process, with MLflow there and nothing of ours."""
+    """Measure imports in a new process that has already imported MLflow."""
     program = f"""
 import mlflow.tracking, re, sys, time
 for name in [name for name in sys.modules if name.startswith("mlflow_hokusai_auth")]:
@@ -119,7 +119,7 @@ def _filled_cache() -> CachedBackend:
 
 
 async def _added(gate: Gate, path: str) -> float:
-    """What the gate adds to a call of an application that does nothing."""
+    """Measure what the gate adds to a call of an empty application."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -158,7 +158,7 @@ async def _added(gate: Gate, path: str) -> float:
 
 
 def _header_provider() -> dict[str, float]:
-    """What the provider adds to MLflow's own `http_request`, with the sending itself left out."""
+    """Measure what the provider adds to MLflow's `http_request`, without the sending itself."""
     try:
         module = importlib.import_module("mlflow_hokusai_auth.client.header_provider")
     except ImportError:
@@ -203,7 +203,7 @@ def _header_provider() -> dict[str, float]:
 
 
 def _each(call: Callable[[], object]) -> float:
-    """Median microseconds of one call, over batches long enough to time."""
+    """Return the median microseconds of one call, in batches that are long enough to time."""
     calls = 64
     while (one := _batch(call, calls)) < _BATCH_SECONDS:
         calls = max(calls * 2, int(calls * _BATCH_SECONDS / max(one, 1e-9)))

@@ -1,4 +1,4 @@
-"""nginx before MLflow, which asks an application of each request whether it may pass."""
+"""nginx in front of MLflow, with an application that allows or refuses each request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CACHE = """
 def configuration(
     folder: Path, port: int, *, workers: int, mlflow: Server, check: Server, cached: bool
 ) -> str:
-    """nginx.conf: bodies of any size, streamed both ways; with `cached`, verdicts are kept."""
+    """Return an nginx.conf that streams bodies of any size; with `cached`, nginx caches verdicts."""
     temporary = "\n".join(
         f'  {kind}_temp_path "{folder}/{kind}";'
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

@@ -1,7 +1,7 @@
-"""docs/scale.md: the figures that `bench.scale` found, put where the page has places for them.
+"""Write the figures of `bench.scale` into the placeholders of docs/scale.md.
 
-A figure stands in the text as `<!--name-->figure<!--/-->`, the tables between `<!-- figures -->` and
-`<!-- /figures -->`, so that another run replaces them and nothing else.
+The placeholders are `<!--name-->figure<!--/-->` in the text, and `<!-- figures -->` and
+`<!-- /figures -->` around the tables, so that another run replaces only these.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from bench.rows import interval, ratio
 
 PAGE = Path(__file__).parent.parent / "docs/scale.md"
-#: Of PostgreSQL, unless it is told otherwise.
+#: PostgreSQL's default.
 MAX_CONNECTIONS = 100
 #: Connections that a worker may have to the key store: SQLAlchemy's pool of 5 and 10 more.
 POOL = 15
@@ -30,18 +30,18 @@ def fill(result: dict[str, Any], path: Path = PAGE) -> None:
 
 
 def filled(text: str, found: dict[str, str], between: str) -> str:
-    """`text` with these figures and tables; raises KeyError for a place whose figure is unknown."""
+    """Return `text` with these figures and tables. Raises KeyError for an unknown placeholder."""
     text = _PLACE.sub(lambda place: place[1] + found[place[2]] + place[3], text)
     return _TABLES.sub(lambda place: place[1] + between + place[2], text)
 
 
 def places(text: str) -> set[str]:
-    """Names of the figures that `text` has places for."""
+    """Return the names of the placeholders in `text`."""
     return {name for _, name, _ in _PLACE.findall(text)}
 
 
 def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians over the rounds of bare and gate, and the ratios of the two."""
+    """Return the medians of bare MLflow and of the gate over the rounds, and their ratios."""
     items = ("per_second", "p50_ms", "p99_ms", "cpu_us")
     return {
         **{
@@ -64,7 +64,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """What was measured, in Markdown."""
+    """Return the measurements in Markdown."""
     lines = [f"- {name}: {value}" for name, value in result["machine"].items()]
     lines += [
         "",
@@ -99,7 +99,7 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def figures(result: dict[str, Any]) -> dict[str, str]:
-    """Every figure that the page may have a place for."""
+    """Return every figure that the page may show."""
     grown, ones = result["growth"], result["configurations"]
     last, idle, used = ones[-1], ones[-1]["idle"], ones[-1]["per_request"]
     revoked = last.get("revocation_ms", [0.0])
@@ -145,6 +145,6 @@ def _workers(one: dict[str, Any]) -> int:
 
 
 def _round(figure: float) -> str:
-    """Two digits that count, without a power of ten."""
+    """Format with two significant digits, without a power of ten."""
     text = f"{float(f'{figure:.2g}'):f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

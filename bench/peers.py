@@ -1,7 +1,7 @@
-"""The contenders: MLflow alone, with the gate, and with what people would use instead.
+"""The contenders: MLflow alone, with the gate, and with the gate's alternatives.
 
-Each is a real `mlflow server` of the same options. What stands in front of MLflow has the bare one
-behind it: only one contender is loaded at a time.
+Each is a real `mlflow server` with the same options. The contenders in front of MLflow share the bare
+server behind them, because only one contender is loaded at a time.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _WRONG = "hk_live_" + "0" * 40
 
 @dataclass(frozen=True)
 class Contender:
-    """Servers that answer together, and what they want to see."""
+    """Servers that answer together, and the credentials that they accept."""
 
     name: str
-    #: The one that is asked, then those behind it, MLflow last.
+    #: The server that gets the requests, then those behind it, MLflow last.
     servers: tuple[Server, ...]
     #: Headers, as lines.
     good: str
     wrong: str
     run_id: str
-    #: Where it answers as well, under which artifacts go up and down.
+    #: A further prefix, under which artifacts are transferred.
     alias: str = ""
 
     @property
@@ -58,16 +58,16 @@ class Contender:
 
     @property
     def pids(self) -> list[int]:
-        """All processes of all its servers, but for one of nginx that ends after a minute."""
+        """Return all processes of all its servers, except one of nginx that ends after a minute."""
         found = [pid for one in self.servers for pid in (one.process.pid, *one.workers())]
         return [
             pid for pid in found if b"cache loader" not in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
 
     def side(self, row: Row) -> dict[str, Any]:
-        """What `load.measure` takes.
+        """Return this contender's side for `load.measure`.
 
-        Bare MLflow gets the header as well: what it costs to receive one is not the gate's doing.
+        Bare MLflow gets the header, too, because the gate does not cause the cost of receiving it.
         """
         header = self.good if row.key is None else self.wrong if row.key else ""
         request = row.request(self.port, header).replace(RUN, self.run_id)
@@ -76,9 +76,9 @@ class Contender:
 
 @contextlib.contextmanager
 def running(workers: int, http: str, core: int) -> Iterator[list[Contender]]:
-    """All contenders that can be had, with so many workers each, on `core` and no other.
+    """Yield all installed contenders, with that many workers each, on `core` only.
 
-    `http` is what uvicorn reads HTTP with: "h11" or "httptools".
+    `http` is uvicorn's HTTP parser: "h11" or "httptools".
     """
     own = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
@@ -92,7 +92,7 @@ def running(workers: int, http: str, core: int) -> Iterator[list[Contender]]:
 
 
 def missing() -> list[str]:
-    """What is not installed, for which some are left out."""
+    """Return the missing programs, without which some contenders are left out."""
     found = [] if PYTHON.exists() else [f"{PYTHON.parent.parent.name} (make bench)"]
     return found + ([] if shutil.which("nginx") else ["nginx (apt-get install nginx-light)"])
 
@@ -142,7 +142,7 @@ class _Start:
     def _mlflow(self, name: str, app: str | None, **environ: str) -> Server:
         options = ("--workers", str(self._workers), "--uvicorn-opts", f"--http {self._http}")
         python = sys.executable if app in (None, GATE) else str(PYTHON)
-        # Not forked: what is measured is what an operator starts.
+        # Not forked, because an operator's server is not.
         server = self._stack.enter_context(
             serve(self._folder / name, options, app=app, started=True, python=python, **environ)
         )
@@ -180,7 +180,7 @@ class _Start:
             OIDC_AUDIENCE=issuer.AUDIENCE,
             OIDC_CLIENT_ID="bench",
             OIDC_CLIENT_SECRET="bench",
-            # An account for who has the token, and an administrator's: asked the fewest questions.
+            # The account of the token's owner; an administrator's needs the fewest lookups.
             OIDC_PROVISION_ON_BEARER_AUTH="true",
             OIDC_TRUST_BEARER_GROUP_CLAIMS="true",
             SECRET_KEY="bench" * 8,
@@ -209,7 +209,7 @@ class _Start:
     def _program(
         self, name: str, port: int, command: list[str], workers: int = 0, **environ: str
     ) -> Server:
-        """A started server that is not MLflow's."""
+        """Yield a running server that is not MLflow's."""
         folder = self._folder / name
         folder.mkdir()
         env = environment(folder, **environ)
@@ -240,7 +240,7 @@ def _contender(
 
 
 def _wait(server: Server, workers: int) -> None:
-    """Until it answers, and so many processes of uvicorn do."""
+    """Wait until it answers, and that many processes of uvicorn do."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and server.process.poll() is None:
         with contextlib.suppress(OSError, http.client.HTTPException):

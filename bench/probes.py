@@ -1,4 +1,4 @@
-"""What servers do beside answering: what they ask of the key store and of Redis, and when they know."""
+"""The servers' background work: queries to the key store and Redis, and how soon they see a change."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mlflow_hokusai_auth.authorities.redis_client import client
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.harness import Server
 
-#: As long as a key, and another one each time.
+#: A new text as long as a key each time.
 UNKNOWN = "hk_live_" + "0" * (40 - len(load.STAMP)) + load.STAMP
-#: Seconds after which a worker has written what it counted, and is idle.
+#: Seconds after which a worker has written its counts, and is idle.
 _QUIET = 6
 _NOT_INSIDE = ("cmdstat_evalsha", "cmdstat_info", "cmdstat_config|resetstat")
 
 
 @dataclass
 class Stand:
-    """What a measurement needs."""
+    """The parts of a measurement."""
 
     options: argparse.Namespace
     postgres: engines.Postgres
@@ -38,14 +38,14 @@ class Stand:
 
 @dataclass
 class Side:
-    """The replicas without the gate, or with it."""
+    """Return the replicas without the gate, or with it."""
 
     name: str
     servers: list[Server]
 
     @property
     def workers(self) -> list[int]:
-        """Process ids of those that serve: nothing is below them."""
+        """Return the process ids of the workers: processes without children."""
         return [
             pid
             for server in self.servers
@@ -56,7 +56,7 @@ class Side:
 
 
 def per_request(stand: Stand, server: Server, requests: int = 100) -> dict[str, float]:
-    """What a request takes of the key store and of Redis, beside what an idle worker does."""
+    """Return the queries of a request to the key store and Redis, without those of an idle worker."""
     redis, found = client(stand.redis_url, 5), {}
     redis.config_resetstat()
     for name, key in (("known", stand.key), ("limited", stand.limited)):
@@ -90,7 +90,7 @@ def _ask(server: Server, keys: Sequence[str], method: str = "GET", path: str = E
 
 
 def idle(stand: Stand, bare: Side, gate: Side) -> dict[str, float]:
-    """Per second and worker: statements in the key store, by what they are; CPU, in milliseconds."""
+    """Return, per second and worker, the statements in the key store by kind, and CPU milliseconds."""
     time.sleep(_QUIET)
     ours = stand.postgres.backends("keys", "gate")
     pids = {"bare_worker": bare.workers, "gate_worker": gate.workers, "postgresql": ours}
@@ -121,7 +121,7 @@ def scrape(stand: Stand, gate: Side) -> float:
 
 
 def revocations(stand: Stand, here: Server, there: Server, repeats: int = 10) -> list[float]:
-    """Milliseconds from the answer to a revocation `here` to the last request served `there`."""
+    """Return the milliseconds from a revocation's answer `here` to the last request served `there`."""
     found = []
     for _ in range(repeats):
         record, key = stand.store.create(owner="bench", scopes=["mlflow:read"])

@@ -1,8 +1,8 @@
-"""What else may stand in front of MLflow: an application that checks keys, and one that forwards too.
+"""Alternatives in front of MLflow: an application that checks keys, and one that also forwards.
 
-They run in the environment of the peers, without this package. Keys are looked up in SQLite by their
-SHA-256, one question for each request. The first answers nginx's `auth_request`. The second is like
-the proxy that the gate replaced: it holds a request's body whole and streams the answer.
+They run in the environment of the peers, without this package, and look each request's key up in SQLite
+by its SHA-256. The first answers nginx's `auth_request`. The second is like the proxy that the gate
+replaced: it holds a request's body whole and streams the answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables of `make bench`: printed, and put into docs/benchmarks.md."""
+"""The tables of `make bench`, which are printed and written to docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Lines = Sequence[Sequence[str]]
 
 
 def rates(found: Found) -> Lines:
-    """A line for each contender."""
+    """Return a line for each contender."""
     lines = []
     for name, ones in found.items():
         middle = {
@@ -46,7 +46,7 @@ def rates(found: Found) -> Lines:
 
 
 def transfers(found: Found) -> Lines:
-    """The same for an artifact; ratios are of speed, here too."""
+    """Return the lines for an artifact; ratios are of speed, too."""
     return [
         (
             name,
@@ -61,7 +61,7 @@ def transfers(found: Found) -> Lines:
 
 
 def store(found: dict[str, tuple[float, float]]) -> Lines:
-    """The goal is for the 99th percentile."""
+    """Return the lines of the store. The goal is for the 99th percentile."""
     lines = []
     for question, (middle, high) in found.items():
         goal = bench_store.goal(question)
@@ -85,12 +85,12 @@ def show(title: str, head: Sequence[str], lines: Lines) -> None:
 
 
 def fill(result: dict[str, Any]) -> None:
-    """Put all tables into the page."""
+    """Write all tables to the page."""
     PAGE.write_text(page.filled(PAGE.read_text(), {}, markdown(result)))
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """What was measured."""
+    """Return the tables."""
     parts = ["\n".join(f"- {name}: {value}" for name, value in result["machine"].items())]
     parts += ["### Goals", _table(GOALS, result["goals"])]
     for title, kind, head, cells in (

@@ -1,4 +1,4 @@
-"""What servers are loaded with over HTTP, and how two of them are compared."""
+"""The requests of the load, and the comparison of two servers."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from bench import load, micro
 from tests.harness import Server
 
 EXPERIMENT = f"{micro.STATIC}?experiment_id=0"
-#: At once, on each side. With 15 or more, log-batch on PostgreSQL takes all connections of MLflow's
+#: Connections on each side. With 15 or more, log-batch on PostgreSQL takes all connections of MLflow's
 #: pool to wait for a second one each, for 30 seconds.
 CONNECTIONS = 8
 LOG_BATCH = "/api/2.0/mlflow/runs/log-batch"
-#: In a request, stands for the id of a run of the server's own.
+#: A placeholder in a request, for the id of a run on that server.
 RUN = "#" * 32
 
 
 @dataclass(frozen=True)
 class Row:
-    """One request that servers are loaded with."""
+    """A request of the load."""
 
     name: str
     method: str = "GET"
     path: str = EXPERIMENT
-    #: What the gate's path has in front of it; others know no such prefix.
+    #: The prefix before the path, for the gate only; the others have no prefixes.
     prefix: str = ""
-    #: "" for no key, None for one that is good.
+    #: "" for no key, None for a good key.
     key: str | None = None
     body: str = ""
 
     def request(self, port: int, header: str, *, prefix: str = "") -> str:
-        """The bytes of the request, each of them as one character; `header` is a whole line."""
+        """Return the request's bytes, as Latin-1 characters; `header` is a whole line."""
         lines = [
             f"{self.method} {prefix}{self.path} HTTP/1.1",
             f"Host: 127.0.0.1:{port}",
@@ -53,7 +53,7 @@ class Row:
 
 
 def log_batch(run_id: str) -> str:
-    """The body of a request that logs 10 metrics, new ones each time."""
+    """Return the body of a request that logs 10 new metrics."""
     metrics = [
         {"key": f"metric_{i}", "value": 0.5, "timestamp": "STAMP", "step": 1} for i in range(10)
     ]
@@ -61,7 +61,7 @@ def log_batch(run_id: str) -> str:
 
 
 def side(request: str, *servers: Server) -> dict[str, Any]:
-    """What `load.measure` takes for one of the sides: `servers`, loaded evenly."""
+    """Return a side for `load.measure`: `servers`, loaded evenly."""
     pids = [pid for server in servers for pid in server.workers()]
     return {"ports": [server.port for server in servers], "request": request, "pids": pids}
 
@@ -69,19 +69,19 @@ def side(request: str, *servers: Server) -> dict[str, Any]:
 def ratio(
     found: dict[str, list[dict[str, Any]]], item: str, one: str = "gate", other: str = "bare"
 ) -> tuple[float, float, float]:
-    """Median, least and greatest of one / other over the rounds."""
+    """Return the median, least and greatest of one / other over the rounds."""
     pairs = zip(found[one], found[other], strict=True)
     ratios = sorted(first[item] / second[item] for first, second in pairs)
     return median(ratios), ratios[0], ratios[-1]
 
 
 def interval(found: tuple[float, float, float]) -> str:
-    """What `ratio` found, to read."""
+    """Format the result of `ratio`."""
     return f"{found[0]:.3f} [{found[1]:.2f}, {found[2]:.2f}]"
 
 
 def new_run(server: Server, header: str) -> str:
-    """The id of a run made for the occasion; `header` is the line that lets one do so."""
+    """Create a run, and return its id; `header` is the line with the credential."""
     name, _, value = header.partition(": ")
     status, _, answer = server.request(
         "POST",
@@ -94,7 +94,7 @@ def new_run(server: Server, header: str) -> str:
 
 
 def machine(cores: str, server: str) -> dict[str, str]:
-    """What was measured on: `cores` says who runs on which, `server` what was started."""
+    """Describe the machine: `cores` says what runs on which core, `server` what was started."""
     info = Path("/proc/cpuinfo").read_text()
     model = next((line for line in info.splitlines() if line.startswith("model name")), ": unknown")
     servers = ("uvicorn", "h11", "httptools", "starlette", "fastapi", "flask")

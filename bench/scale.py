@@ -1,8 +1,8 @@
-"""`make bench-scale`: what grows with workers, replicas, keys and requests, on PostgreSQL and Redis.
+"""`make bench-scale`: growth with workers, replicas, keys and requests, on PostgreSQL and Redis.
 
-The same as `make bench` does, with more of everything: bare MLflow and MLflow behind the gate run at
-once and are loaded in short turns. Here all share all cores, load included, so that the ratios tell
-something and the throughputs little. `--docs` puts what was found into docs/scale.md.
+As in `make bench`, bare MLflow and MLflow behind the gate run at once and are loaded in short turns.
+Here all of them share all cores with the load, so the ratios mean something and the throughputs little.
+`--docs` writes the figures to docs/scale.md.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from bench.store import PROGRAMS
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.harness import serve
 
-#: Replicas, and the workers of each.
+#: The number of replicas, and of the workers of each.
 CONFIGURATIONS = ((1, 1), (1, 2), (1, 4), (2, 2))
 _OPTIONS = ("--uvicorn-opts", "--http h11", "--backend-store-uri")
 
 
 def rows(run_id: str, limited: str) -> list[Row]:
-    """What both sides are loaded with."""
+    """Return the requests for both sides."""
     return [
         Row("no limit"),
         Row("hourly limit", key=limited),
@@ -105,7 +105,7 @@ def _configuration(stand: probes.Stand, replicas: int, workers: int) -> dict[str
         found: dict[str, Any] = {"replicas": replicas, "workers": workers, "rows": listed}
         with stand.postgres.most("keys", "gate") as connections:
             _measure(stand, (gate, Row("", key=probes.UNKNOWN)))
-        # Of them the servers' own processes keep one each, from their migrations.
+        # The servers' main processes keep one connection each, from their migrations.
         found["connections_most"] = (max(connections) - replicas) / len(gate.workers)
         found["per_request"] = probes.per_request(stand, gate.servers[0])
         found["idle"] = probes.idle(stand, bare, gate)
@@ -126,7 +126,7 @@ def _configuration(stand: probes.Stand, replicas: int, workers: int) -> dict[str
 
 
 def _beside(uri: str) -> str:
-    """MLflow's own database, in the PostgreSQL of the key store."""
+    """Create MLflow's own database in the PostgreSQL of the key store."""
     return sa.make_url(uri).set(database="mlflow").render_as_string(hide_password=False)
 
 
@@ -134,7 +134,7 @@ def _beside(uri: str) -> str:
 def _contenders(
     stand: probes.Stand, replicas: int, workers: int
 ) -> Iterator[tuple[probes.Side, probes.Side]]:
-    """So many replicas without the gate and with it, all on the same data."""
+    """Yield that many replicas without the gate and with it, all on the same data."""
     uri = str(stand.store.database.engine.url)
     options = ("--workers", str(workers), *_OPTIONS, _beside(uri))
     gate = {
@@ -145,7 +145,7 @@ def _contenders(
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
 
         def start(name: str, app: str | None, **environ: str) -> probes.Side:
-            # Not forked: what is measured is what an operator starts.
+            # Not forked, because an operator's server is not.
             environ |= {"PGAPPNAME": name}
             servers = (
                 serve(Path(folder) / f"{name}{number}", options, app=app, started=True, **environ)
@@ -161,7 +161,7 @@ def _http(stand: probes.Stand, bare: probes.Side, gate: probes.Side) -> list[dic
     print(
         f"  {'':18}{'req/s':>13}  {'ratio':19}{'p50 ms':>13}{'p99 ms':>14}{'µs CPU':>14}  CPU ratio"
     )
-    # Each side has a run of its own, on which the other would wait.
+    # Each side has its own run: on a common one they would wait for each other.
     on_bare, on_gate = (
         rows(new_run(one.servers[0], f"X-API-Key: {stand.key}"), stand.limited)
         for one in (bare, gate)
@@ -184,8 +184,8 @@ def _http(stand: probes.Stand, bare: probes.Side, gate: probes.Side) -> list[dic
 
 
 def _measure(stand: probes.Stand, *loads: tuple[probes.Side, Row]) -> list[dict[str, Any]]:
-    # Both get the same bytes, the key included: what it costs to receive a header is not the gate's
-    # doing. Only the prefix is left out where there is no gate to know it.
+    # Both get the same bytes, with the key, because the gate does not cause the cost of receiving a
+    # header. Without the gate, only the prefix is left out.
     sides = [
         side(
             row.request(

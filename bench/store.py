@@ -1,4 +1,4 @@
-"""What 100 000 keys cost the store: the lookup that every new key pays, and a page of the list."""
+"""The cost of 100 000 keys in the store: the lookup of a new key, and a page of the list."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from mlflow_hokusai_auth.store.records import KeyFilter
 from mlflow_hokusai_auth.store.tables import KEYS, USES
 from tests.conftest import Postgresql
 
-#: PostgreSQL's, the newest last; none where it is not installed.
+#: PostgreSQL's folders, the newest last; empty if it is not installed.
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 KEY_COUNT = 100_000
-#: Keys that were used in each hour of the last day.
+#: Keys in use in each hour of the last day.
 BUSY = 5_000
-#: Milliseconds at the 99th percentile, from the issue that asked for the store.
+#: Milliseconds at the 99th percentile, from the issue on the store.
 GOALS = {"lookup": 1.0, "page": 100.0}
 
 
 def costs(key_count: int = KEY_COUNT) -> dict[str, tuple[float, float]]:
-    """Question -> milliseconds, median and 99th percentile, for each database there is."""
+    """Return, for each database, the milliseconds of each query: median and 99th percentile."""
     found = {}
     for name, uri in _databases():
         with uri as where:
@@ -65,7 +65,7 @@ def _postgresql() -> Iterator[str]:
 
 
 def fill(store: LocalStore, key_count: int, first: int = 0) -> list[str]:
-    """Rows for `key_count` keys in all states, written in bulk; some of the keys themselves.
+    """Write rows for `key_count` keys in all states in bulk, and return some of the keys.
 
     `first` is the number of keys from earlier calls.
     """
@@ -91,7 +91,7 @@ def fill(store: LocalStore, key_count: int, first: int = 0) -> list[str]:
 
 
 def row(number: int, key: str, now: float) -> dict[str, Any]:
-    """The store's row for `key`, as the columns have it; every seventh is revoked, some expire."""
+    """Return the row of `key` by column; every seventh is revoked, some expire."""
     return {
         "key_id": f"key_{number:016x}",
         "digest": keys.digest(key),
@@ -126,7 +126,7 @@ def _questions(store: LocalStore, known: list[str]) -> dict[str, tuple[float, fl
 
 
 def times(call: Callable[[], object], calls: int) -> tuple[float, float]:
-    """Milliseconds of `call`, median and 99th percentile of so many."""
+    """Return the milliseconds of `call`: median and 99th percentile of that many calls."""
     for _ in range(10):
         call()
     taken = []
@@ -139,5 +139,5 @@ def times(call: Callable[[], object], calls: int) -> tuple[float, float]:
 
 
 def goal(question: str) -> float:
-    """The most milliseconds, at the 99th percentile, that `question` should take."""
+    """Return the goal for `question`: milliseconds at the 99th percentile."""
     return next(most for kind, most in GOALS.items() if f", {kind}" in question)

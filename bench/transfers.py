@@ -1,4 +1,4 @@
-"""Artifacts up and down: how long it takes, and by how much the memory of the servers peaks."""
+"""Uploads and downloads of artifacts: their time, and the peak of the servers' memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.peers import Contender
 
 PATH = "/api/2.0/mlflow-artifacts/artifacts/bench.bin"
 SIZES = (1, 300, 1024)
-#: Megabytes of which there is one round only, as it takes long.
+#: Megabytes that are transferred in one round only, because it takes long.
 ONCE = 1024
 _MEGABYTE = 1024 * 1024
 _TIMEOUT = 300
@@ -24,7 +24,7 @@ _TIMEOUT = 300
 
 @dataclass(frozen=True)
 class Transfer:
-    """Megabytes that go up or come down."""
+    """An upload or a download of some megabytes."""
 
     megabytes: int
     up: bool
@@ -37,7 +37,7 @@ class Transfer:
 
     @property
     def repeats(self) -> int:
-        """How often in a round: what is soon done varies."""
+        """Return the repetitions in a round: short transfers vary."""
         return 10 if self.megabytes == 1 or not self.key else 1
 
 
@@ -50,7 +50,7 @@ TRANSFERS = [
 def measure(
     transfer: Transfer, contenders: Sequence[Contender], rounds: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Contender -> what was measured in each round."""
+    """Return the measurements of each round by contender."""
     found: dict[str, list[dict[str, Any]]] = {one.name: [] for one in contenders}
     for number in range(-1, 1 if transfer.megabytes == ONCE else rounds):
         for contender in contenders[:: -1 if number % 2 else 1]:
@@ -62,7 +62,7 @@ def measure(
 
 
 def _moved(transfer: Transfer, contender: Contender, repeats: int) -> dict[str, Any]:
-    """Medians of so many."""
+    """Return the medians of that many transfers."""
     file = contender.servers[-1].folder / "artifacts" / "bench.bin"
     file.parent.mkdir(exist_ok=True)
     if not transfer.up:
@@ -101,7 +101,7 @@ def _once(transfer: Transfer, contender: Contender) -> dict[str, float]:
 
 
 def _send(connection: socket.socket, megabytes: int) -> None:
-    """As `requests` does: all of it, and the answer after that, unless the server hangs up."""
+    """Send the whole body, then read the answer, as `requests` does, unless the server closes."""
     chunk = bytes(_MEGABYTE)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for _ in range(megabytes):
@@ -109,7 +109,7 @@ def _send(connection: socket.socket, megabytes: int) -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[int, int]:
-    """The status (0 if the server reset the connection before it was read) and all bytes."""
+    """Return the status (0 if the server reset the connection first) and all bytes."""
     buffer = bytearray(_MEGABYTE)
     status = received = 0
     with contextlib.suppress(ConnectionResetError):
@@ -120,7 +120,7 @@ def _receive(connection: socket.socket) -> tuple[int, int]:
 
 
 def _reset_peak(pid: int) -> float:
-    """Set the peak of the process's memory back to what it uses now, which is returned."""
+    """Reset the peak of the process's memory, and return its present memory."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     return _peak(pid)
 
@@ -132,5 +132,5 @@ def _peak(pid: int) -> float:
 
 
 def peak(contender: Contender) -> float:
-    """Megabytes of all its processes at their peaks, added up."""
+    """Return the sum of the peaks of all its processes, in megabytes."""
     return sum(_peak(pid) for pid in contender.pids)

@@ -1,7 +1,7 @@
-"""Makes the pages that say what the code says: `python docs/generate.py [FOLDER]`, docs/ if left out.
+"""Write the pages that are made from the code: `python docs/generate.py [FOLDER]`, by default docs/.
 
-Settings, scopes and routes, the command line and the REST API. tests/docs/test_generated.py fails
-for a page that is not current.
+The pages are settings, scopes and routes, the command line, and the REST API.
+tests/docs/test_generated.py fails if one of them is not current.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ _CLASSES = (Access.READ, Access.WRITE, Access.ADMIN)
 
 
 def settings() -> Iterator[str]:
-    """Every field of the settings model."""
+    """Yield the page of settings: a section for each field of the model."""
     yield """# Every setting
 
-Settings are environment variables of `mlflow server`, and of `hokusai-auth` where the server is. They
-are read once, at start; wrong values and misspelt names stop the start, with a message that names all
-of them. Lists are separated by commas. What the environment lacks is read from a file in
-`/run/secrets` with the variable's name in lower case, as `/run/secrets/hokusai_auth_database_uri`.
+Settings are environment variables of `mlflow server`, and of `hokusai-auth` on the server's host.
+The server reads them once, at its start. Wrong values and misspelt names stop the start, with a
+message that names all of them. Commas separate the items of a list. A variable that is not in the
+environment is read from a file in `/run/secrets` with its name in lower case, such as
+`/run/secrets/hokusai_auth_database_uri`.
 """
     schema = Settings.model_json_schema(by_alias=False)["properties"]
     for name, field in Settings.model_fields.items():
@@ -53,24 +54,28 @@ of them. Lists are separated by commas. What the environment lacks is read from 
 
 
 def scopes_page() -> Iterator[str]:
-    """What each scope grants, and what each route takes."""
+    """Yield the page of scopes and routes: what each scope grants, and what each route needs."""
     rules = [rule for rule in operations.rules() if rule.access in _CLASSES]
     alike: dict[tuple[str, ...], list[str]] = {}
     admin = sorted(scopes.ADMIN, key=lambda name: (not name.startswith("mlflow:"), name))
     for scope in (*scopes.REGISTRY, *scopes.GENERAL, *admin, scopes.METRICS):
         opened = tuple(rule.rule for rule in rules if _may(scope, rule))
         alike.setdefault(opened, []).append(scope)
-    # One that opens a single route is told of in words: the table is wide enough.
+    # A scope that opens a single route gets a sentence below the table instead of a column.
     heads = [names[0] for opened, names in alike.items() if len(opened) > 1]
     yield """# Scopes and routes
 
-What a key may do under the policy `scopes`, the default ([policies](policies.md)). `hokusai-auth
-explain` answers for one request, `hokusai-auth routes` for all routes of the MLflow that is installed.
+This page says what a key may do under the policy `scopes`, the default ([policies](policies.md)).
+`hokusai-auth explain` answers the same for one request, `hokusai-auth routes` for all routes of
+the installed MLflow.
 
 ## What each scope grants
 
-read: looks and downloads. write: creates, changes, deletes, spends money or calls out. admin: keys,
-webhooks, credentials, other users, the host. What is public, or open to any key, is left out.
+- **read**: look at and download.
+- **write**: create, change and delete; spend money; call a provider.
+- **admin**: manage keys, webhooks, credentials, other users, the host.
+
+The table leaves out routes that are public or open to any key.
 
 """
     kinds = sorted({rule.kind for rule in rules})
@@ -93,56 +98,61 @@ webhooks, credentials, other users, the host. What is public, or open to any key
         if len(opened) == 1:
             yield f"`{first}` opens `{opened[0]}`, and nothing else.\n"
     yield f"""
-Scopes that are not named here belong to other services and grant nothing. MLflow's assistant answers
-nobody unless `HOKUSAI_AUTH_ASSISTANT` is true.
+All other scopes belong to other services and grant nothing. MLflow's assistant refuses every key
+unless `HOKUSAI_AUTH_ASSISTANT` is true.
 
 ## GraphQL
 
-`/graphql` is one route for queries and mutations. The gate reads the body of whoever may send queries,
-and decides by it. A query takes read on the kinds of resource that its fields hold, as in this table.
-If a field of it is not in the table, it takes read on everything (`mlflow:read`). A mutation takes
-write on everything (`mlflow:write`). So does a body that the gate can't read as a query: it is not
-JSON, it has more than {graphql.MAX_BODY // 1024} kB, its query has more than {graphql.MAX_QUERY}
-characters or {graphql.MAX_TOKENS} tokens, or it comes in chunks and the server is gunicorn or waitress.
+`/graphql` is one route for queries and mutations. If a key may send queries at all, the gate
+reads the body and decides by its fields. A query needs read on the kinds of resource that its
+fields return, as in this table. A query with any other field needs read on everything
+(`mlflow:read`). A mutation needs write on everything (`mlflow:write`). So does a body that the
+gate can't read as a query: one that is not JSON, has more than {graphql.MAX_BODY // 1024} KiB,
+has a query of more than {graphql.MAX_QUERY} characters or {graphql.MAX_TOKENS} tokens, or arrives
+in chunks at gunicorn or waitress.
 
 """
     yield table(
-        ("field", "takes read on"),
+        ("field", "needs read on"),
         [(f"`{name}`", ", ".join(kinds)) for name, kinds in routes.QUERY_FIELDS.items()],
     )
     yield """
 ## Artifacts
 
-Where artifacts lie is not a client's to say. From a key that is no administrator's, an experiment's
-`artifact_location` and a version's `source` are inside the server's artifact roots and in no files of
-another experiment; and the server opens nothing outside them, for any key, unless
-`HOKUSAI_AUTH_ARTIFACT_ROOTS` names it.
+The server restricts where artifacts lie. Unless the key is an administrator's, an experiment's
+`artifact_location` and a version's `source` must be inside the server's artifact roots, and not
+among the files of another experiment. For every key, the server opens nothing outside its
+artifact roots, unless `HOKUSAI_AUTH_ARTIFACT_ROOTS` names the place.
 
-What an artifact is of follows from the experiments that there are, not from the words in its path.
-MLflow keeps a trace's files in `traces/<trace id>/` right below its experiment's location: these take
-a scope for traces. What is in `<run id>/artifacts/` or `models/<model id>/artifacts/` below it is the
-run's or the logged model's, whatever it is called. With `model:write` one deletes what is in the
-folder of one run or logged model, and that folder; anything above is the experiment's. A path below no
-experiment's location is a trace's if `traces` is one of its segments, and can't be deleted with
-`model:write`. Before the server refuses a request for that, it reads the locations anew: a new
-experiment counts in all processes and replicas at once. (With MLflow's store of files in place of a
-database, only experiments without a location of their own are known.)
+The kind of an artifact follows from the locations of the experiments, not from words in its path:
 
-## What each route takes
+| path | kind |
+| --- | --- |
+| `traces/<trace id>/…` right below an experiment's location | traces |
+| `<run id>/artifacts/…` or `models/<model id>/artifacts/…` below it | artifacts |
+| any path outside these | traces, if `traces` is a segment of it, and artifacts otherwise |
 
-Every route answers under each prefix as well. `[ajax-]api` is either spelling; `{x}` is one segment of
-a path, `{x:path}` the rest. `HEAD` is as `GET`. `OPTIONS` takes read, and no key where a method of the
-path takes none. What queries to `/graphql` take is [above](#graphql). public: no key. key: any good
-key. **A route that is not listed takes admin.** On those marked ↗ MLflow calls a provider, which does
-not get to see the caller's key.
+A key with `model:write` may delete the folder of one run or logged model, and files in it. It may
+not delete a folder above these, nor a path below no experiment's location. Before the server
+refuses a request because it does not know the experiment, it reads the locations again, so a new
+experiment counts in all processes and replicas at once. (With MLflow's file store instead of a
+database, the server knows only experiments without a location of their own.)
 
-Under `/static-files/`, the files that the installed MLflow came with are public. The server serves no
-others from that folder.
+## What each route needs
+
+Every route answers under each prefix as well. `[ajax-]api` stands for both spellings, `{x}` for
+one segment of a path, `{x:path}` for the rest. `HEAD` needs the same as `GET`. `OPTIONS` needs
+read, or no key if another method of the path is public. For queries to `/graphql` see
+[above](#graphql). public: no key; key: any good key. **A route that is not listed needs admin.**
+On routes marked ↗ MLflow calls a provider, and does not get the caller's key.
+
+Under `/static-files/`, the files of the installed MLflow's own wheel are public. The server
+serves no others from that folder.
 """
     every = list(operations.rules())
     for kind in sorted({rule.kind for rule in every}):
         rows = _routes(rule for rule in every if rule.kind == kind)
-        yield f"\n### {kind}\n\n{table(('takes', 'method', 'path'), rows)}"
+        yield f"\n### {kind}\n\n{table(('needs', 'method', 'path'), rows)}"
 
 
 def _may(scope: str, rule: Operation) -> bool:
@@ -151,7 +161,7 @@ def _may(scope: str, rule: Operation) -> bool:
 
 
 def _granted(scope: str, rules: Sequence[Operation]) -> str:
-    """Classes that `scope` opens of all these rules, and single rules of the other classes."""
+    """Return the classes of `rules` that `scope` opens, and single rules of its other classes."""
     found = []
     for access in _CLASSES:
         of_class = [rule for rule in rules if rule.access is access]
@@ -164,7 +174,7 @@ def _granted(scope: str, rules: Sequence[Operation]) -> str:
 
 
 def _granted_graphql(scope: str, route: Operation) -> str:
-    """What `scope` opens of GraphQL, where the body tells what a request takes."""
+    """Return what `scope` opens of GraphQL, where the body decides."""
     known, other, mutation = (
         _may(scope, operations.graphql(route, fields))
         for fields in (routes.QUERY_FIELDS, ("another",), None)
@@ -187,12 +197,12 @@ def _routes(rules: Iterable[Operation]) -> list[tuple[str, str, str]]:
 
 
 def cli() -> Iterator[str]:
-    """Every command."""
+    """Yield the page of the command line: a section for each command."""
     yield """# Command line
 
-`whoami`, `doctor` and `smoke` ask a server over HTTP, with your key. `keys`, `audit`, `mode` and
-`log-level` work on the key store itself: run them where the server is, with its environment. They end
-with status 0, or with 1 and a line on standard error; 2 for a wrong option.
+`whoami`, `doctor` and `smoke` send requests to a server, with your key. `keys`, `audit`, `mode`
+and `log-level` open the key store itself: run them on the server's host, with its environment.
+They exit with status 0, with 1 and a line on standard error, or with 2 for a wrong option.
 """
     yield from _commands(command_line, "hokusai-auth")
 
@@ -207,7 +217,7 @@ def _commands(command: click.Command, name: str) -> Iterator[str]:
     about, _, more = inspect.cleandoc(command.help or "").partition("\n\n")
     yield f"\n## {name}\n\n{' '.join(about.split())}\n\n```text\n{usage}\n```\n"
     for part in more.split("\n\n") if more else ():
-        # click keeps the lines of a paragraph that begins so.
+        # click keeps the line breaks of a paragraph that begins with \b.
         kept = part.startswith("\b\n")
         yield f"\n```text\n{part[2:]}\n```\n" if kept else f"\n{' '.join(part.split())}\n"
     rows = [_option(one) for one in command.params if isinstance(one, click.Option)]

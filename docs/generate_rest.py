@@ -1,4 +1,4 @@
-"""The page of the REST API, from the OpenAPI description; and what the other pages share with it."""
+"""The page of the REST API, made from the OpenAPI description; and helpers for the other pages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mlflow_hokusai_auth.core.scopes import KNOWN
 from mlflow_hokusai_auth.server.web import openapi
 
 _JSON = "-H 'Content-Type: application/json'"
-#: An example of each operation, in the order of the page. Tests run them, one after the other.
+#: An example of each operation, in the order of the page. Tests run them in that order.
 _EXAMPLES = {
     "whoami": 'curl -fsS "$SERVER/api/2.0/hokusai/whoami" -H "X-API-Key: $KEY"',
     "createKey": f"""curl -fsS "$SERVER/api/2.0/hokusai/keys" -H "X-API-Key: $KEY" {_JSON} \\
@@ -31,17 +31,17 @@ curl -fsS "$SERVER/api/2.0/hokusai/keys/import" -H "X-API-Key: $KEY" {_JSON} \\
   -d '{{"key": "'$OLD_KEY'", "owner": "ACME", "scopes": ["model:read"]}}'""",
     "exportKeys": 'curl -fsS "$SERVER/api/2.0/hokusai/keys/export" -H "X-API-Key: $KEY" > keys.ndjson',
     "reportLeaks": f"""curl -sS "$SERVER/api/2.0/hokusai/keys/leaked" {_JSON} \\
-  -d '[]'  # refused, as nobody signed it""",
+  -d '[]'  # refused: it has no signature""",
 }
 
 _INTRODUCTION = """# REST API
 
-Keys are sent as `X-API-Key`, or as `Authorization: Bearer`. All but `whoami` and the rotation of a key
-by itself takes a key that may administer (`mlflow:admin`). Every path answers under the prefixes too.
-Times are seconds since the epoch, durations are seconds. The same as OpenAPI 3.1, for any key:
-`GET /api/2.0/hokusai/openapi.json`.
+Send the key as `X-API-Key` or `Authorization: Bearer`. All operations need a key with
+`mlflow:admin`, except `whoami` and the rotation of a key by itself. Every path answers under the
+prefixes, too. Times are seconds since the epoch, durations are seconds. `GET
+/api/2.0/hokusai/openapi.json` gives any key the same as OpenAPI 3.1.
 
-Beside these there are `POST /api/v1/keys/validate`
+Other routes are `POST /api/v1/keys/validate`
 ([authorities](../operator/authorities.md#serve-other-servers)), and health and metrics
 ([monitoring](../operator/monitoring.md)).
 
@@ -56,7 +56,7 @@ curl -fsS "$SERVER/api/2.0/hokusai/openapi.json" -H "X-API-Key: $KEY" > openapi.
 
 
 def rest() -> Iterator[str]:
-    """Every operation, the errors, every schema."""
+    """Yield the page: every operation, the errors, every schema."""
     document = openapi.document()
     found: dict[str, tuple[str, str, dict[str, Any]]] = {}
     for path, item in document["paths"].items():
@@ -80,8 +80,8 @@ def rest() -> Iterator[str]:
     yield """
 ## Errors
 
-The body is an [Error](#error), as MLflow's are. Refusals of the gate add `detail` and `error`, a code
-that says what to do: [errors](../supplier/errors.md).
+The body is an [Error](#error), in MLflow's own form. The gate's refusals also have `detail`, and
+`error` with a code: [errors](../supplier/errors.md).
 
 """
     yield table(("status", "meaning"), sorted(errors.items()))
@@ -115,7 +115,7 @@ def _schema(name: str, schemas: Mapping[str, Any]) -> Iterator[str]:
     schema = schemas[name]
     properties, required = schema["properties"], schema.get("required", ())
     yield f"\n## {name}\n\n{' '.join(schema['description'].split())}"
-    # What it has of another one is shown there.
+    # Fields that it shares with another schema are shown there.
     within = [
         other
         for other in schemas
@@ -137,7 +137,7 @@ def _schema(name: str, schemas: Mapping[str, Any]) -> Iterator[str]:
 
 
 def kind_of(schema: Mapping[str, Any]) -> str:
-    """The values that a JSON schema takes, in words."""
+    """Return a description of the values that a JSON schema allows."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
@@ -164,7 +164,7 @@ def _bounds(schema: Mapping[str, Any], what: str, unit: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown."""
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)

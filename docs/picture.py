@@ -1,4 +1,4 @@
-"""Takes docs/pictures/keys.png anew: `python -m docs.picture`. Needs Chromium."""
+"""Take the screenshot docs/pictures/keys.png: `python -m docs.picture`. Needs Chromium."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DAY = 86400
 
 
 def fill(server: Server) -> str:
-    """Some keys, each in another state; returns an administrator's."""
+    """Make keys in each state, and return an administrator's key."""
     store, now = server.store, time.time()
     _, admin = store.create(owner="Ops", scopes=["mlflow:admin"], name="Key management")
     store.create(
@@ -38,7 +38,7 @@ def fill(server: Server) -> str:
 
 
 def main() -> None:
-    """Sign in as an administrator, and take the page."""
+    """Sign in as an administrator, and take a screenshot of the page."""
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as server:
         admin = fill(server)
         with sync_playwright() as playwright:
@@ -50,7 +50,7 @@ def main() -> None:
             page.get_by_label("API key").fill(admin)
             page.keyboard.press("Enter")
             page.get_by_text("Globex").wait_for()
-            # Uses are stored a little later than they are made.
+            # The server stores uses every five seconds.
             for _ in range(60):
                 if page.get_by_role("img", name="use").count() == 2:
                     break

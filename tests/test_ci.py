@@ -240,6 +240,7 @@ MISMATCHES = [
     ),
     ("docs/threat-model.md", "\n| 50 |", " | 50 |", "nothing stands where 50 should"),
     ("docs/threat-model.md", "`core/scopes.py`", "`core/y.py`", "there is no core/y.py"),
+    ("docs/team/gate-checklist.md", "`core/routes.py`", "`core/z/`", "there is no core/z/"),
     (
         "docs/supplier/errors.md",
         "\n## KEY_MALFORMED\n",
