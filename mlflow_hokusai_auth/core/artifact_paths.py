@@ -99,11 +99,11 @@ def _owner(rest: tuple[str, ...]) -> tuple[str, str] | None:
     """Return the (field, id) of the run or logged model that `rest`, below a folder, belongs to."""
     if rest[:1] == ("models",):
         field, name, rest = "logged_model", "".join(rest[1:2]), rest[2:]
-        found = _MODEL.fullmatch(name)
+        match = _MODEL.fullmatch(name)
     else:
         field, name, rest = "run", "".join(rest[:1]), rest[1:]
-        found = _RUN.fullmatch(name)
-    return (field, name) if found and rest[:1] in ((), ("artifacts",)) else None
+        match = _RUN.fullmatch(name)
+    return (field, name) if match and rest[:1] in ((), ("artifacts",)) else None
 
 
 def named(operation: Operation, path: str, query: bytes, folders: Folders) -> dict[str, str]:

@@ -46,18 +46,18 @@ def cookie_name(host: str) -> str:
 
 def session_tokens(request: Request) -> list[str]:
     """Return the session cookie's values, at most `MAX_SESSIONS`: another site may have added some."""
-    found: list[str] = []
+    tokens: list[str] = []
     cookies = [v for n, v in request.headers if n == b"cookie" and b"hokusai_session" in v]
     if not cookies:
-        return found
+        return tokens
     wanted = cookie_name(request.text(b"host"))
     for pair in b";".join(cookies).decode("latin-1").split(";"):
         key, _, token = pair.strip(" \t").partition("=")
-        if key == wanted and token and token not in found:
-            found.append(token)
-            if len(found) >= MAX_SESSIONS:
+        if key == wanted and token and token not in tokens:
+            tokens.append(token)
+            if len(tokens) >= MAX_SESSIONS:
                 break
-    return found
+    return tokens
 
 
 def csrf_token(session: str) -> str:

@@ -54,8 +54,8 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
     `outbound` marks routes whose headers may hold a provider's credential: there, only a value that
     begins with `hk_` counts. `query_key` says whether `?api_key=` counts.
     """
-    # Text -> the places that hold it, in the order in which they were found.
-    found: dict[str, dict[str, None]] = {}
+    # Key -> the places that hold it, in the order of the request.
+    places_by_key: dict[str, dict[str, None]] = {}
     has_cookies = False
     too_long: str | None = None
     for name, value in request.headers:
@@ -63,13 +63,13 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
         if place is None or (name == _GATEWAY and not outbound):
             continue
         if b"_" in name:
-            # WSGI servers merge both spellings, so one of two values could pass unseen.
+            # WSGI servers merge both spellings, so one of two values could pass unchecked.
             return Deny("KEY_CONFLICT", f"Spell the header {place}, with hyphens.")
         if place is browser.PLACE:
             if not has_cookies:  # session_tokens reads all Cookie headers at once
                 has_cookies = True
                 for token in browser.session_tokens(request):
-                    found.setdefault(token, {})[place] = None
+                    places_by_key.setdefault(token, {})[place] = None
             continue
         if len(value) > MAX_VALUE:
             if not outbound and _has_our_scheme(name, value):
@@ -79,18 +79,19 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
         for part in value.decode("latin-1").split(","):
             for key in _from_header(name, part):
                 if not outbound or _is_ours(key):
-                    found.setdefault(key, {})[place] = None
+                    places_by_key.setdefault(key, {})[place] = None
     if query_key and request.query:
         for key in _query_values(request.query):
             if len(key) > MAX_VALUE:
                 too_long = QUERY_PLACE
             else:
-                found.setdefault(key, {})[QUERY_PLACE] = None
-    if len(found) > 1:
-        found = {key: places for key, places in found.items() if _is_ours(key)} or found
-    if len(found) > 1:
-        return _conflict({place: None for places in found.values() for place in places})
-    for key, places in found.items():
+                places_by_key.setdefault(key, {})[QUERY_PLACE] = None
+    if len(places_by_key) > 1:
+        ours = {key: places for key, places in places_by_key.items() if _is_ours(key)}
+        places_by_key = ours or places_by_key
+    if len(places_by_key) > 1:
+        return _conflict({place: None for places in places_by_key.values() for place in places})
+    for key, places in places_by_key.items():
         session = [*places] == [browser.PLACE]
         if session != keys.is_session_token(key):
             return Deny(
@@ -102,7 +103,7 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
     if too_long is not None:
         return Deny(
             "KEY_MALFORMED",
-            f"{too_long} holds more than {MAX_VALUE} bytes, which is no key of this server.",
+            f"{too_long} holds more than {MAX_VALUE} bytes, and no key of this server is that long.",
         )
     return None
 

@@ -1,6 +1,6 @@
-"""The exceptions that cross the borders between packages, with one root.
+"""The exceptions that one package raises and another one handles, with a common root.
 
-A message is for the person who has to act on it, and contains no secret.
+A message addresses the person who can act on it, and contains no secret.
 """
 
 from __future__ import annotations

@@ -72,11 +72,11 @@ POST /gateway/ openai/v1/chat/completions openai/v1/embeddings typesafe/v1/syste
 
 
 def _rules() -> frozenset[str]:
-    found = []
+    rules = []
     for line in filter(None, _TABLE.splitlines()):
         method, base, *paths = line.split()
-        found += [f"{method} {base}{path}" for path in paths or [""]]
-    return frozenset(found)
+        rules += [f"{method} {base}{path}" for path in paths or [""]]
+    return frozenset(rules)
 
 
 #: Every rule that the credential opens, in the form of `Operation.rule`.

@@ -59,7 +59,7 @@ def graphql(operation: Operation, fields: Iterable[str] | None) -> Operation:
 
 
 def _unknown(path: str) -> Operation:
-    return next((one for part, one in _UNKNOWN_OF.items() if part in path), UNKNOWN)
+    return next((closed for part, closed in _UNKNOWN_OF.items() if part in path), UNKNOWN)
 
 
 def rules() -> Iterator[Operation]:

@@ -77,10 +77,10 @@ def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allo
     # The method is compared exactly: MLflow's CORS check ignores `options`, and Flask answers it.
     if request.method == "OPTIONS" and _is_preflight(request):
         return Allow(_PREFLIGHT)
-    found = credentials.find(request, outbound=operation.outbound, query_key=policy.query_key)
-    if isinstance(found, Deny):
-        return replace(found, operation=operation)
-    if found is None:
+    credential = credentials.find(request, outbound=operation.outbound, query_key=policy.query_key)
+    if isinstance(credential, Deny):
+        return replace(credential, operation=operation)
+    if credential is None:
         if browser.of_our_page(request):
             return Deny("KEY_MISSING", SIGNED_OUT, operation=operation)
         return Deny(
@@ -91,22 +91,22 @@ def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allo
             f"password of Basic.{_hint(operation.rule)}",
             operation=operation,
         )
-    if found.session and browser.forged(request, operation, found.key):
+    if credential.session and browser.forged(request, operation, credential.key):
         return Deny(
             "CROSS_SITE",
             "A page of another site made the browser send this request, with its session's cookie. "
             "Open MLflow itself and do it there; programs should send a key instead of the cookie.",
             operation=operation,
         )
-    if problem := keys.problem(found.key):
+    if problem := keys.problem(credential.key):
         return Deny(
             "KEY_MALFORMED",
-            f"The key in {found.places[0]} can't be right: {problem}. Copy it again, whole.",
+            f"The key in {credential.places[0]} can't be right: {problem}. Copy it again, whole.",
             operation=operation,
         )
     if operation.kind == "artifacts":
         operation = refine_artifact_listing(operation, request.query, has_body(request), folders)
-    return NeedKey(found, operation, request.address, request if operation.unsure else None)
+    return NeedKey(credential, operation, request.address, request if operation.unsure else None)
 
 
 def _hint(rule: str) -> str:

@@ -136,7 +136,7 @@ def test_request_of_another_site_is_recognised() -> None:
         ([site("cross-site")], True),
         ([site("Same-Origin")], True),
         ([site("new-in-some-version")], True),
-        # Sec-Fetch-Site comes before Origin.
+        # If Sec-Fetch-Site is there, Origin doesn't count.
         ([site("same-origin"), OTHER], False),
         ([site("cross-site"), OWN], True),
         *(([("Origin", origin)], False) for origin in OWN_ORIGINS),

@@ -38,7 +38,7 @@ def test_each_key_is_in_one_state_and_only_active_ones_are_about_to_end(
     store.revoke(made(store, ends=DAY))
     store.revoke(made(store, ends=-1))  # revoked first of all, as `KeyRecord.state` has it
     store.rotate(made(store, ends=2 * DAY))  # the old one was replaced, the new one ends with it
-    store.rotate(made(store))  # the old one ends in a day, and nobody has to be told
+    store.rotate(made(store))  # the old key ends in a day, but it counts as deprecated
     counts, soon = store.counts(WEEK)
     assert counts == {"active": 5, "deprecated": 2, "expired": 1, "revoked": 2}
     assert soon == 2
