@@ -5,13 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 
-from . import (
-    browser,
-    credentials,
-    job_rules,
-    keys,
-    scopes,
-)
+from . import browser, credentials, job_rules, keys, scopes
 from .addresses import inside
 from .artifact_paths import explain_kind, refine_artifact_listing
 from .folders import BY_NUMBER, Folders

@@ -18,20 +18,8 @@ from mlflow_hokusai_auth.core.scopes import ADMIN
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 from . import records
-from .database import (
-    NOBODY,
-    Actor,
-    Change,
-    Database,
-)
-from .records import (
-    EVERY,
-    STATES,
-    KeyFilter,
-    KeyRecord,
-    conditions,
-    from_row,
-)
+from .database import NOBODY, Actor, Change, Database
+from .records import EVERY, STATES, KeyFilter, KeyRecord, conditions, from_row
 from .tables import KEYS
 
 #: Seconds for which a rotated key stays good, by default.
