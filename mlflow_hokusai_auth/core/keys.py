@@ -76,7 +76,7 @@ def unsendable(key: str) -> str | None:
     if len(key) > MAX_LENGTH:
         return f"it is longer than {MAX_LENGTH} characters"
     if not _SHAPE.fullmatch(key):
-        return "it has a character that no key has (perhaps a space, a quote or a line break)"
+        return "it has characters that no key has (perhaps a space, a quote or a line break)"
     return None
 
 

@@ -102,7 +102,7 @@ class LocalStore:
                 "it must be hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters and digits, or a key "
                 "of this package"
             )
-            raise InvalidRequest(f"This key can't be imported: {reason}.")
+            raise InvalidRequest(f"This is not a key that can be imported: {reason}.")
         record = records.new(key, owner=owner, scopes=scopes, **fields)
         try:
             with self.database.changing() as change:
