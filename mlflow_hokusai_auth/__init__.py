@@ -1,13 +1,15 @@
 """Hokusai API keys for MLflow.
 
-client/    what runs on a supplier's machine: adds the key to MLflow's requests, and only there
-core/      the decisions, pure: which key, which operation, allowed or not
-backends/  who a key belongs to: the embedded store, the cache in front of it
-server/    the gate inside `mlflow server --app-name hokusai-auth`
-cli/       `hokusai-auth`: keys, the audit log, routes, the demo; whoami and doctor from client/
+core/         decides, without I/O: the credential of a request, its operation, allow or deny
+store/        keeps keys, sessions, uses and the audit log in a database of its own
+authorities/  says who a key belongs to: the store, the auth service, and the caches before them
+server/       is the gate inside `mlflow server --app-name hokusai-auth`, with its pages and API
+client/       adds the key to the requests of MLflow's client, and diagnoses connections
+cli/          is the command `hokusai-auth`
+migrations/   holds the versions of the store's tables, for Alembic
 
-Imports point one way: core <- backends <- server, cli. `client` stands alone (it may use `core.keys`).
-This module imports nothing, so that a client pays nothing for what it does not use.
+Imports point one way: core <- store <- authorities <- server <- cli; import-linter checks it. `client`
+imports a few modules of `core` only. This module imports nothing, so that a client starts fast.
 """
 
 __version__ = "0.1.0"

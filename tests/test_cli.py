@@ -149,7 +149,7 @@ def test_a_key_is_never_taken_from_the_arguments(call: Call, store: LocalStore) 
 def test_what_is_no_key_is_not_imported(call: Call, store: LocalStore) -> None:
     for stdin in ("", "no key", "\xff\xfe".encode("latin-1"), "x" * 20_000):
         said = mistake(call("keys", "import", *READER, stdin=stdin, status=1))
-        assert "no key that can be imported" in said or "at most 256 characters" in said
+        assert "not a key that can be imported" in said or "at most 256 characters" in said
         assert store.page() == ([], None)
 
 

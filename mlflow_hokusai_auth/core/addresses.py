@@ -1,4 +1,4 @@
-"""Whose request it is, when proxies stand between: the address that limits and audits may rely on."""
+"""The client's address behind proxies, for rate limits, networks of keys and the audit log."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-#: Characters of an address, with a zone.
+#: Characters of an address with its zone, at most.
 _MAX_LENGTH = 64
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Addresses and CIDR networks as networks; raises ValueError for anything else."""
+    """Parse addresses and CIDR networks; raise ValueError for anything else."""
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
 def inside(address: str, texts: tuple[str, ...]) -> bool:
-    """Whether `address` is in one of the networks `texts`; never, if it is not known ("")."""
-    # Whoever asks may have written it, and what is as long is no address.
+    """Return whether `address` is in one of the networks `texts`; an unknown one ("") is in none."""
+    # A client may have written the address, so a text of any length must not fill the cache.
     return len(address) <= _MAX_LENGTH and _inside(address, texts)
 
 
@@ -30,11 +30,11 @@ def _inside(address: str, texts: tuple[str, ...]) -> bool:
 
 
 def client_address(peer: str, forwarded_for: Iterable[bytes], trusted: Sequence[Network]) -> str:
-    """The client's address: the socket's `peer`, or, behind trusted proxies, whom they name.
+    """Return the client's address, or "" if `peer`, the socket's address, is unknown.
 
-    `forwarded_for` are the values of X-Forwarded-For, in order. Each proxy appends whom it was called
-    by, so they are read from the right, up to the first hop that is not a trusted proxy; what stands to
-    the left of it, a client may have written itself. "" if the peer is not known.
+    `forwarded_for` are the values of X-Forwarded-For, in order. Each proxy appends the address that
+    called it. So the hops are read from the right, up to the first that is no trusted proxy: a client
+    may have written everything to the left of it.
     """
     address = _parsed(peer)
     if address is None:
@@ -43,19 +43,19 @@ def client_address(peer: str, forwarded_for: Iterable[bytes], trusted: Sequence[
     while hops and any(address in network for network in trusted):
         hop = _parsed(hops.pop().strip())
         if hop is None:
-            # Whatever a trusted proxy meant by this, it is not an address; itself is the last known.
+            # A trusted proxy has sent something else than an address, so its own is the last known.
             break
         address = hop
     return str(address)
 
 
 def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    # A zone may be of any length, and written by anybody.
+    # A client may have written a zone, of any length.
     if len(text) > _MAX_LENGTH:
         return None
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    # An IPv4 client of a dual-stack socket is one and the same client.
+    # A dual-stack socket shows an IPv4 client as ::ffff:a.b.c.d, which is the same client.
     return getattr(address, "ipv4_mapped", None) or address

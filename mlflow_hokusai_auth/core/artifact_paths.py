@@ -1,4 +1,4 @@
-"""The kind of resource that a path of artifacts is about, by the folders of experiments.
+"""The kind of resource that an artifact's path belongs to, by the folders of experiments.
 
 An experiment's folder holds `RUN/artifacts/…`, `models/MODEL/artifacts/…` and `traces/TRACE/…`.
 """
@@ -20,67 +20,68 @@ _LISTS = frozenset(f"GET /{api}/2.0/mlflow-artifacts/artifacts" for api in ("api
 _UPLOAD = "POST /ajax-api/2.0/mlflow/upload-artifact"
 
 
-def judged(operation: Operation, path: str, folders: Folders) -> Operation:
-    """`operation`, whose rule has a path of artifacts, with the kind that `path` is of.
+def refine_artifact_path(operation: Operation, path: str, folders: Folders) -> Operation:
+    """Return `operation`, whose rule has an artifact's path, with the kind that this path belongs to.
 
-    `path` is that of the request. `unsure` says that another kind may come out once `folders` are known
-    better.
+    `path` is the request's. The operation is `unsure` if newer `folders` may lead to another kind.
     """
     kind, unsure = _kind(operation.rule.startswith("DELETE "), _path(operation, path), folders)
-    return _of(operation, kind, unsure)
+    return _with_kind(operation, kind, unsure)
 
 
-def listed(operation: Operation, query: bytes, has_body: bool, folders: Folders) -> Operation:
-    """`operation` with the kind of the artifacts that it lists, which its `query` names, or a body."""
+def refine_artifact_listing(
+    operation: Operation, query: bytes, has_body: bool, folders: Folders
+) -> Operation:
+    """Return `operation` with the kind of the artifacts that it lists, if it lists any."""
     if operation.rule not in _LISTS:
         return operation
-    # What is not read here is taken to name what it may.
+    # A body, or a long query, is not read here, so it may name a trace's artifacts.
     if has_body or len(query) > MAX_ODD:
         return replace(operation, kind="traces")
-    named = parse_qs(query.decode("utf-8", "replace")).get("path", [])
-    kinds = [_kind(False, path, folders) for path in named]
-    found = [(kind, unsure) for kind, unsure in kinds if kind == "traces"]
-    return _of(operation, "traces", all(unsure for _, unsure in found)) if found else operation
+    paths = parse_qs(query.decode("utf-8", "replace")).get("path", [])
+    kinds = [_kind(False, path, folders) for path in paths]
+    traces = [unsure for kind, unsure in kinds if kind == "traces"]
+    return _with_kind(operation, "traces", all(traces)) if traces else operation
 
 
-def explained(operation: Operation) -> str:
-    """A sentence, after a space, on why a path of artifacts is of the kind that `operation` has."""
+def explain_kind(operation: Operation) -> str:
+    """Return a sentence, after a space, on why an artifact's path belongs to `operation`'s kind."""
     if operation.rule not in _LISTS and not operation.rule.endswith(PARAMETER):
         return ""
     if operation.kind == "traces":
         return (
-            " The path is of a trace (traces/… right below an experiment's folder), or of no run or "
-            "logged model of an experiment that there is."
+            " The path belongs to a trace (traces/… right below an experiment's folder), or to no run "
+            "or logged model of an existing experiment."
         )
     if operation.kind == "experiments":
         return (
-            " This scope deletes only what is in the folder of one run or logged model of an "
-            "experiment that there is, and such a folder."
+            " This scope deletes only the folder of one run or logged model of an existing "
+            "experiment, or files in it."
         )
     return ""
 
 
-def _of(operation: Operation, kind: str, unsure: bool) -> Operation:
+def _with_kind(operation: Operation, kind: str, unsure: bool) -> Operation:
     if (kind, unsure) == (operation.kind, operation.unsure):
         return operation
     return replace(operation, kind=kind, unsure=unsure)
 
 
 def _path(operation: Operation, path: str) -> str:
-    """The path of an artifact in `path`, that of a request."""
+    """Return the artifact's path in `path`, the request's."""
     return path[len(operation.rule.partition(" ")[2]) - len(PARAMETER) :]
 
 
 def _kind(deletes: bool, path: str, folders: Folders) -> tuple[str, bool]:
-    """The kind of resource that an artifact at `path` is of; and whether nobody can be sure yet.
+    """Return the kind of resource that an artifact at `path` belongs to, and whether that is unsure.
 
-    What is known to be a run's or a model's is of the registry. To delete more than one of these is
-    to delete a part of what the experiment is.
+    Files of a run or a logged model are of kind "artifacts". A path that may be a trace's is of kind
+    "traces". Deleting more than one run's or logged model's files is a change of kind "experiments".
     """
     parts = read_path(path)
     if parts is None:
         return "traces", False
-    # Most paths are told by this, at a tenth of the cost.
+    # This decides most paths, at a tenth of the cost.
     if not deletes and "traces" not in fold("/".join(parts)):
         return "artifacts", False
     if any(rest[:1] == ("traces",) for rest in folders.below(parts, alike=True)):
@@ -88,27 +89,27 @@ def _kind(deletes: bool, path: str, folders: Folders) -> tuple[str, bool]:
     if any(_owner(rest) for rest in folders.below(parts)):
         contains_others = deletes and folders.has_one_in(parts)
         return ("experiments", False) if contains_others else ("artifacts", False)
-    # It may be in the folder of an experiment that is not known here yet.
+    # The path may be in a new experiment's folder, which `folders` doesn't contain yet.
     if "traces" in map(fold, parts):
         return "traces", True
     return ("experiments", True) if deletes else ("artifacts", False)
 
 
 def _owner(rest: tuple[str, ...]) -> tuple[str, str] | None:
-    """The run or logged model that `rest`, a path below an experiment's folder, is of."""
+    """Return the (field, id) of the run or logged model that `rest`, below a folder, belongs to."""
     if rest[:1] == ("models",):
         field, name, rest = "logged_model", "".join(rest[1:2]), rest[2:]
-        found = _MODEL.fullmatch(name)
+        match = _MODEL.fullmatch(name)
     else:
         field, name, rest = "run", "".join(rest[:1]), rest[1:]
-        found = _RUN.fullmatch(name)
-    return (field, name) if found and rest[:1] in ((), ("artifacts",)) else None
+        match = _RUN.fullmatch(name)
+    return (field, name) if match and rest[:1] in ((), ("artifacts",)) else None
 
 
 def named(operation: Operation, path: str, query: bytes, folders: Folders) -> dict[str, str]:
-    """What a request says of the artifact that it is about: `path`, and `run` or `logged_model`.
+    """Return the fields of the decision log about an artifact: `path`, and `run` or `logged_model`.
 
-    `path` and `query` are those of the request. {} for a request about no artifact that they name.
+    `path` and `query` are the request's. If they name no artifact, there are no fields.
     """
     if operation.rule == _UPLOAD:
         fields = parse_qs(query[:MAX_ODD].decode("utf-8", "replace"))
@@ -121,7 +122,7 @@ def named(operation: Operation, path: str, query: bytes, folders: Folders) -> di
     parts = read_path(path) or ()
     rests = list(folders.below(parts))
     if operation.kind != "traces" or operation.unsure:
-        # In no folder that is known, looks are enough for a log.
+        # Outside known folders, a segment that looks like an id is good enough for a log.
         ids = [i for i in range(min(len(parts), 100)) if parts[max(i - 1, 0)] != "traces"]
         rests += [parts[i:] for i in ids]
     owner = next((owner for rest in rests if (owner := _owner(rest))), None)

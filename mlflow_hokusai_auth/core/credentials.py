@@ -1,13 +1,13 @@
-"""Headers and query -> the one key of a request, none, or a refusal.
+"""Find the credential of a request: one key in its headers and query, none, or a refusal.
 
-Every accepted place is looked at, and all of them must agree: a request that carries two different
-keys is refused, because no order of precedence is the one that its sender had in mind. Blank values
-are skipped (an empty `Authorization: Bearer` shadowed a good `X-API-Key` once), and so are schemes
-that carry no API key, such as AWS4-HMAC-SHA256.
+Every accepted place is read, and all of them must agree. A request with two different keys is refused,
+because any order of precedence would surprise some sender. Blank values are skipped (an empty
+`Authorization: Bearer` once hid a good `X-API-Key`), and so are schemes that carry no API key, such as
+AWS4-HMAC-SHA256.
 
-A value that begins with `hk_` is a key of ours. Where there is one, values that don't begin so belong
-to another layer (a load balancer's JWT, a proxy's password, what ~/.netrc adds) and don't count.
-Where there is none, they count: another authority's keys may have another form.
+A value that begins with `hk_` is a key of ours. If a request has one, other values belong to another
+layer (a load balancer's JWT, a proxy's password, an entry of ~/.netrc) and don't count. If it has none,
+they count, because another authority's keys may have another form.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _API_KEY = b"x-api-key"
 #: MLflow's own header for gateway routes, where Authorization may belong to the provider
 #: (mlflow/server/auth, `X-MLflow-Authorization`).
 _GATEWAY = b"x-mlflow-authorization"
-#: Header in any spelling that WSGI makes one of -> the place that it is.
+#: Header, in every spelling that WSGI servers treat as the same -> its name as a place.
 _PLACES = {
     b"cookie": browser.PLACE,
     **{
@@ -35,27 +35,27 @@ _PLACES = {
         for spelling in product(*("-_" if letter == "-" else letter for letter in header.lower()))
     },
 }
-#: It in every spelling, as anything that decodes has it. By one pattern, and not by decoding: a query
-#: of anybody's may have thousands of names.
+#: `api_key` in every percent-encoding of it. A pattern is used, because decoding every name would take
+#: long: anybody may send a query with thousands of names.
 _QUERY_NAME = b"".join(b"(?:%c|%%%02x|%%%02X)" % (letter, letter, letter) for letter in b"api_key")
 _QUERY_FIELD = re.compile(rb"(?:^|&)" + _QUERY_NAME + rb"(?:[=&]|\Z)")
 QUERY_PLACE = "?api_key="
-#: Bytes of a value up to which it may hold a key of ours. Tokens of outer layers are longer, and to
-#: take them apart costs time that nobody has paid for.
+#: A longer value (bytes) can't hold a key of ours. Other layers' tokens are longer, and reading them
+#: would cost time for callers without a key.
 MAX_VALUE = 1024
 _SCHEMES = ("bearer", "apikey")
-#: For a request whose key could not be told: all headers that may hold it.
+#: The credential of a request whose key is not known: it names all headers that may hold one.
 ANYWHERE = Credential("", ("X-API-Key", "Authorization", "X-MLflow-Authorization"))
 
 
 def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | Deny | None:
-    """The key that `request` carries.
+    """Return the credential of `request`, None if it carries no key, or the refusal of a bad one.
 
-    `outbound` marks routes whose headers may also hold another provider's credential: there only
-    what begins as our keys do is taken for one. `query_key` is whether `?api_key=` counts.
+    `outbound` marks routes whose headers may hold a provider's credential: there, only a value that
+    begins with `hk_` counts. `query_key` says whether `?api_key=` counts.
     """
-    # Each text, and the places that hold it, in the order in which they were found.
-    found: dict[str, dict[str, None]] = {}
+    # Key -> the places that hold it, in the order of the request.
+    places_by_key: dict[str, dict[str, None]] = {}
     has_cookies = False
     too_long: str | None = None
     for name, value in request.headers:
@@ -63,59 +63,64 @@ def find(request: Request, *, outbound: bool, query_key: bool) -> Credential | D
         if place is None or (name == _GATEWAY and not outbound):
             continue
         if b"_" in name:
-            # One of both could ride along unseen.
+            # WSGI servers merge both spellings, so one of two values could pass unchecked.
             return Deny("KEY_CONFLICT", f"Spell the header {place}, with hyphens.")
         if place is browser.PLACE:
-            if not has_cookies:  # the first of several Cookie headers finds all
+            if not has_cookies:  # session_tokens reads all Cookie headers at once
                 has_cookies = True
                 for token in browser.session_tokens(request):
-                    found.setdefault(token, {})[place] = None
+                    places_by_key.setdefault(token, {})[place] = None
             continue
         if len(value) > MAX_VALUE:
             if not outbound and _has_our_scheme(name, value):
                 too_long = place
             continue
-        # A server that speaks WSGI joins repeated headers with a comma, which no key contains.
+        # WSGI servers join repeated headers with a comma, which no key contains.
         for part in value.decode("latin-1").split(","):
             for key in _from_header(name, part):
                 if not outbound or _is_ours(key):
-                    found.setdefault(key, {})[place] = None
+                    places_by_key.setdefault(key, {})[place] = None
     if query_key and request.query:
         for key in _query_values(request.query):
             if len(key) > MAX_VALUE:
                 too_long = QUERY_PLACE
             else:
-                found.setdefault(key, {})[QUERY_PLACE] = None
-    if len(found) > 1:
-        found = {key: places for key, places in found.items() if _is_ours(key)} or found
-    if len(found) > 1:
-        return _conflict({place: None for places in found.values() for place in places})
-    for key, places in found.items():
+                places_by_key.setdefault(key, {})[QUERY_PLACE] = None
+    if len(places_by_key) > 1:
+        ours = {key: places for key, places in places_by_key.items() if _is_ours(key)}
+        places_by_key = ours or places_by_key
+    if len(places_by_key) > 1:
+        return _conflict({place: None for places in places_by_key.values() for place in places})
+    for key, places in places_by_key.items():
         session = [*places] == [browser.PLACE]
         if session != keys.is_session_token(key):
-            return Deny("KEY_MALFORMED", f"{next(iter(places))} holds what does not belong there.")
+            return Deny(
+                "KEY_MALFORMED",
+                f"{next(iter(places))} holds the wrong kind of credential: a session's token belongs "
+                "in its cookie, and a key in a header.",
+            )
         return Credential(key, tuple(places), session)
     if too_long is not None:
         return Deny(
             "KEY_MALFORMED",
-            f"What {too_long} holds is longer than {MAX_VALUE} bytes, so it is no key of this server.",
+            f"{too_long} holds more than {MAX_VALUE} bytes, and no key of this server is that long.",
         )
     return None
 
 
 def _has_our_scheme(name: bytes, value: bytes) -> bool:
-    """Whether a value is of a kind that holds an API key, by its first word."""
+    """Return whether the header `name` or the scheme of `value` is one for API keys."""
     scheme = value[:16].lstrip(b" \t").partition(b" ")[0].lower().decode("latin-1")
     return name == _API_KEY or scheme in (*_SCHEMES, "basic")
 
 
 def _conflict(places: Collection[str]) -> Deny:
-    """The refusal of a request whose `places` hold more than one key."""
+    """Return the refusal of a request whose `places` hold more than one key."""
     if browser.PLACE in places:
         return Deny(
             "KEY_CONFLICT",
-            "Somebody is signed in here, in this browser, and the request holds a key as well "
-            "or a second session. Sign out, or send no other key.",
+            "This browser is signed in, and the request carries a key as well, or a second session. "
+            "Sign out, or send no other key.",
         )
     if len(places) == 1:
         return Deny(
@@ -132,10 +137,10 @@ def _conflict(places: Collection[str]) -> Deny:
 
 
 def without_query_key(query: bytes) -> bytes:
-    """`query` without its `api_key` fields, every other byte of it kept as it was.
+    """Return `query` without its `api_key` fields, and every other byte unchanged.
 
-    Done before anything else sees the query, whether or not the key counts: MLflow and the access
-    log would print it.
+    The gate calls this before any other code sees the query, even if the key doesn't count: MLflow and
+    the access log would print it.
     """
     if not _QUERY_FIELD.search(query):
         return query
@@ -143,12 +148,12 @@ def without_query_key(query: bytes) -> bytes:
 
 
 def _is_ours(text: str) -> bool:
-    """Whether `text` was meant as a key of ours: a word of it begins as all of them do."""
+    """Return whether a word of `text` begins as our keys do."""
     return "hk_" in text and any(word.startswith("hk_") for word in text.split())
 
 
 def _from_header(name: bytes, value: str) -> Sequence[str]:
-    """The keys in `value`, a part between commas."""
+    """Return the keys in `value`, a part between commas of the header `name`."""
     value = value.strip(" \t")
     if name == _API_KEY:
         return _words(value)
@@ -167,10 +172,10 @@ def _from_header(name: bytes, value: str) -> Sequence[str]:
 
 
 def _words(text: str) -> Sequence[str]:
-    """`text` as a whole, or its words where each is a key.
+    """Return the words of `text` if each is a key of ours, and otherwise `text` as a whole.
 
-    MLflow joins with a space what two request header providers set (`resolve_request_headers`), which
-    for Authorization repeats the scheme.
+    MLflow joins the values of two request header providers with a space (`resolve_request_headers`),
+    which repeats the scheme of Authorization.
     """
     if " " not in text:
         return (text,) if text else ()

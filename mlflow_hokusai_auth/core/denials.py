@@ -1,7 +1,7 @@
-"""Refusals as clients see them: the code table, and the bytes of a response.
+"""Refusals as clients see them: the table of codes, and the bytes of a response.
 
 The body is MLflow's own error JSON (`error_code`, `message`), so that MLflow's client raises a
-RestException with the message, plus `detail` and `error`, which clients of the old proxy read.
+RestException with the message. Clients of the old proxy read its `detail` and `error`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from functools import lru_cache
 from .types import Deny
 
 REALM = "Hokusai MLflow"
-#: Seconds. MLflow's client retries 503 for up to four minutes and honours this.
+#: Seconds of a Retry-After by default. MLflow's client retries 503 for up to four minutes.
 RETRY_AFTER = 1
-#: Seconds. What an authority asks for is passed on up to this.
+#: Seconds: a longer Retry-After of an authority is cut to this.
 MAX_RETRY_AFTER = 60
 
 _BAD_KEY = "Invalid or expired API key"
@@ -24,7 +24,7 @@ _BAD_KEY = "Invalid or expired API key"
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """How a denial code maps to HTTP and to MLflow's error codes."""
+    """The HTTP status, MLflow's error code and the short text of a denial code."""
 
     status: int
     error_code: str
@@ -60,27 +60,27 @@ CODES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A refusal, ready to be sent."""
+class Response:
+    """A response of the gate's own, ready to be sent."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
 
 
-def told(code: str, message: str) -> str:
-    """The message of a refusal, with its status and code, as clients show it."""
+def full_message(code: str, message: str) -> str:
+    """Return the message of a refusal with its status and code, as clients show it."""
     known = CODES[code]
     return f"{known.detail} ({known.status} {code}). {message}"
 
 
 @lru_cache(maxsize=256)
-def render(deny: Deny) -> Refusal:
-    """The response for `deny`."""
+def render(deny: Deny) -> Response:
+    """Return the response for `deny`. Header formats: RFC 6750 (challenge), RFC 9110 (Retry-After)."""
     code = CODES[deny.code]
     content: dict[str, object] = {
         "error_code": code.error_code,
-        "message": told(deny.code, deny.message),
+        "message": full_message(deny.code, deny.message),
         "detail": code.detail,
         "error": deny.code,
     }
@@ -96,7 +96,7 @@ def render(deny: Deny) -> Refusal:
         ("Cache-Control", "no-store"),
     ]
     if code.status == 401:
-        # Basic is accepted but not asked for, lest browsers open a dialog over MLflow's pages.
+        # No challenge for Basic, though it is accepted: browsers would open a password dialog.
         problem = "" if deny.code == "KEY_MISSING" else ', error="invalid_token"'
         headers.append(("WWW-Authenticate", f'Bearer realm="{REALM}"{problem}'))
     elif deny.code == "SCOPE_MISSING":
@@ -107,10 +107,10 @@ def render(deny: Deny) -> Refusal:
     elif code.status in (429, 503):
         wait = RETRY_AFTER if deny.retry_after is None else math.ceil(deny.retry_after)
         headers.append(("Retry-After", str(min(max(wait, 1), MAX_RETRY_AFTER))))
-    return Refusal(code.status, (*headers, *deny.headers), body)
+    return Response(code.status, (*headers, *deny.headers), body)
 
 
-def redirect(location: str) -> Refusal:
-    """Sends a browser to `location`, relative, instead of showing it a refusal."""
+def redirect(location: str) -> Response:
+    """Return a 303 that sends a browser to `location` (relative) instead of a refusal."""
     headers = (("Location", location), ("Content-Length", "0"), ("Cache-Control", "no-store"))
-    return Refusal(303, headers, b"")
+    return Response(303, headers, b"")

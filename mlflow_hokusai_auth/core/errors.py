@@ -1,6 +1,6 @@
-"""The exceptions that cross the borders between packages, with one root.
+"""The exceptions that one package raises and another one handles, with a common root.
 
-A message is for the person who has to act on it, and contains no secret.
+A message addresses the person who can act on it, and contains no secret.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class NotGenuine(InvalidRequest):
 
 
 class AuthorityUnavailable(HokusaiAuthError):
-    """Raised if an authority or the key store can't be asked now. HTTP answers 503; nobody is let in.
+    """Raised if a lookup fails, or the key store can't be reached. HTTP answers 503, without MLflow.
 
-    `retry_after` is the number of seconds after which to try again, where the authority gave one.
+    `retry_after` is the authority's own number of seconds to wait, or None if it gave none.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
@@ -50,11 +50,11 @@ class AuthorityUnavailable(HokusaiAuthError):
 
 
 class Throttled(AuthorityUnavailable):
-    """Raised if the authority answers that it is asked too often (429). HTTP answers 429, too."""
+    """Raised if the authority answers 429 (too many lookups). HTTP answers 429 as well."""
 
 
 class NoVerdict(AuthorityUnavailable):
     """Raised if the authority answers, but does not say whether the key is good.
 
-    The request gets 503. The reason may lie in this key alone, so the authority is not left alone.
+    HTTP answers 503. The cause may be this key alone, so the authority's breaker stays closed.
     """

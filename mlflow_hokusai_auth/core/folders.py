@@ -1,7 +1,7 @@
-"""The folders that experiments have their files in.
+"""The folders in which experiments keep their files.
 
-Users choose where such a folder is and what it is called. So a path is judged by the folders that there
-are (`artifact_paths`), and not by the words in it.
+Users choose the place and the name of such a folder. So `artifact_paths` compares a path with the
+folders of existing experiments, and does not trust the words in the path.
 """
 
 from __future__ import annotations
@@ -14,42 +14,41 @@ from urllib.parse import unquote, urlparse, urlunparse
 
 from .locations import Location, Roots, read
 
-#: A character that may make MLflow read a path in another way than it is written.
+#: Characters because of which MLflow may read a path otherwise than it is written.
 _ODD = re.compile(r"[%?#;:\\\x00-\x20\x7f]")
-#: Characters of a path with one of those, up to which it is read as MLflow reads it, which takes time.
+#: A path with such a character is read only up to this length (characters), since reading it is slow.
 MAX_ODD = 2048
 _HERE = Location("file", "", ())
 
-#: The segments of a place, after its scheme and authority.
+#: A place as (scheme, URI authority, segment, segment, …).
 _Key = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The folders of experiments, as far as they are known.
+    """The folders of experiments that this process has read from MLflow's database.
 
-    Known without a look-up are those that MLflow makes by itself, each named by a number.
+    The folders that MLflow makes itself need no query: each is named by its experiment's number.
     """
 
-    #: The place that MLflow's proxy serves; None if it serves none.
+    #: The place that MLflow's artifact proxy serves; None if it serves none.
     served: Location | None = _HERE
-    #: The place below which MLflow makes folders by itself; None if it makes none.
+    #: The place below which MLflow makes numbered folders; None if it makes none.
     base: Location | None = _HERE
     #: The other folders, as MLflow reads their locations.
     exact: frozenset[_Key] = frozenset()
-    #: The same, where upper and lower case, and ways to write a character, are one: on some file
-    #: systems they are.
+    #: The same folders after `fold`, because some file systems ignore case and Unicode forms.
     alike: frozenset[_Key] = frozenset()
-    #: All that is above one of `alike`.
+    #: Every place above one of `alike`.
     above: frozenset[_Key] = frozenset()
 
     def adding(self, uris: Iterable[str], roots: Roots) -> Folders:
-        """These folders and those at `uris`, the locations of experiments."""
+        """Return these folders and those at `uris`, the artifact locations of experiments."""
         exact: set[_Key] = set()
         alike: set[_Key] = set()
         for uri in uris:
             place = roots.place(read(uri))
-            # As MLflow reads the path of a request for what is there; and as it is written.
+            # A request's path is compared both as MLflow reads it and as it is written.
             parts = read_path("/".join(place.parts))
             alike.add(_alike(_key(place, place.parts)))
             if parts is not None:
@@ -62,18 +61,18 @@ class Folders:
         )
 
     def overlaps(self, place: Location) -> bool:
-        """Whether `place` is at, above or below a folder that is not made by number."""
+        """Return whether `place` is at, above or below a folder that isn't a numbered one."""
         return self.holds(place) or bool(_beginnings(_alike(_key(place, place.parts)), self.alike))
 
     def holds(self, place: Location) -> bool:
-        """Whether a folder that is not made by number is at `place` or below it."""
+        """Return whether a folder that isn't a numbered one is at or below `place`."""
         key = _alike(_key(place, place.parts))
         return key in self.alike or key in self.above
 
     def below(self, parts: Sequence[str], *, alike: bool = False) -> Iterator[_Key]:
-        """What of the path `parts`, which the proxy serves, is below each folder that it is in.
+        """Yield the rest of the proxy's path `parts` below each folder that contains it.
 
-        With `alike` the path and the folders count in lower case.
+        With `alike`, paths and folders are compared after `fold`.
         """
         if self.served is None:
             return
@@ -87,21 +86,21 @@ class Folders:
                 yield key[end:]
 
     def has_one_in(self, parts: Sequence[str]) -> bool:
-        """Whether a folder that is not made by number is at the path `parts`, or below it."""
+        """Return whether a folder that isn't a numbered one is at or below the proxy's path `parts`."""
         served = self.served
         return served is not None and self.holds(
             Location(served.scheme, served.authority, (*served.parts, *parts))
         )
 
 
-#: The folders that are known without a look-up, where all is as MLflow has it by default.
+#: The folders of a server with MLflow's default locations, before any query.
 BY_NUMBER = Folders()
 
 
 def read_path(path: str) -> _Key | None:
-    """The segments of `path` as `mlflow.utils.uri.validate_path_is_safe` reads it.
+    """Return the segments of `path` as `mlflow.utils.uri.validate_path_is_safe` reads it.
 
-    None for what MLflow refuses, or can't be told.
+    Return None for a path that MLflow refuses, and for an odd one that is longer than `MAX_ODD`.
     """
     if _ODD.search(path):
         read_as = _as_mlflow_reads(path)
@@ -121,7 +120,7 @@ def _as_mlflow_reads(path: str) -> str | None:
             if decoded == path:
                 return path.removeprefix("file:")
             path = decoded
-    except ValueError:  # a netloc in brackets
+    except ValueError:  # urlparse raises it for a netloc in brackets
         pass
     return None
 
@@ -135,20 +134,20 @@ def _alike(key: _Key) -> _Key:
 
 
 def fold(text: str) -> str:
-    """`text` in lower case, and each character in one way to write it."""
+    """Return `text` without differences of case and of Unicode form (NFKC)."""
     return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
 def _beginnings(key: _Key, folders: frozenset[_Key]) -> list[int]:
-    """The lengths of the beginnings of `key` that are in `folders`."""
+    """Return the lengths of the beginnings of `key` that are in `folders`."""
     if not folders:
         return []
-    # Clients choose how many segments there are; MLflow's columns hold 200 characters or so.
+    # Clients choose the number of segments, but no folder has more: MLflow's columns are too short.
     return [end for end in range(2, min(len(key), 500) + 1) if key[:end] in folders]
 
 
 def _numbered(key: _Key, base: _Key) -> int:
-    """How many segments of `key` are a folder that MLflow makes below `base`; 0 if it is in none."""
+    """Return the length of the beginning of `key` that is a numbered folder below `base`, or 0."""
     if key[: len(base)] != base:
         return 0
     # With workspaces, an experiment's folder is workspaces/NAME/NUMBER.

@@ -1,10 +1,10 @@
-"""Which headers of a request reach MLflow.
+"""The headers of a request that reach MLflow.
 
-Headers are passed on as they were sent: the proxy that stripped them is what broke registration.
-Three exceptions: identity headers are ours to set, so those a client sends are removed in any spelling;
-a request whose headers MLflow passes on to a provider, or may pass on for all that is known of its
-route, loses the headers that held our key; and a public answer is made from a few headers alone, so
-that nobody without a key decides what MLflow reads (X-MLFLOW-WORKSPACE made a 500 of /health).
+Headers reach MLflow as they were sent: a proxy that removed some broke the registration of models.
+There are three exceptions. Only the gate sets identity headers, so a client's are removed in any
+spelling. If MLflow passes a request's headers to a provider, or may do so because its route is
+unknown, the headers with our key are removed. And a public request keeps a short list of headers, so
+that callers without a key have no influence on MLflow (X-MLFLOW-WORKSPACE made /health answer 500).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from urllib.parse import quote
 
 from .types import Access, Allow
 
-#: What the message itself is understood by.
+#: Headers without which HTTP can't read the message.
 _NEEDED = frozenset(
     {"host", "content-length", "content-type", "content-encoding", "transfer-encoding"}
 )
-#: What a public answer is made from: the message; whose page asks, for CORS, the sign-in and a
-#: preflight; the session to end; the form that the answer may have; GitHub's signature of a report.
+#: Headers that a public request keeps: those of the message; the origin, for CORS, a preflight and the
+#: sign-in; the session to end; the accepted forms of the answer; GitHub's signature of a report.
 _PUBLIC = frozenset(
     name.encode()
     for name in (
@@ -40,38 +40,38 @@ _IDENTITY = b"x-hokusai-"
 
 @dataclass(frozen=True, slots=True)
 class HeaderPolicy:
-    """What the operator says of headers: lower-case names, with `*` at the end for a beginning.
+    """The operator's settings about headers: lower-case names; a `*` at the end matches any ending.
 
-    Those of `remove` are kept from MLflow. Of the rest those of `forward` reach it, and always those
-    that HTTP itself needs.
+    Headers in `remove` don't reach MLflow. Of the others, those in `forward` reach it, and so do always
+    those that HTTP itself needs.
     """
 
     forward: tuple[str, ...] = ("*",)
     remove: tuple[str, ...] = ()
 
     def problem(self) -> str | None:
-        """Why this can't be, in words for the operator, or None if it can."""
+        """Return what is wrong with the settings, for the operator, or None."""
         for pattern in (*self.forward, *self.remove):
             if not _PATTERN.fullmatch(pattern):
-                return f"{pattern!r} is no header's name, such as x-tenant or x-forwarded-*"
+                return f"{pattern!r} is not a header name such as x-tenant or x-forwarded-*"
         if removed := sorted(name for name in _NEEDED if _matches(name, self.remove)):
             return f"{', '.join(removed)} can't be removed: HTTP needs it"
         if any(pattern.replace("_", "-").startswith("x-hokusai-") for pattern in self.forward):
-            return "x-hokusai-* can't be forwarded: these tell MLflow whom the gate has verified"
+            return "x-hokusai-* can't be forwarded: only the gate may name a user to MLflow"
         return None
 
 
 def dropped(
     names: Collection[bytes], allow: Allow, policy: HeaderPolicy | None = None
 ) -> frozenset[bytes]:
-    """The header `names` (lower case) that are kept from MLflow; `policy` is None without one."""
+    """Return those of the header `names` (lower case) that must not reach MLflow."""
     own = _of_this_server(allow)
     public = allow.principal is None and allow.operation.access is Access.PUBLIC
     if public and policy is None:
         return frozenset(names) - _PUBLIC
     if not own and policy is None and b"hokusai" not in b" ".join(names):
         return frozenset()
-    found = []
+    removed = []
     for name in names:
         spelling = name.replace(b"_", b"-")
         if (
@@ -80,12 +80,12 @@ def dropped(
             or (public and name not in _PUBLIC)
             or (policy is not None and not _forwarded(spelling.decode("latin-1"), policy))
         ):
-            found.append(name)
-    return frozenset(found)
+            removed.append(name)
+    return frozenset(removed)
 
 
 def identity_headers(allow: Allow) -> tuple[tuple[bytes, bytes], ...]:
-    """The identity headers of a verified request; none where they would leave the server."""
+    """Return the identity headers of a verified request; none if they would leave the server."""
     if allow.principal is None or _may_leave(allow):
         return ()
     return _identity(allow.principal.key_id, allow.principal.owner)
@@ -106,7 +106,7 @@ def _forwarded(name: str, policy: HeaderPolicy) -> bool:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether one of `patterns` means `name`, spelt with hyphens; both spellings are one header."""
+    """Return whether one of `patterns` matches `name`, which is spelt with hyphens."""
     return any(
         name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
         for pattern in (pattern.replace("_", "-") for pattern in patterns)
@@ -114,7 +114,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _of_this_server(allow: Allow) -> frozenset[bytes]:
-    """Headers that a provider must not be shown: our credential; our session, or a proxy's."""
+    """Return the headers that a provider must not see: those with our key, and all cookies."""
     if not _may_leave(allow):
         return frozenset()
     places = allow.credential.places if allow.credential is not None else ()

@@ -1,4 +1,4 @@
-"""Bounds and form of a request's headers, which a caller without a key must not overstep either."""
+"""Limits on the size and form of a request's headers. They hold without a key as well."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from .types import Request
 MAX_HEADERS = 100
 #: Bytes of all names and values together.
 MAX_BYTES = 32 * 1024
-#: Bytes of a Host or an Origin. A name in the DNS has 255 at most.
+#: Bytes of a Host or an Origin. A DNS name has at most 255.
 _MAX_ORIGIN = 300
 
-#: RFC 3986, 3.2.2: a name or an IPv4 address, or an IPv6 address in brackets; then a port. No comma,
-#: with which WSGI servers join two.
+#: RFC 3986, 3.2.2: a name or an IPv4 address, or an IPv6 address in brackets; then a port. A comma is
+#: excluded, because WSGI servers join two Host headers with one.
 _HOST = re.compile(
     r"(?:[\w.~!$&'()*+;=%-]*|\[([0-9a-fA-F:.]+(?:%[\w.~%-]+)?)\])(?::(\d{0,5}))?", re.A
 )
 
 
 def too_many(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether `headers` are more, or have more bytes, than any client of MLflow's sends."""
+    """Return whether `headers` exceed `MAX_HEADERS` or `MAX_BYTES`, which no MLflow client needs."""
     if len(headers) > MAX_HEADERS:
         return True
     size = 0
-    for name, value in headers:  # half as long as `sum` for as few as there are
+    for name, value in headers:  # twice as fast as `sum` for this few headers
         size += len(name) + len(value)
     return size > MAX_BYTES
 
 
 def malformed(request: Request) -> str | None:
-    """The name of the first of Host and Origin that can't be read or is repeated, or None.
+    """Return the first of "Host" and "Origin" that is repeated or can't be read, or None.
 
-    MLflow and Starlette fail on such a value, whatever the route, and don't take the same one of two.
+    On every route, MLflow and Starlette fail on such a value, and pick different ones of two.
     """
     if request.repeats:
         for name in (b"host", b"origin"):
@@ -66,12 +66,12 @@ def _is_host(value: bytes) -> bool:
 
 @lru_cache(maxsize=1024)
 def _is_origin(value: bytes) -> bool:
-    """Whether it is printable ASCII that can be split as a URL. Schemes are of many kinds."""
+    """Return whether `value` is printable ASCII and splits as a URL. Any scheme will do."""
     text = value.decode("latin-1")
     try:
-        # The port is only looked at when it is asked for.
+        # urlsplit checks the port only when it is read.
         _ = urlsplit(text).port
     except ValueError:
         return False
-    # WSGI servers join two with a comma.
+    # WSGI servers join two Origin headers with a comma.
     return text.isascii() and text.isprintable() and "," not in text

@@ -1,10 +1,9 @@
-"""What MLflow's server-side jobs may do with the credential that the server makes for them.
+"""The rules that MLflow's server-side jobs may use with the credential that the server makes for them.
 
-Evaluation, scorers, issue detection and prompt optimisation run in processes of the server's host and
-call it back over HTTP. They act for whoever started them, and run scorers' code where the operator
-lets them, so the credential is worth as little as the work allows: what the code of those jobs calls,
-and nothing that deletes, administers, or reaches a job or key. No scope is involved: a rule that is
-missing here is refused, whatever its class.
+Evaluation, scorers, issue detection and prompt optimisation run in processes on the server's host and
+call the server over HTTP. They act for the user who started them, and may run that user's scorers. So
+the credential opens only the rules that the jobs' code calls, and none that deletes, administers, or
+reaches a job or key. Scopes don't matter: a rule that is missing here is refused, whatever its class.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from collections.abc import Mapping
 
 from .types import Operation, Principal
 
-#: The variable that holds the credential, which MLflow's jobs inherit from `mlflow server`. It is
-#: MLflow's own: a job that was started with Basic takes it for the password.
+#: The environment variable with the credential, which jobs inherit from `mlflow server`. The name is
+#: MLflow's: a job of a user with Basic authentication sends its value as the password.
 TOKEN = "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN"  # noqa: S105 - the name of a variable
-#: A variable of MLflow's that its jobs' processes have, and its workers have not.
+#: The environment variable that MLflow sets for the processes of jobs, and not for its workers.
 _STARTED_BY = "MLFLOW_SERVER_PID"
 
-#: Whom the credential stands for. Recognised by identity, so that no authority can answer with it.
+#: The principal of the credential. It is compared with `is`, so that no authority can answer with it.
 PRINCIPAL = Principal("jobs", "mlflow-jobs", frozenset({"internal:jobs"}))
 
-# Begins as our keys do, since on routes to providers only such a text is taken for one of ours; and
-# holds no environment that a key of the store has, so that it can't be one.
+# It begins with hk_, since on routes to providers only such a text counts as a key; and "jobs" is no
+# environment, so that it can't be a key of the store.
 _SHAPE = re.compile(r"hk_jobs_[0-9a-f]{64}", re.ASCII)
 
-#: `METHOD base` and the paths that continue it, spelled as `routes.TABLE` spells them.
+#: Lines of `METHOD base` and the paths that continue the base, spelt as in `routes.TABLE`.
 _TABLE = """
 GET /version
 GET /api/3.0/mlflow/server-info
@@ -73,27 +72,27 @@ POST /gateway/ openai/v1/chat/completions openai/v1/embeddings typesafe/v1/syste
 
 
 def _rules() -> frozenset[str]:
-    found = []
+    rules = []
     for line in filter(None, _TABLE.splitlines()):
         method, base, *paths = line.split()
-        found += [f"{method} {base}{path}" for path in paths or [""]]
-    return frozenset(found)
+        rules += [f"{method} {base}{path}" for path in paths or [""]]
+    return frozenset(rules)
 
 
-#: Every rule that the credential opens, as `Operation.rule` has it.
+#: Every rule that the credential opens, in the form of `Operation.rule`.
 RULES = _rules()
 
 
 def allows(operation: Operation) -> bool:
-    """Whether a job may do `operation`."""
+    """Return whether a job may do `operation`."""
     return operation.rule in RULES
 
 
 def is_job(environ: Mapping[str, str]) -> bool:
-    """Whether `environ` is that of a process that runs jobs of a server with this package."""
+    """Return whether `environ` belongs to a process that runs jobs of a server with this package."""
     return _STARTED_BY in environ and well_formed(environ.get(TOKEN, ""))
 
 
 def well_formed(secret: str) -> bool:
-    """Whether `secret` is one that the server made: long and random, so not to be guessed."""
+    """Return whether `secret` has the form of the credential: `hk_jobs_` and 256 bits in hex."""
     return bool(_SHAPE.fullmatch(secret))

@@ -1,8 +1,8 @@
-"""Where a URI points to, and what a client may have stored as the place of its files.
+"""Locations of files, and the ones that a client may have MLflow store.
 
-MLflow reads and writes where URIs say that clients have sent: an experiment's `artifact_location`, a
-version's `source`. MLflow's parts read a URI in several ways (decoded or not, `..` resolved or not), so
-a URI from a client that could be read in more than one way is refused.
+MLflow reads and writes files at URIs that clients send: an experiment's `artifact_location`, a
+version's `source`. MLflow's parts read a URI in several ways (decoded or not, `..` resolved or not).
+So a client's URI that could be read in more than one way is refused.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Protocol
 from urllib.parse import unquote
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-#: The path that stands before an artifact's in the address of MLflow's proxy.
+#: The path before an artifact's path in a URL of MLflow's artifact proxy.
 _PROXY = ("api", "2.0", "mlflow-artifacts", "artifacts")
-#: Sources of prompts, which have no files; MLflow's clients send them.
+#: Sources that MLflow's clients send for prompts, which have no files.
 PROMPT_SOURCES = frozenset({"dummy-source", "prompt-template"})
-#: Odd in what a client sends; an operator may mean it.
+#: This makes a client's URI odd, but not an operator's.
 _HOST = "its scheme takes no host"
-#: Characters of a URI; MLflow's columns are shorter.
+#: Characters of a URI, at most. MLflow's columns are shorter.
 _MAX_LENGTH = 1000
-#: Times that a path is decoded before it counts as odd.
+#: A path that needs more rounds of decoding than this counts as odd.
 _MAX_DECODING = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A place for files. `odd` says why its URI may be read in more than one way; "" if it can't."""
+    """A place for files. `odd` says why its URI can be read in more than one way, or is ""."""
 
     #: In lower case; "file" for a local path, with or without a scheme.
     scheme: str
@@ -40,7 +40,7 @@ class Location:
     odd: str = ""
 
     def __str__(self) -> str:
-        """The location as a URI, without a password."""
+        """Return the location as a URI, without a password."""
         path = "".join(f"/{part}" for part in self.parts)
         if self.scheme == "file":
             return path or "/"
@@ -50,15 +50,15 @@ class Location:
 
 
 def read(uri: str) -> Location:
-    """The location that `uri` names. Never raises."""
-    found = _SCHEME.match(uri)
-    scheme, rest = (found[1].lower(), uri[found.end() :]) if found else ("file", uri)
+    """Return the location of `uri`. Never raises: an unreadable one is `odd`."""
+    match = _SCHEME.match(uri)
+    scheme, rest = (match[1].lower(), uri[match.end() :]) if match else ("file", uri)
     authority = ""
-    if found and rest.startswith("//"):
+    if match and rest.startswith("//"):
         authority, slash, path = rest[2:].partition("/")
         rest = slash + path
     parts = tuple(rest.removeprefix("/").rstrip("/").split("/")) if rest.strip("/") else ()
-    odd = _oddity(uri, found[1] if found else "", authority, rest, parts)
+    odd = _oddity(uri, match[1] if match else "", authority, rest, parts)
     return Location(scheme, authority, parts, odd)
 
 
@@ -83,9 +83,9 @@ def _oddity(uri: str, written_scheme: str, authority: str, rest: str, parts: Seq
 
 
 def read_root(uri: str) -> Location:
-    """The root that an operator names by `uri`, which is no local path.
+    """Return the artifact root at an operator's `uri`, which is no local path.
 
-    Raises ValueError, which says what is wrong, for one that locations can't be compared with.
+    Raises ValueError, with the reason, if locations can't be compared with it.
     """
     root = read(uri)
     if root.odd not in ("", _HOST) or root.scheme in ("file", "runs", "models"):
@@ -94,14 +94,14 @@ def read_root(uri: str) -> Location:
 
 
 def opening_problem(uri: str, roots: Iterable[Location]) -> str | None:
-    """Why the server must not open `uri`, which is no local path; None if it is in one of `roots`.
+    """Return why the server must not open `uri`, which is no local path; None if it may.
 
-    It is an answer about stored URIs, which are judged less strictly than what a client sends: a `%` or
-    `#` below a root, which has none, leads nowhere else.
+    The check of stored URIs is less strict than that of URIs from clients: a `%` or `#` below a root,
+    which has none itself, can't lead out of it.
     """
     location = read(uri)
     if not uri.isprintable() or uri != uri.strip() or "\\" in uri:
-        return "it has characters that can't be told apart"
+        return "it has a backslash, or characters that can't be printed"
     if "." in location.parts or any(leads_out(part) for part in location.parts):
         return "it has the segment . or .. in it"
     if not any(inside(location, root) for root in roots):
@@ -110,7 +110,7 @@ def opening_problem(uri: str, roots: Iterable[Location]) -> str | None:
 
 
 def inside(location: Location, root: Location) -> bool:
-    """Whether `location` is `root` or below it, as they are written; neither may be odd."""
+    """Return whether `location` is `root` or below it, as they are written; neither may be odd."""
     return (
         location.scheme == root.scheme
         and location.authority == root.authority
@@ -119,10 +119,9 @@ def inside(location: Location, root: Location) -> bool:
 
 
 def overlap(one: Location, other: Location) -> bool:
-    """Whether one of two locations is at, above or below the other.
+    """Return whether one of two locations is at, above or below the other.
 
-    Upper and lower case, and ways to write a character, count as the same: on some file systems
-    they are.
+    Case and Unicode forms don't matter, because some file systems ignore them.
     """
     if one.scheme != other.scheme or one.authority.casefold() != other.authority.casefold():
         return False
@@ -135,7 +134,7 @@ def _folded(parts: tuple[str, ...]) -> str:
 
 
 def leads_out(path: str) -> bool:
-    """Whether `path`, below a root, is absolute or has a `..` or a NUL, also once it is decoded."""
+    """Return whether `path`, below a root, is absolute or has a `..` or a NUL, decoded or not."""
     for _ in range(_MAX_DECODING):
         if path.startswith("/") or ".." in re.split(r"[/\\]", path) or "\0" in path:
             return True
@@ -147,22 +146,22 @@ def leads_out(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Roots:
-    """The server's artifact roots: what it may read and write.
+    """The server's artifact roots, which it may read and write.
 
-    `aliases` are pairs of a location and the place where its files really are: a folder may be reached
-    through a link, and MLflow's proxy by its address.
+    `aliases` are pairs of a location and its place, where the files really are: links may lead to a
+    folder, and MLflow's proxy has a URL.
     """
 
-    #: Where files are; no location that is an alias.
+    #: Places of files; none of them is an alias.
     places: tuple[Location, ...]
     aliases: tuple[tuple[Location, Location], ...] = ()
-    #: Below which MLflow makes a folder for each experiment, named by its number.
+    #: The place below which MLflow makes a folder for each experiment, named by its number.
     base: Location | None = None
-    #: The place that MLflow's proxy serves, if it does.
+    #: The place that MLflow's artifact proxy serves; None if it serves none.
     served: Location | None = None
 
     def place(self, location: Location) -> Location:
-        """Where the files of `location` really are."""
+        """Return the place where the files of `location` really are."""
         if self.served is not None and (below := _proxied(location)) is not None:
             return _below(self.served, below, location.odd)
         for alias, target in self.aliases:
@@ -172,23 +171,23 @@ class Roots:
 
     @property
     def written(self) -> tuple[Location, ...]:
-        """The roots by all names that they have."""
+        """The roots under all of their names."""
         return (*self.places, *(alias for alias, _ in self.aliases))
 
     def root_of(self, place: Location) -> Location | None:
-        """The root that `place`, of `place()`, is in."""
+        """Return the root that contains `place`, a result of `place()`, or None."""
         return next((root for root in self.places if inside(place, root)), None)
 
 
 def _proxied(location: Location) -> tuple[str, ...] | None:
-    """The path below what the proxy serves, as MLflow makes it of a location of that kind."""
+    """Return the path below the place that the proxy serves, as MLflow reads it, or None."""
     if location.scheme == "mlflow-artifacts":
         return location.parts
     if location.scheme in ("http", "https"):
         for i in range(len(location.parts) - len(_PROXY) + 1):
             if location.parts[i : i + len(_PROXY)] == _PROXY:
                 below = location.parts[i + len(_PROXY) :]
-                # MLflow takes what is between two of them.
+                # If the proxy's path comes twice, MLflow reads the part between the two.
                 ends = (j for j in range(len(below)) if below[j : j + len(_PROXY)] == _PROXY)
                 return below[: next(ends, len(below))]
     return None
@@ -199,17 +198,17 @@ def _below(root: Location, parts: tuple[str, ...], odd: str) -> Location:
 
 
 class Experiments(Protocol):
-    """The folders of the experiments that there are, but for those that MLflow makes by number."""
+    """The folders of all experiments, except numbered ones, which MLflow makes itself."""
 
     def overlaps(self, place: Location) -> bool:
-        """Whether `place`, of `Roots.place`, is at, above or below one of them."""
+        """Return whether `place`, of `Roots.place`, is at, above or below one of them."""
 
     def holds(self, place: Location) -> bool:
-        """Whether one of them is at `place` or below it."""
+        """Return whether one of them is at or below `place`."""
 
 
 def location_problem(uri: str, roots: Roots, others: Experiments) -> str | None:
-    """Why a client may not make an experiment at `uri`; None if it may."""
+    """Return why a client may not create an experiment at `uri`; None if it may."""
     location = read(uri)
     place = roots.place(location)
     if problem := _outside(location, place, roots):
@@ -220,7 +219,7 @@ def location_problem(uri: str, roots: Roots, others: Experiments) -> str | None:
 def _outside(location: Location, place: Location, roots: Roots) -> str | None:
     if location.odd:
         return location.odd
-    # Clients would send their keys to another host, whatever the server makes of its name.
+    # Clients would send their keys to another host, however the server reads its name.
     http = location.scheme in ("http", "https")
     elsewhere = http and not any(inside(location, root) for root in roots.written)
     if elsewhere or roots.root_of(place) is None:
@@ -229,9 +228,9 @@ def _outside(location: Location, place: Location, roots: Roots) -> str | None:
 
 
 def _folder_problem(place: Location, roots: Roots, others: Experiments) -> str | None:
-    """Why `place`, which is in a root, is no folder of its own; None if it is one."""
+    """Return why `place`, which is in a root, can't be an experiment's own folder; None if it can."""
     if any(len(place.parts) <= len(root.parts) for root in roots.places if overlap(place, root)):
-        return "it is the root of what others have their files in"
+        return "it contains a whole artifact root, which experiments share"
     if roots.base is not None and _is_made_by_number(place, roots.base):
         return "MLflow makes the folders of experiments there itself"
     if others.overlaps(place):
@@ -240,19 +239,19 @@ def _folder_problem(place: Location, roots: Roots, others: Experiments) -> str |
 
 
 def _is_made_by_number(place: Location, base: Location) -> bool:
-    """Whether MLflow makes, or will make, the folder of an experiment at, above or below `place`."""
+    """Return whether a numbered folder, present or future, is at, above or below `place`."""
     rest = _below_base(place, base)
     return rest is not None and (not rest or rest[0].isdecimal())
 
 
 def _holds_numbered(place: Location, base: Location) -> bool:
-    """Whether MLflow makes, or will make, the folder of an experiment at or below `place`."""
+    """Return whether a numbered folder, present or future, is at or below `place`."""
     rest = _below_base(place, base)
     return rest is not None and (not rest or (len(rest) == 1 and rest[0].isdecimal()))
 
 
 def _below_base(place: Location, base: Location) -> tuple[str, ...] | None:
-    """What of `place` is below where MLflow makes folders by number; None if it is elsewhere."""
+    """Return the rest of `place` below `base`, or below a workspace in it; None if it is elsewhere."""
     if not overlap(place, base):
         return None
     rest = place.parts[len(base.parts) :]
@@ -270,7 +269,7 @@ class Reference:
 
 
 def reference(location: Location) -> Reference | None:
-    """What `location` refers to by name; None if it is a place of files, or odd."""
+    """Return the run, model or version that `location` names; None for files, or if it is odd."""
     if location.odd or not location.parts:
         return None
     first = location.parts[0]
@@ -284,7 +283,7 @@ def reference(location: Location) -> Reference | None:
 
 
 def owners_named(location: Location) -> list[str]:
-    """The segments of a location that may be the id of the run or logged model that it is of."""
+    """Return the segments of `location` that may be the id of the run or logged model that owns it."""
     return [part for part in dict.fromkeys(location.parts) if len(part) <= 50][-64:]
 
 
@@ -295,10 +294,10 @@ def source_problem(
     versions: Iterable[str],
     experiments: Experiments,
 ) -> str | None:
-    """Why a client may not register the files at `uri`, which is no reference; None if it may.
+    """Return why a client may not register the files at `uri`, which is no reference; None if it may.
 
-    `owners` are the locations of the runs and logged models that `owners_named` finds, `versions` those
-    of registered versions at or above `uri`, which are gone through only where it matters.
+    `owners` are the locations of the runs and logged models of `owners_named`. `versions` are those of
+    registered versions at or above `uri`; they are read only if the decision depends on them.
     """
     location = read(uri)
     place = roots.place(location)
@@ -311,7 +310,7 @@ def source_problem(
         return None
     for version in versions:
         files = roots.place(read(version))
-        # A version of all that an experiment holds, or of more, makes nobody the owner of it.
+        # A version of a whole experiment's files, or of more, does not allow others to register them.
         numbered = roots.base is not None and _holds_numbered(files, roots.base)
         whole = numbered or experiments.holds(files)
         below_a_root = roots.root_of(files) not in (None, files)
@@ -323,10 +322,10 @@ def source_problem(
 def outside(
     uris: Iterable[tuple[str, str]], roots: Roots, limit: int
 ) -> tuple[list[tuple[str, int]], int]:
-    """Where the files are that lie outside `roots`: folders, with how many of `uris` are in each.
+    """Return the folders outside `roots` with the count of `uris` in each, and how many were left out.
 
-    `uris` are locations of experiments, each with its number, and of versions, each with "". Gives at
-    most `limit` folders, those with most first, and the number of further ones.
+    `uris` are locations of experiments, each with its number, and of versions, each with "". There are
+    at most `limit` folders, in falling order of their counts.
     """
     counts: dict[str, int] = {}
     for uri, number in uris:
@@ -335,12 +334,12 @@ def outside(
         if not reference_or_prompt and roots.root_of(roots.place(location)) is None:
             folder = str(_folder_above(location, number))
             counts[folder] = counts.get(folder, 0) + 1
-    found = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return found[:limit], len(found[limit:])
+    folders = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return folders[:limit], len(folders[limit:])
 
 
 def _folder_above(location: Location, number: str) -> Location:
-    """The folder above those that MLflow makes: of the experiment `number`, a run or a logged model."""
+    """Return the folder above the one that MLflow made for experiment `number`, a run or a model."""
     parts = location.parts
     for i, part in enumerate(parts):
         following = "".join(parts[i + 1 : i + 2])

@@ -1,7 +1,7 @@
-"""What a request does: its (method, path), matched as MLflow will match it, against `routes.TABLE`.
+"""The operation of a request: (method, path), matched against `routes.TABLE` as MLflow will match it.
 
-Whatever the table does not list, in exactly its spelling, takes the most privilege. So a path that
-MLflow would redirect, or a route of a version to come, is never open by accident.
+A path that the table does not list, in exactly this spelling, needs ADMIN. So a path that MLflow
+would redirect, or a route of a future version, is never open by accident.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 
-from mlflow_hokusai_auth.core.artifact_paths import PARAMETER, judged
+from mlflow_hokusai_auth.core.artifact_paths import PARAMETER, refine_artifact_path
 from mlflow_hokusai_auth.core.folders import BY_NUMBER, Folders
 from mlflow_hokusai_auth.core.routes import QUERY_FIELDS, TABLE
 from mlflow_hokusai_auth.core.types import Access, Operation
 
 UNKNOWN = Operation(Access.ADMIN, "unknown", "")
-#: Kinds that are closed beyond their class, in any mode, and so in any spelling that MLflow might
-#: understand after all: keys that are made in one mode outlive it, and the assistant runs programs on
-#: the host.
+#: Kinds that every mode protects, in any spelling that MLflow might accept: a key that is created in
+#: one mode outlives the mode, and the assistant runs programs on the host.
 CLOSED = ("assistant", "hokusai")
 _UNKNOWN_OF = {f"/{kind}": Operation(Access.ADMIN, kind, "") for kind in CLOSED}
 
@@ -28,11 +27,11 @@ _CHOICE = re.compile(r"\{([^}]*)\}")
 
 
 def classify(method: str, path: str, folders: Folders = BY_NUMBER) -> Operation:
-    """The operation that `method` on `path` is; one without a rule if MLflow may have no such route.
+    """Return the operation of `method` on `path`. Its rule is "" if no row of the table matches.
 
-    `path` is decoded, and without the alias; `folders` are those of experiments, by which a path of
-    artifacts is judged. HEAD counts as GET. OPTIONS only asks which methods
-    a path has: it is public where one of them is, as load balancers ask so, and else takes READ.
+    `path` is decoded and has no prefix; `folders` decide the kind of an artifact's path. HEAD counts as
+    GET. OPTIONS only asks for the methods of a path. It is public if one of them is, since load
+    balancers send it, and needs READ if none is.
     """
     method = method.upper()
     if method == "OPTIONS":
@@ -41,15 +40,15 @@ def classify(method: str, path: str, folders: Folders = BY_NUMBER) -> Operation:
     if operation is None:
         return _unknown(path)
     if operation.rule.endswith(PARAMETER):
-        return judged(operation, path, folders)
+        return refine_artifact_path(operation, path, folders)
     return operation
 
 
 def graphql(operation: Operation, fields: Iterable[str] | None) -> Operation:
-    """`operation`, a GraphQL route's, for a query with these root fields, or for a mutation (None).
+    """Return GraphQL's `operation` for a query with these root `fields`; None means a mutation.
 
-    A query reads the kinds of resource that its fields hold. One with a field that is not listed may
-    hold anything, so it takes a scope for everything.
+    A query reads the kinds of its fields. An unknown field may contain anything, so it needs a scope
+    for everything.
     """
     if fields is None:
         return operation
@@ -60,11 +59,11 @@ def graphql(operation: Operation, fields: Iterable[str] | None) -> Operation:
 
 
 def _unknown(path: str) -> Operation:
-    return next((one for part, one in _UNKNOWN_OF.items() if part in path), UNKNOWN)
+    return next((closed for part, closed in _UNKNOWN_OF.items() if part in path), UNKNOWN)
 
 
 def rules() -> Iterator[Operation]:
-    """Every row of the table, once for each spelling, as the operation that it stands for."""
+    """Yield an operation for every row of the table, method and spelling."""
     for kind, base, row in _rows():
         access, methods, *paths = row.split()
         for method, path in product(methods.split(","), paths):
@@ -85,26 +84,26 @@ def _rows() -> Iterator[tuple[str, str, str]]:
 
 
 def _spellings(base: str) -> list[str]:
-    """Each way to read the `{a,b}` in `base`."""
+    """Return `base` with every choice of each `{a,b}` in it."""
     pieces = _CHOICE.split(base)
     return ["".join(choice) for choice in product(*(piece.split(",") for piece in pieces))]
 
 
 def _regex(template: str, group: str) -> str:
-    """A pattern for `template`, with parameters, in a group of that name; it runs in linear time.
+    """Return a pattern for `template`, as a group of this name, that runs in linear time.
 
-    Starlette's own patterns for several `{x:path}` in one rule try every way to divide a path,
-    which a caller without a key must not have us do. The first way is enough to know that there is
-    one, so all but the last `{x:path}` are matched up to the first place that fits, for good: a
-    look-ahead and a back reference to it, as `(?>…)` needs Python 3.11.
+    If a rule has several `{x:path}`, Starlette's patterns try every way to divide the path, and a
+    caller without a key must not cost so much time. The first way is enough to know that the rule
+    matches. So each `{x:path}` but the last matches up to the first place that fits, without
+    backtracking: a look-ahead and a back reference to it, since `(?>…)` needs Python 3.11.
     """
-    found = list(_PARAMETER.finditer(template))
-    last_path = max((i for i, one in enumerate(found) if one[1]), default=-1)
+    parameters = list(_PARAMETER.finditer(template))
+    last_path = max((i for i, parameter in enumerate(parameters) if parameter[1]), default=-1)
     pattern = ""
-    for i, one in enumerate(found):
-        end = found[i + 1].start() if i + 1 < len(found) else len(template)
-        literal = re.escape(template[one.end() : end])
-        if not one[1]:
+    for i, parameter in enumerate(parameters):
+        end = parameters[i + 1].start() if i + 1 < len(parameters) else len(template)
+        literal = re.escape(template[parameter.end() : end])
+        if not parameter[1]:
             pattern += f"[^/]+{literal}"
         elif i < last_path:
             pattern += f"(?=(?P<{group}_{i}>[^/].*?{literal}))(?P={group}_{i})"
@@ -115,9 +114,9 @@ def _regex(template: str, group: str) -> str:
 
 #: Path without parameters -> method -> operation.
 _static: dict[str, dict[str, Operation]] = {}
-#: The beginning of a path with parameters, up to the first -> method -> pattern of what follows.
+#: Path up to its first parameter -> method -> pattern for the rest of the path.
 _patterns: dict[str, dict[str, re.Pattern[str]]] = {}
-#: Name of a group in those patterns -> operation.
+#: Name of a group in these patterns -> operation.
 _groups: dict[str | None, Operation] = {}
 
 
@@ -144,11 +143,11 @@ def _find(method: str, path: str) -> Operation | None:
     operation = _static.get(path, {}).get(method)
     if operation is not None:
         return operation
-    # Starlette overlooks a line break at the end of a path, so it may find another row than we do.
+    # Starlette ignores a line break at the end of a path, so it may match another row.
     if "\n" in path:
         return None
-    # The longest beginning first, as to werkzeug what is spelled out beats a parameter. All of them
-    # are short, so a path of thousands of slashes takes no more rounds than another.
+    # The longest beginning comes first, because werkzeug prefers literal text to a parameter. All
+    # beginnings are short, so thousands of slashes in a path take no more rounds than a few.
     end = path.rfind("/", 0, _longest)
     while end >= 0:
         methods = _patterns.get(path[: end + 1])
@@ -163,10 +162,10 @@ def _find(method: str, path: str) -> Operation | None:
 
 def _options(path: str) -> Operation:
     methods = ("GET", "POST", "PUT", "PATCH", "DELETE")
-    found = [operation for method in methods if (operation := _find(method, path))]
-    if not found:
+    operations = [operation for method in methods if (operation := _find(method, path))]
+    if not operations:
         return _unknown(path)
-    public = [operation for operation in found if operation.access is Access.PUBLIC]
-    operation = (public or found)[0]
+    public = [operation for operation in operations if operation.access is Access.PUBLIC]
+    operation = (public or operations)[0]
     access = Access.PUBLIC if public else Access.READ
     return Operation(access, operation.kind, f"OPTIONS {operation.rule.partition(' ')[2]}")

@@ -1,19 +1,13 @@
-"""The only two decisions: what a request needs, and whether a key has it."""
+"""The only two decisions: which access a request needs, and whether a principal has it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 
-from . import (
-    browser,
-    credentials,
-    job_rules,
-    keys,
-    scopes,
-)
+from . import browser, credentials, job_rules, keys, scopes
 from .addresses import inside
-from .artifact_paths import explained, listed
+from .artifact_paths import explain_kind, refine_artifact_listing
 from .folders import BY_NUMBER, Folders
 from .operations import classify
 from .types import Access, Allow, Deny, NeedKey, Operation, Principal, Rejected, Request
@@ -23,18 +17,18 @@ _SCOPE_FOR = {
     Access.WRITE: "mlflow:write",
     Access.ADMIN: "mlflow:admin",
 }
-#: Another server's question about a key, which the view answers for the address in the body.
+#: Another server checks a key here. The view checks the address in the body, not the caller's.
 _VALIDATE = "POST /api/v1/keys/validate"
-#: For whoever looks at a page that is open still after its session has ended.
+#: The message for a page that is still open after its session has ended.
 SIGNED_OUT = "You are signed out. Reload this page to sign in."
-#: Rules of MLflow's static files, of which those that the policy lists are public.
+#: Rules of MLflow's static files. Only the files in `Policy.static_files` are public.
 _STATIC_FILES = frozenset({"GET /static-files/{path:path}", "OPTIONS /static-files/{path:path}"})
 _PREFLIGHT = Operation(Access.PUBLIC, "server", "OPTIONS preflight")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The settings that decisions depend on."""
+    """The settings on which decisions depend."""
 
     #: Whether a key in `?api_key=` counts.
     query_key: bool = True
@@ -43,22 +37,22 @@ class Policy:
     kind: str = "scopes"
     #: What a key without any scope may do.
     empty_scopes: Access = Access.READ
-    #: Who is an administrator besides the holders of an admin scope. All empty by default: a
-    #: default address was a way in once, and a role named admin says nothing of the registry.
+    #: Administrators beside the holders of an admin scope. All are empty by default: a default email
+    #: address was a way in once, and a role "admin" may have nothing to do with the registry.
     admin_emails: frozenset[str] = frozenset()
     admin_scopes: frozenset[str] = frozenset()
     admin_roles: frozenset[str] = frozenset()
-    #: Whether the assistant, which runs programs on the server's host, answers at all.
+    #: True if MLflow's assistant, which runs programs on the server's host, is switched on.
     assistant: bool = False
-    #: Paths of MLflow's own static files, which need no key: a page that is open loads parts of itself
+    #: Paths of MLflow's own static files. They need no key, because an open page loads parts of itself
     #: after its session has ended.
     static_files: frozenset[str] = frozenset()
 
 
 def operation_of(method: str, path: str, policy: Policy, folders: Folders = BY_NUMBER) -> Operation:
-    """The operation of `method` on `path`. MLflow's own static files are public.
+    """Return the operation of `method` on `path`. MLflow's own static files are public.
 
-    `folders` are those of experiments, as far as they are known.
+    `folders` are the known folders of experiments.
     """
     operation = classify(method, path, folders)
     if operation.rule in _STATIC_FILES and path in policy.static_files:
@@ -67,20 +61,20 @@ def operation_of(method: str, path: str, policy: Policy, folders: Folders = BY_N
 
 
 def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allow | Deny | NeedKey:
-    """What must be known before `request` may reach MLflow.
+    """Allow or refuse `request` if that needs no lookup; otherwise return the NeedKey to look up.
 
-    `folders` are those of experiments, as far as they are known.
+    `folders` are the known folders of experiments.
     """
     operation = operation_of(request.method, request.path, policy, folders)
     if operation.access is Access.PUBLIC:
         return Allow(operation)
-    # Exactly so: `options` would pass MLflow's CORS check by and be answered by Flask.
+    # The method is compared exactly: MLflow's CORS check ignores `options`, and Flask answers it.
     if request.method == "OPTIONS" and _is_preflight(request):
         return Allow(_PREFLIGHT)
-    found = credentials.find(request, outbound=operation.outbound, query_key=policy.query_key)
-    if isinstance(found, Deny):
-        return replace(found, operation=operation)
-    if found is None:
+    credential = credentials.find(request, outbound=operation.outbound, query_key=policy.query_key)
+    if isinstance(credential, Deny):
+        return replace(credential, operation=operation)
+    if credential is None:
         if browser.of_our_page(request):
             return Deny("KEY_MISSING", SIGNED_OUT, operation=operation)
         return Deny(
@@ -91,26 +85,26 @@ def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allo
             f"password of Basic.{_hint(operation.rule)}",
             operation=operation,
         )
-    if found.session and browser.forged(request, operation, found.key):
+    if credential.session and browser.forged(request, operation, credential.key):
         return Deny(
             "CROSS_SITE",
-            "The browser sent this, with the cookie of its session, for a page of another site. "
+            "A page of another site made the browser send this request, with its session's cookie. "
             "Open MLflow itself and do it there; programs should send a key instead of the cookie.",
             operation=operation,
         )
-    if problem := keys.problem(found.key):
+    if problem := keys.problem(credential.key):
         return Deny(
             "KEY_MALFORMED",
-            f"The key in {found.places[0]} can't be right: {problem}. Copy it again, whole.",
+            f"The key in {credential.places[0]} can't be right: {problem}. Copy it again, whole.",
             operation=operation,
         )
     if operation.kind == "artifacts":
-        operation = listed(operation, request.query, has_body(request), folders)
-    return NeedKey(found, operation, request.address, request if operation.unsure else None)
+        operation = refine_artifact_listing(operation, request.query, has_body(request), folders)
+    return NeedKey(credential, operation, request.address, request if operation.unsure else None)
 
 
 def _hint(rule: str) -> str:
-    """What to add for a route that is mostly asked by other programs than MLflow's client."""
+    """Return advice, after a space, for a route that other programs than MLflow's client use."""
     path = rule.partition(" ")[2]
     if path.startswith("/v1/"):
         return (
@@ -119,9 +113,8 @@ def _hint(rule: str) -> str:
         )
     if path.startswith("/gateway/"):
         return (
-            " SDKs of model makers take it as their api_key. MLflow's judges and scorers take "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the package is not, and "
-            "no token."
+            " SDKs of model makers take it as their api_key. Without this package, MLflow's judges "
+            "and scorers take MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, but no token."
         )
     return ""
 
@@ -129,9 +122,9 @@ def _hint(rule: str) -> str:
 def settle(
     need: NeedKey, principal: Principal | Rejected, now: float, policy: Policy
 ) -> Allow | Deny:
-    """Whether `principal`, whom the key of `need` belongs to, may do what was asked.
+    """Allow or deny the operation of `need` for `principal`, the answer of the lookup.
 
-    `now` is seconds since the epoch.
+    `now` is in seconds since the epoch.
     """
     operation = need.operation
     if need.credential.session and _has_ended(principal, now):
@@ -140,11 +133,11 @@ def settle(
         return Deny(
             "KEY_UNKNOWN",
             f"The key in {need.credential.places[0]} is not known here"
-            f"{_in_its_words(principal.reason)}. Check that it was copied whole and that it is the "
+            f"{_quoted(principal.reason)}. Check that it was copied whole and that it is the "
             "key for this server, or ask the server's operator for a new one.",
             operation=operation,
         )
-    # Whenever that was: the clock may have been set back, or another host's be ahead.
+    # Ignore the time of revocation: clocks are set back, and hosts disagree.
     if principal.revoked_at is not None:
         return Deny(
             "KEY_REVOKED",
@@ -164,7 +157,7 @@ def settle(
     ):
         return Deny(
             "ADDRESS_REFUSED",
-            f"Key {principal.key_id} may not be used from {need.address or 'where this came from'}. "
+            f"Key {principal.key_id} may not be used from {need.address or 'an unknown address'}. "
             "Ask the server's operator to add the address to the key's networks.",
             operation=operation,
         )
@@ -173,8 +166,8 @@ def settle(
             return Allow(operation, principal, need.credential)
         return Deny(
             "SCOPE_MISSING",
-            f"{operation.rule or 'A route that MLflow is not known to have'} is nothing that "
-            "MLflow's server-side jobs need, so their credential does not open it.",
+            f"{operation.rule or 'A route that MLflow is not known to have'} is not among the "
+            "routes that MLflow's server-side jobs need, so their credential does not open it.",
             current_scopes=tuple(sorted(principal.scopes)),
             operation=operation,
         )
@@ -188,14 +181,14 @@ def settle(
     may = max(access(principal, operation, policy), Access.KEY)
     if may < operation.access:
         scope = _scope_for(operation, principal, policy)
-        what = _named(operation) or (
+        subject = _subject(operation) or (
             "A route that MLflow is not known to have (is the path of MLFLOW_TRACKING_URI right?)"
         )
         return Deny(
             "SCOPE_MISSING",
-            f"{what} needs the scope {scope}; key {principal.key_id} has "
-            f"{', '.join(sorted(principal.scopes)) or 'none'}.{explained(operation)} Ask the server's "
-            "operator for a key with that scope.",
+            f"{subject} needs the scope {scope}; key {principal.key_id} has "
+            f"{', '.join(sorted(principal.scopes)) or 'none'}.{explain_kind(operation)} Ask the "
+            "server's operator for a key with that scope.",
             required_scope=scope,
             current_scopes=tuple(sorted(principal.scopes)),
             operation=operation,
@@ -203,8 +196,8 @@ def settle(
     return Allow(operation, principal, need.credential, _sunset(principal))
 
 
-def _named(operation: Operation) -> str:
-    """The rule, and for GraphQL which part of it; "" where MLflow is not known to have the route."""
+def _subject(operation: Operation) -> str:
+    """Return the rule, and for GraphQL which part of it; "" for an unknown route."""
     if operation.kind != "graphql":
         return operation.rule
     if operation.access is Access.READ:
@@ -213,7 +206,7 @@ def _named(operation: Operation) -> str:
 
 
 def _scope_for(operation: Operation, principal: Principal, policy: Policy) -> str:
-    """The scope to ask for: one of the registry's for a key of that kind, where it is enough."""
+    """Return the scope to ask for: for a key with a registry scope, another one if it is enough."""
     if policy.kind == "admin":
         return _SCOPE_FOR[Access.ADMIN]
     if policy.kind == "scopes":
@@ -227,7 +220,7 @@ def _scope_for(operation: Operation, principal: Principal, policy: Policy) -> st
 
 
 def access(principal: Principal, operation: Operation, policy: Policy) -> Access:
-    """The most that `principal` may do on the kind of resource that `operation` is about."""
+    """Return the highest access that `principal` has on `operation`'s kind of resource."""
     if is_admin(principal, policy):
         return Access.ADMIN
     if policy.kind == "admin":
@@ -240,7 +233,7 @@ def access(principal: Principal, operation: Operation, policy: Policy) -> Access
 
 
 def abilities(principal: Principal, policy: Policy) -> list[str]:
-    """What `principal` may do, in four words: "read", "register" models, "write", "admin"."""
+    """Return those of "read", "register" (models), "write" and "admin" that `principal` may do."""
     wanted = {
         "read": ("GET", "/api/2.0/mlflow/registered-models/search"),
         "register": ("POST", "/api/2.0/mlflow/model-versions/create"),
@@ -256,7 +249,7 @@ def abilities(principal: Principal, policy: Policy) -> list[str]:
 
 
 def has_body(request: Request) -> bool:
-    """Whether a body follows the headers, by what they say (RFC 9112, 6.3)."""
+    """Return whether the headers announce a body (RFC 9112, 6.3)."""
     return (
         request.header(b"content-length") not in (None, b"0")
         or request.header(b"transfer-encoding") is not None
@@ -264,7 +257,7 @@ def has_body(request: Request) -> bool:
 
 
 def is_admin(principal: Principal, policy: Policy) -> bool:
-    """Whether `principal` may do anything, the management of keys included."""
+    """Return whether `principal` may do everything, including the management of keys."""
     return (
         principal.is_admin
         or not principal.scopes.isdisjoint(scopes.ADMIN | policy.admin_scopes)
@@ -280,7 +273,7 @@ def _has_ended(principal: Principal | Rejected, now: float) -> bool:
 
 
 def _sunset(principal: Principal) -> tuple[tuple[str, str], ...]:
-    """What tells a client that its key was replaced: RFC 9745 and RFC 8594."""
+    """Return the headers that warn a client that its key was replaced (RFC 9745 and RFC 8594)."""
     if principal.deprecated_at is None or principal.expires_at is None:
         return ()
     return (
@@ -289,14 +282,14 @@ def _sunset(principal: Principal) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _in_its_words(reason: str) -> str:
-    """What an authority said of a key, fit to be quoted: one line, of bounded length, no key."""
+def _quoted(reason: str) -> str:
+    """Return an authority's `reason` in brackets: one line of at most 200 characters, without keys."""
     words = " ".join(keys.redact(reason).split())[:200] if reason else ""
     return f" ({words})" if words else ""
 
 
 def _is_preflight(request: Request) -> bool:
-    """A browser's question before a cross-origin request (Fetch standard, CORS-preflight)."""
+    """Return whether `request` is a CORS preflight (Fetch standard, CORS-preflight fetch)."""
     return (
         bool(request.header(b"origin"))
         and bool(request.header(b"access-control-request-method"))

@@ -1,15 +1,15 @@
-"""What every route of an MLflow server needs, as data: the table that `operations` matches.
+"""The table of routes: the access that each route of an MLflow server needs. `operations` matches it.
 
 A family is `[kind base]` and its rows, each `CLASS METHODS PATH…`. A path continues the base, and
 `{api,ajax-api}` in a base stands for either, since MLflow serves most routes in several spellings.
-In a path `{x}` is one segment and `{x:path}` is the rest. Where several rows of the same beginning
-fit, the first one does, so rows with `{…:path}` stand in the order of MLflow's router. A `>` after
-the class says that the request calls out, to a provider that may be shown its headers.
+In a path, `{x}` is one segment and `{x:path}` is the rest. If several rows with the same beginning
+match, the first one counts, so rows with `{…:path}` stand in the order of MLflow's router. A `>` after
+the class means that the server calls a provider, which may see the request's headers.
 
-KEY is for what a key may ask about itself.
-WRITE is for whatever changes data, spends money or calls out. ADMIN is for what MLflow's own
-basic-auth keeps for administrators, and for what touches credentials, other users or the host.
-Covers MLflow 3.4 to 3.17; a route that a later version adds is unknown, and so takes ADMIN.
+A rule of class KEY lets a key ask about itself. A rule of class WRITE changes data, spends money or
+calls a provider. A rule of class ADMIN is one that MLflow's basic-auth keeps for administrators, or
+touches credentials, other users or the host.
+The table covers MLflow 3.4 to 3.17. A route of a later version is unknown, and so needs ADMIN.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ READ    GET               server-info
 [server /{api,ajax-api}/3.0/mlflow/]
 READ    GET               server-info
 
-# Served with --expose-prometheus only. It tells of everybody's traffic.
+# MLflow serves it with --expose-prometheus only. It shows everybody's traffic.
 [server /]
 ADMIN   GET               metrics
 
 [ui]
 READ    GET               /  /static-files/{path:path}  /build/{filename:path}
 
-# With telemetry on, the GET fetches MLflow's settings once per process, and passes nothing of the
-# request on. The POST has the server send the caller's records to MLflow's makers.
+# With telemetry on, the GET fetches MLflow's settings once per process, and sends nothing from the
+# request. The POST makes the server send the caller's records to MLflow's makers.
 [ui /ajax-api/3.0/mlflow/]
 READ    GET               ui-telemetry
 WRITE   POST              ui-telemetry
 
-# A mutation. Only the body tells a query from it: `operations.query` is the operation of a query.
+# This is a mutation's access. A query differs in the body only: see `operations.graphql`.
 [graphql /]
 WRITE   GET,POST          graphql
 
@@ -48,7 +48,7 @@ WRITE   GET,POST          graphql
 KEY     POST              v1/keys/validate
 KEY     GET               2.0/hokusai/whoami  2.0/hokusai/openapi.json
 
-# A key may replace itself, which the view sees to; GitHub signs what it reports.
+# A key may rotate itself: the view checks that it is no other. GitHub signs its reports of leaks.
 [hokusai /api/2.0/hokusai/]
 ADMIN   GET,POST          keys
 ADMIN   POST              keys/import
@@ -57,7 +57,7 @@ PUBLIC  POST              keys/leaked
 ADMIN   GET,PATCH,DELETE  keys/{key_id}
 KEY     POST              keys/{key_id}/rotate
 
-# Signing in takes no key, as it is there that one is pasted.
+# Signing in needs no key, since the key is pasted into that page.
 [hokusai /hokusai/]
 PUBLIC  GET,POST          login
 PUBLIC  POST              logout
@@ -66,12 +66,12 @@ KEY     GET               keys  static/keys.js
 
 ADMIN   GET               metrics
 
-# Whether the server can do its work: in a word for load balancers, part by part for who has a key.
+# Health: a single word for load balancers, and every part for callers with a key.
 [hokusai /api/health/]
 PUBLIC  GET               mlflow
 KEY     GET               mlflow/detailed
 
-# What MLflow's pages ask about who is signed in.
+# MLflow's pages ask here about the user who is signed in.
 [ui /{api,ajax-api}/2.0/mlflow/]
 KEY     GET               users/current
 
@@ -88,7 +88,7 @@ WRITE   POST              experiments/delete-experiment-tag
 [experiments /ajax-api/2.0/mlflow/]
 READ    POST              experiments/search-datasets
 
-# MLflow's own slip: these twins lack a slash, and answer.
+# These twins lack a slash by a mistake in MLflow, which serves them.
 [experiments /{api,ajax-api}/2.0mlflow/]
 READ    POST              experiments/search-datasets
 
@@ -113,7 +113,7 @@ WRITE   DELETE            logged-models/{model_id}  logged-models/{model_id}/tag
 [logged-models /ajax-api/2.0/mlflow/]
 READ    GET               logged-models/{model_id}/artifacts/files
 
-# A presigned URL is a key of its own: to get one needs what using it needs.
+# A presigned URL works without a key, so getting one needs the access that its use needs.
 [artifacts /{api,ajax-api}/2.0/mlflow/]
 READ    GET               artifacts/list
 READ    POST              artifacts/presigned-download-url
@@ -205,7 +205,7 @@ WRITE   POST              label-schemas/create
 WRITE   PATCH             label-schemas/update
 WRITE   DELETE            label-schemas/delete
 
-# Belong to an experiment, and basic-auth has its editors manage them: no administration.
+# Review queues belong to an experiment, and in basic-auth its editors manage them, so WRITE is enough.
 [review-queues /{api,ajax-api}/3.0/mlflow/]
 READ    GET               review-queues/get  review-queues/get-by-name  review-queues/list
 READ    GET               review-queues/items/list
@@ -219,9 +219,9 @@ WRITE   POST              scorers/register
 WRITE   PUT               scorers/online-config
 WRITE   DELETE            scorers/delete
 
-# Jobs run on the server's host, but only the functions on MLflow's own list (scoring, prompt
-# optimisation, issue detection, evaluation). They run code that a caller sends only where an
-# operator has set MLFLOW_SERVER_ENABLE_CUSTOM_SCORERS. So it takes WRITE to start one.
+# Jobs run on the server's host, but only functions on MLflow's own list (scoring, prompt optimisation,
+# issue detection, evaluation). They run a caller's code only if the operator has set
+# MLFLOW_SERVER_ENABLE_CUSTOM_SCORERS. So WRITE is enough to start one.
 [scorers /ajax-api/3.0/mlflow/]
 WRITE   POST              scorer/invoke
 
@@ -272,13 +272,13 @@ WRITE   DELETE            mcp-servers/{name:path}/aliases/{alias:path}
 READ    GET               mcp-servers/{name:path}
 WRITE   PATCH,DELETE      mcp-servers/{name:path}
 
-# Basic-auth shows a workspace to its members, and leaves making and changing them to admins.
+# Basic-auth shows a workspace to its members, and lets only administrators create or change one.
 [workspaces /{api,ajax-api}/3.0/mlflow/]
 READ    GET               workspaces  workspaces/{workspace_name}
 ADMIN   POST              workspaces
 ADMIN   PATCH,DELETE      workspaces/{workspace_name}
 
-# Calls go to a provider, and cost money.
+# These calls go to a provider, and cost money.
 [gateway /gateway/]
 READ    GET               mlflow/v1/models
 WRITE>  POST              mlflow/v1/chat/completions  openai/v1/chat/completions
@@ -289,11 +289,11 @@ WRITE>  POST              gemini/v1beta/models/{endpoint_name}:generateContent
 WRITE>  POST              gemini/v1beta/models/{endpoint_name}:streamGenerateContent
 WRITE>  POST              proxy/{endpoint_name}/{path:path}
 
-# Its GET sends a request too, to the deployments server.
+# The GET, too, sends a request to the deployments server.
 [gateway /ajax-api/2.0/mlflow/]
 WRITE>  GET,POST          gateway-proxy
 
-# Endpoints and models are shown without their secrets; all else decides where credentials go.
+# Endpoints and models are shown without their secrets. All other rules decide where credentials go.
 [gateway /{api,ajax-api}/3.0/mlflow/]
 READ    GET               gateway/endpoints/get  gateway/endpoints/list
 READ    GET               gateway/endpoints/bindings/list
@@ -315,13 +315,13 @@ ADMIN   DELETE            gateway/endpoints/delete  gateway/endpoints/delete-tag
 ADMIN   DELETE            gateway/endpoints/bindings/delete  gateway/budgets/delete
 ADMIN   DELETE            gateway/guardrails/delete  gateway/guardrails/remove-from-endpoint
 
-# `secrets/config` tells whether the secrets are encrypted with the passphrase that all know.
+# `secrets/config` shows whether secrets are encrypted with MLflow's well-known default passphrase.
 [gateway /ajax-api/3.0/mlflow/]
 READ    GET               gateway/supported-providers  gateway/supported-models
 READ    GET               gateway/provider-config
 ADMIN   GET               gateway/secrets/config
 
-# Runs command-line tools on the server's host, with the server's environment.
+# The assistant runs command-line tools on the server's host, with the server's environment.
 [assistant /ajax-api/3.0/mlflow/assistant/]
 ADMIN>  GET,PUT           config
 ADMIN>  GET               providers  providers/{provider}/health  providers/{provider}/models
@@ -331,8 +331,8 @@ ADMIN>  POST              message  skills/install
 ADMIN>  POST              sessions/{session_id}/permission  sessions/{session_id}/tool-result
 """
 
-#: GraphQL's root fields in MLflow 3.4 to 3.17 -> the kinds of resource that their answers may hold.
-#: A run's answer holds its experiment and its model versions where the query asks for them.
+#: Root field of GraphQL in MLflow 3.4 to 3.17 -> the kinds of resource that its answer may contain.
+#: A run's answer contains its experiment and its model versions if the query asks for them.
 QUERY_FIELDS = {
     "__typename": ("server",),
     "mlflowGetExperiment": ("experiments",),

@@ -1,11 +1,11 @@
-"""What each scope grants, on which resources: the table behind the `scopes` policy.
+"""The table of scopes and the resources on which each grants access, for the policy `scopes`.
 
-Three groups. MLflow's scopes reach everything of their class. The registry's scopes (`model:read`,
-`model:write`) are what suppliers get: they reach the model registry, and what registering a model
-touches on the way: runs, logged models, artifacts and the experiment that the run is in, of which they
-may make one and look one up, but not change or delete others. They do not reach traces, datasets,
-prompts' optimisation, the gateway, jobs or webhooks. A GraphQL query reads what its root fields hold,
-so they reach it where they reach all of that. Administrators' scopes reach everything.
+There are three groups. MLflow's scopes grant their class of access on every kind of resource.
+Suppliers get the registry's scopes (`model:read`, `model:write`), which reach the model registry and
+the runs, logged models and artifacts that registering a model needs. They may also create and look up
+an experiment for the run, but not change or delete one. They don't reach traces, datasets, prompt
+optimisation, the gateway, jobs or webhooks, and they reach a GraphQL query only if they reach every
+kind that its root fields read. Administrators' scopes reach everything.
 
 Unknown scopes (`predict`, `train`, …) belong to other Hokusai services and grant nothing here.
 """
@@ -16,11 +16,11 @@ from functools import lru_cache
 
 from .types import Access, Operation
 
-#: Everything, keys and webhooks included.
+#: Scopes for everything, keys and webhooks included.
 ADMIN = frozenset({"mlflow:admin", "admin", "registry:admin", "model-registry:admin"})
 
-#: Everything but administration. The names after the first are what Hokusai's keys carry today: the
-#: write set of its middleware, and `read` of its documentation.
+#: Scopes for everything but administration. Beside `mlflow:*`, these are names that Hokusai's keys
+#: carry today: those that its middleware lets write, and `read` from its documentation.
 GENERAL = {
     "mlflow:read": Access.READ,
     "read": Access.READ,
@@ -30,19 +30,19 @@ GENERAL = {
     "full_access": Access.WRITE,
 }
 
-#: What registering a model takes.
+#: Scopes for registering models.
 REGISTRY = {"model:read": Access.READ, "model:write": Access.WRITE}
 
 #: Kinds of resource on which a registry scope grants its whole class.
 REGISTRY_KINDS = frozenset(
     {"registered-models", "model-versions", "logged-models", "runs", "artifacts"}
 )
-#: Kinds that a registry scope may look at: experiments by name, the server's version, its pages.
+#: Kinds that a registry scope may only read: experiments by name, the server's version, its pages.
 REGISTRY_READS = frozenset({"experiments", "server", "ui", "hokusai"})
-#: The one change beyond those kinds: the experiment that a first run needs.
+#: The one rule beyond those kinds that a registry scope may write to: a first run needs an experiment.
 _REGISTRY_WRITES = "/mlflow/experiments/create"
 
-#: The server's metrics, and nothing else: for a Prometheus.
+#: The scope for a Prometheus: it reads the server's metrics, and nothing else.
 METRICS = "metrics:read"
 METRICS_RULE = "GET /hokusai/metrics"
 
@@ -51,7 +51,7 @@ KNOWN = frozenset({*GENERAL, *REGISTRY, *ADMIN, METRICS})
 
 @lru_cache(maxsize=4096)
 def granted(scopes: frozenset[str], operation: Operation) -> Access:
-    """The most that `scopes` (none of them an administrator's) allow on what `operation` is about."""
+    """Return the highest access that `scopes`, none of them in `ADMIN`, grant for `operation`."""
     if METRICS in scopes and operation.rule == METRICS_RULE:
         return operation.access
     general = max((GENERAL.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)

@@ -1,4 +1,4 @@
-"""The values that the gate's decisions are made of. Frozen, and free of any framework."""
+"""The values of the gate's decisions: frozen, and independent of any framework."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import KeysView
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-#: How the gate treats a request: "enforce"; "observe" (log what would be refused, and let it pass);
-#: "off" (do not even look). Key stores keep a mode's place in this list.
+#: "enforce" refuses requests; "observe" only logs those that it would refuse; "off" does not check.
+#: The store keeps the position of the mode in this list, so the order must not change.
 MODES = ("enforce", "observe", "off")
 
 
 class Access(IntEnum):
-    """What an operation needs, in rising order: a key that may do one may do all below it."""
+    """The access that an operation needs, in rising order; each includes those before it."""
 
     PUBLIC = 0
-    #: Any good key, whatever its scopes: what a key may ask about itself.
+    #: Any good key has this access, whatever its scopes, to ask about itself.
     KEY = 1
     READ = 2
     WRITE = 3
@@ -24,44 +24,44 @@ class Access(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a request does, by the route that MLflow will match for it."""
+    """The action of a request, by the route that MLflow will match for it."""
 
     access: Access
-    #: Kind of resource, MLflow's own word: "experiments", "runs", "registered-models", …
+    #: Kind of resource, in MLflow's terms: "experiments", "runs", "registered-models", …
     kind: str
-    #: The rule that matched, such as "GET /api/2.0/mlflow/experiments/get"; "" when none did.
+    #: The matching rule, such as "GET /api/2.0/mlflow/experiments/get"; "" if none matches.
     rule: str
-    #: MLflow passes this request's headers on to another provider (gateway, assistant).
+    #: True if MLflow may pass the request's headers to a provider (gateway, assistant).
     outbound: bool = False
-    #: The kind is that of a path in no experiment's folder that is known: it may be another kind once
-    #: the folders are read anew.
+    #: True if an artifact's path is in no known folder of an experiment, so that the kind may change
+    #: when the folders are read again.
     unsure: bool = False
-    #: Kinds of resource that a GraphQL query reads; none where its body is not known.
+    #: Kinds of resource that a GraphQL query reads; empty if its body was not read.
     reads: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, reduced to what decisions need.
+    """The parts of a request that decisions depend on.
 
-    `path` is decoded once and has lost its alias prefix; `headers` keep their order, their
-    duplicates and their bytes, names in lower case, as ASGI has them.
+    `path` is decoded once and has no prefix. `headers` keep their order, duplicates and bytes, with
+    names in lower case, as in ASGI.
     """
 
     method: str
     path: str
     query: bytes
     headers: tuple[tuple[bytes, bytes], ...]
-    #: The client's address, as `addresses.client_address` finds it.
+    #: The client's address, from `addresses.client_address`.
     address: str = ""
-    #: Name -> the last value, made once because a decision looks up several headers.
+    #: Name -> last value, built once because a decision reads several headers.
     _values: dict[bytes, bytes] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_values", dict(self.headers))
 
     def header(self, name: bytes) -> bytes | None:
-        """The last value of the header `name` (lower case), or None if it was not sent."""
+        """Return the last value of the header `name` (lower case), or None if it was not sent."""
         return self._values.get(name)
 
     @property
@@ -71,21 +71,21 @@ class Request:
 
     @property
     def repeats(self) -> bool:
-        """Whether a header was sent more than once."""
+        """True if a header was sent more than once."""
         return len(self._values) < len(self.headers)
 
     def text(self, name: bytes) -> str:
-        """The last value of the header `name` (lower case) as Latin-1, or ""."""
+        """Return the last value of the header `name` (lower case) as Latin-1, or ""."""
         return self._values.get(name, b"").decode("latin-1")
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The one key of a request, well-formed, and the places where it was found."""
+    """The one key of a request, and the places that hold it."""
 
     key: str
     places: tuple[str, ...]
-    #: The text is no key but the token of a browser's session, which stands for one.
+    #: True if `key` is the token of a browser's session, which stands for a key.
     session: bool = False
 
     def __repr__(self) -> str:
@@ -94,7 +94,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a key belongs to. A fact about the key, which may be cached; never a decision."""
+    """The owner of a good key, with its scopes: a fact that may be cached, and never a decision."""
 
     key_id: str
     owner: str
@@ -103,61 +103,61 @@ class Principal:
     expires_at: float | None = None
     #: Seconds since the epoch, or None for a key that was not revoked.
     revoked_at: float | None = None
-    #: What the auth service says of the key's user beyond its scopes.
+    #: `email`, `roles` and `is_admin` are the auth service's answer about the key's user.
     email: str = ""
     roles: frozenset[str] = frozenset()
     is_admin: bool = False
-    #: Addresses and networks (CIDR) that the key may be used from; none for everywhere.
+    #: Addresses and networks (CIDR) from which the key may be used; empty for all.
     networks: tuple[str, ...] = ()
     #: Requests in any hour, or None without a limit.
     rate_limit_per_hour: int | None = None
-    #: Seconds since the epoch when a key was made to replace this one, or None.
+    #: Seconds since the epoch at which another key replaced this one, or None.
     deprecated_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An authority does not accept a key. `reason` is its own word for why, or ""."""
+    """The answer of an authority that does not accept a key; `reason` is in its own words, or ""."""
 
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Allow:
-    """The request may reach MLflow, as `principal` (None on a public route)."""
+    """The verdict that the request may reach MLflow, as `principal` (None on a public route)."""
 
     operation: Operation
     principal: Principal | None = None
     credential: Credential | None = None
-    #: What the response says beyond MLflow's own headers: that the key will end, what is left of it.
+    #: Headers to add to MLflow's response: when the key will end, and what is left of its rate limit.
     headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Deny:
-    """The request is refused. `code` is one of `denials.CODES`; `message` says what to do."""
+    """The verdict that the request is refused; `code` is in `denials.CODES`, `message` gives advice."""
 
     code: str
     message: str
-    #: For a scope that is missing: what was needed and what the key has.
+    #: If a scope is missing: the one that is needed, and those of the key.
     required_scope: str | None = None
     current_scopes: tuple[str, ...] | None = None
-    #: Seconds after which it is worth to ask again, for a refusal that passes.
+    #: Seconds after which the request may succeed, if the refusal is temporary.
     retry_after: float | None = None
     headers: tuple[tuple[str, str], ...] = ()
-    #: Whose key was refused, where that is known.
+    #: The owner of the refused key, if known.
     principal: Principal | None = None
-    #: The operation that was asked for, None before it is known. The response doesn't show it, so two
-    #: refusals that differ only in it are equal.
+    #: The request's operation, None before it is known. The response doesn't show it, so refusals that
+    #: differ only in it are equal.
     operation: Operation | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class NeedKey:
-    """The verdict depends on who `credential` belongs to: look it up, then `settle`."""
+    """A verdict that depends on the principal of `credential`: look it up, then call `settle`."""
 
     credential: Credential
     operation: Operation
     address: str = ""
-    #: The request to plan anew, once more is known, where the operation is `unsure`.
+    #: The request, to plan it again with newer folders, if the operation is `unsure`.
     request: Request | None = field(default=None, repr=False)

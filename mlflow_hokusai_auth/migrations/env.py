@@ -1,4 +1,4 @@
-"""Alembic's environment: runs on the connection, and in the transaction, that `migrate` hands over."""
+"""Alembic's environment. It runs on the connection, and in the transaction, of `Database.migrate`."""
 
 from alembic import context
 

@@ -1,1 +1,1 @@
-"""Everything that the server keeps in its own database: keys, sessions, uses, the audit log."""
+"""The data that the server keeps in its own database: keys, sessions, uses and the audit log."""

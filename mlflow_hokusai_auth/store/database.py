@@ -1,8 +1,8 @@
-"""The database of the embedded store: its schema's version, and how it is written to.
+"""The store's database: its connections, transactions, migrations and audit log.
 
-SQLite by default, PostgreSQL for servers on several hosts. Every change of what a lookup may answer
-adds one to `generation` in the same transaction, which is how processes that cache identities learn of
-it; and every event worth an auditor's time is written in the transaction that it is about.
+It is SQLite by default, and PostgreSQL for servers on several hosts. Every change that affects lookups
+adds one to the generation in the same transaction, so that processes with caches notice it. Every
+audited event is written in the transaction of the change that it describes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from . import metrics
 from .tables import AUDIT, STATE
 
 VERSION_TABLE = "hokusai_auth_alembic_version"
-#: Seconds that a change waits for another process's before it gives up.
+#: Seconds that a change waits for another process's change before it fails.
 BUSY_TIMEOUT = 5.0
-#: Seconds after which PostgreSQL ends a change whose host says no more: it holds up all others.
+#: Seconds after which PostgreSQL ends a change whose host is silent, because all others wait for it.
 IDLE_TIMEOUT = 4.0
 
-#: What libpq takes for the time that a server may be out of reach, unless the URL has its own: seconds
-#: to connect, milliseconds until what was sent is acknowledged, and seconds until a server that says
-#: nothing is asked whether it is there, and how often. The defaults are many minutes, or hours.
+#: libpq's limits for a server out of reach, unless the URL has its own: seconds to connect,
+#: milliseconds until sent data is acknowledged, seconds of silence before a keepalive and between two,
+#: and their number. libpq's defaults add up to many minutes, or hours.
 _BOUNDS = {
     "connect_timeout": "3",
     "tcp_user_timeout": "5000",
@@ -46,7 +46,7 @@ _BOUNDS = {
     "keepalives_interval": "2",
     "keepalives_count": "2",
 }
-# Built once: to build a statement takes longer than to execute it.
+# The statements are built once, because building one takes longer than executing it.
 _GENERATION = sa.select(STATE.c.value).where(STATE.c.name == "generation")
 _STATES = sa.select(STATE.c.name, STATE.c.value)
 _BOUND = sa.select(
@@ -60,30 +60,30 @@ _audit_log = logging.getLogger("mlflow_hokusai_auth.audit")
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who changes something, and from where."""
+    """The author of a change, and the address that it came from."""
 
     name: str
-    #: The key that was used, or "" for the command line.
+    #: The id of the key that was used, or "" for the command line.
     key_id: str = ""
     address: str = ""
     request_id: str = ""
 
 
-#: For what nobody in particular does, such as a test's own preparations.
+#: The actor of changes without an author, such as a test's preparations.
 NOBODY = Actor("")
 
 
 @dataclass(slots=True)
 class Change:
-    """A transaction that writes, and what will be in the audit log once it is done."""
+    """A transaction that writes, and the audited events in it."""
 
     connection: sa.Connection
     events: list[dict[str, object]] = field(default_factory=list)
 
     def audit(self, event: str, by: Actor, key_id: str = "", **detail: object) -> None:
-        """Write down, in this transaction, that `by` did `event` to the key with this id.
+        """Add a row to the audit log, in this transaction: `by` did `event` to the key `key_id`.
 
-        A `count` in `detail` says how often; the metric of events counts as many.
+        A `count` in `detail` is the number of times, which the metric of events adds.
         """
         row: dict[str, object] = {
             "at": time.time(),
@@ -100,7 +100,7 @@ class Change:
 
 
 class Database:
-    """The database at `uri`, an SQLAlchemy URL. Raises StoreError for one that can't be used."""
+    """The database at `uri`, an SQLAlchemy URL. Raises StoreError if it can't be used."""
 
     def __init__(self, uri: str) -> None:
         self._url = _normalised(uri)
@@ -123,32 +123,32 @@ class Database:
         self.file = Path(self._url.database or "") if self.engine.dialect.name == "sqlite" else None
         if self.file is not None:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
-        # What is one statement needs no transaction, which with PostgreSQL takes two more questions.
+        # A single statement needs no transaction, which costs PostgreSQL two more round trips.
         self._reader = self.engine.execution_options(
             **({} if self.file is not None else {"isolation_level": "AUTOCOMMIT"})
         )
-        # A connection must not be shared with a process forked off this one (gunicorn --preload).
+        # A forked process must not share connections with its parent (gunicorn --preload).
         os.register_at_fork(after_in_child=lambda: self.engine.dispose(close=False))
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A connection to read with. Raises AuthorityUnavailable."""
+        """Yield a connection for reading. Raises AuthorityUnavailable."""
         with _unavailable("read"), self._reader.connect() as connection:
             yield connection
 
     @contextmanager
     def changing(self, *, generation: bool = True) -> Iterator[Change]:
-        """A transaction; `generation` is whether it may change what a lookup answers.
+        """Yield a transaction that writes; `generation` says whether it may affect lookups.
 
-        Raises AuthorityUnavailable, and lets IntegrityError through.
+        Raises AuthorityUnavailable, or IntegrityError.
         """
         with _unavailable("changed"), self.engine.begin() as connection:
             change = Change(connection)
             if self.engine.dialect.name == "postgresql":
-                # In the transaction, not in the URL: a pooler such as PgBouncer passes that on.
+                # Options in the URL do not get through a pooler such as PgBouncer, but statements do.
                 connection.execute(_BOUND)
             if generation:
-                # First, so that changes wait for one another here, and then see all of the last.
+                # This is first, so that changes wait for each other here, and then see the last one.
                 connection.execute(_BUMP)
             yield change
         for event in change.events:
@@ -157,18 +157,18 @@ class Database:
             metrics.EVENTS.labels(event["event"]).inc(detail.get("count", 1))
 
     def generation(self) -> int:
-        """The number that every change makes larger. Raises AuthorityUnavailable."""
+        """Return the number that grows with each change. Raises AuthorityUnavailable."""
         with self.reading() as connection:
             return int(connection.execute(_GENERATION).scalar_one())
 
     def states(self) -> dict[str, int]:
-        """The numbers kept under their names. Raises AuthorityUnavailable."""
+        """Return all numbers of the table of state by name. Raises AuthorityUnavailable."""
         with self.reading() as connection:
             rows = connection.execute(_STATES)
             return {row.name: row.value for row in rows}
 
     def set_state(self, name: str, value: int, event: str, by: Actor, **detail: object) -> None:
-        """Keep `value` under `name`, as `by` wants it. Raises AuthorityUnavailable."""
+        """Store `value` under `name`, and audit it as `event`. Raises AuthorityUnavailable."""
         with self.changing() as change:
             row = STATE.c.name == name
             if not change.connection.execute(
@@ -178,19 +178,19 @@ class Database:
             change.audit(event, by, "", **detail)
 
     def insert(self, table: sa.Table) -> Any:
-        """An INSERT into `table` that can say what to do about a row that is there already."""
+        """Return an INSERT into `table` with `on_conflict_do_update`."""
         dialect = sqlite if self.engine.dialect.name == "sqlite" else postgresql
         return dialect.insert(table)
 
     def migrate(self) -> None:
-        """Create or upgrade the tables; those of a newer version that this one can use stay.
+        """Create or upgrade the tables. Newer tables that this version can use stay as they are.
 
-        Safe to run from several processes at once. Raises StoreError, or AuthorityUnavailable.
+        Several processes may call this at once. Raises StoreError or AuthorityUnavailable.
         """
         if self.engine.dialect.name == "sqlite":
             _create_private(self._url.database)
         with _unavailable("read", self._url), self.engine.connect() as connection:
-            # A transaction that writes from its start, so that a second process waits here.
+            # The transaction takes its lock now, so that a second process waits here.
             if self.engine.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
@@ -208,7 +208,7 @@ class Database:
             connection.commit()
 
     def is_current(self) -> bool:
-        """Whether the tables are there, in a version that this code can use."""
+        """Return whether the tables exist, in a version that this code can use."""
         with self.reading() as connection:
             return _usable(connection)
 
@@ -221,9 +221,10 @@ class Database:
         actor: str | None = None,
         limit: int = 100,
     ) -> list[Mapping[str, Any]]:
-        """The last `limit` audited events that fit, oldest first; `key_id` as target or as actor.
+        """Return the last `limit` audited events that match, oldest first. Raises AuthorityUnavailable.
 
-        `since` is in seconds since the epoch; `event` may be a beginning, such as "session".
+        `since` is in seconds since the epoch. `event` may be a beginning, such as "session". `key_id`
+        matches the changed key and the actor's key.
         """
         query = sa.select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
         if since is not None:
@@ -240,37 +241,37 @@ class Database:
 
 
 def _usable(connection: sa.Connection) -> bool:
-    """Whether this code can use the tables: they are its own, or those of a newer one that says so.
+    """Return whether this code can use the tables: they have its revision, or a compatible newer one.
 
-    So that a newer version can be replaced by the one before, without touching the store.
+    So an operator can go back to the previous version without changing the store.
     """
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    found = context.get_current_revision()
+    revision = context.get_current_revision()
     head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
-    if found is None or head is None or found <= head:
-        return found == head
+    if revision is None or head is None or revision <= head:
+        return revision == head
     since = sa.select(STATE.c.value).where(STATE.c.name == "usable_since")
-    return int(connection.execute(since).scalar_one_or_none() or found) <= int(head)
+    return int(connection.execute(since).scalar_one_or_none() or revision) <= int(head)
 
 
 @contextmanager
 def _unavailable(done: str, url: sa.URL | None = None) -> Iterator[None]:
-    """Raise AuthorityUnavailable for what a driver raises; it names the SQLite file of `url`."""
+    """Raise AuthorityUnavailable for a driver's error; with `url`, the message names SQLite's file."""
     try:
         yield
     except sa.exc.IntegrityError:
         raise
     except sa.exc.DatabaseError as error:
-        # The driver's first line only: the next ones, and SQLAlchemy, tell the statement as well.
-        said = str(error.orig).partition("\n")[0]
+        # Only the driver's first line: its other lines, and SQLAlchemy, show the statement as well.
+        reason = str(error.orig).partition("\n")[0]
         if url is None or url.get_backend_name() != "sqlite":
-            raise AuthorityUnavailable(f"the key store can't be {done}: {said}") from None
+            raise AuthorityUnavailable(f"the key store can't be {done}: {reason}") from None
         raise AuthorityUnavailable(
-            f"the key store {url.database} can't be {done}: {said}. See to its disk, restore its "
+            f"the key store {url.database} can't be {done}: {reason}. Check its disk, restore its "
             "backup, or name another file in HOKUSAI_AUTH_DATABASE_URI."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AuthorityUnavailable(f"the key store holds what it can't have: {error}") from None
+        raise AuthorityUnavailable(f"the key store holds an invalid value: {error}") from None
     except sa.exc.TimeoutError:
         raise AuthorityUnavailable("the key store has no free connection") from None
 
@@ -298,12 +299,12 @@ def _normalised(uri: str) -> sa.URL:
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT * 1000)}")
-    # Readers and a writer then do not wait for each other.
+    # With WAL, readers and a writer do not wait for each other.
     connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _create_private(path: str | None) -> None:
-    """Make the SQLite file readable by its owner only, before SQLite makes it readable by all."""
+    """Create the SQLite file for its owner only; SQLite itself would let everybody read it."""
     assert path
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

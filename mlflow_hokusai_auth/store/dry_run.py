@@ -1,6 +1,6 @@
-"""What mode observe would have refused, and whom: what an operator reads before enforcing.
+"""The report of mode observe: requests that it would have refused, for operators to read first.
 
-One row for each reason, route, key and address, with how often and when last.
+There is one row for each reason, rule, key and address, with a count and the first and last time.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .database import Database
 from .tables import OBSERVED
 from .write_behind import WriteBehindCounter
 
-#: Seconds for which a row is kept after it was seen last.
+#: Seconds for which a row is kept after its last request.
 KEPT = 31 * 86400.0
-#: Rows from which on new ones are added up under `OTHERS`, as anybody may send requests from anywhere.
+#: Above this number of rows, further requests count under `OTHERS`: anybody may send requests.
 MAX_ROWS = 10_000
 OTHERS = "others"
 
 
 class WouldRefuse(NamedTuple):
-    """A request that would have been refused, at `minute` since the epoch."""
+    """A request that would have been refused, at `minute` (minutes since the epoch)."""
 
     reason: str
     rule: str
@@ -36,7 +36,7 @@ class WouldRefuse(NamedTuple):
 
 
 class Observed:
-    """Counts such requests in this process, for `database`."""
+    """Counts such requests in this process, and writes the counts to `database`."""
 
     def __init__(self, database: Database) -> None:
         self._batch: WriteBehindCounter[WouldRefuse] = WriteBehindCounter(
@@ -52,10 +52,10 @@ def _write(database: Database, counts: Counter[WouldRefuse]) -> None:
     with database.changing(generation=False) as change:
         oldest = time.time() - KEPT
         change.connection.execute(sa.delete(OBSERVED).where(OBSERVED.c.last_at < oldest))
-        there = change.connection.execute(sa.select(sa.func.count()).select_from(OBSERVED))
-        full = there.scalar_one() + len(counts) > MAX_ROWS
-        for one, count in sorted(counts.items()):
-            fields = {**one._asdict(), "rule": one.rule[:255]}
+        stored = change.connection.execute(sa.select(sa.func.count()).select_from(OBSERVED))
+        full = stored.scalar_one() + len(counts) > MAX_ROWS
+        for request, count in sorted(counts.items()):
+            fields = {**request._asdict(), "rule": request.rule[:255]}
             at = fields.pop("minute") * 60.0
             if full:
                 fields.update(rule=OTHERS, key_id=OTHERS, address=OTHERS, owner=OTHERS)
@@ -80,7 +80,7 @@ def _write(database: Database, counts: Counter[WouldRefuse]) -> None:
 
 
 def report(database: Database, since: float) -> list[Mapping[str, Any]]:
-    """What would have been refused and was seen after `since`, in seconds since the epoch; most first.
+    """Return the rows with a request after `since` (seconds since the epoch), most requests first.
 
     Raises AuthorityUnavailable.
     """

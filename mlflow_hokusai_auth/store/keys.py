@@ -1,6 +1,6 @@
-"""The embedded key store: makes keys, finds whom they belong to, limits, replaces and ends them.
+"""The embedded key store: it creates, looks up, edits, rotates and revokes keys.
 
-Only a digest of a key is stored, and a key is looked up by it in one indexed query.
+Only a key's digest is stored. A lookup is one indexed query by the digest.
 """
 
 from __future__ import annotations
@@ -18,28 +18,16 @@ from mlflow_hokusai_auth.core.scopes import ADMIN
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 from . import records
-from .database import (
-    NOBODY,
-    Actor,
-    Change,
-    Database,
-)
-from .records import (
-    EVERY,
-    STATES,
-    KeyFilter,
-    KeyRecord,
-    conditions,
-    from_row,
-)
+from .database import NOBODY, Actor, Change, Database
+from .records import EVERY, STATES, KeyFilter, KeyRecord, conditions, from_row
 from .tables import KEYS
 
-#: Seconds for which a key goes on after its rotation, unless told otherwise.
+#: Seconds for which a rotated key stays good, by default.
 OVERLAP = 86400.0
-#: Keys on a page of `page`, at most.
+#: Keys on one page of `page`, at most.
 MAX_RESULTS = 1000
 
-# Built once: to build a statement takes longer than to execute it.
+# The statement is built once, because building it takes longer than executing it.
 _LOOKUP = sa.select(
     KEYS.c.key_id,
     KEYS.c.owner,
@@ -66,7 +54,7 @@ class LocalStore:
         self.is_current = self.database.is_current
 
     def lookup(self, key: str, address: str = "") -> Principal | Rejected:
-        """Whom `key` belongs to; one indexed query. Raises AuthorityUnavailable."""
+        """Return the principal of `key`, or Rejected if it is unknown. Raises AuthorityUnavailable."""
         with self.database.reading() as connection:
             row = connection.execute(_LOOKUP, {"digest": key_format.digest(key)}).one_or_none()
         if row is None:
@@ -82,7 +70,7 @@ class LocalStore:
             deprecated_at=row.deprecated_at,
         )
 
-    # What the operator does. Each raises AuthorityUnavailable, and KeyNotFound for an unknown id.
+    # Every method below raises AuthorityUnavailable, and KeyNotFound for an unknown id.
 
     def create(
         self,
@@ -93,9 +81,9 @@ class LocalStore:
         by: Actor = NOBODY,
         **fields: Any,
     ) -> tuple[KeyRecord, str]:
-        """A new key and its record. The key itself is returned here and never again.
+        """Create a key. Return its record and the key itself, which can't be read again.
 
-        `fields` are those of `KeyRecord` that may be chosen: name, note, expires_at, networks,
+        `fields` are optional ones of `KeyRecord`: name, note, expires_at, networks,
         rate_limit_per_hour.
         """
         key = key_format.generate(environment)
@@ -108,12 +96,13 @@ class LocalStore:
     def add(
         self, key: str, *, owner: str, scopes: Iterable[str], by: Actor = NOBODY, **fields: Any
     ) -> KeyRecord:
-        """Take in a `key` made elsewhere; raises InvalidRequest for a wrong shape or a known key."""
+        """Import `key`. Raises InvalidRequest for a wrong form, and KeyConflict for a stored key."""
         if not key_format.importable(key):
             reason = key_format.problem(key) or (
-                "hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters and digits, or one made here"
+                "it must be hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters and digits, or a key "
+                "of this package"
             )
-            raise InvalidRequest(f"This is no key that can be imported: {reason}.")
+            raise InvalidRequest(f"This is not a key that can be imported: {reason}.")
         record = records.new(key, owner=owner, scopes=scopes, **fields)
         try:
             with self.database.changing() as change:
@@ -130,9 +119,10 @@ class LocalStore:
         max_results: int = 100,
         page_token: str | None = None,
     ) -> tuple[list[KeyRecord], str | None]:
-        """Some of the keys that `which` describes, the newest first, and the token of the next page.
+        """Return a page of the keys that match `which`, newest first, and the token of the next page.
 
-        Raises InvalidRequest for a `page_token` that is not one, or a number of results out of bounds.
+        The last page has None for a token. Raises InvalidRequest for an unknown `page_token` and for
+        `max_results` that is not from 1 to `MAX_RESULTS`.
         """
         if not 1 <= max_results <= MAX_RESULTS:
             raise InvalidRequest(f"max_results must be from 1 to {MAX_RESULTS}.")
@@ -144,23 +134,23 @@ class LocalStore:
                     sa.select(KEYS.c.created_at, KEYS.c.key_id).where(KEYS.c.key_id == page_token)
                 ).one_or_none()
                 if last is None:
-                    raise InvalidRequest("page_token is not one that this server has given.")
+                    raise InvalidRequest("page_token is not one of this server's.")
                 query = query.where(sa.tuple_(KEYS.c.created_at, KEYS.c.key_id) < sa.tuple_(*last))
             rows = connection.execute(query.limit(max_results + 1)).all()
-        found = [from_row(row) for row in rows[:max_results]]
-        return found, found[-1].key_id if len(rows) > max_results else None
+        page = [from_row(row) for row in rows[:max_results]]
+        return page, page[-1].key_id if len(rows) > max_results else None
 
     def each(self, which: KeyFilter = EVERY) -> Iterator[KeyRecord]:
-        """Every key that `which` describes, the newest first."""
+        """Yield every key that matches `which`, newest first."""
         token: str | None = None
         while True:
-            found, token = self.page(which, max_results=MAX_RESULTS, page_token=token)
-            yield from found
+            page, token = self.page(which, max_results=MAX_RESULTS, page_token=token)
+            yield from page
             if token is None:
                 return
 
     def counts(self, soon: float) -> tuple[dict[str, int], int]:
-        """How many keys are in each state, and how many active ones end within `soon` seconds."""
+        """Return the number of keys in each state, and of active ones that end in `soon` seconds."""
         now = time.time()
         count = sa.select(sa.func.count()).select_from(KEYS)
         ending = KEYS.c.expires_at <= now + soon
@@ -173,12 +163,12 @@ class LocalStore:
             return {state: of(state) for state in STATES}, of("active", ending)
 
     def get(self, key_id: str) -> KeyRecord:
-        """The key with this id."""
+        """Return the record with this id."""
         with self.database.reading() as connection:
             return records.get(connection, key_id)
 
     def find(self, key: str) -> KeyRecord | None:
-        """What is known of this very key, or None."""
+        """Return the record of `key`, or None."""
         with self.database.reading() as connection:
             row = connection.execute(
                 sa.select(KEYS).where(KEYS.c.digest == key_format.digest(key))
@@ -188,19 +178,20 @@ class LocalStore:
     def edit(self, key_id: str, changes: Mapping[str, Any], by: Actor = NOBODY) -> KeyRecord:
         """Change fields of a key: owner, name, note, scopes, expires_at, networks, rate_limit_per_hour.
 
-        Raises KeyConflict where no key would be left that may manage the others.
+        Raises KeyConflict for a revoked key, for a replaced key without an expiry, and if no key that
+        may manage the others would be left.
         """
         with self.database.changing() as change:
             before = records.get(change.connection, key_id)
             if before.revoked_at is not None:
-                raise KeyConflict(f"Key {key_id} was revoked, so there is nothing left to change.")
+                raise KeyConflict(f"Key {key_id} was revoked, so it can't be changed.")
             changed: dict[str, Any] = {
                 name: tuple(sorted(set(value))) if name == "scopes" else value
                 for name, value in changes.items()
             }
             after = replace(before, **changed)
             if after.deprecated_at is not None and after.expires_at is None:
-                raise KeyConflict(f"Key {key_id} was replaced, so it must end some time.")
+                raise KeyConflict(f"Key {key_id} was replaced, so it must keep an expiry.")
             if _is_admin(before) and not _is_admin(after):
                 _leave_an_admin(change, before)
             change.connection.execute(
@@ -216,10 +207,10 @@ class LocalStore:
         overlap: float = OVERLAP,
         by: Actor = NOBODY,
     ) -> tuple[KeyRecord, str, KeyRecord]:
-        """A key that replaces another one: its record, itself, and the record of the old one.
+        """Replace a key. Return the new record, the new key, and the old record.
 
-        The old key goes on for `overlap` seconds, unless it ends before. The new one is its like in
-        everything, its end included. Raises KeyConflict for a key that has ended or was replaced.
+        The old key stays good for `overlap` seconds, unless it expires before. The new key has the same
+        owner, scopes, limits and expiry. Raises KeyConflict for a key that has ended or was replaced.
         """
         now = time.time()
         with self.database.changing() as change:
@@ -246,7 +237,7 @@ class LocalStore:
         return new, key, replace(old, **changed)
 
     def predecessor_lives(self, key_id: str) -> bool:
-        """Whether a key that `key_id` replaced has not ended yet. Raises AuthorityUnavailable."""
+        """Return whether the key that `key_id` replaced is still good."""
         replaced = KeyFilter(state="deprecated")
         with self.database.reading() as connection:
             query = sa.select(KEYS.c.key_id).where(
@@ -263,10 +254,10 @@ class LocalStore:
         event: str = "key.revoked",
         **detail: str,
     ) -> KeyRecord:
-        """End a key now and for good; `event` and `detail` are for the audit log.
+        """End a key now and for good; `event` and `detail` go into the audit log.
 
-        A key revoked before keeps its time. Raises KeyConflict for the last key that may manage the
-        others, unless `force`.
+        A key that is revoked already keeps its time. Unless `force`, raises KeyConflict for the last
+        key that may manage the others.
         """
         with self.database.changing() as change:
             record = records.get(change.connection, key_id)
@@ -300,6 +291,6 @@ def _leave_an_admin(change: Change, going: KeyRecord) -> None:
     )
     if not any(_is_admin(from_row(row)) for row in rows):
         raise KeyConflict(
-            f"{going.key_id} is the last key that may manage keys. Make another one first, "
-            "or force it: keys can then be made on the server's command line only."
+            f"{going.key_id} is the last key that may manage keys. Create another one first, or force "
+            "it: after that, only the server's command line can create keys."
         )

@@ -1,4 +1,4 @@
-"""What authorities and the store count for Prometheus. Labels come from fixed sets only.
+"""Metrics of authorities and the store, for Prometheus. Labels come from fixed sets only.
 
 With several worker processes, prometheus-client adds them up through files in the directory
 PROMETHEUS_MULTIPROC_DIR, which must be set before this module is imported (`server.app` does).
@@ -12,25 +12,25 @@ from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram
 
-#: Bytes of each file: as many series as there are in practice.
+#: Bytes of each file: enough for all series in practice.
 _RESERVED = 2**17
 
 
 def _reserve(folder: str) -> None:
-    """Have the disk space for this process's files in `folder`, or exit with a message.
+    """Reserve disk space for this process's files in `folder`, or exit with a message.
 
-    prometheus-client maps them into memory, where a write that finds the disk full is SIGBUS.
+    prometheus-client maps the files into memory, where a write to a full disk is a SIGBUS.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        # What gauges take is one page, which is there from the start.
+        # Gauges need one page only, which prometheus-client writes at the start.
         for kind in ("counter", "histogram"):
             with Path(folder, f"{kind}_{os.getpid()}.db").open("ab") as file:
                 if sys.platform == "linux":
                     os.posix_fallocate(file.fileno(), 0, _RESERVED)
     except OSError as error:
         print(
-            f"hokusai-auth can't start: metrics can't be kept in {folder}: {error.strerror}. See to "
+            f"hokusai-auth can't start: metrics can't be kept in {folder}: {error.strerror}. Check "
             "its disk, or name another folder in PROMETHEUS_MULTIPROC_DIR.",
             file=sys.stderr,
             flush=True,
@@ -42,36 +42,36 @@ def _reserve(folder: str) -> None:
 if _folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     _reserve(_folder)
 
-#: Seconds; an authority is on another machine at most.
+#: Seconds. An authority may be on another machine.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 AUTHORITY_CALLS = Counter(
     "hokusai_auth_authority_calls",
-    "Questions about a key to an authority: accepted, rejected, throttled, failed, or skipped while "
-    "it is left alone.",
+    "Lookups in an authority: accepted, rejected, throttled, failed, or skipped while its breaker is "
+    "open.",
     ["authority", "result"],
 )
 AUTHORITY_SECONDS = Histogram(
     "hokusai_auth_authority_seconds",
-    "Time until an authority answered, or failed.",
+    "Seconds until an authority answered or failed.",
     ["authority"],
     buckets=_BUCKETS,
 )
 BREAKER_OPEN = Gauge(
     "hokusai_auth_breaker_open",
-    "1 while an authority is left alone because it kept failing.",
+    "1 while an authority gets no lookups because it failed repeatedly.",
     ["authority"],
     multiprocess_mode="livemax",
 )
 CACHE = Counter(
     "hokusai_auth_cache",
-    "Identities that were found in this process (hit), not found (miss), or served although the "
-    "authority failed (stale).",
+    "Lookups in this process's cache: found (hit), not found (miss), or answered with a stale entry "
+    "because the authority failed (stale).",
     ["authority", "result"],
 )
-EVENTS = Counter("hokusai_auth_events", "Audited events: of keys and of sessions.", ["event"])
+EVENTS = Counter("hokusai_auth_events", "Events in the audit log.", ["event"])
 
-#: What `EVENTS` is counted under; the audit log knows no other.
+#: The labels of `EVENTS`, which are all events of the audit log.
 EVENT_NAMES = (
     "key.created",
     "key.imported",

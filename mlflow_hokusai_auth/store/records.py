@@ -1,4 +1,4 @@
-"""What the store knows of a key, how that is kept, and how keys are chosen for a list."""
+"""Records of keys: their fields, their rows in the table of keys, and filters for lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATES = ("active", "deprecated", "expired", "revoked")
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """What the store knows of a key; never the key. Times are seconds since the epoch."""
+    """The store's data about a key, without the key itself. Times are seconds since the epoch."""
 
     key_id: str
     environment: str
@@ -32,18 +32,19 @@ class KeyRecord:
     expires_at: float | None = None
     revoked_at: float | None = None
     note: str = ""
-    #: Addresses and networks (CIDR) that the key may be used from; none for everywhere.
+    #: Addresses and networks (CIDR) from which the key may be used; empty for all.
     networks: tuple[str, ...] = ()
     #: Requests in any hour, or None without a limit.
     rate_limit_per_hour: int | None = None
-    #: When `replaced_by`, another key's id, was made to replace it; it ends at `expires_at`.
+    #: The time at which a rotation replaced the key; it ends at `expires_at`.
     deprecated_at: float | None = None
+    #: The id of the key that replaced it.
     replaced_by: str | None = None
-    #: To the minute.
+    #: The start of the minute of its last use.
     last_used_at: float | None = None
 
     def state(self, now: float) -> str:
-        """One of `STATES` at `now`; "deprecated" is replaced, and good until it expires."""
+        """Return one of `STATES` at `now`. A "deprecated" (replaced) key is good until it expires."""
         if self.revoked_at is not None:
             return "revoked"
         if self.expires_at is not None and self.expires_at <= now:
@@ -53,13 +54,13 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class KeyFilter:
-    """Which keys to list; None for any."""
+    """The fields by which keys are chosen for a list; None matches every key."""
 
     owner: str | None = None
     environment: str | None = None
     #: One of `STATES`.
     state: str | None = None
-    #: A part of the owner, the name or the id, in any case.
+    #: A part of the owner, the name or the id; case does not matter.
     query: str | None = None
 
 
@@ -67,38 +68,38 @@ EVERY = KeyFilter()
 
 
 def from_row(row: Any) -> KeyRecord:
-    """The record in a row of `KEYS`."""
+    """Return the record in a row of `KEYS`."""
     fields = {name: getattr(row, name) for name in KeyRecord.__slots__}
     return KeyRecord(**{**fields, "scopes": tuple(row.scopes), "networks": tuple(row.networks)})
 
 
 def conditions(which: KeyFilter, now: float) -> Collection[sa.ColumnElement[bool]]:
-    """The conditions on `KEYS` that `which` describes. Raises InvalidRequest for an unknown state."""
-    found: list[sa.ColumnElement[bool]] = []
+    """Return `which` as conditions on `KEYS`. Raises InvalidRequest for an unknown state."""
+    wanted: list[sa.ColumnElement[bool]] = []
     if which.owner is not None:
-        found.append(KEYS.c.owner == which.owner)
+        wanted.append(KEYS.c.owner == which.owner)
     if which.environment is not None:
-        found.append(KEYS.c.environment == which.environment)
+        wanted.append(KEYS.c.environment == which.environment)
     if which.query is not None:
-        # One text is searched three times as fast as three are.
+        # Searching one joined text is three times as fast as searching three.
         text = KEYS.c.owner + " " + KEYS.c.name + " " + KEYS.c.key_id
-        found.append(text.icontains(which.query, autoescape=True))
+        wanted.append(text.icontains(which.query, autoescape=True))
     if which.state is not None:
         if which.state not in STATES:
             raise InvalidRequest(f"state must be one of {', '.join(STATES)}.")
         ended = sa.and_(KEYS.c.expires_at.is_not(None), KEYS.c.expires_at <= now)
         if which.state == "revoked":
-            found.append(KEYS.c.revoked_at.is_not(None))
+            wanted.append(KEYS.c.revoked_at.is_not(None))
         else:
-            found += [KEYS.c.revoked_at.is_(None), ended if which.state == "expired" else ~ended]
+            wanted += [KEYS.c.revoked_at.is_(None), ended if which.state == "expired" else ~ended]
             if which.state in ("active", "deprecated"):
                 replaced = KEYS.c.deprecated_at.is_not(None)
-                found.append(replaced if which.state == "deprecated" else ~replaced)
-    return found
+                wanted.append(replaced if which.state == "deprecated" else ~replaced)
+    return wanted
 
 
 def new(key: str, *, owner: str, scopes: Iterable[str], **fields: Any) -> KeyRecord:
-    """The record of a new key; `fields` are others of its own that are not to be empty."""
+    """Return the record of a new `key`; `fields` are the optional ones of `KeyRecord`."""
     return KeyRecord(
         key_id=new_id(),
         environment=key_format.environment(key),
@@ -110,12 +111,12 @@ def new(key: str, *, owner: str, scopes: Iterable[str], **fields: Any) -> KeyRec
 
 
 def new_id() -> str:
-    """A public name for a key, which tells nothing of it."""
+    """Return a new random id for a key."""
     return f"key_{secrets.token_hex(8)}"
 
 
 def insert(change: Change, record: KeyRecord, key: str) -> None:
-    """Store `record` with the digest of its key. Raises IntegrityError for one that is there."""
+    """Store `record` with the digest of `key`. Raises IntegrityError if the key is stored already."""
     fields = {name: getattr(record, name) for name in record.__slots__}
     change.connection.execute(
         sa.insert(KEYS).values(**columns(fields), digest=key_format.digest(key))
@@ -123,14 +124,14 @@ def insert(change: Change, record: KeyRecord, key: str) -> None:
 
 
 def columns(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` as JSON and the columns have them."""
+    """Return `fields` with lists for tuples, as JSON and the columns need them."""
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()
     }
 
 
 def audited(record: KeyRecord) -> dict[str, Any]:
-    """What the audit log says of a new key."""
+    """Return the fields of a new key that go into the audit log."""
     return columns(
         {
             name: getattr(record, name)
@@ -140,9 +141,9 @@ def audited(record: KeyRecord) -> dict[str, Any]:
 
 
 def get(connection: sa.Connection, key_id: str) -> KeyRecord:
-    """The record with this id; raises KeyNotFound."""
+    """Return the record with this id. Raises KeyNotFound."""
     row = None
-    # PostgreSQL takes a NUL for an error of ours.
+    # PostgreSQL raises an error for a NUL.
     if key_id.isascii() and key_id.isprintable():
         row = connection.execute(sa.select(KEYS).where(KEYS.c.key_id == key_id)).one_or_none()
     if row is None:

@@ -1,8 +1,8 @@
-"""Sign-ins: a random token in a browser's cookie stands for the key that was pasted.
+"""Sessions: a random token in a browser's cookie stands for the key that the user pasted.
 
-The key is needed for as long as the session lives, since it is its authority that says whether it is
-still good. So it is kept, but sealed with a secret that only the cookie holds: whoever reads the
-database has neither keys nor sessions.
+Each request of a session needs the key, because only its authority can say whether it is still good.
+So the store keeps the key, but encrypted with a secret that only the cookie holds. A reader of the
+database gets neither keys nor sessions.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _FIND = sa.select(SESSIONS.c.sealed_key, SESSIONS.c.expires_at).where(
 )
 #: Seconds between two rows of the audit log about failed sign-ins from one address.
 REFUSED_INTERVAL = 60.0
-#: Addresses that get a row of their own each time, those with the most failed sign-ins. Anybody may
-#: fail to sign in, from many addresses, and nothing is deleted from the audit log.
+#: The addresses with the most failed sign-ins get rows of their own, up to this number each time:
+#: anybody may cause failures, from many addresses, and nothing is deleted from the audit log.
 MAX_REFUSED = 50
 
 
@@ -46,11 +46,11 @@ class Sessions:
         self._refused: WriteBehindCounter[_Refused] = WriteBehindCounter(
             "Failed sign-ins", partial(_write_refused, database), REFUSED_INTERVAL
         )
-        #: Writes the failed sign-ins that are not in the audit log yet.
+        #: Write the failed sign-ins that are not in the audit log yet.
         self.write = self._refused.write
 
     def begin(self, key: str, lifetime: float, by: Actor) -> str:
-        """A new session of `lifetime` seconds for `key`; its token, which nothing here keeps.
+        """Begin a session of `lifetime` seconds for `key`, and return its token, which is not stored.
 
         Raises AuthorityUnavailable.
         """
@@ -71,7 +71,7 @@ class Sessions:
         return token
 
     def find(self, token: str) -> tuple[str, float] | None:
-        """The key of a session and the time, since the epoch, when it ends; None without one.
+        """Return a session's key and end (seconds since the epoch), or None without such a session.
 
         Raises AuthorityUnavailable.
         """
@@ -85,18 +85,18 @@ class Sessions:
         """End a session, unless it has ended already. Raises AuthorityUnavailable."""
         this = SESSIONS.c.digest == _digest(token)
         with self._database.changing(generation=False) as change:
-            found = change.connection.execute(
+            row = change.connection.execute(
                 sa.select(SESSIONS.c.key_id, SESSIONS.c.owner).where(this)
             ).one_or_none()
-            if found is not None:
+            if row is not None:
                 change.connection.execute(sa.delete(SESSIONS).where(this))
-                by = Actor(found.owner, found.key_id, address, request_id)
+                by = Actor(row.owner, row.key_id, address, request_id)
                 change.audit("session.ended", by, by.key_id)
 
     def refused(self, address: str, reason: str) -> None:
         """Count a failed sign-in from `address`; `reason` is an error code. Does no I/O.
 
-        The audit log gets one row for each address and `REFUSED_INTERVAL`, from each process.
+        Each process writes one row per address and `REFUSED_INTERVAL` to the audit log.
         """
         self._refused.add(_Refused(address, reason))
 
@@ -131,6 +131,6 @@ def _digest(token: str) -> str:
 
 
 def _seal(token: str) -> Fernet:
-    # A token has 256 random bits, so that a hash of it is a key.
+    # A token has 256 random bits, so its hash is strong enough as an encryption key.
     secret = hashlib.sha256(b"seal of session\0" + token.encode()).digest()
     return Fernet(base64.urlsafe_b64encode(secret))

@@ -1,4 +1,4 @@
-"""The tables of the embedded store. Times are in seconds since the epoch."""
+"""The tables of the store. Times are in seconds since the epoch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STATE = sa.Table(
     sa.Column("name", sa.String(32), primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
-#: How often a key was used in a minute, counted since the epoch.
+#: Uses of a key by the minute (minutes since the epoch).
 USES = sa.Table(
     "hokusai_auth_uses",
     _metadata,
@@ -60,7 +60,7 @@ AUDIT = sa.Table(
     sa.Column("key_id", sa.String(255), nullable=False),
     sa.Column("detail", sa.JSON, nullable=False),
 )
-#: What mode observe would have refused.
+#: Requests that mode observe would have refused.
 OBSERVED = sa.Table(
     "hokusai_auth_observed",
     _metadata,

@@ -1,4 +1,4 @@
-"""How often each key is used, by the minute."""
+"""Uses of each key, counted by the minute."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .database import Database
 from .tables import KEYS, USES
 from .write_behind import WriteBehindCounter
 
-#: Seconds for which the minutes' counts are kept.
+#: Seconds for which a minute's count is kept.
 KEPT = 31 * 86400.0
-#: Hours that `by_hour` tells of.
+#: Hours that `by_hour` returns.
 HOURS = 24
 _ID, _AT = sa.bindparam("id", type_=sa.String), sa.bindparam("at", type_=sa.Float)
 _SEEN = (
@@ -23,7 +23,7 @@ _SEEN = (
     .where(KEYS.c.key_id == _ID)
     .values(last_used_at=sa.case((KEYS.c.last_used_at > _AT, KEYS.c.last_used_at), else_=_AT))
 )
-#: Nothing for a key that is not of this store: it is of another authority.
+#: No row for another authority's key, which is not in this store.
 _USE = sa.select(
     KEYS.c.key_id,
     sa.bindparam("minute", type_=sa.BigInteger),
@@ -32,7 +32,7 @@ _USE = sa.select(
 
 
 class UseCounter:
-    """Counts uses of keys in this process, for `database`."""
+    """Counts uses of keys in this process, and writes the counts to `database`."""
 
     def __init__(self, database: Database) -> None:
         self._batch: WriteBehindCounter[tuple[str, int]] = WriteBehindCounter(
@@ -41,7 +41,7 @@ class UseCounter:
         self.write = self._batch.write
 
     def add(self, key_id: str) -> None:
-        """Count one use, now. Does no I/O."""
+        """Count one use at the present minute. Does no I/O."""
         self._batch.add((key_id, int(time.time()) // 60))
 
 
@@ -54,9 +54,8 @@ def _write(database: Database, counts: Counter[tuple[str, int]]) -> None:
     last: dict[str, int] = {}
     for key_id, minute in counts:
         last[key_id] = max(last.get(key_id, 0), minute)
-    # The same statements for any number of keys, as sqlite3 keeps the last 128 of each connection,
-    # with room for their parameters. In one order everywhere, so that no two processes wait for each
-    # other.
+    # The statements do not depend on the number of keys, because sqlite3 caches the last 128 of each
+    # connection, with their parameters. The rows are sorted, so that two processes can't deadlock.
     with database.changing(generation=False) as change:
         seen = [{"id": key_id, "at": last[key_id] * 60.0} for key_id in sorted(last)]
         change.connection.execute(_SEEN, seen)
@@ -70,10 +69,13 @@ def _write(database: Database, counts: Counter[tuple[str, int]]) -> None:
 
 
 def by_hour(database: Database, key_ids: Iterable[str]) -> dict[str, list[int]]:
-    """How often each key was used in each of the last `HOURS` hours, the present one last."""
+    """Return each key's uses in each of the last `HOURS` hours, the present one last.
+
+    Raises AuthorityUnavailable.
+    """
     ids = list(key_ids)
     this_hour = int(time.time()) // 3600
-    found = {key_id: [0] * HOURS for key_id in ids}
+    counts = {key_id: [0] * HOURS for key_id in ids}
     hour = (USES.c.minute // 60).label("hour")
     query = (
         sa.select(USES.c.key_id, hour, sa.func.sum(USES.c.uses).label("uses"))
@@ -84,5 +86,5 @@ def by_hour(database: Database, key_ids: Iterable[str]) -> dict[str, list[int]]:
         for row in connection.execute(query):
             position = int(row.hour) - this_hour + HOURS - 1
             if 0 <= position < HOURS:
-                found[row.key_id][position] = int(row.uses)
-    return found
+                counts[row.key_id][position] = int(row.uses)
+    return counts

@@ -1,4 +1,4 @@
-"""Counts that requests make in memory, and a thread writes to the database."""
+"""Counters in memory that a thread writes to the database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 #: Seconds between two writes.
 INTERVAL = 5.0
-#: Different items that are kept while they can't be written; further ones are not counted then.
+#: Different items in memory, at most. While the database fails, further ones are not counted.
 LIMIT = 100_000
 
 T = TypeVar("T")
@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 class WriteBehindCounter(Generic[T]):
-    """Counts of `what` in this process, handed to `write` every `interval` seconds.
+    """Counts of `what` in this process, passed to `write` every `interval` seconds.
 
-    What was counted and is not yet written is lost if the process is killed.
+    Counts that are not written yet are lost if the process is killed.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class WriteBehindCounter(Generic[T]):
         self._what = what
         self._write = write
         self._interval = interval
-        # Held during a write, so that the last one waits for one that is under way.
+        # This lock is held during a write, so that the last one, at exit, waits for the others.
         self._writing = threading.Lock()
         self._lock = threading.Lock()
         self._counts: Counter[T] = Counter()
@@ -43,7 +43,7 @@ class WriteBehindCounter(Generic[T]):
         with self._lock:
             self._keep(item, 1)
             if self._writer is None or not self._writer.is_alive():
-                # On first use, so that it lives in the process that serves (pre-fork).
+                # The thread starts on first use, so that a forked worker has its own.
                 self._writer = threading.Thread(
                     target=self._write_on, name=f"hokusai-auth {self._what}", daemon=True
                 )
@@ -51,7 +51,7 @@ class WriteBehindCounter(Generic[T]):
                 atexit.register(self.write)
 
     def write(self) -> None:
-        """Write what was counted since the last time; on failure it is kept for the next."""
+        """Write the counts since the last write; if that fails, keep them for the next."""
         with self._writing:
             with self._lock:
                 counts, self._counts = self._counts, Counter()
@@ -60,7 +60,7 @@ class WriteBehindCounter(Generic[T]):
             try:
                 self._write(counts)
             except Exception as error:
-                _log.warning("%s are not written for now: %s", self._what, error)
+                _log.warning("%s can't be written now: %s", self._what, error)
                 with self._lock:
                     for item, count in counts.items():
                         self._keep(item, count)

@@ -1,4 +1,4 @@
-"""Whose word on an address counts."""
+"""The client's address behind proxies, and the networks of a key."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PROXIES = networks(["10.0.0.0/8", "fd00::1"])
 def test_regression_30_the_right_most_hop_that_is_no_proxy() -> None:
     rows = [
         ("203.0.113.7", [], "203.0.113.7"),
-        # Nobody's proxy: whatever it says, it is the client.
+        # The peer is no trusted proxy, so it is the client.
         ("203.0.113.7", [b"198.51.100.1"], "203.0.113.7"),
         ("10.0.0.1", [b"198.51.100.1"], "198.51.100.1"),
-        # What stands further left, the client may have written itself.
+        # The client may have written the hops further left itself.
         ("10.0.0.1", [b"1.1.1.1, 198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", [b"1.1.1.1", b"198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", [b"198.51.100.1, 10.2.0.1"], "198.51.100.1"),
@@ -49,7 +49,7 @@ def test_any_header_gives_an_address(forwarded: list[bytes]) -> None:
     assert client_address("10.0.0.1", forwarded, PROXIES) != ""
 
 
-def test_who_is_inside() -> None:
+def test_address_is_compared_with_networks() -> None:
     rows = [
         ("192.0.2.7", ("192.0.2.7",), True),
         ("192.0.2.8", ("192.0.2.7",), False),
@@ -59,24 +59,24 @@ def test_who_is_inside() -> None:
         ("2001:db8::1", ("2001:db8::/32",), True),
         ("2001:db9::1", ("2001:db8::/32",), False),
         ("::ffff:192.0.2.7", ("192.0.2.0/24",), True),
-        # One kind of address is never in a network of the other.
+        # An IPv4 address is never in an IPv6 network, and the other way round.
         ("192.0.2.7", ("::/0",), False),
         ("2001:db8::1", ("0.0.0.0/0",), False),
         ("192.0.2.7", (), False),
-        # What is not known is nowhere, not even in everything.
+        # An unknown address is in no network, not even in one of all addresses.
         ("", ("0.0.0.0/0", "::/0"), False),
         ("unknown", ("0.0.0.0/0", "::/0"), False),
     ]
     agree(inside, rows)
 
 
-def test_what_is_no_network_is_refused() -> None:
+def test_invalid_network_is_refused() -> None:
     for text in ("", "x", "192.0.2", "192.0.2.0/33", "192.0.2.0/-1", "1.2.3.4:80"):
         with pytest.raises(ValueError, match="does not appear"):
             networks([text])
 
 
-def test_what_is_too_long_for_an_address_is_not_kept() -> None:
+def test_overlong_address_is_not_cached() -> None:
     before = addresses._inside.cache_info()
     assert not inside("1" * 65, ("0.0.0.0/0",))
     assert addresses._inside.cache_info() == before

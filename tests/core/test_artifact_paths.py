@@ -1,4 +1,4 @@
-"""The kind of resource that a path of artifacts is of, by the folders of experiments."""
+"""The kind of resource that an artifact's path belongs to, by the folders of experiments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core.artifact_paths import explained, listed, named
+from mlflow_hokusai_auth.core.artifact_paths import explain_kind, named, refine_artifact_listing
 from mlflow_hokusai_auth.core.folders import BY_NUMBER, Folders
 from mlflow_hokusai_auth.core.locations import Location, Roots
 from mlflow_hokusai_auth.core.operations import classify, rules
@@ -22,7 +22,7 @@ RUN = "0123456789abcdef" * 2
 HEX = "f" * 32
 SERVED = Location("file", "", ("srv", "artifacts"))
 ROOTS = Roots((SERVED,), (), SERVED, SERVED)
-#: Experiments in places that users chose.
+#: Experiments in folders that users chose.
 LOCATIONS = [
     *("mlflow-artifacts:/teamA/traces/exp1", "mlflow-artifacts:/Own", f"mlflow-artifacts:/{HEX}"),
     *("/srv/artifacts/written/%74races/x y", "mlflow-artifacts:/a%2520b", "mlflow-artifacts:/t?x"),
@@ -32,12 +32,12 @@ LOCATIONS = [
 ]
 FOLDERS = Folders(SERVED, SERVED).adding(LOCATIONS, ROOTS)
 BASE = "/api/2.0/mlflow-artifacts/artifacts/"
-#: Kinds, of which the kind with a "?" is that of a path in no folder that is known.
+#: Kinds. A "?" means that the path is in no known folder.
 ARTIFACTS, TRACES, EXPERIMENTS = "artifacts", "traces", "experiments"
 
-#: Paths, and the kind that they are of when they are read or written, and when they are deleted.
+#: Paths, with their kind for a read or write, and their kind for a deletion.
 PATHS = {
-    # In folders that MLflow makes, and those that users chose.
+    # These are in numbered folders, and in those that users chose.
     f"77/{RUN}/artifacts/traces/x": (ARTIFACTS, ARTIFACTS),
     f"77/{RUN}/artifacts/95%.png": (ARTIFACTS, ARTIFACTS),
     f"77/{RUN}/artifacts/what? %;#.txt": (ARTIFACTS, ARTIFACTS),
@@ -53,7 +53,7 @@ PATHS = {
     f"written/traces/x y/{RUN}/artifacts/x": (ARTIFACTS, ARTIFACTS),
     f"a b/{RUN}/artifacts/x": (ARTIFACTS, ARTIFACTS),
     f"{HEX}/{RUN}/artifacts/traces": (ARTIFACTS, ARTIFACTS),
-    # Right below the folder of an experiment.
+    # These are right below an experiment's folder.
     "77/traces/tr-1/artifacts/traces.json": (TRACES, TRACES),
     "77/traces": (TRACES, TRACES),
     "77/./traces//tr-1": (TRACES, TRACES),
@@ -66,13 +66,13 @@ PATHS = {
     f"{HEX}/traces/tr-1/artifacts/attachments/{RUN}": (TRACES, TRACES),
     f"{HEX.upper()}/traces/tr-1": (TRACES, TRACES),
     f"models/m-{RUN}/artifacts/traces/tr-1": (TRACES, TRACES),
-    # Of an experiment, although another lies in its files.
+    # These belong to an experiment, although another one's folder is among its files.
     f"Own/{RUN}/artifacts/in/traces/tr-1": (TRACES, TRACES),
     f"Own/{RUN}/artifacts/in/{HEX}/artifacts/x": (ARTIFACTS, ARTIFACTS),
     f"Own/traces/in/artifacts/{HEX}/artifacts/x": (TRACES, TRACES),
     f"own/traces/in/artifacts/{HEX}/artifacts/x": (TRACES, TRACES),
     f"77/traces/in/{RUN}/artifacts/x": (TRACES, TRACES),
-    # More than a run or a model has.
+    # These contain more than one run's or model's files.
     f"Own/{RUN}": (ARTIFACTS, EXPERIMENTS),
     f"Own/{RUN}/artifacts": (ARTIFACTS, EXPERIMENTS),
     HEX: (ARTIFACTS, "experiments?"),
@@ -85,7 +85,7 @@ PATHS = {
     f"77/{RUN[1:]}": (ARTIFACTS, "experiments?"),
     f"77/{RUN}/other": (ARTIFACTS, "experiments?"),
     "%2e/%2e": (ARTIFACTS, "experiments?"),
-    # In no folder that is known.
+    # These are in no known folder.
     f"new/{RUN}/artifacts/x": (ARTIFACTS, "experiments?"),
     f"own/{RUN}/artifacts/x": (ARTIFACTS, "experiments?"),
     f"elsewhere/{RUN}/artifacts/x": (ARTIFACTS, "experiments?"),
@@ -94,14 +94,14 @@ PATHS = {
     f"{RUN}/traces/tr-1": ("traces?", "traces?"),
     "TRACES/x": ("traces?", "traces?"),
     "new/trace\u017f": ("traces?", "traces?"),
-    # MLflow refuses these, or nobody knows what it makes of them.
+    # MLflow refuses these, or reads them in an unknown way.
     "77/..": (TRACES, TRACES),
     f"77/{RUN}/artifacts/%252e%252e/x": (TRACES, TRACES),
     "77/%" + "25" * 12 + "74races": (TRACES, TRACES),
     f"77/{RUN}/artifacts/%" + "x" * 3000: (TRACES, TRACES),
     "%2f%2f[/x": (TRACES, TRACES),
 }
-#: Queries, and the kind of what they list.
+#: Queries, with the kind of the artifacts that they list.
 LISTED = {
     b"": ARTIFACTS,
     b"path=": ARTIFACTS,
@@ -126,7 +126,7 @@ def kind(operation: Operation) -> str:
     return operation.kind + "?" * operation.unsure
 
 
-def test_a_path_is_of_what_it_is_in() -> None:
+def test_path_has_the_kind_of_its_folder() -> None:
     for base, api in product(("artifacts", "presigned", "mpu/create"), ("api", "ajax-api")):
         method = "POST" if base.startswith("mpu") else "GET"
         start = f"/{api}/2.0/mlflow-artifacts/{base}/"
@@ -138,20 +138,20 @@ def test_a_path_is_of_what_it_is_in() -> None:
         agree(partial(classify, method, folders=FOLDERS), rows)
 
 
-def test_to_delete_more_than_a_run_s_or_a_model_s_is_about_the_experiment() -> None:
+def test_deleting_more_than_one_run_or_model_is_a_change_of_the_experiment() -> None:
     def deleted(path: str) -> str:
         return kind(classify("DELETE", BASE + path, FOLDERS))
 
     agree(deleted, ((path, one) for path, (_, one) in PATHS.items()))
 
 
-def test_a_list_of_artifacts_is_of_what_it_lists() -> None:
+def test_listing_has_the_kind_of_the_artifacts_in_it() -> None:
     other = classify("GET", f"{BASE}77/x")
     for method, (query, expected) in product(("GET", "HEAD"), LISTED.items()):
         operation = classify(method, "/ajax-api/2.0/mlflow-artifacts/artifacts")
-        assert kind(listed(operation, query, False, FOLDERS)) == expected, query
-        assert kind(listed(operation, query, True, FOLDERS)) == TRACES, query
-        assert listed(other, query, True, FOLDERS) == other, query
+        assert kind(refine_artifact_listing(operation, query, False, FOLDERS)) == expected, query
+        assert kind(refine_artifact_listing(operation, query, True, FOLDERS)) == TRACES, query
+        assert refine_artifact_listing(other, query, True, FOLDERS) == other, query
 
 
 _PARTS = ["traces", "Traces", "models", f"m-{RUN}", RUN, HEX, "artifacts", "77", "Own", "teamA"]
@@ -161,8 +161,8 @@ _PARTS += ["exp1", "in", "new", "tr-1", ".", "%2574races"]
 @given(
     st.lists(st.sampled_from(_PARTS), min_size=1, max_size=8), st.sampled_from(["GET", "DELETE"])
 )
-def test_what_is_known_later_opens_no_trace_of_an_experiment(parts: list[str], method: str) -> None:
-    """Without a look-up nothing is open that is a trace's, or more than a run's, with one."""
+def test_new_folders_open_no_path_that_was_closed_before(parts: list[str], method: str) -> None:
+    """A path of a trace, or of more than a run, is closed before its folder is known as well."""
     path = BASE + "/".join(parts)
     before, after = classify(method, path), classify(method, path, FOLDERS)
     nested = "Own" in parts or "77" in parts  # a run's files are the run's, whatever lies in them
@@ -172,14 +172,14 @@ def test_what_is_known_later_opens_no_trace_of_an_experiment(parts: list[str], m
         assert before.unsure
 
 
-def test_nothing_is_known_of_a_server_that_serves_no_artifacts() -> None:
+def test_server_without_a_proxy_has_no_folders() -> None:
     folders = Folders(None, None).adding(LOCATIONS, Roots(()))
     assert kind(classify("DELETE", f"{BASE}77/{RUN}/artifacts", folders)) == "experiments?"
     assert kind(classify("GET", f"{BASE}77/traces", folders)) == "traces?"
 
 
-def test_folders_below_another_root_than_what_is_served() -> None:
-    """The default root may be a folder of what is served, or elsewhere."""
+def test_default_root_may_differ_from_the_served_place() -> None:
+    """The default root may be a folder of the served place, or elsewhere."""
     below = Location("file", "", ("srv", "artifacts", "mlflow"))
     elsewhere = Location("s3", "bucket", ())
     rows = [
@@ -190,7 +190,7 @@ def test_folders_below_another_root_than_what_is_served() -> None:
     agree(lambda base, path: kind(classify("DELETE", BASE + path, Folders(SERVED, base))), rows)
 
 
-def test_what_a_request_says_of_the_artifact() -> None:
+def test_log_names_the_run_or_model_of_an_artifact() -> None:
     run, model = {"run": RUN}, {"logged_model": f"m-{RUN}"}
     rows: list[tuple[str, dict[str, str]]] = [
         (f"77/{RUN}/artifacts/x", run),
@@ -219,18 +219,18 @@ def test_what_a_request_says_of_the_artifact() -> None:
     assert named(classify("GET", "/version"), "/version", b"path=x", FOLDERS) == {}
 
 
-def test_a_refusal_says_why_a_path_is_of_that_kind() -> None:
+def test_refusal_explains_the_kind_of_a_path() -> None:
     says = {
-        classify("GET", f"{BASE}77/traces/x"): "of a trace",
+        classify("GET", f"{BASE}77/traces/x"): "to a trace",
         classify("DELETE", f"{BASE}77"): "one run or logged model",
         classify("PUT", f"{BASE}77/{RUN}/artifacts/x"): "",
         classify("GET", "/api/3.0/mlflow/traces/tr-1"): "",
         Operation(Access.ADMIN, "unknown", ""): "",
     }
     for operation, words in says.items():
-        assert words in explained(operation) and bool(words) == bool(explained(operation))
+        assert words in explain_kind(operation) and bool(words) == bool(explain_kind(operation))
 
 
-def test_many_segments_cost_no_more_than_their_number() -> None:
+def test_cost_of_a_path_is_linear_in_its_segments() -> None:
     assert classify("GET", BASE + "a/" * 100_000 + "x", FOLDERS).kind == "artifacts"
     assert BY_NUMBER.exact == frozenset()

@@ -1,4 +1,4 @@
-"""What a browser's request may do with its cookie, and where a sign-in leads."""
+"""A browser's request with a session cookie, and the locations before and after a sign-in."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ FAR = [
 ]
 
 
-def test_the_cookie_is_for_https_only_but_on_the_same_machine() -> None:
+def test_cookie_needs_https_except_on_the_same_machine() -> None:
     rows = [*((host, LOOPBACK) for host in NEAR), *((host, SECURE) for host in FAR)]
     agree(browser.cookie_name, rows)
 
 
 def found(*cookies: str, host: str | None = "mlflow.example") -> list[str]:
-    """The sessions in these headers."""
+    """Return the sessions in these headers."""
     return session_tokens(request("GET", "/", *(("Cookie", one) for one in cookies), host=host))
 
 
-def test_every_session_of_a_request_is_found() -> None:
+def test_all_sessions_of_a_request_are_read() -> None:
     agree(
         lambda cookies: found(*cookies),
         [
@@ -65,7 +65,7 @@ def test_every_session_of_a_request_is_found() -> None:
             ([f"x=1; {SECURE}=a; y=2"], ["a"]),
             ([f"x=1;\t{SECURE}=a;y=2"], ["a"]),
             (["x=1", f"{SECURE}=a"], ["a"]),
-            # Planted by somebody who may set cookies for the path or the host.
+            # An attacker who may set cookies for the path or the host has added one.
             ([f"{SECURE}=a; {SECURE}=b"], ["a", "b"]),
             ([f"{SECURE}=a", f"{SECURE}=b"], ["a", "b"]),
             ([f"{SECURE}=a; {SECURE}=a"], ["a"]),
@@ -74,7 +74,7 @@ def test_every_session_of_a_request_is_found() -> None:
             ([SECURE], []),
             ([f"{SECURE}x=a; x{SECURE}=a; {SECURE.lower()}=a"], []),
             ([f"x={SECURE}=a"], []),
-            # Only with the prefix do browsers say whose it is.
+            # Without the prefix, browsers don't check which host has set the cookie.
             ([f"{LOOPBACK}=a"], []),
             ([], []),
         ],
@@ -82,32 +82,32 @@ def test_every_session_of_a_request_is_found() -> None:
     assert session_tokens(request("GET", "/", ("X-Cookie", f"{SECURE}=a"))) == []
 
 
-def test_no_more_sessions_are_looked_at_than_anybody_has() -> None:
+def test_number_of_sessions_read_is_bounded() -> None:
     many = [f"{SECURE}={i}" for i in range(1000)]
     for cookies in (many, ["; ".join(many)]):
         assert found(*cookies) == [str(i) for i in range(browser.MAX_SESSIONS)]
 
 
-def test_each_host_has_its_own_cookie_only() -> None:
+def test_host_has_its_own_cookie_only() -> None:
     both = f"{SECURE}=far; {LOOPBACK}=near"
     for host, session in (("mlflow.example", "far"), (None, "far"), ("localhost:5000", "near")):
         assert found(both, host=host) == [session]
 
 
 @given(st.binary(max_size=60))
-def test_any_cookie_is_read(value: bytes) -> None:
+def test_any_cookie_can_be_read(value: bytes) -> None:
     headers = ((b"cookie", b"hokusai_session" + value), (b"cookie", value))
     for token in session_tokens(Request("GET", "/", b"", headers)):
         assert token.encode("latin-1") in value
 
 
-def test_a_csrf_token_is_of_one_session_and_tells_nothing_of_it() -> None:
+def test_csrf_token_belongs_to_one_session_and_does_not_reveal_it() -> None:
     token = browser.csrf_token(TOKEN)
     assert token == browser.csrf_token(TOKEN) != browser.csrf_token(TOKEN + "x")
     assert re.fullmatch("[0-9a-f]{64}", token)
 
 
-# Whose page asks
+# The page that sends the request
 
 NOTHING: list[tuple[str, str]] = []
 OWN = ("Origin", "https://mlflow.example")
@@ -118,7 +118,7 @@ def site(value: str) -> tuple[str, str]:
     return ("Sec-Fetch-Site", value)
 
 
-#: Origins that are of the page's own host, and those that are not.
+#: Origins with the page's own host, and others.
 OWN_ORIGINS = ["https://mlflow.example", "http://mlflow.example", "HTTPS://MLflow.Example"]
 OTHER_ORIGINS = [
     *("https://evil.example", "https://mlflow.example:8443", "https://sub.mlflow.example"),
@@ -128,7 +128,7 @@ OTHER_ORIGINS = [
 ]
 
 
-def test_a_page_of_another_site_is_told_apart() -> None:
+def test_request_of_another_site_is_recognised() -> None:
     rows = [
         ([site("same-origin")], False),
         ([site("none")], False),
@@ -136,7 +136,7 @@ def test_a_page_of_another_site_is_told_apart() -> None:
         ([site("cross-site")], True),
         ([site("Same-Origin")], True),
         ([site("new-in-some-version")], True),
-        # What the browser says of the site goes before what it says of the origin.
+        # If Sec-Fetch-Site is there, Origin doesn't count.
         ([site("same-origin"), OTHER], False),
         ([site("cross-site"), OWN], True),
         *(([("Origin", origin)], False) for origin in OWN_ORIGINS),
@@ -146,7 +146,7 @@ def test_a_page_of_another_site_is_told_apart() -> None:
         agree(lambda fields, method=method: cross_site(request(method, "/", *fields)), rows)
 
 
-def test_an_origin_is_compared_with_the_host() -> None:
+def test_origin_is_compared_with_the_host() -> None:
     agree(
         lambda host, origin: cross_site(request("POST", "/", ("Origin", origin), host=host)),
         [
@@ -183,12 +183,12 @@ GOOD = with_token(browser.csrf_token(TOKEN))
 LINK = [site("cross-site"), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document")]
 
 
-def test_regression_42_what_another_page_may_do_with_the_cookie() -> None:
+def test_regression_42_page_of_another_site_may_only_open_a_page() -> None:
     def refused(method: str, path: str, fields: list[tuple[str, str]]) -> bool:
         return forged(request(method, path, *fields), classify(method, path), TOKEN)
 
     rows = [
-        # What manages keys takes a token that only our pages know.
+        # Requests that manage keys need a token that only our pages know.
         ("POST", KEYS, [HERE], True),
         ("POST", KEYS, [HERE, GOOD], False),
         ("POST", KEYS, [OWN, GOOD], False),
@@ -205,7 +205,7 @@ def test_regression_42_what_another_page_may_do_with_the_cookie() -> None:
         ("POST", KEYS, [OTHER, GOOD], True),
         ("POST", KEYS, [site("same-site"), GOOD], True),
         ("GET", KEYS, [HERE], False),
-        # MLflow's own pages know of no token.
+        # MLflow's own pages send no token.
         ("POST", RUNS, [HERE], False),
         ("POST", RUNS, [OWN], False),
         ("POST", RUNS, NOTHING, True),
@@ -213,7 +213,7 @@ def test_regression_42_what_another_page_may_do_with_the_cookie() -> None:
         ("POST", RUNS, [site("cross-site")], True),
         ("GET", RUNS, NOTHING, False),
         ("GET", RUNS, [OTHER], True),
-        # A link from elsewhere may be followed, but nothing else that another page asks for.
+        # A link on another site may lead here, but its pages may send nothing else.
         ("GET", "/", LINK, False),
         ("GET", KEYS, LINK, False),
         ("HEAD", "/", LINK, True),
@@ -227,12 +227,12 @@ def test_regression_42_what_another_page_may_do_with_the_cookie() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["origin", "host", "sec-fetch-site"]), st.binary())))
-def test_any_headers_have_an_answer(fields: list[tuple[str, bytes]]) -> None:
+def test_any_headers_are_classified(fields: list[tuple[str, bytes]]) -> None:
     headers = tuple((name.encode(), value) for name, value in fields)
     cross_site(Request("POST", "/", b"", headers))
 
 
-def test_who_waits_for_a_page() -> None:
+def test_only_browsers_get_pages() -> None:
     agree(
         lambda method, accept: browser.wants_page(request(method, "/", ("Accept", accept))),
         [
@@ -246,12 +246,14 @@ def test_who_waits_for_a_page() -> None:
     )
 
 
-# Where to sign in, and back
+# The locations of the sign-in
 
 
 def follow(base: str, reference: str) -> str:
-    """Where a browser goes, as the URL standard has it (https://url.spec.whatwg.org/), which differs
-    from RFC 3986, and so from `urljoin`, in backslashes, control characters and empty segments."""
+    """Resolve a location as browsers do, by the URL standard (https://url.spec.whatwg.org/).
+
+    It differs from RFC 3986 (`urljoin`) in backslashes, control characters and empty segments.
+    """
     reference = re.sub("[\t\n\r]", "", reference.strip("".join(map(chr, range(33)))))
     if re.match("[A-Za-z][A-Za-z0-9+.-]*:", reference):
         return reference
@@ -274,7 +276,7 @@ def follow(base: str, reference: str) -> str:
     return f"{parts.scheme}://{parts.netloc}/{'/'.join(segments)}{rest}"
 
 
-def test_the_browser_of_these_tests_is_one() -> None:
+def test_browser_of_these_tests_follows_the_url_standard() -> None:
     rows = [
         ("../x", "http://h/x"),
         ("../../../x", "http://h/x"),
@@ -296,7 +298,7 @@ QUERY = st.text("abc=&%?/:+.~-_<>\"'", max_size=12).map(str.encode)
 
 
 @given(st.sampled_from(PREFIXES), st.lists(SEGMENT, min_size=1, max_size=6), QUERY)
-def test_signing_in_is_below_the_prefix_and_leads_back(
+def test_sign_in_is_below_the_prefix_and_leads_back(
     prefix: str, segments: list[str], query: bytes
 ) -> None:
     path = "/" + "/".join(segments)
@@ -315,22 +317,22 @@ def test_signing_in_is_below_the_prefix_and_leads_back(
         assert returned(f"http://host{prefix}", target) == f"http://host{prefix}{target}"
 
 
-def test_signing_in_keeps_what_a_browser_can_not_send_out_of_the_header() -> None:
+def test_sign_in_location_is_a_valid_header_value() -> None:
     location = browser.login_location(request("GET", "/x\r\ny: z", query=b"\xff\r\n\"' &x=1"))
     assert location.isascii() and not re.search(r"""[\s"']""", location)
     assert location.count("?") == 1 and "&" not in location
 
 
 def returned(root: str, target: str) -> str:
-    """Where a browser goes that signs in at `root`: what server/web/pages.py builds of `next`."""
+    """Return the page after a sign-in at `root`, with the location that server/web/pages.py builds."""
     location = "../" + local_path(target)[1:]
     url = follow(f"{root}/hokusai/login", location)
-    # Other clients have it by RFC 3986.
+    # Other clients resolve it by RFC 3986.
     assert urljoin(f"{root}/hokusai/login", location).startswith(f"{root}/")
     return url
 
 
-def test_regression_46_signing_in_leads_nowhere_else() -> None:
+def test_regression_46_sign_in_leads_to_no_other_site() -> None:
     assert len(REDIRECTS) == len(set(REDIRECTS)) >= 100
 
     def check(target: str) -> None:
@@ -344,7 +346,7 @@ def test_regression_46_signing_in_leads_nowhere_else() -> None:
 
 
 @given(st.text("/\\.:@?#%2eE \t\n\rahtps;", max_size=14), st.sampled_from(PREFIXES))
-def test_whatever_next_is_it_stays_below_the_prefix(target: str, prefix: str) -> None:
+def test_any_next_stays_below_the_prefix(target: str, prefix: str) -> None:
     assert returned(f"http://host{prefix}", target).startswith(f"http://host{prefix}/")
     for again in (f"/{target}", f"/x{target}"):
         assert returned(f"http://host{prefix}", again).startswith(f"http://host{prefix}/")
@@ -358,7 +360,7 @@ LOCAL = [
 ]
 
 
-def test_a_path_of_this_server_is_kept() -> None:
+def test_path_of_this_server_is_kept() -> None:
     for target in LOCAL:
         assert local_path(target) == target
         assert returned("http://host/mlflow", target) == f"http://host/mlflow{target}"

@@ -26,7 +26,7 @@ def basic(key: str) -> str:
     return "Basic " + base64.b64encode(f"user:{key}".encode()).decode()
 
 
-#: Each place for a key: what it is called, the header or query field, and how it is written there.
+#: Each place for a key: its name, the header or query field, and the form of the value.
 PLACES = {
     "X-API-Key": lambda key: ("x-api-key", key),
     "Authorization": lambda key: ("authorization", f"Bearer {key}"),
@@ -46,7 +46,7 @@ def look(*fields: tuple[str, str], outbound: bool = False, query_key: bool = Tru
 
 
 def refusal(*fields: tuple[str, str]) -> Deny:
-    """The refusal, which there must be, of a request that calls out; it tells no key."""
+    """Return the refusal of an outbound request; fail if there is none, or if it shows a key."""
     refused = look(*fields, outbound=True)
     assert isinstance(refused, Deny)
     assert FIRST not in refused.message and SESSION not in refused.message
@@ -56,7 +56,7 @@ def refusal(*fields: tuple[str, str]) -> Deny:
 def test_value_above_a_kilobyte_is_not_read() -> None:
     long = "x" * credentials.MAX_VALUE
     token, key = ("authorization", f"Bearer {long}"), ("x-api-key", FIRST)
-    # Beside a key it is another layer's.
+    # Beside a key, the long value belongs to another layer.
     assert look(token, key) == look(key, token) == Credential(FIRST, ("X-API-Key",))
     for only, place in (
         (("x-api-key", f"{FIRST},{long}"), "X-API-Key"),
@@ -68,13 +68,13 @@ def test_value_above_a_kilobyte_is_not_read() -> None:
         found = look(only)
         assert isinstance(found, Deny) and found.code == "KEY_MALFORMED", only[0]
         assert place in found.message
-    # It holds no API key, and where another provider's credential may stand it is that.
+    # An unknown scheme holds no API key, and on an outbound route the value is the provider's.
     assert look(("authorization", f"Negotiate {long}")) is None
     assert look(token, outbound=True) is None
     assert look(("x-mlflow-authorization", f"Bearer {long}")) is None
 
 
-def test_a_place_is_named() -> None:
+def test_credential_names_its_place() -> None:
     for place, written in PLACES.items():
         assert look(written(FIRST), outbound=True) == Credential(FIRST, (place,))
 
@@ -89,8 +89,8 @@ def test_two_places_must_agree() -> None:
         assert sorted(same.places) == sorted({one, two}), (one, two)
 
 
-def test_what_begins_as_no_key_does_counts_only_without_one_that_does() -> None:
-    # A load balancer's JWT, a proxy's password, what ~/.netrc adds.
+def test_value_without_the_prefix_of_keys_counts_only_if_no_key_is_there() -> None:
+    # These are a load balancer's JWT, a proxy's password and an entry of ~/.netrc.
     others = ("eyJ.eyJ.c2ln", "password", "HK_LIVE_FIRST", "khk_live_x")
 
     def check(place: str, other: str, foreign: str) -> None:
@@ -105,13 +105,13 @@ def test_what_begins_as_no_key_does_counts_only_without_one_that_does() -> None:
     each(check, product(PLACES, PLACES, others))
 
 
-def test_another_layer_s_credential_counts_not_beside_a_session() -> None:
+def test_other_layer_s_credential_does_not_count_beside_a_session() -> None:
     found = look(cookie(SESSION), PLACES["Authorization"]("eyJ.eyJ.c2ln"))
     assert found == Credential(SESSION, (PLACE,), session=True)
 
 
-def test_a_key_that_is_joined_to_a_provider_s_does_not_go_out_with_it() -> None:
-    # Who takes it for the provider's alone would pass it on.
+def test_key_joined_to_a_provider_s_does_not_go_out_with_it() -> None:
+    # A gate that read it as the provider's alone would pass our key on.
     for value in (f"sk-provider {FIRST}", f"{FIRST} sk-provider"):
         refused = refusal(("x-api-key", value), PLACES["Authorization"](FIRST))
         assert refused.code == "KEY_CONFLICT", value
@@ -123,19 +123,19 @@ def test_no_other_scheme_is_read_as_basic() -> None:
     assert look(("authorization", basic(FIRST).replace("Basic", "Negotiate"))) is None
 
 
-def test_mlflows_header_counts_where_a_request_calls_out_only() -> None:
+def test_mlflow_s_header_counts_on_outbound_routes_only() -> None:
     header = PLACES["X-MLflow-Authorization"](FIRST)
     assert look(header) is None
     assert look(header, PLACES["X-API-Key"](SECOND)) == Credential(SECOND, ("X-API-Key",))
 
 
-def test_a_providers_key_is_not_ours_where_a_request_calls_out() -> None:
+def test_provider_s_key_does_not_count_on_outbound_routes() -> None:
     for place in ("X-API-Key", "Authorization", "X-MLflow-Authorization"):
         assert look(PLACES[place]("sk-provider"), outbound=True) is None
     assert look(PLACES["X-API-Key"]("sk-provider")) == Credential("sk-provider", ("X-API-Key",))
 
 
-def test_the_query_can_be_left_out() -> None:
+def test_query_s_key_can_be_excluded() -> None:
     field = PLACES["?api_key="](FIRST)
     assert look(field, query_key=False) is None
     assert look(field, PLACES["X-API-Key"](SECOND), query_key=False) == Credential(
@@ -143,7 +143,7 @@ def test_the_query_can_be_left_out() -> None:
     )
 
 
-def test_an_underscore_is_refused_whatever_it_holds() -> None:
+def test_header_with_an_underscore_is_refused() -> None:
     for name in ("x_api_key", "x-api_key", "x_api-key", "x_mlflow-authorization"):
         for value in ("", FIRST):
             found = look((name, value), PLACES["X-API-Key"](FIRST))
@@ -191,7 +191,7 @@ def test_a_session_is_found_and_named() -> None:
         assert look(cookie(SESSION), outbound=outbound) == session
 
 
-def test_regression_20_a_session_and_a_key_are_one_too_many() -> None:
+def test_regression_20_session_and_key_together_are_refused() -> None:
     for written in PLACES.values():
         fields = [cookie(SESSION), written(FIRST)]
         for refused in (refusal(*fields), refusal(*reversed(fields))):
@@ -199,14 +199,14 @@ def test_regression_20_a_session_and_a_key_are_one_too_many() -> None:
             assert "signed in" in refused.message
 
 
-def test_two_sessions_are_one_too_many() -> None:
+def test_two_sessions_are_refused() -> None:
     for second in ("hk_session_second", FIRST):
         refused = look(cookie(SESSION), cookie(second))
         assert isinstance(refused, Deny) and refused.code == "KEY_CONFLICT"
 
 
 def test_a_session_counts_in_its_cookie_only() -> None:
-    # From anywhere else, nothing would ask whose page sent it.
+    # In another place, the checks against other sites' pages would not run.
     for written in PLACES.values():
         there, too = written(SESSION), cookie(SESSION)
         for fields in ([there], [there, too], [too, there]):
@@ -219,7 +219,7 @@ def test_a_key_does_not_count_in_the_cookie() -> None:
 
 
 def test_the_order_of_headers_does_not_matter() -> None:
-    # Which is another one in WSGI.
+    # WSGI servers change the order.
     for written, key in product(PLACES.values(), (FIRST, SESSION)):
         fields = [written(key), cookie(key)]
         one, other = look(*fields, outbound=True), look(*reversed(fields), outbound=True)
@@ -232,7 +232,7 @@ def test_a_cookie_that_comes_twice_is_one_session() -> None:
 
 
 class Counted(tuple[tuple[bytes, bytes], ...]):
-    """Headers that count how often somebody begins to go through them."""
+    """Headers that count how often a loop over them begins."""
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         Counted.times += 1
@@ -242,7 +242,7 @@ class Counted(tuple[tuple[bytes, bytes], ...]):
 Counted.times = 0
 
 
-def test_headers_are_gone_through_as_often_however_many_there_are() -> None:
+def test_number_of_passes_over_headers_does_not_depend_on_their_number() -> None:
     for count, name in product((1, 1000), (b"hokusai_session", b"hokusai_sessions")):
         cookies = [(b"cookie", b"%s=%d" % (name, number)) for number in range(count)]
         headers = Counted([(b"host", b"localhost"), *cookies])
@@ -259,7 +259,7 @@ def test_a_provider_s_key_goes_out_beside_a_session() -> None:
     assert found == Credential(SESSION, (PLACE,), session=True)
 
 
-# The query that others see
+# The query without the key
 
 FIELDS = st.one_of(
     st.binary(max_size=8).map(lambda field: field.replace(b"&", b"")),
@@ -272,7 +272,7 @@ KEY_FIELDS = st.sampled_from(
 
 
 def read(query: bytes) -> dict[str, str]:
-    """`query` as another reader of it has it."""
+    """Return `query` as another reader understands it."""
     text = query.decode("latin-1")
     return dict(parse_qsl(text, keep_blank_values=True, encoding="latin-1"))
 
@@ -297,8 +297,8 @@ def test_the_scrubbed_query_holds_no_key_for_any_reader(query: bytes) -> None:
     assert without_query_key(scrubbed) == scrubbed
 
 
-def test_a_query_of_any_size_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anybody may send one: to decode all that has a percent sign took 90 ms of the event loop."""
+def test_large_query_is_read_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may send one. Decoding each name with a percent sign blocked the event loop for 90 ms."""
     monkeypatch.setattr(credentials, "unquote_to_bytes", pytest.fail)
     for field in (b"%", b"%%%%%%%", b"a%70i_ke", b"%61", b"x=%"):
         query = b"&".join([field] * 9000)

@@ -46,7 +46,7 @@ def check(code: str, status: int) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Cache-Control"] == "no-store"
     assert ("WWW-Authenticate" in headers) == (status == 401 or code == "SCOPE_MISSING")
-    # Basic would have a browser open a dialog.
+    # A challenge for Basic would make browsers open a dialog.
     assert not any(text.startswith("Basic") for _, text in refusal.headers)
     assert ("Retry-After" in headers) == (status in (429, 503))
     assert all(text.isascii() for pair in refusal.headers for text in pair)
@@ -63,7 +63,7 @@ def test_challenges() -> None:
     assert challenges(Deny("SCOPE_MISSING", "", "mlflow:write", ())) == [
         f'Bearer {realm}, error="insufficient_scope", scope="mlflow:write"'
     ]
-    # As for the assistant, which no scope opens.
+    # The assistant's refusal is an example: no scope opens it.
     assert challenges(Deny("SCOPE_MISSING", "")) == [f'Bearer {realm}, error="insufficient_scope"']
 
 
@@ -74,7 +74,7 @@ def test_every_bad_key_looks_the_same_but_for_its_code() -> None:
     assert len({dict(refusal.headers)["WWW-Authenticate"] for refusal in bad}) == 1
 
 
-def test_scopes_are_there_when_they_are_the_reason() -> None:
+def test_refusal_for_a_missing_scope_names_the_scopes() -> None:
     content = json.loads(render(Deny("SCOPE_MISSING", "", "mlflow:admin", ("read",))).body)
     assert (content["required_scope"], content["current_scopes"]) == ("mlflow:admin", ["read"])
     assert not {"required_scope", "current_scopes"} & set(
@@ -88,14 +88,14 @@ def test_retry_after_is_whole_seconds_and_bounded() -> None:
         assert dict(refusal.headers)["Retry-After"] == said, asked
 
 
-def test_a_refusal_s_own_headers_are_sent_too() -> None:
+def test_refusal_carries_its_own_headers() -> None:
     more = (("RateLimit-Remaining", "0"), ("RateLimit-Reset", "9"))
     sent = render(Deny("RATE_LIMITED", "", retry_after=9, headers=more)).headers
     assert sent[-2:] == more
     assert ("Retry-After", "9") in sent
 
 
-def test_the_way_to_sign_in_is_not_kept_by_anyone() -> None:
+def test_redirect_to_sign_in_is_not_cached() -> None:
     refusal = redirect("../hokusai/login?next=%2F")
     assert (refusal.status, refusal.body) == (303, b"")
     assert dict(refusal.headers) == {

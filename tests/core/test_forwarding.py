@@ -1,4 +1,4 @@
-"""Which headers MLflow sees, and who it is told the caller is."""
+"""The headers that reach MLflow, and the identity headers of the caller."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def test_identity_headers_are_dropped_everywhere() -> None:
 
 
 @given(st.one_of(st.binary(), st.sampled_from([b"x-hokusai", b"hokusai-user", b"x-hokusais-user"])))
-def test_nothing_else_is_dropped_where_nothing_leaves_the_server(name: bytes) -> None:
+def test_other_headers_are_kept_if_the_request_stays_here(name: bytes) -> None:
     if not name.replace(b"_", b"-").startswith(b"x-hokusai-"):
         assert not dropped([name], allow(*ALL_PLACES))
 
 
-def test_public_answer_is_made_of_listed_headers_alone() -> None:
+def test_public_request_keeps_listed_headers_only() -> None:
     kept = (b"host", b"origin", b"cookie", b"content-type", b"access-control-request-method")
     assert not dropped(kept, PUBLIC)
     gone = {b"x-mlflow-workspace", b"x_mlflow_workspace", b"x-forwarded-host", b"authorization"}
     gone |= {b"content_type", b"x-", b"\xff", b"", b"range"}
     assert dropped(gone, PUBLIC) == gone
-    # A key on a public route doesn't count, and neither does a mode that asks for none elsewhere.
+    # Other routes keep them all, even if the mode asks for no key.
     unchecked = Allow(Operation(Access.READ, "server", "GET /version"))
     assert not dropped(gone, unchecked)
 
 
-def test_a_request_that_calls_out_loses_the_header_that_held_the_key() -> None:
+def test_outbound_request_loses_the_header_with_the_key() -> None:
     for place, other in product(ALL_PLACES[:3], repeat=2):
         verdict = allow(place, outbound=True)
         name = other.lower().encode()
@@ -78,21 +78,21 @@ def test_an_owner_is_one_line_of_ascii(owner: str) -> None:
     assert value.isprintable() or not value
 
 
-def test_a_route_that_nobody_knows_is_not_trusted_with_the_key() -> None:
+def test_unknown_route_loses_the_header_with_the_key() -> None:
     verdict = Allow(UNKNOWN, Principal("key_1", "me", frozenset()), Credential("k", ("X-API-Key",)))
     assert dropped([b"x-api-key"], verdict)
     assert not dropped([b"authorization"], verdict)
     assert identity_headers(verdict) == ()
 
 
-def test_a_proxy_s_cookie_does_not_leave_either_where_nobody_is_asked_for_a_key() -> None:
+def test_outbound_request_without_a_key_loses_cookies() -> None:
     assert dropped([b"cookie", b"accept"], Allow(UNKNOWN)) == {b"cookie"}
 
 
-# What the operator says of headers
+# The operator's policy
 
 
-def test_which_headers_reach_mlflow() -> None:
+def test_policy_decides_which_headers_reach_mlflow() -> None:
     rows = [
         (HeaderPolicy(), b"x-tenant", True),
         (HeaderPolicy(remove=("x-tenant",)), b"x-tenant", False),
@@ -119,28 +119,28 @@ def test_which_headers_reach_mlflow() -> None:
 NEEDED = ("host", "content-length", "content-type", "content-encoding", "transfer-encoding")
 
 
-def test_what_http_needs_reaches_mlflow_whatever_is_said() -> None:
+def test_headers_that_http_needs_reach_mlflow_under_any_policy() -> None:
     for name in NEEDED:
         for policy in HeaderPolicy(()), HeaderPolicy(("x",), (name,)), HeaderPolicy(remove=("*",)):
             assert not dropped([name.encode()], PUBLIC, policy), name
 
 
-def test_a_policy_gives_no_key_to_a_provider() -> None:
+def test_no_policy_gives_a_key_to_a_provider() -> None:
     policy = HeaderPolicy(forward=("x-api-key", "cookie"))
     verdict = allow("X-API-Key", outbound=True)
     assert dropped([b"x-api-key"], verdict, policy) and dropped([b"cookie"], verdict, policy)
 
 
-def test_a_policy_that_can_t_be_is_told() -> None:
+def test_invalid_policy_is_explained() -> None:
     for policy, says in (
         (HeaderPolicy(), None),
         (HeaderPolicy((), ()), None),
         (HeaderPolicy(("accept", "x-*", "x_y"), ("x-forwarded-*", "cookie")), None),
-        (HeaderPolicy(("x-*-y",)), "no header's name"),
-        (HeaderPolicy(("X-Tenant",)), "no header's name"),
-        (HeaderPolicy(("x tenant",)), "no header's name"),
-        (HeaderPolicy(remove=("x-é",)), "no header's name"),
-        (HeaderPolicy(remove=("x\n",)), "no header's name"),
+        (HeaderPolicy(("x-*-y",)), "not a header name"),
+        (HeaderPolicy(("X-Tenant",)), "not a header name"),
+        (HeaderPolicy(("x tenant",)), "not a header name"),
+        (HeaderPolicy(remove=("x-é",)), "not a header name"),
+        (HeaderPolicy(remove=("x\n",)), "not a header name"),
         (HeaderPolicy(remove=("host",)), "host can't be removed"),
         (HeaderPolicy(remove=("content_type",)), "content-type can't be removed"),
         (HeaderPolicy(remove=("content-*",)), "content-encoding, content-length, content-type"),

@@ -1,4 +1,4 @@
-"""How many headers a request may have. What a Host may be is in vectors/requests.toml."""
+"""Limits on headers. Forms of Host and Origin are in vectors/requests.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the credential of MLflow's server-side jobs opens, beside what it must never open."""
+"""The rules that the credential of MLflow's server-side jobs opens, and those that it must not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_jobs_may_do_their_work_and_nothing_else() -> None:
     assert not job_rules.allows(UNKNOWN)
 
 
-def test_the_credential_opens_that_and_nothing_else() -> None:
+def test_credential_opens_the_rules_of_jobs_only() -> None:
     sent = Credential("hk_jobs_" + "0" * 64, ("Authorization",))
     for path, code in (("runs/log-batch", None), ("runs/delete", "SCOPE_MISSING")):
         asked = NeedKey(sent, classify("POST", f"/api/2.0/mlflow/{path}"))
@@ -34,7 +34,7 @@ def test_the_credential_opens_that_and_nothing_else() -> None:
         assert getattr(verdict, "code", None) == code
     verdict = settle(NeedKey(sent, UNKNOWN), job_rules.PRINCIPAL, 0.0, Policy())
     assert isinstance(verdict, Deny)
-    assert verdict.message.startswith("A route that MLflow is not known to have is nothing")
+    assert verdict.message.startswith("A route that MLflow is not known to have is not among")
 
 
 def test_each_rule_for_jobs_is_one_of_the_table() -> None:

@@ -18,7 +18,7 @@ GENERATED = st.sampled_from([keys.generate(name) for name in keys.ENVIRONMENTS f
 
 
 def test_the_checksum_is_githubs() -> None:
-    # The example of its article: the token zQWBuTSOoRi4A9spHcVY5ncnsDkxkJ0mLq17.
+    # GitHub's article has this example: the token zQWBuTSOoRi4A9spHcVY5ncnsDkxkJ0mLq17.
     assert keys.checksum("zQWBuTSOoRi4A9spHcVY5ncnsDkxkJ") == "0mLq17"
 
 
@@ -55,7 +55,7 @@ def test_there_are_no_other_environments() -> None:
 
 @st.composite
 def edits(draw: st.DrawFn) -> tuple[str, str]:
-    """A key, and the same with one character changed, put in, left out, turned or of other case."""
+    """Draw a key, and a copy with one character changed, added, removed, swapped or in other case."""
     key = draw(GENERATED)
     at = draw(st.integers(0, len(key) - 1))
     other = draw(st.sampled_from(BASE62 + "_- \x00é\n"))
@@ -79,18 +79,18 @@ def edits(draw: st.DrawFn) -> tuple[str, str]:
 def test_no_edit_of_a_key_passes_for_it(pair: tuple[str, str]) -> None:
     key, edited = pair
     assert keys.problem(edited) is not None or keys.digest(edited) != keys.digest(key)
-    # It can't be taken in by mistake either, except the one in 2**32 that fits the checksum.
+    # It can't be imported by mistake either, except for one in 2**32 with the right checksum.
     assert not keys.importable(edited)
 
 
 @given(GENERATED, st.integers(8, 52), st.sampled_from(BASE62))
-def test_a_changed_character_is_refused_without_asking(key: str, at: int, other: str) -> None:
+def test_key_with_a_changed_character_needs_no_lookup(key: str, at: int, other: str) -> None:
     assume(other != key[at])
     assert "checksum" in str(keys.problem(key[:at] + other + key[at + 1 :]))
 
 
 @given(GENERATED, st.integers(8, 46))
-def test_turned_characters_are_refused_without_asking(key: str, at: int) -> None:
+def test_key_with_swapped_characters_needs_no_lookup(key: str, at: int) -> None:
     assume(key[at] != key[at + 1])
     turned = key[:at] + key[at + 1] + key[at] + key[at + 2 :]
     assert "checksum" in str(keys.problem(turned))
@@ -104,19 +104,19 @@ ODD = ["", *(f"hk_live_abc{odd}" for odd in " \t\r\n\0\x7f,;:=+/.%\"'é\xa0ª²"
 ODD += ["hk_live_\u0661\u0662", "hk_live_abc\n", "\ud800"]
 
 
-def test_what_no_key_is() -> None:
+def test_impossible_key_is_refused() -> None:
     for word, texts in (("longer", LONG), ("characters", ODD)):
         for text in texts:
             assert word in str(keys.problem(text)), ascii(text)
             assert not keys.importable(text), ascii(text)
 
 
-def test_what_another_authority_may_know() -> None:
+def test_key_of_another_form_may_be_another_authority_s() -> None:
     for key in ("a", "a" * 256, OLD, "hk_live_", "other-authority_KEY-1"):
         assert keys.problem(key) is None, key
 
 
-def test_what_the_store_takes_in() -> None:
+def test_store_imports_old_and_new_forms_only() -> None:
     for key in (OLD, OLD + "b" * 8, "hk_dev_" + "Z" * 32, "hk_test_" + "0" * 40):
         assert keys.importable(key), key
     length = [OLD[:-1], OLD + "b", OLD + "b" * 14, OLD + "\n", "hk_live_" + "a" * 31 + "_", ""]
@@ -142,7 +142,7 @@ def test_no_key_is_left_in_a_text(key: str, before: str, after: str) -> None:
     assert key[8:] not in keys.redact(before + key + after)
 
 
-def test_redaction_leaves_the_rest() -> None:
+def test_redaction_keeps_the_rest() -> None:
     rows = [
         (f"X-API-Key: {OLD}, next", "X-API-Key: hk_live_***, next"),
         (f"/a?x={OLD}&y={OLD}", "/a?x=hk_live_***&y=hk_live_***"),
@@ -165,7 +165,7 @@ def test_a_session_s_token_is_no_key_and_no_key_is_one() -> None:
     tokens = {keys.session_token() for _ in range(100)}
     assert len(tokens) == 100
     for token in tokens:
-        # 256 bits in base64, which web servers and browsers take in a cookie as it is.
+        # The token is 256 bits in base64url, whose characters a cookie may have.
         assert len(token) == len("hk_session_") + 43
         assert keys.is_session_token(token)
         assert keys.problem(token) is None

@@ -1,4 +1,4 @@
-"""Where URIs point to, and what clients may have stored."""
+"""Locations of files, and the ones that clients may have MLflow store."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ URIS = st.builds(
 
 
 def resolved(uri: str) -> tuple[str, str, list[str]]:
-    """`uri` as the most obliging reader has it: decoded, and with `..` taken back."""
+    """Return `uri` as the most tolerant reader understands it: decoded, and with `..` resolved."""
     parts = urlsplit(uri)
     path = parts.path
     for _ in range(10):
@@ -85,7 +85,7 @@ def resolved(uri: str) -> tuple[str, str, list[str]]:
 
 @given(URIS)
 @example("mlflow-artifacts:/../srv")
-def test_what_a_client_may_store_is_in_a_root_for_every_reader(uri: str) -> None:
+def test_allowed_location_is_in_a_root_for_every_reader(uri: str) -> None:
     may_be_location = location_problem(uri, ROOTS, NO_OTHERS) is None
     if may_be_location or source_problem(uri, ROOTS, [], [], NO_OTHERS) is None:
         scheme, authority, parts = resolved(uri)
@@ -96,13 +96,13 @@ def test_what_a_client_may_store_is_in_a_root_for_every_reader(uri: str) -> None
         }
         assert authority == ("bucket" if scheme == "s3" else "")
         assert any(parts[: len(root)] == root for root in roots[scheme])
-        # Not where MLflow makes the folders of experiments, below BASE.
+        # MLflow makes the folders of experiments below BASE, so a client may not.
         below = next(parts[len(root) :] for root in roots[scheme] if parts[: len(root)] == root)
         assert below and (scheme == "s3" or not below[0].isdecimal())
 
 
 @given(URIS)
-def test_what_is_opened_elsewhere_than_on_this_machine_is_in_a_root(uri: str) -> None:
+def test_opened_remote_location_is_in_a_root(uri: str) -> None:
     if opening_problem(uri, [BUCKET]) is None:
         scheme, authority, parts = resolved(uri.partition("?")[0].partition("#")[0])
         assert (scheme, authority, parts[0]) == ("s3", "bucket", "team")
@@ -118,13 +118,13 @@ def test_every_text_is_read_and_shown(uri: str) -> None:
 
 
 @given(URIS, URIS)
-def test_what_is_inside_a_root_overlaps_with_it(uri: str, root: str) -> None:
+def test_location_inside_a_root_overlaps_with_it(uri: str, root: str) -> None:
     one, other = read(uri), read(root)
     if inside(one, other):
         assert overlap(one, other) and overlap(other, one)
 
 
-def test_a_folder_of_nobody_s_may_be_named() -> None:
+def test_client_may_name_a_free_folder_only() -> None:
     others = [
         "mlflow-artifacts:/0",
         "mlflow-artifacts:/Team/one",
@@ -168,7 +168,7 @@ def test_a_folder_of_nobody_s_may_be_named() -> None:
     assert not wrong
 
 
-def test_a_source_is_what_it_lies_in() -> None:
+def test_source_must_lie_in_its_owner_s_files() -> None:
     run, model = f"mlflow-artifacts:/1/{'a' * 32}/artifacts", "/data/1/models/m-1/artifacts"
     experiments = NO_OTHERS.adding(["mlflow-artifacts:/team/exp"], ROOTS)
     versions = ["mlflow-artifacts:/team/exp/kept", "mlflow-artifacts:/", "mlflow-artifacts:/team"]
@@ -209,7 +209,7 @@ def test_a_source_is_what_it_lies_in() -> None:
     assert not wrong
 
 
-def test_a_server_s_own_address_is_a_root_and_another_s_is_not() -> None:
+def test_only_the_server_s_own_url_is_a_root() -> None:
     proxy = read_root("https://own/api/2.0/mlflow-artifacts/artifacts")
     roots = Roots((DESTINATION,), ((proxy, DESTINATION),), DESTINATION, DESTINATION)
     rows = {

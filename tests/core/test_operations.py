@@ -1,4 +1,4 @@
-"""The table against MLflow: every route of every version has a row, and no row is for nothing."""
+"""The table of routes against MLflow: every route of every version has a row, and no other has."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def names(text: str) -> list[str]:
 
 
 def table(text: str) -> set[str]:
-    """Every `METHOD PATH` that lines of methods and paths stand for."""
+    """Return every `METHOD PATH` of lines of methods and paths."""
     lines = [line.split() for line in text.strip().splitlines()]
     return {
         f"{method} {path}"
@@ -40,14 +40,14 @@ def table(text: str) -> set[str]:
     }
 
 
-#: What needs no key: MLflow's own health, and ours to sign in, and to be told of leaks.
+#: Routes without a key: health, the sign-in, and GitHub's reports of leaked keys.
 PUBLIC = table("""
     GET /health /api/health/mlflow
     GET,POST /hokusai/login
     POST /hokusai/logout /api/2.0/hokusai/keys/leaked
     GET /hokusai/static/hokusai.css /hokusai/static/hokusai.svg /hokusai/static/login.js
 """)
-#: Routes that are ours, so that no MLflow has them.
+#: Routes of our own, which no MLflow has.
 OURS = (PUBLIC - {"GET /health"}) | table("""
     GET,POST /api/2.0/hokusai/keys
     GET,PATCH,DELETE /api/2.0/hokusai/keys/{key_id}
@@ -59,10 +59,10 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     GET /api/3.0/mlflow/users/current/permissions /ajax-api/3.0/mlflow/users/current/permissions
     GET /api/3.0/mlflow/users/roles/list /ajax-api/3.0/mlflow/users/roles/list
 """)
-#: There with `mlflow server --expose-prometheus` only, for which another package is needed.
+#: MLflow serves it with `--expose-prometheus` only, which needs another package.
 OPTIONAL = {"GET /metrics"}
 
-#: The POSTs that change nothing, whatever they are prefixed with.
+#: The POSTs that change nothing, without `/api/2.0/` or its like.
 POSTS_THAT_READ = names("""
     mlflow/artifacts/presigned-download-url mlflow/datasets/search
     mlflow/experiments/search mlflow/experiments/search-datasets
@@ -71,7 +71,7 @@ POSTS_THAT_READ = names("""
     mlflow/traces/batchGetInfos mlflow/traces/calculate-filter-correlation
     mlflow/traces/metrics mlflow/traces/search jobs/search
 """)
-#: The GETs that take more than READ: they call out, or tell of credentials or other users.
+#: The GETs that need more than READ: they call a provider, or show credentials or other users.
 GETS_THAT_DO_MORE = table("""
     WRITE /graphql mlflow/gateway-proxy
     ADMIN /metrics hokusai/keys /hokusai/metrics hokusai/keys/export hokusai/keys/{key_id}
@@ -82,12 +82,12 @@ GETS_THAT_DO_MORE = table("""
     ADMIN mlflow/assistant/providers/{provider}/health mlflow/assistant/providers/{provider}/models
     ADMIN mlflow/assistant/sessions/{session_id}/stream
 """)
-#: What calls out to a provider: the gateway but for its list of models, and the assistant.
+#: Routes that call a provider: the gateway, except for its list of models, and the assistant.
 CALLS_OUT = re.compile(
     r"/gateway/(?!mlflow/v1/models)|/ajax-api/(2.0/mlflow/gateway-proxy|3.0/mlflow/assistant/)"
 )
 
-#: What takes ADMIN among the methods other than GET.
+#: Routes that need ADMIN, with methods other than GET.
 ADMINISTRATION = re.compile(
     r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|mlflow/(webhooks|workspaces|assistant/|demo/delete"
     r"|gateway/(secrets|endpoints|model-definitions|budgets|guardrails)/)"
@@ -95,7 +95,7 @@ ADMINISTRATION = re.compile(
 
 
 def vectors() -> dict[str, list[str]]:
-    """Each route of the supported versions, as `METHOD /path`, and the versions that have it."""
+    """Return each route of the supported versions (`METHOD /path`) with the versions that have it."""
     found = {}
     for line in VECTORS.read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
@@ -104,7 +104,7 @@ def vectors() -> dict[str, list[str]]:
     return found
 
 
-#: What MLflow names a run.
+#: The form of a run's id.
 RUN = "0123456789abcdef" * 2
 
 
@@ -113,7 +113,7 @@ def fill(path: str, segment: str = "x-1", rest: str = "a/b c/d") -> str:
 
 
 def bare(rule: str) -> str:
-    """The path of `rule` without `/api/2.0/` or its like, and without the typo of its twin."""
+    """Return the path of `rule` without `/api/2.0/` or its like, and without the typo of its twin."""
     path = rule.partition(" ")[2]
     return re.sub(r"^/(ajax-)?api/[23]\.0/?", "", path)
 
@@ -121,12 +121,12 @@ def bare(rule: str) -> str:
 # Coverage
 
 
-def test_the_rows_are_the_routes_of_the_supported_versions():
+def test_table_has_exactly_the_routes_of_supported_versions():
     assert set(ROWS) == set(vectors()) | OURS | OPTIONAL
     assert len(ROWS) == len(list(rules())), "a row stands twice"
 
 
-def test_a_path_made_from_a_rule_is_matched_by_it():
+def test_rule_matches_a_path_made_from_it():
     def made(rule):
         method, _, path = rule.partition(" ")
         return classify(method, fill(path, rest=f"77/{RUN}/artifacts/c/d"))
@@ -140,7 +140,7 @@ def test_the_installed_mlflow_has_no_route_without_a_row():
     assert routes <= set(ROWS)
 
 
-def test_the_vectors_are_those_of_the_installed_version():
+def test_vectors_have_the_routes_of_the_installed_version():
     from mlflow.version import VERSION
 
     listed = {rule for rule, versions in vectors().items() if VERSION in versions}
@@ -154,7 +154,7 @@ def test_the_vectors_are_those_of_the_installed_version():
 
 @lru_cache(maxsize=1)
 def routers():
-    """How the installed MLflow routes: FastAPI's patterns in their order, then werkzeug's map."""
+    """Return the installed MLflow's routers: FastAPI's patterns in their order, and werkzeug's map."""
     from mlflow.server import app
     from mlflow.server.fastapi_app import create_fastapi_app
     from starlette.routing import compile_path
@@ -167,7 +167,7 @@ def routers():
 
 
 def routed(method: str, path: str) -> str | None:
-    """The rule that the installed MLflow routes to, or None where it answers 404, 405 or 308."""
+    """Return the rule that the installed MLflow routes to, or None if it answers 404, 405 or 308."""
     from werkzeug.exceptions import HTTPException
 
     native, adapter = routers()
@@ -207,7 +207,7 @@ def paths(draw: st.DrawFn) -> str:
 
 @settings(max_examples=600, deadline=None)
 @given(method=st.sampled_from(METHODS), path=paths())
-def test_a_path_is_classed_as_the_route_that_mlflow_picks(method, path):
+def test_path_gets_the_rule_of_the_route_that_mlflow_picks(method, path):
     rule = routed(method, path)
     if rule is not None:
         assert fits(classify(method, path), ROWS[rule])
@@ -216,7 +216,7 @@ def test_a_path_is_classed_as_the_route_that_mlflow_picks(method, path):
 
 
 def fits(operation: Operation, row: Operation) -> bool:
-    """Whether `operation` is what `row` says; an artifact may be of another kind by its path."""
+    """Return whether `operation` agrees with `row`; an artifact's kind depends on its path."""
     by_path = row.kind == "artifacts" and operation.kind in ("traces", "experiments")
     return what(operation) == what(replace(row, kind=operation.kind) if by_path else row)
 
@@ -240,9 +240,7 @@ def is_newest() -> bool:
     ),
     data=st.data(),
 )
-def test_an_odd_spelling_never_takes_less_than_the_route_that_mlflow_picks(
-    method, path, extra, data
-):
+def test_odd_spelling_never_needs_less_than_the_route_that_mlflow_picks(method, path, extra, data):
     place = data.draw(st.sampled_from([0, len(path)]) | st.integers(0, len(path)))
     odd = path[:place] + extra + path[place:]
     rule = routed(method, odd)
@@ -270,7 +268,7 @@ OTHER_SPELLINGS = [
     *("", "*", "/api/2.0/mlflow/runs/get ", "/api/2.0/mlflow/runs/get\n"),
     "/api/3.0/mlflow/traces/tr-1\n",
 ]
-#: What is closed beyond its class, spelled as no route is.
+#: Paths of closed kinds in spellings that no route has.
 CLOSED = {
     "hokusai": names("//api/2.0/hokusai/keys ///api/2.0/hokusai/keys/key_1 //hokusai/metrics"),
     "assistant": [
@@ -286,7 +284,7 @@ def test_another_spelling_is_unknown():
     agree(classify, ((*row, UNKNOWN) for row in rows))
 
 
-def test_what_is_closed_beyond_its_class_is_so_in_any_spelling():
+def test_closed_kinds_are_closed_in_any_spelling():
     for kind, closed in CLOSED.items():
         rows = product((*METHODS, "HEAD", "OPTIONS"), closed)
         agree(classify, ((*row, replace(UNKNOWN, kind=kind)) for row in rows))
@@ -321,10 +319,10 @@ def test_options_reads_and_is_public_where_another_method_is():
     agree(asked, ((rule, (access(rule), row.kind, False)) for rule, row in ROWS.items()))
 
 
-# What is public
+# Public routes
 
 
-def test_what_is_public():
+def test_public_routes_are_public():
     assert {row.rule for row in ROWS.values() if row.access == Access.PUBLIC} == PUBLIC
     assert classify("GET", "/health").access == Access.PUBLIC
     for path in ("/health/", "/healthz", "/health/x", "//health", "/health;x=1", "/Health"):
@@ -343,10 +341,10 @@ def test_nothing_else_is_public(method, path):
         assert method.upper() in ("GET", "HEAD", "OPTIONS")
 
 
-# What the method does not tell
+# Routes whose access differs from their method
 
 
-def test_the_posts_that_read():
+def test_posts_that_read_need_read():
     found = {
         (rule.split()[0], bare(rule))
         for rule, row in ROWS.items()
@@ -355,7 +353,7 @@ def test_the_posts_that_read():
     assert found == {("POST", path) for path in POSTS_THAT_READ}
 
 
-def test_the_gets_that_do_more_than_read():
+def test_gets_that_do_more_need_more_than_read():
     found = {
         f"{row.access.name} {bare(rule)}"
         for rule, row in ROWS.items()
@@ -364,18 +362,18 @@ def test_the_gets_that_do_more_than_read():
     assert found == GETS_THAT_DO_MORE
 
 
-def test_what_only_administrators_may_change():
+def test_administrators_routes_need_admin():
     for rule, row in ROWS.items():
         if not rule.startswith("GET "):
             assert (row.access == Access.ADMIN) == bool(ADMINISTRATION.match(bare(rule))), rule
 
 
-def test_what_calls_out():
+def test_routes_that_call_a_provider_are_outbound():
     for rule, row in ROWS.items():
         assert row.outbound == bool(CALLS_OUT.match(rule.partition(" ")[2])), rule
 
 
-def test_the_kinds():
+def test_kinds_are_mlflow_s_own():
     assert {row.kind for row in ROWS.values()} == set(
         names("""
         artifacts assistant datasets demo experiments gateway genai graphql hokusai issues jobs
@@ -401,7 +399,7 @@ LONG = [
 
 
 def cost(rest: str) -> float:
-    """Seconds of this thread alone, whatever else the machine does, to classify a path with it."""
+    """Return the CPU seconds of this thread to classify a path, independent of the machine's load."""
 
     def once() -> float:
         start = time.thread_time()
@@ -413,8 +411,8 @@ def cost(rest: str) -> float:
     return min(once() for _ in range(3))
 
 
-def test_a_long_path_costs_no_more_than_its_length():
-    # Without care for it, four times the length takes 16 times as long or more, up to minutes.
+def test_cost_of_a_path_is_linear_in_its_length():
+    # A careless pattern takes 16 times as long or more for four times the length, up to minutes.
     for rest in LONG:
         assert cost(rest * 4) < 10 * cost(rest) + 0.001, rest[:40]
 

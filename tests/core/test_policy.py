@@ -1,4 +1,4 @@
-"""Which scope may do what, and when a key counts."""
+"""The access of each scope, and the states in which a key counts."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def whose(*names: str, **times: float) -> Principal:
 
 
 def asking(method: str, path: str) -> NeedKey:
-    """What `method` on `path` asks for."""
+    """Return what `method` on `path` needs."""
     return NeedKey(Credential(KEY, ("X-API-Key",)), classify(method, path))
 
 
 def refusal(asked: NeedKey, who: Principal | Rejected, policy: Policy = USUAL) -> Deny:
-    """The refusal, which there must be, of `who` for what was `asked`."""
+    """Return the refusal of `who` for `asked`; fail if there is none."""
     verdict = settle(asked, who, NOW, policy)
     assert isinstance(verdict, Deny)
     return verdict
@@ -62,7 +62,7 @@ def allowed(asked: NeedKey, who: Principal | Rejected, policy: Policy = USUAL) -
 
 
 def code(asked: NeedKey, who: Principal | Rejected) -> str | None:
-    """The code with which `who` is refused, or None."""
+    """Return the code with which `who` is refused, or None."""
     return getattr(settle(asked, who, NOW, USUAL), "code", None)
 
 
@@ -87,7 +87,7 @@ def test_metrics_are_for_their_scope_and_nothing_else_is() -> None:
         assert refused.required_scope == "mlflow:admin", kind
 
 
-def test_a_supplier_is_told_to_ask_for_no_more_than_it_takes() -> None:
+def test_refusal_names_the_smallest_scope_that_is_enough() -> None:
     for has, method, route, scope in (
         ("model:read", "POST", "registered-models/create", "model:write"),
         ("model:read", "POST", "experiments/delete", "mlflow:write"),
@@ -98,7 +98,7 @@ def test_a_supplier_is_told_to_ask_for_no_more_than_it_takes() -> None:
         assert refused.required_scope == scope and f"needs the scope {scope}" in refused.message
 
 
-def test_a_refusal_says_what_was_asked_with_which_key_and_from_where() -> None:
+def test_refusal_names_the_route_the_key_and_the_address() -> None:
     asked, nowhere = need(Access.WRITE), asking("GET", "/nowhere")
     abroad = replace(whose("mlflow:write"), networks=("192.0.2.0/24",))
     for found, needed, said in (
@@ -107,13 +107,13 @@ def test_a_refusal_says_what_was_asked_with_which_key_and_from_where() -> None:
         (whose("predict", "a"), asked, "has a, predict."),
         (replace(whose("predict"), scopes=frozenset()), nowhere, "has none."),
         (abroad, replace(asked, address="203.0.113.1"), "from 203.0.113.1."),
-        (abroad, asked, "from where this came from."),
+        (abroad, asked, "from an unknown address."),
     ):
         assert said in refusal(needed, found).message
     assert "()" not in refusal(asked, Rejected()).message
 
 
-def test_scope_against_access() -> None:
+def test_scope_grants_its_access() -> None:
     def check(scope: str, needed: Access) -> None:
         verdict = settle(need(needed), whose(scope), NOW, USUAL)
         level = next((level for level, names in LEVELS.items() if scope in names), Access.PUBLIC)
@@ -148,7 +148,7 @@ def test_unknown_scopes_grant_nothing(names: frozenset[str], operation: Operatio
     assert may is Access.PUBLIC
 
 
-# What suppliers' scopes reach
+# The reach of suppliers' scopes
 
 
 def test_registry_scopes_stay_with_the_registry() -> None:
@@ -166,7 +166,7 @@ def test_registry_scopes_stay_with_the_registry() -> None:
     agree(granted, ((rule, expected(rule)) for rule in rules()))
 
 
-def test_what_a_supplier_may_not() -> None:
+def test_supplier_s_scopes_do_not_reach_other_resources() -> None:
     for method, path in (
         ("POST", "/api/2.0/mlflow/experiments/delete"),
         ("POST", "/api/2.0/mlflow/experiments/update"),
@@ -191,12 +191,12 @@ def test_any_good_key_may_ask_about_itself() -> None:
 
 
 def may(policy: Policy, who: Principal) -> Access:
-    """The highest level of what `who` may do."""
+    """Return the highest access of `who`."""
     levels = [level for level in LEVELS if allowed(need(level), who, policy)]
     return max(levels, default=Access.PUBLIC)
 
 
-def test_a_key_without_scopes_may_what_the_setting_says() -> None:
+def test_key_without_scopes_has_the_access_of_the_setting() -> None:
     for setting in (Access.PUBLIC, Access.READ, Access.WRITE):
         assert may(Policy(empty_scopes=setting), whose()) is setting
 
@@ -252,7 +252,7 @@ def test_the_assistant_is_off_even_for_administrators() -> None:
     assert not allowed(asked, whose("mlflow:write"), on)
 
 
-def test_when_a_key_counts() -> None:
+def test_key_counts_until_it_ends() -> None:
     agree(
         lambda times: code(need(Access.READ), whose("admin", **times)),
         [
@@ -271,18 +271,18 @@ def test_when_a_key_counts() -> None:
     )
 
 
-def test_a_key_that_nobody_knows() -> None:
+def test_unknown_key_is_refused() -> None:
     refused = refusal(need(Access.READ), Rejected("hk_live_abcdefgh expired\nyesterday"))
     assert refused.code == "KEY_UNKNOWN"
     assert "(hk_live_*** expired yesterday)" in refused.message
 
 
-def test_a_dead_key_is_told_nothing_of_scopes() -> None:
+def test_refusal_of_an_ended_key_does_not_mention_scopes() -> None:
     refused = refusal(need(Access.ADMIN), whose("read", expires_at=NOW))
     assert (refused.required_scope, refused.current_scopes) == (None, None)
 
 
-def test_a_session_that_is_over_says_so_whatever_ended_it() -> None:
+def test_ended_session_has_one_code_for_every_reason() -> None:
     session = replace(
         need(Access.READ), credential=Credential("hk_session_a", (browser.PLACE,), session=True)
     )
@@ -317,7 +317,7 @@ def test_a_key_counts_in_its_networks_only() -> None:
 
 
 def test_another_server_may_ask_about_a_key_from_anywhere() -> None:
-    # It asks for its own client, whose address is in the body.
+    # The address of the other server's client is in the body.
     who = replace(whose("read"), networks=("192.0.2.0/24",))
     for method, path, expected in (
         ("POST", "/api/v1/keys/validate", None),
@@ -327,7 +327,7 @@ def test_another_server_may_ask_about_a_key_from_anywhere() -> None:
         assert code(replace(asking(method, path), address="198.51.100.1"), who) == expected
 
 
-def test_a_dead_key_is_told_nothing_of_networks() -> None:
+def test_refusal_of_an_ended_key_does_not_mention_networks() -> None:
     who = replace(whose("read", revoked_at=NOW), networks=("192.0.2.0/24",))
     assert code(need(Access.READ), who) == "KEY_REVOKED"
 
@@ -335,8 +335,8 @@ def test_a_dead_key_is_told_nothing_of_networks() -> None:
 # Replaced keys
 
 
-def test_a_client_is_told_that_its_key_was_replaced() -> None:
-    # The example of RFC 9745, and the first second of 2030.
+def test_response_warns_about_a_replaced_key() -> None:
+    # The values are the example of RFC 9745, and the first second of 2030.
     told = (("Deprecation", "@1688169599"), ("Sunset", "Tue, 01 Jan 2030 00:00:00 GMT"))
     replaced, ends = {"deprecated_at": 1688169599.9}, {"expires_at": 1893456000.0}
     for times, headers in (({**replaced, **ends}, told), (ends, ()), (replaced, ()), ({}, ())):
@@ -344,7 +344,7 @@ def test_a_client_is_told_that_its_key_was_replaced() -> None:
         assert isinstance(verdict, Allow) and verdict.headers == headers
 
 
-def test_what_a_key_may_do_in_four_words() -> None:
+def test_abilities_of_a_key() -> None:
     four = ["read", "register", "write", "admin"]
     agree(
         abilities,
@@ -375,33 +375,33 @@ def request(
 
 
 def refused(asked: Request, policy: Policy = USUAL) -> Deny:
-    """The refusal, which there must be, before any authority is asked."""
+    """Return the refusal before any lookup; fail if there is none."""
     step = plan(asked, policy)
     assert isinstance(step, Deny)
     return step
 
 
-def test_health_needs_no_key_and_looks_at_none() -> None:
+def test_health_needs_no_key_and_reads_none() -> None:
     for method in ("GET", "HEAD", "get"):
         verdict = plan(request(method, "/health", x_api_key="a b"), Policy())
         assert isinstance(verdict, Allow)
         assert (verdict.principal, verdict.credential) == (None, None)
 
 
-def test_a_key_is_asked_for_with_what_it_is_to_do() -> None:
+def test_plan_names_the_key_and_the_operation() -> None:
     step = plan(request("POST", "/api/2.0/mlflow/runs/create", x_api_key=KEY), Policy())
     assert isinstance(step, NeedKey)
     assert step.operation.access is Access.WRITE
     assert step.credential == Credential(KEY, ("X-API-Key",))
 
 
-def test_the_setting_for_the_query_is_kept() -> None:
+def test_setting_can_exclude_the_query_s_key() -> None:
     asked = request(query=f"api_key={KEY}".encode())
     assert isinstance(plan(asked, Policy()), NeedKey)
     assert refused(asked, Policy(query_key=False)).code == "KEY_MISSING"
 
 
-def test_a_malformed_key_is_named_by_its_place_only() -> None:
+def test_refusal_of_a_malformed_key_names_its_place_only() -> None:
     verdict = refused(request(authorization="Bearer secret words"))
     assert verdict.code == "KEY_MALFORMED"
     assert "Authorization" in verdict.message and "secret" not in verdict.message
@@ -424,19 +424,19 @@ def test_any_request_has_a_plan(
 COOKIE = "__Host-hokusai_session=hk_session_" + "a" * 43
 
 
-def test_regression_42_a_page_of_another_site_gets_nothing_for_the_cookie() -> None:
+def test_regression_42_cookie_does_not_count_for_another_site_s_page() -> None:
     post = request("POST", "/api/2.0/mlflow/runs/create", cookie=COOKIE)
     verdict = refused(post)
     assert verdict.code == "CROSS_SITE" and "hk_session" not in verdict.message
     own = replace(post, headers=(*post.headers, (b"sec-fetch-site", b"same-origin")))
     step = plan(own, Policy())
     assert isinstance(step, NeedKey) and step.credential.session
-    # What sends a key of its own needs no browser's word.
+    # A request with a key needs no Sec-Fetch-Site.
     program = request("POST", "/api/2.0/mlflow/runs/create", x_api_key=KEY, origin="http://evil")
     assert isinstance(plan(program, Policy()), NeedKey)
 
 
-def test_what_manages_keys_takes_the_page_s_token_as_well() -> None:
+def test_managing_keys_needs_the_page_s_token() -> None:
     post = request("POST", "/api/2.0/hokusai/keys", cookie=COOKIE, sec_fetch_site="same-origin")
     assert refused(post).code == "CROSS_SITE"
     token = browser.csrf_token(COOKIE.partition("=")[2])
@@ -444,12 +444,12 @@ def test_what_manages_keys_takes_the_page_s_token_as_well() -> None:
     assert isinstance(plan(sent, Policy()), NeedKey)
 
 
-def test_the_address_is_asked_about_too() -> None:
+def test_plan_names_the_address() -> None:
     step = plan(replace(request(x_api_key=KEY), address="192.0.2.7"), Policy())
     assert isinstance(step, NeedKey) and step.address == "192.0.2.7"
 
 
-def test_a_refusal_without_a_key_names_the_variables_of_who_asks_there() -> None:
+def test_refusal_without_a_key_names_the_variables_of_the_route_s_clients() -> None:
     hints = {}
     for method, path in (
         ("POST", "/v1/traces"),
@@ -499,7 +499,7 @@ def test_listed_static_files_need_no_key() -> None:
     )
 
 
-def test_only_a_browser_s_page_is_told_to_reload() -> None:
+def test_only_our_pages_get_the_advice_to_reload() -> None:
     def told(*headers: tuple[bytes, bytes]) -> tuple[str, bool, bool]:
         verdict = plan(Request("GET", "/api/2.0/mlflow/runs/get", b"", headers), USUAL)
         assert isinstance(verdict, Deny)
@@ -513,7 +513,7 @@ def test_only_a_browser_s_page_is_told_to_reload() -> None:
             ((site, b"same-origin"), (b"cookie", b"other=1"), ("KEY_MISSING", True, False)),
             ((site, b"cross-site"), ("KEY_MISSING", False, True)),
             ((site, b"none"), ("KEY_MISSING", False, True)),
-            # What Node's fetch sends.
+            # Node's fetch sends these.
             ((b"sec-fetch-mode", b"cors"), ("KEY_MISSING", False, True)),
             (("KEY_MISSING", False, True),),
         ],

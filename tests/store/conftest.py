@@ -12,9 +12,9 @@ import time_machine
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.conftest import Postgresql
 
-#: Seconds after which something is wrong, however busy the machine is.
+#: Seconds after which a test fails, even on a busy machine.
 LONG = 60
-#: When these tests are that have a `clock`: the beginning of an hour.
+#: The time of tests with a `clock`: the beginning of an hour.
 START = 1_800_000_000
 
 
@@ -26,7 +26,7 @@ def clock() -> Iterator[time_machine.Traveller]:
 
 @pytest.fixture(scope="session")
 def schema(postgresql: Postgresql) -> Iterator[sa.Engine]:
-    """The database of PostgreSQL that all these tests have, one after the other."""
+    """Return the PostgreSQL database that these tests use, one after the other."""
     url = sa.make_url(postgresql.uri).set(drivername="postgresql+psycopg")
     maintenance = sa.create_engine(url, isolation_level="AUTOCOMMIT")
     with maintenance.connect() as connection:
@@ -39,15 +39,15 @@ def schema(postgresql: Postgresql) -> Iterator[sa.Engine]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind that the store may be in.
+    """Return an empty database of each supported kind.
 
-    A database of its own for each test takes half a second to make, and as long to remove.
+    PostgreSQL's is shared, since creating one takes half a second, and removing it as long.
     """
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/keys.db"
     engine: sa.Engine = request.getfixturevalue("schema")
     with engine.connect() as connection:
-        # What an earlier test left open may hold locks.
+        # Connections that an earlier test has left open may hold locks.
         connection.exec_driver_sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"

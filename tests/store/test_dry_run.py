@@ -1,4 +1,4 @@
-"""What mode observe keeps account of, on SQLite and PostgreSQL."""
+"""The report of mode observe, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def one(**fields: object) -> WouldRefuse:
     return WouldRefuse(**{**usual, "owner": "", "minute": NOW, **fields})  # type: ignore[arg-type]
 
 
-def test_it_adds_up_over_processes_and_keeps_first_and_last(store: LocalStore) -> None:
+def test_counts_of_processes_add_up_and_keep_first_and_last_times(store: LocalStore) -> None:
     first, second = Observed(store.database), Observed(store.database)
     for process, minute in ((first, NOW - 5), (second, NOW), (first, NOW - 9), (first, NOW - 5)):
         process.add(one(minute=minute, key_id="k", owner=f"at {minute}"))
@@ -51,7 +51,7 @@ def test_reason_route_key_and_address_have_rows_of_their_own(store: LocalStore) 
     assert rows[0]["address"] == "192.0.2.2"
 
 
-def test_what_was_not_seen_for_a_month_goes(store: LocalStore) -> None:
+def test_row_is_deleted_after_a_month_without_a_request(store: LocalStore) -> None:
     process = Observed(store.database)
     process.add(one(minute=NOW - 32 * 1440))
     process.add(one(rule="GET /b", minute=NOW - 8 * 1440))

@@ -1,4 +1,4 @@
-"""The key store: what it keeps, what it finds, and that processes may share it."""
+"""The key store: its contents, its lookups and changes, and its use by several processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def made(store: LocalStore, *names: str, **fields: Any) -> str:
 
 
 def refused(error: type[Exception], call: Callable[[], object], words: str = ".") -> str:
-    """What the error says with which `call` must fail."""
+    """Return the message of the error with which `call` must fail."""
     with pytest.raises(error, match=words) as caught:
         call()
     return str(caught.value)
@@ -58,7 +58,7 @@ def ids(store: LocalStore, **which: Any) -> list[str]:
 
 
 @sqlite_only
-def test_the_key_itself_is_nowhere_in_the_file(store: LocalStore, tmp_path: Path) -> None:
+def test_file_does_not_contain_the_key(store: LocalStore, tmp_path: Path) -> None:
     key = store.create(owner="ACME", scopes=["mlflow:read"])[1]
     kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert keys.digest(key).encode() in kept
@@ -91,10 +91,10 @@ def test_an_older_key_without_checksum_is_imported_and_works(store: LocalStore) 
         assert isinstance(found, Principal) and found.key_id == record.key_id
 
 
-def test_what_is_no_key_is_not_imported(store: LocalStore) -> None:
+def test_impossible_key_is_not_imported(store: LocalStore) -> None:
     damaged = keys.generate()[:-1] + "_"
     for text in ("", "hk_live_short", "hk_prod_" + "a" * 32, damaged, "hk_live_" + "a" * 46):
-        with pytest.raises(InvalidRequest, match="no key that can be imported"):
+        with pytest.raises(InvalidRequest, match="not a key that can be imported"):
             store.add(text, owner="x", scopes=["mlflow:read"])
     assert list(store.each()) == []
 
@@ -105,7 +105,9 @@ def test_a_key_is_imported_once(store: LocalStore) -> None:
     assert key not in refused(InvalidRequest, again, "already")
 
 
-def test_revoking_keeps_the_first_time_and_names_the_unknown(store: LocalStore) -> None:
+def test_second_revocation_keeps_the_first_time(
+    store: LocalStore,
+) -> None:
     record, key = store.create(owner="a", scopes=["mlflow:read"])
     first = store.revoke(record.key_id)
     assert first.state(time.time()) == "revoked"
@@ -126,7 +128,7 @@ def test_every_change_moves_the_generation(store: LocalStore) -> None:
     assert seen == sorted(set(seen))
 
 
-def test_a_store_without_tables_is_unavailable_and_says_no_secret(tmp_path: Path) -> None:
+def test_store_without_tables_is_unavailable_and_shows_no_secret(tmp_path: Path) -> None:
     store = LocalStore(f"sqlite:///{tmp_path}/keys.db")
     assert not store.is_current()
     key = keys.generate()
@@ -166,7 +168,7 @@ def _migrate_and_create(uri: str) -> bool:
     return store.is_current()
 
 
-def test_a_lookup_tells_all_that_a_verdict_takes(store: LocalStore) -> None:
+def test_lookup_returns_everything_that_a_verdict_needs(store: LocalStore) -> None:
     limits: dict[str, Any] = {
         "expires_at": time.time() + 60,
         "networks": ("192.0.2.0/24", "2001:db8::/32"),
@@ -196,7 +198,7 @@ def test_a_record_is_found_by_its_id_and_by_its_key(store: LocalStore) -> None:
 def test_pages_are_complete_and_stay_so_while_keys_are_added(
     store: LocalStore, clock: time_machine.Traveller
 ) -> None:
-    # Several of one and the same time.
+    # Several keys have the same time.
     for number in range(25):
         clock.shift(number % 3 == 0)
         made(store)
@@ -225,7 +227,7 @@ def test_the_newest_key_is_first(store: LocalStore, clock: time_machine.Travelle
     assert ids(store) == expected
 
 
-def test_a_full_last_page_has_no_next_one(store: LocalStore) -> None:
+def test_full_last_page_has_no_next_page(store: LocalStore) -> None:
     assert store.page(max_results=2) == ([], None)
     for _ in range(4):
         made(store)
@@ -235,7 +237,7 @@ def test_a_full_last_page_has_no_next_one(store: LocalStore) -> None:
     assert store.page(max_results=1000)[1] is None
 
 
-def test_each_goes_on_over_its_pages(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_reads_all_pages(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_keys, "MAX_RESULTS", 3)
     expected = {made(store, owner="a") for _ in range(7)}
     made(store, owner="b")
@@ -243,7 +245,7 @@ def test_each_goes_on_over_its_pages(store: LocalStore, monkeypatch: pytest.Monk
     assert len(found) == 7 and set(found) == expected
 
 
-def test_a_page_has_a_size_and_a_token_is_one_that_was_given(store: LocalStore) -> None:
+def test_invalid_page_size_or_token_is_refused(store: LocalStore) -> None:
     made(store)
     for size in (0, -1, 1001, 10**9):
         refused(InvalidRequest, lambda size=size: store.page(max_results=size), "from 1 to 1000")
@@ -291,7 +293,7 @@ def test_every_filter_and_state(store: LocalStore, clock: time_machine.Traveller
             store.page(KeyFilter(state=wrong))
 
 
-def test_a_query_is_no_pattern(store: LocalStore) -> None:
+def test_query_is_literal_text(store: LocalStore) -> None:
     for text in ("%", "_", "/", "\\", "'", '"', "[a]", "100%", "a_b"):
         key_id = made(store, name=f"x{text}y")
         made(store, name="100x aXb")
@@ -307,7 +309,7 @@ def test_a_query_is_no_pattern(store: LocalStore) -> None:
 # Changes
 
 
-def test_what_is_edited_counts_and_the_rest_stays(store: LocalStore) -> None:
+def test_edit_changes_the_given_fields_only(store: LocalStore) -> None:
     record, key = store.create(owner="ACME", scopes=["mlflow:read"], name="a", note="n")
     changes: dict[str, Any] = {
         "owner": "ACME Ltd",
@@ -325,14 +327,14 @@ def test_what_is_edited_counts_and_the_rest_stays(store: LocalStore) -> None:
     assert store.edit(record.key_id, nothing) == replace(expected, **nothing)
 
 
-def test_what_is_gone_is_not_edited(store: LocalStore) -> None:
+def test_revoked_key_can_not_be_edited(store: LocalStore) -> None:
     refused(KeyNotFound, lambda: store.edit("key_none", {"name": "b"}))
     key_id = made(store)
     store.revoke(key_id)
     refused(KeyConflict, lambda: store.edit(key_id, {"expires_at": None}), "revoked")
 
 
-def test_a_rotated_key_has_a_like_and_goes_on_for_a_while(
+def test_rotation_copies_the_key_and_ends_the_old_one_later(
     store: LocalStore, clock: time_machine.Traveller
 ) -> None:
     given: dict[str, Any] = {
@@ -365,14 +367,14 @@ def test_a_rotated_key_has_a_like_and_goes_on_for_a_while(
     assert states == [("deprecated", "active")] * 2 + [("expired", "active")]
 
 
-def test_an_overlap_lengthens_no_life(store: LocalStore, clock: time_machine.Traveller) -> None:
+def test_overlap_does_not_prolong_a_key(store: LocalStore, clock: time_machine.Traveller) -> None:
     for ends, overlap, old_ends in ((100, 60, 60), (100, 600, 100), (None, 0, 0), (100, 0, 0)):
         until = None if ends is None else START + ends
         new, _, old = store.rotate(made(store, expires_at=until), overlap=overlap)
         assert (new.expires_at, old.expires_at) == (until, START + old_ends)
 
 
-def test_only_a_key_in_force_is_rotated(store: LocalStore) -> None:
+def test_only_an_active_key_can_be_rotated(store: LocalStore) -> None:
     rotated, revoked, expired = made(store), made(store), made(store, expires_at=time.time() - 1)
     new = store.rotate(rotated)[0]
     store.revoke(revoked)
@@ -385,12 +387,12 @@ def test_only_a_key_in_force_is_rotated(store: LocalStore) -> None:
         refused(KeyConflict, partial(store.rotate, key_id), words)
     refused(KeyNotFound, lambda: store.rotate("key_none"))
     assert (len(ids(store)), len(store.database.audited())) == before
-    # Though what replaced it may be replaced in turn.
+    # The key that replaced it may be rotated in turn.
     store.rotate(new.key_id)
 
 
 def at_once(*calls: Callable[[], object]) -> list[object]:
-    """What each of `calls`, begun at the same time, returns, or the KeyConflict that it raises."""
+    """Begin `calls` at the same time; return the result of each, or the KeyConflict that it raises."""
     barrier = threading.Barrier(len(calls))
 
     def run(call: Callable[[], object]) -> object:
@@ -406,13 +408,13 @@ def at_once(*calls: Callable[[], object]) -> list[object]:
 
 @pytest.fixture
 def another(store: LocalStore, database_uri: str) -> Iterator[LocalStore]:
-    """The same keys as another process has them."""
+    """Return the same store as another process opens it."""
     another = LocalStore(database_uri)
     yield another
     another.database.engine.dispose()
 
 
-def test_of_two_who_rotate_a_key_at_once_one_does(store: LocalStore, another: LocalStore) -> None:
+def test_one_of_two_simultaneous_rotations_succeeds(store: LocalStore, another: LocalStore) -> None:
     for _ in range(10):
         key_id = made(store)
         done = at_once(partial(store.rotate, key_id), partial(another.rotate, key_id))
@@ -423,11 +425,11 @@ def test_of_two_who_rotate_a_key_at_once_one_does(store: LocalStore, another: Lo
 
 
 def test_regression_26_the_last_key_that_manages_keys_stays(store: LocalStore) -> None:
-    # All that one of these leaves is revoked.
+    # After each of these changes, no administrator's key would be left.
     for scope in sorted(scopes.ADMIN):
         last = made(store, "mlflow:read", scope)
         others = [made(store, "mlflow:write"), made(store, "mlflow:read")]
-        # Of no use any more, or not for long.
+        # These administrators' keys have ended, so they don't count.
         ended = made(store, scope, expires_at=time.time() - 1)
         store.revoke(made(store, scope))
         for change in (
@@ -437,17 +439,17 @@ def test_regression_26_the_last_key_that_manages_keys_stays(store: LocalStore) -
             refused(KeyConflict, change, f"{last} is the last key.*force it")
         assert store.get(last).state(time.time()) == "active"
         assert scope in store.get(last).scopes
-        # Whatever else it is.
+        # The other fields don't matter.
         store.edit(last, {"name": "x", "scopes": [scope]})
         for key_id in others:
             store.revoke(key_id)
         assert store.revoke(last, force=True).revoked_at is not None
         assert store.revoke(last).revoked_at is not None
-        # With that the rest may go too, as nobody is kept out by it.
+        # After that, other keys may end as well, since nobody is locked out by it.
         store.revoke(ended)
 
 
-def test_with_another_one_an_administrator_s_key_may_go(store: LocalStore) -> None:
+def test_administrator_s_key_can_end_if_another_one_is_left(store: LocalStore) -> None:
     first, second, third = (made(store, scope) for scope in ("admin", "mlflow:admin", "admin"))
     store.revoke(first)
     store.edit(second, {"scopes": ["read"]})
@@ -455,7 +457,7 @@ def test_with_another_one_an_administrator_s_key_may_go(store: LocalStore) -> No
         store.revoke(third)
 
 
-def test_a_replaced_administrator_is_none_to_rely_on(store: LocalStore) -> None:
+def test_replaced_administrator_s_key_does_not_count_as_another_one(store: LocalStore) -> None:
     new = store.rotate(made(store, "mlflow:admin"))[0]
     with pytest.raises(KeyConflict):
         store.revoke(new.key_id)
@@ -463,7 +465,7 @@ def test_a_replaced_administrator_is_none_to_rely_on(store: LocalStore) -> None:
     store.revoke(old)
 
 
-def test_of_two_administrators_who_end_each_other_at_once_one_stays(
+def test_one_of_two_administrators_who_revoke_each_other_stays(
     store: LocalStore, another: LocalStore
 ) -> None:
     for change in (
@@ -486,7 +488,7 @@ def test_of_two_administrators_who_end_each_other_at_once_one_stays(
 # The audit log
 
 
-def test_every_change_is_audited_with_whose_it_was(
+def test_every_change_is_audited_with_its_author(
     store: LocalStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "mlflow_hokusai_auth.audit")
@@ -527,14 +529,14 @@ def test_every_change_is_audited_with_whose_it_was(
         {},
         {"source": "commit"},
     ]
-    # The log has the same.
+    # The log has the same events.
     logged = [json.loads(record.getMessage()) for record in caplog.records]
     assert logged == [{k: v for k, v in event.items() if k != "id"} for event in events]
     for secret in (key, new_key, "a" * 32, keys.digest(key)):
         assert secret not in caplog.text + str(events)
 
 
-def test_what_was_audited_is_found(store: LocalStore, clock: time_machine.Traveller) -> None:
+def test_audited_events_can_be_filtered(store: LocalStore, clock: time_machine.Traveller) -> None:
     one, two = made(store, by=Actor("a", "key_a")), made(store, by=Actor("b", "key_b"))
     clock.shift(10)
     store.revoke(one, Actor("b", two))
@@ -573,7 +575,7 @@ def test_a_change_that_fails_is_not_audited(
     assert caplog.records == []
 
 
-def test_what_can_not_be_audited_is_not_done(
+def test_change_that_can_not_be_audited_is_undone(
     store: LocalStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     record, key = store.create(owner="a", scopes=["mlflow:admin"])
@@ -610,7 +612,7 @@ def test_the_audit_log_is_append_only(store: LocalStore) -> None:
     assert store.database.audited() == before != []
 
 
-def test_what_is_audited_is_of_bounded_length(store: LocalStore) -> None:
+def test_audited_texts_have_bounded_length(store: LocalStore) -> None:
     long = Actor("n" * 999, "k" * 999, "a" * 999, "r" * 999)
     with store.database.changing(generation=False) as change:
         change.audit("key.test", long, "t" * 999)
@@ -645,7 +647,7 @@ OLD_KEY = sa.text(
 )
 
 
-def test_regression_35_keys_made_before_go_on(database_uri: str) -> None:
+def test_regression_35_older_keys_stay_valid_after_a_migration(database_uri: str) -> None:
     store = LocalStore(database_uri)
     migrated(store.database, "0001")
     tables = columns(store.database)
@@ -667,11 +669,11 @@ def test_regression_35_keys_made_before_go_on(database_uri: str) -> None:
     assert store.get("key_good") == KeyRecord(
         "key_good", "live", "ACME", "ci", ("mlflow:admin",), created_at=5.5
     )
-    # A server of the version before may still be at work.
+    # A server of the previous version may still run.
     insert("key_later", later)
     assert store.lookup(later) == replace(admin, key_id="key_later")
     new_key = store.rotate("key_good")[1]
-    # And back.
+    # The migration can be undone.
     migrated(store.database, "0001", command.downgrade)
     assert columns(store.database) == tables
     assert not store.is_current()

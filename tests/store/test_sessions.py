@@ -1,4 +1,4 @@
-"""Sessions in the database: what they open, and that the database alone opens none."""
+"""Sessions in the database: they open a key with their token, and none without it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_regression_44_the_file_holds_neither_keys_nor_sessions(
         assert secret.encode() not in kept
 
 
-def test_what_is_stored_opens_no_seal(sessions: Sessions, database: Database) -> None:
+def test_stored_data_opens_no_seal(sessions: Sessions, database: Database) -> None:
     sessions.begin(KEY, 60, ACME)
     (row,) = rows(database)
     for secret in (bytes.fromhex(row.digest), bytes(32)):
@@ -88,7 +88,7 @@ def test_a_session_opens_its_own_seal_only(sessions: Sessions, database: Databas
     mine = sessions.begin(KEY, 60, ACME)
     (row,) = rows(database)
     yours = sessions.begin(keys.generate(), 60, ACME)
-    # By somebody who may write to the database but has only one session.
+    # An attacker who may write to the database, but has only one session, swaps the keys.
     with database.changing(generation=False) as change:
         theirs = change.connection.execute(
             sa.select(SESSIONS.c.sealed_key).where(SESSIONS.c.digest != row.digest)
@@ -108,7 +108,7 @@ def test_a_session_ends_by_itself(sessions: Sessions, database: Database) -> Non
         assert sessions.find(token) == (KEY, 2_000_000_060)
         clock.shift(0.1)
         assert sessions.find(token) is None
-        # The next sign-in clears it away, and nothing that goes on.
+        # The next sign-in deletes ended sessions, and no others.
         long = sessions.begin(KEY, 600, ACME)
         assert len(rows(database)) == 1
         clock.shift(60)
@@ -116,7 +116,9 @@ def test_a_session_ends_by_itself(sessions: Sessions, database: Database) -> Non
         assert sessions.find(long) is not None
 
 
-def test_a_session_is_ended_for_good_and_alone(sessions: Sessions, database: Database) -> None:
+def test_ending_a_session_is_final_and_ends_no_other(
+    sessions: Sessions, database: Database
+) -> None:
     token, other = sessions.begin(KEY, 60, ACME), sessions.begin(KEY, 60, ACME)
     end(sessions, token)
     assert sessions.find(token) is None
@@ -127,9 +129,7 @@ def test_a_session_is_ended_for_good_and_alone(sessions: Sessions, database: Dat
     assert [row["event"] for row in database.audited(event="session.ended")] == ["session.ended"]
 
 
-def test_what_happens_to_sessions_is_audited_and_names_no_secret(
-    sessions: Sessions, database: Database
-) -> None:
+def test_session_events_are_audited_without_secrets(sessions: Sessions, database: Database) -> None:
     token = sessions.begin(KEY, 60, ACME)
     end(sessions, token)
     sessions.refused("198.51.100.1", "KEY_UNKNOWN")
@@ -160,13 +160,13 @@ def test_failed_sign_ins_take_one_row_for_each_address(
     assert len(rows) == MAX_REFUSED
     for row in rows:
         assert row["detail"] == {"count": 6, "reason": "KEY_EXPIRED, KEY_UNKNOWN"}
-    # More addresses than anybody but an attacker has share one row.
+    # Beyond a number that only an attacker reaches, addresses share one row.
     assert others["address"] == ""
     assert others["detail"] == {"count": 21, "reason": "KEY_UNKNOWN", "addresses": 7}
     assert counted.get() - before == 6 * MAX_REFUSED + 21
 
 
-def test_old_rows_go_as_the_page_says(sessions: Sessions, database: Database) -> None:
+def test_old_rows_can_be_deleted_as_documented(sessions: Sessions, database: Database) -> None:
     """The page's statements delete rows older than a year, and the table stays append-only."""
     with time_machine.travel(time.time() - 400 * 86400):
         sessions.refused("192.0.2.1", "KEY_UNKNOWN")
@@ -177,7 +177,7 @@ def test_old_rows_go_as_the_page_says(sessions: Sessions, database: Database) ->
     kinds = re.findall(r"```sql\n-- (\w+)\n(.*?)```", page, re.DOTALL)
     (statements,) = (text for kind, text in kinds if kind.lower() == database.engine.dialect.name)
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # A trigger of SQLite's has a statement, with its semicolon, inside.
+        # A trigger of SQLite contains a statement with its own semicolon.
         for statement in re.split(r";\n(?!END)", statements.strip()):
             connection.exec_driver_sql(statement)
     assert [row["address"] for row in database.audited()] == ["192.0.2.2"]
@@ -189,13 +189,13 @@ def test_old_rows_go_as_the_page_says(sessions: Sessions, database: Database) ->
             connection.exec_driver_sql(change)
 
 
-def test_signing_in_empties_no_cache_of_keys(sessions: Sessions, database: Database) -> None:
+def test_sign_in_does_not_change_the_generation(sessions: Sessions, database: Database) -> None:
     before = database.generation()
     end(sessions, sessions.begin(KEY, 60, ACME))
     assert database.generation() == before
 
 
-def test_a_database_that_fails_is_no_end_of_a_session(tmp_path: Path) -> None:
+def test_database_failure_does_not_end_a_session(tmp_path: Path) -> None:
     sessions = Sessions(Database(f"sqlite:///{tmp_path}/keys.db"))
     for ask in (
         lambda: sessions.find(keys.session_token()),

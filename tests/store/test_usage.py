@@ -1,4 +1,4 @@
-"""How often keys are used: counted by every process, and nothing lost on the way to the database."""
+"""Uses of keys: every process counts them, and none is lost on the way to the database."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def store_uri(store: LocalStore) -> str:
     return store.database.engine.url.render_as_string(hide_password=False)
 
 
-def test_to_count_asks_no_database(store: LocalStore) -> None:
+def test_counting_does_not_use_the_database(store: LocalStore) -> None:
     seen: list[str] = []
     sa.event.listen(
         store.database.engine, "before_cursor_execute", lambda *event: seen.append(event[2])
@@ -81,7 +81,7 @@ def test_the_last_use_is_known_to_the_minute(
     use(counter, key_id)
     counter.write()
     assert store.get(key_id).last_used_at == START + 300
-    # A process that writes later what it has counted before.
+    # Another process writes an older count later.
     late.write()
     assert store.get(key_id).last_used_at == START + 300
     assert store.get(other).last_used_at is None
@@ -91,10 +91,10 @@ def test_the_last_use_is_known_to_the_minute(
     assert store.get(key_id).last_used_at == START + 360
 
 
-def test_uses_are_told_by_the_hour(store: LocalStore, clock: time_machine.Traveller) -> None:
+def test_uses_are_reported_by_the_hour(store: LocalStore, clock: time_machine.Traveller) -> None:
     counter = UseCounter(store.database)
     key_id, other = made(store), made(store)
-    # 25 hours ago once, 24 hours ago twice, …, in the present hour 26 times.
+    # The key was used once 25 hours ago, twice 24 hours ago, …, 26 times in the present hour.
     clock.shift(-25 * 3600)
     for hour in range(26):
         use(counter, key_id, hour + 1)
@@ -107,7 +107,7 @@ def test_uses_are_told_by_the_hour(store: LocalStore, clock: time_machine.Travel
     assert len(found[key_id]) == HOURS == 24
     assert found == {key_id: list(range(3, 27)), other: [1] * 24, "key_none": [0] * 24}
     assert by_hour(store.database, []) == {}
-    # Counted by a server whose clock is ahead.
+    # A server whose clock is ahead has counted this use.
     clock.shift(-7200)
     assert by_hour(store.database, [key_id])[key_id] == list(range(1, 25))
 
@@ -118,7 +118,7 @@ def test_a_database_that_fails_loses_no_use(
     counter = UseCounter(store.database)
     key_id = made(store)
     expected = 0
-    # The one fails at the start of the transaction, the other in the middle of it.
+    # One fails at the start of the transaction, the other in the middle of it.
     for table in ("hokusai_auth_keys", "hokusai_auth_uses"):
         use(counter, key_id, 3)
         rename(store, table, "away")
@@ -136,7 +136,7 @@ def test_a_database_that_fails_loses_no_use(
     assert {record.levelno for record in logged} == {logging.WARNING}
 
 
-def test_what_is_counted_while_a_write_fails_is_kept_too(
+def test_use_during_a_failed_write_is_kept(
     store: LocalStore, clock: time_machine.Traveller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = UseCounter(store.database)
@@ -156,7 +156,7 @@ def test_what_is_counted_while_a_write_fails_is_kept_too(
     assert store.get(key_id).last_used_at == START + 60
 
 
-def test_the_last_write_waits_for_one_that_is_under_way(
+def test_last_write_waits_for_a_running_one(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = UseCounter(store.database)
@@ -189,13 +189,13 @@ def test_uses_of_another_authority_s_keys_are_not_written(store: LocalStore) -> 
         use(counter, name)
     counter.write()
     assert [name for name, _ in minutes(store)] == [key_id]
-    # Nor do they wait for ever.
+    # They are not kept in memory either.
     assert not counter._batch._counts
 
 
-def test_more_keys_take_no_other_statements(store: LocalStore) -> None:
-    # sqlite3 keeps the last 128 of each connection. With all keys in one of them, a busy server grew by
-    # 40 MB.
+def test_statements_do_not_depend_on_the_number_of_keys(store: LocalStore) -> None:
+    # sqlite3 caches the last 128 statements of each connection. When one statement had all keys, a busy
+    # server grew by 40 MB.
     counter = UseCounter(store.database)
     key_ids = [made(store) for _ in range(5)]
     said: list[set[str]] = []
@@ -213,7 +213,7 @@ def test_more_keys_take_no_other_statements(store: LocalStore) -> None:
     assert said[0] == said[1] == said[2]
 
 
-def test_what_is_old_is_forgotten(store: LocalStore, clock: time_machine.Traveller) -> None:
+def test_old_counts_are_deleted(store: LocalStore, clock: time_machine.Traveller) -> None:
     counter = UseCounter(store.database)
     key_id = made(store)
     use(counter, key_id)
@@ -261,7 +261,7 @@ def test_processes_that_write_at_once_lose_no_use(
     def serve(number: int) -> None:
         database = LocalStore(uri).database
         counter = UseCounter(database)
-        # In another order in each, which must not have one wait for the other for ever.
+        # Each process has another order of keys, which must not cause a deadlock.
         for _ in range(10):
             for key_id in key_ids if number % 2 else key_ids[::-1]:
                 use(counter, key_id)
@@ -297,7 +297,7 @@ def test_uses_are_written_in_the_background(
 
 
 @pytest.mark.parametrize("database_uri", ["sqlite"], indirect=True)
-def test_a_process_that_was_forked_has_a_writer_of_its_own(store: LocalStore) -> None:
+def test_forked_process_has_its_own_writer(store: LocalStore) -> None:
     counter = UseCounter(store.database)
     counter._batch._writer = threading.Thread(target=int)  # which fork does not bring along
     use(counter, "key_1")
@@ -305,7 +305,7 @@ def test_a_process_that_was_forked_has_a_writer_of_its_own(store: LocalStore) ->
     counter.write()
 
 
-def test_what_can_not_be_written_is_kept_up_to_a_bound(
+def test_number_of_unwritten_counts_is_bounded(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write_behind, "LIMIT", 3)

@@ -1,4 +1,4 @@
-"""Keys, and the generation that tells caches of a change."""
+"""The tables of keys and of state. The state's generation shows caches that a key has changed."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What limits a key, who replaced it, how it is used; sessions; the audit log."""
+"""Limits, replacement and uses of keys; sessions; the audit log."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What mode observe would have refused; and from which version on code can use these tables."""
+"""Requests that mode observe would have refused; the first version that can use these tables."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,7 +19,7 @@ def upgrade() -> None:
         sa.Column("first_at", sa.Float(53), nullable=False),
         sa.Column("last_at", sa.Float(53), nullable=False),
     )
-    # A later migration raises it to its own number only if code from before it can't go on.
+    # A later migration raises this to its own number only if older code can't use its tables.
     op.execute("INSERT INTO hokusai_auth_state (name, value) VALUES ('usable_since', 3)")
 
 

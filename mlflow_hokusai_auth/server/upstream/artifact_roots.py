@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import get_uri_scheme
 
-from mlflow_hokusai_auth.core.denials import CODES, told
+from mlflow_hokusai_auth.core.denials import CODES, full_message
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.locations import Location, Roots, inside, read, read_root
 from mlflow_hokusai_auth.server import caller as callers
@@ -123,7 +123,7 @@ class Watch:
         )
         if enforced:
             raise MlflowException(
-                told(code, message),
+                full_message(code, message),
                 error_code=PERMISSION_DENIED,
                 error=code,
                 detail=CODES[code].detail,

@@ -1,4 +1,4 @@
-"""How many keys are in each state: what metrics tell of the store."""
+"""The number of keys in each state, which metrics show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def made(store: LocalStore, ends: float | None = None) -> str:
     return record.key_id
 
 
-def test_an_empty_store_has_none_in_any_state(store: LocalStore) -> None:
+def test_empty_store_has_no_key_in_any_state(store: LocalStore) -> None:
     assert store.counts(WEEK) == (NONE, 0)
 
 
@@ -38,16 +38,16 @@ def test_each_key_is_in_one_state_and_only_active_ones_are_about_to_end(
     store.revoke(made(store, ends=DAY))
     store.revoke(made(store, ends=-1))  # revoked first of all, as `KeyRecord.state` has it
     store.rotate(made(store, ends=2 * DAY))  # the old one was replaced, the new one ends with it
-    store.rotate(made(store))  # the old one ends in a day, and nobody has to be told
+    store.rotate(made(store))  # the old key ends in a day, but it counts as deprecated
     counts, soon = store.counts(WEEK)
     assert counts == {"active": 5, "deprecated": 2, "expired": 1, "revoked": 2}
     assert soon == 2
-    # Each as the records themselves say.
+    # The counts agree with the records' own states.
     states = Counter(record.state(START) for record in store.each())
     assert counts == dict(states)
 
 
-def test_the_counts_go_with_the_time(store: LocalStore, clock: time_machine.Traveller) -> None:
+def test_counts_change_with_time(store: LocalStore, clock: time_machine.Traveller) -> None:
     made(store, ends=10 * DAY)
     store.rotate(made(store))
     assert store.counts(WEEK) == ({**NONE, "active": 2, "deprecated": 1}, 0)
@@ -59,14 +59,16 @@ def test_the_counts_go_with_the_time(store: LocalStore, clock: time_machine.Trav
     assert store.counts(WEEK) == ({**NONE, "active": 1, "expired": 2}, 0)
 
 
-def test_soon_is_as_long_as_one_says(store: LocalStore, clock: time_machine.Traveller) -> None:
+def test_soon_is_the_given_number_of_seconds(
+    store: LocalStore, clock: time_machine.Traveller
+) -> None:
     for ends in (DAY, 2 * DAY, None):
         made(store, ends=ends)
     for within, soon in ((0.0, 0), (DAY - 1, 0), (DAY, 1), (10 * DAY, 2)):
         assert store.counts(within)[1] == soon
 
 
-def test_a_store_that_can_t_be_asked_says_so(store: LocalStore) -> None:
+def test_failing_store_raises_an_error(store: LocalStore) -> None:
     with store.database.engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE hokusai_auth_keys"))
     with pytest.raises(AuthorityUnavailable):
