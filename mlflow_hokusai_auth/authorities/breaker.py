@@ -1,9 +1,9 @@
-"""A circuit breaker: what fails several times in a row is left alone for a while.
+"""A circuit breaker: it stops calls for a while after several failures in a row.
 
-Only the states; whoever owns a breaker brings the clock, the lock and the calls. Closed, every call may
-be made. After `threshold` failures in a row it opens, and no call may be made until the cool-down is
-over. Then one call, the probe, may: its success closes the breaker, its failure opens it anew. A probe
-that is not heard of again gives way to another one.
+`Breaker` holds the states only; its owner brings the clock, the lock and the calls. A closed breaker
+permits every call. `threshold` failures in a row open it, and it permits no call until the cool-down is
+over. Then it permits one call, the probe: success closes the breaker, failure opens it again. A probe
+whose outcome is never reported is replaced by another one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 class Breaker:
     """Not thread-safe. `now` is in seconds of any clock, best a monotonic one.
 
-    A probe counts no more after `max_probe` seconds.
+    A probe that takes more than `max_probe` seconds is taken for lost.
     """
 
     def __init__(self, threshold: int = 5, max_probe: float = 10.0) -> None:
@@ -23,24 +23,24 @@ class Breaker:
         self._cool_down = 0.0
         self._probing = False
         self._probe_began = 0.0
-        # A ticket is the number of the state in which its call began. What a call that began in an
-        # earlier state has to tell is old news: it neither closes the breaker nor keeps it open.
+        # A ticket is the number of the state in which its call began. The outcome of a call that began
+        # in an earlier state is out of date: it neither closes the breaker nor keeps it open.
         self._ticket = 0
 
     @property
     def closed(self) -> bool:
-        """Whether calls may be made without restriction."""
+        """True if every call is permitted."""
         return self._opened_at is None
 
     @property
     def probing(self) -> bool:
-        """Whether the probe is under way."""
+        """True while the probe is under way."""
         return self._probing
 
     def begin(self, now: float) -> int | None:
-        """A ticket for a call that may be made now, or None if none may.
+        """Return a ticket for a call, or None if no call is permitted now.
 
-        The call's outcome must be told, by `succeeded` or `failed`, whatever happens to it.
+        The caller must report the call's outcome with `succeeded` or `failed`, however it ends.
         """
         if self._opened_at is None:
             return self._ticket
@@ -48,7 +48,7 @@ class Breaker:
             if self._probe_began <= now < self._probe_began + self._max_probe:
                 return None
         else:
-            # If the clock was set back, the cool-down begins anew; it must not last for the difference.
+            # If the clock was set back, the cool-down starts again, so that it lasts no longer.
             self._opened_at = min(self._opened_at, now)
             if now - self._opened_at < self._cool_down:
                 return None
@@ -58,7 +58,7 @@ class Breaker:
         return self._ticket
 
     def succeeded(self, ticket: int) -> None:
-        """The call that `begin` gave `ticket` to was answered."""
+        """Report that the call with `ticket` was answered."""
         if ticket != self._ticket:
             return
         self._failures = 0
@@ -68,9 +68,9 @@ class Breaker:
             self._ticket += 1
 
     def failed(self, ticket: int, now: float, cool_down: float) -> bool:
-        """The call that `begin` gave `ticket` to failed; whether that opened the breaker.
+        """Report that the call with `ticket` failed; return True if that opened the breaker.
 
-        `cool_down` is how many seconds it then stays open.
+        It then stays open for `cool_down` seconds.
         """
         if ticket != self._ticket:
             return False

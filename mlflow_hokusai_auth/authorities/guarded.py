@@ -1,4 +1,4 @@
-"""A backend that is left alone while it fails, so that its outage costs requests no wait."""
+"""A backend behind a circuit breaker, so that requests don't wait during its outage."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mlflow_hokusai_auth.store import metrics
 from . import Backend
 from .breaker import Breaker
 
-#: Seconds for which a backend that failed several times in a row is left alone, at most.
+#: Longest time for which the breaker stops calls, in seconds.
 COOL_DOWN = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 class GuardedBackend:
-    """`backend`, which answers within `timeout` seconds, behind a circuit breaker.
+    """`backend` behind a circuit breaker.
 
-    `timer` is a monotonic clock, in seconds.
+    The backend answers within `timeout` seconds; `timer` is a monotonic clock, in seconds.
     """
 
     def __init__(self, backend: Backend, timer: Callable[[], float], timeout: float) -> None:
@@ -35,25 +35,25 @@ class GuardedBackend:
         self._lock = threading.Lock()
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
-        """The backend's answer. Raises what it raises, or AuthorityUnavailable without asking it."""
+        """Return the backend's answer. Raises AuthorityUnavailable while the breaker is open, too."""
         with self._lock:
             ticket = self._breaker.begin(self._timer())
         if ticket is None:
             self._count("skipped")
             raise AuthorityUnavailable(
-                f"{self.name} failed repeatedly and is left alone for a second"
+                f"{self.name} failed repeatedly and gets no lookups for a second"
             )
         began = self._timer()
         try:
             answer = self._backend.lookup(key, address)
         except (Throttled, NoVerdict) as error:
             self._count("throttled" if isinstance(error, Throttled) else "failed", began)
-            # It answers; and the reason may be this key's only, which must not stop the others.
+            # The backend did answer, and the cause may be this key alone: other keys must not suffer.
             self._answered(ticket)
             raise
         except BaseException as error:
             self._count("failed", began)
-            # Spread, so that the servers of a site do not all come back at once.
+            # A random part keeps the servers of a site from coming back all at once.
             cool_down = COOL_DOWN * random.uniform(0.5, 1)  # noqa: S311
             with self._lock:
                 first = self._breaker.closed

@@ -57,8 +57,8 @@ def black_hole() -> Iterator[str]:
 def settle(cache: SharedCache) -> None:
     """Wait for the operations that nobody waits for."""
     for _ in range(redis_client._MAX_PENDING):
-        assert cache._patience._pending.acquire(timeout=LONG)
-    cache._patience._pending.release(redis_client._MAX_PENDING)
+        assert cache._operations._pending.acquire(timeout=LONG)
+    cache._operations._pending.release(redis_client._MAX_PENDING)
 
 
 def entries(url: str) -> dict[bytes, bytes]:
@@ -70,7 +70,7 @@ def entries(url: str) -> dict[bytes, bytes]:
 def waits(cache: SharedCache) -> list[float | None]:
     """For how long anybody waits for an operation of `cache` at most, from now on."""
     found: list[float | None] = []
-    submit = cache._patience._workers.submit
+    submit = cache._operations._workers.submit
 
     def watched(operation: Any) -> Any:
         started: Any = submit(operation)
@@ -78,7 +78,7 @@ def waits(cache: SharedCache) -> list[float | None]:
         started.result = lambda timeout=None: found.append(timeout) or result(timeout)
         return started
 
-    cache._patience._workers.submit = watched  # type: ignore[assignment]
+    cache._operations._workers.submit = watched  # type: ignore[assignment]
     return found
 
 
@@ -298,10 +298,10 @@ def test_a_redis_that_comes_back_is_used_again(
     cache = SharedCache(f"redis://127.0.0.1:{port}", max_age=60, budget=LONG)
     for _ in range(10):
         assert cache.get(DIGEST) is None
-    assert not cache._patience._breaker.closed
+    assert not cache._operations._breaker.closed
     with redis_server(tmp_path, "--port", str(port)):
         ends = time.monotonic() + LONG
-        while not cache._patience._breaker.closed and time.monotonic() < ends:
+        while not cache._operations._breaker.closed and time.monotonic() < ends:
             cache.get(DIGEST)
             time.sleep(0.01)
         cache.put(DIGEST, ALICE, 60)
@@ -328,19 +328,19 @@ def test_regression_32_a_black_hole_costs_no_time(
     assert 1 <= len(waited) <= 5 and set(waited) == {BUDGET}
     logged = [record for record in caplog.records if record.name == redis_client.__name__]
     assert [record.getMessage() for record in logged] == [
-        "Redis fails (TimeoutError): identities are not shared between servers"
+        "Redis fails (TimeoutError): verified keys are not shared between servers"
     ]
 
 
 def test_nobody_waits_for_the_probe(black_hole: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_client, "COOL_DOWN", 0)
     cache = SharedCache(black_hole, max_age=60)
-    while cache._patience._breaker.closed:
+    while cache._operations._breaker.closed:
         cache.get(DIGEST)
     waited = waits(cache)
     for _ in range(5):
         cache.get(DIGEST)
-        assert cache._patience._breaker.probing
+        assert cache._operations._breaker.probing
         settle(cache)
     assert waited == []
 
@@ -352,7 +352,7 @@ def test_a_dead_redis_changes_nothing() -> None:
     for number in range(100):
         assert isinstance(cached.lookup(str(number), HERE), Rejected)
     assert cached.lookup("alice", HERE) == ALICE
-    assert not cache._patience._breaker.closed
+    assert not cache._operations._breaker.closed
     settle(cache)
 
 
@@ -385,7 +385,7 @@ def test_more_operations_than_it_can_do_are_skipped(black_hole: str) -> None:
     for _ in range(1000):
         cache.put(DIGEST, ALICE, 60)
     assert waited == []
-    assert cache._patience._workers._work_queue.qsize() <= redis_client._MAX_PENDING
+    assert cache._operations._workers._work_queue.qsize() <= redis_client._MAX_PENDING
 
 
 # The URL
