@@ -28,8 +28,8 @@ from tests.contract.test_mlflow import VERSION
 from tests.server.forked import forked
 from tests.server.upstream.test_sockets import nodelay
 
-OFF = "hokusai-auth: MODE IS off. NOBODY IS ASKED FOR A KEY."
-OBSERVE = "hokusai-auth: mode is observe. Nobody is refused; what would be is logged."
+OFF = "hokusai-auth: MODE IS off. NO REQUEST NEEDS A KEY."
+OBSERVE = "hokusai-auth: mode is observe. Requests that would be refused are only logged."
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +96,8 @@ SAID = [
     ({}, None, []),
     ({"MODE": "observe"}, None, [OBSERVE]),
     ({"MODE": "off"}, None, [OFF]),
-    ({}, "off", [OFF, "mode is off, as `hokusai-auth mode` said, and not HOKUSAI_AUTH_MODE="]),
-    ({"MODE": "off"}, "enforce", ["mode is enforce, as `hokusai-auth mode` said, and not "]),
+    ({}, "off", [OFF, "mode is off, set by `hokusai-auth mode`. It overrides HOKUSAI_AUTH_MODE="]),
+    ({"MODE": "off"}, "enforce", ["mode is enforce, set by `hokusai-auth mode`. It overrides "]),
     ({"MODE": "observe"}, "observe", [OBSERVE]),
     ({"FORCE_MODE": "enforce"}, "off", []),
     ({"FORCE_MODE": "off"}, "enforce", [OFF]),
@@ -105,7 +105,7 @@ SAID = [
     (
         {"BACKEND": "service", "SERVICE_URL": "http://auth.example.com"},
         None,
-        ["hokusai-auth: keys travel to http://auth.example.com without encryption."],
+        ["hokusai-auth: keys are sent to http://auth.example.com without encryption."],
     ),
     ({"BACKEND": "service", "SERVICE_URL": "https://auth.example.com"}, None, []),
 ]
@@ -143,7 +143,7 @@ def test_forced_off_it_starts_without_its_store_and_otherwise_not(
         app.bootstrap({})
     monkeypatch.setenv("HOKUSAI_AUTH_FORCE_MODE", "off")
     app.bootstrap({})
-    assert "hokusai-auth: starts all the same, as it is off: " in capsys.readouterr().err
+    assert "hokusai-auth: starts all the same, as its mode is off: " in capsys.readouterr().err
 
 
 def test_command_stops_at_what_workers_would_fail_at() -> None:

@@ -102,7 +102,7 @@ def test_change_is_followed_and_an_outage_changes_nothing(
     database.set_state("mode", MODES.index("off"), "mode.set", BY)
     look_again()
     assert (mode.now, shown()) == ("off", {"off"})
-    assert said() == ["The mode is off now (before: observe)"]
+    assert said() == ["The mode is now off (before: observe)"]
     caplog.clear()
 
     def fail() -> dict[str, int]:

@@ -218,7 +218,7 @@ def counts_and_is_forked() -> None:
         ends = time.monotonic() + 60
         while made._queue and time.monotonic() < ends:
             time.sleep(0.01)
-        with made._settling:  # till what was taken off the queue is counted
+        with made._flushing:  # till what was taken off the queue is counted
             pass
 
     count_one()
