@@ -83,7 +83,7 @@ def test_mistake_is_refused_at_start() -> None:
         ({"uvicorn_opts": "--root-path /ui"}, {}, "--root-path is not supported"),
         ({"uvicorn_opts": "--root-path=/ui"}, {}, "--root-path is not supported"),
         ({}, {"UVICORN_ROOT_PATH": "/ui"}, "--root-path is not supported"),
-        ({"gunicorn_opts": "-k uvicorn.workers.UvicornWorker"}, {}, "Drop --gunicorn-opts"),
+        ({"gunicorn_opts": "-k uvicorn.workers.UvicornWorker"}, {}, "Remove --gunicorn-opts"),
         ({}, REDIS_WITHOUT_ITS_SCHEME, "redis"),
         *(({}, {f"HOKUSAI_AUTH_{name}": value}, says) for name, value, says in MISTAKES),
     ]
