@@ -28,7 +28,7 @@ from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.store import metrics
 
 from . import Backend
-from .guarded import GuardedBackend
+from .breaker import GuardedBackend
 from .redis_identities import SharedCache
 
 #: Seconds between two readings of the generation.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +15,6 @@ from mlflow_hokusai_auth.core.errors import HokusaiAuthError
 
 from .breaker import Breaker
 
-#: Longest time between two attempts at a Redis that fails, in seconds.
-COOL_DOWN = 1.0
 #: Most operations under way at once; further ones are skipped.
 _MAX_PENDING = 32
 #: One thread for each lookup that may run at once: twice `server.gate.lookup_pool.THREADS`.
@@ -42,7 +39,6 @@ class BestEffortRedis:
     def __init__(self, budget: float, without: str) -> None:
         self._budget = budget
         self._without = without
-        self._lock = threading.Lock()
         self._breaker = Breaker()
         self._pending = threading.BoundedSemaphore(_MAX_PENDING)
         # Operations run in threads, as a socket's timeout bounds neither name resolution nor a server
@@ -62,7 +58,7 @@ class BestEffortRedis:
             started.cancel()
             self._failed(ticket, error)
             raise NoAnswer from None
-        self._succeeded(ticket)
+        self._breaker.succeeded(ticket)
         return answer
 
     def submit(self, operation: Callable[[], object]) -> None:
@@ -74,8 +70,7 @@ class BestEffortRedis:
         """Start `operation`; return the breaker's ticket and the result to come. Raises NoAnswer."""
         if not self._pending.acquire(blocking=False):
             raise NoAnswer
-        with self._lock:
-            ticket = self._breaker.begin(time.monotonic())
+        ticket = self._breaker.begin(time.monotonic())
         if ticket is None:
             self._pending.release()
             raise NoAnswer
@@ -97,22 +92,14 @@ class BestEffortRedis:
             if error is None and time.monotonic() - began > self._budget:
                 error = TimeoutError()
             if error is None:
-                self._succeeded(ticket)
+                self._breaker.succeeded(ticket)
             else:
                 self._failed(ticket, error)
 
         started.add_done_callback(ended)
 
-    def _succeeded(self, ticket: int) -> None:
-        with self._lock:
-            self._breaker.succeeded(ticket)
-
     def _failed(self, ticket: int, error: BaseException) -> None:
-        cool_down = COOL_DOWN * random.uniform(0.5, 1)  # noqa: S311
-        with self._lock:
-            first = self._breaker.closed
-            opened = self._breaker.failed(ticket, time.monotonic(), cool_down)
-        if opened and first:
+        if self._breaker.failed(ticket, time.monotonic()):
             # The message has the error's class only, as its text may quote the URL.
             _log.warning("Redis fails (%s): %s", type(error).__name__, self._without)
 

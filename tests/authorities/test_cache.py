@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
-from mlflow_hokusai_auth.authorities import cache, guarded
+from mlflow_hokusai_auth.authorities import breaker, cache
 from mlflow_hokusai_auth.authorities.cache import CachedBackend
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
 from mlflow_hokusai_auth.core.types import Principal, Rejected
@@ -562,18 +562,18 @@ def test_an_outage_costs_no_wait_and_ends_within_two_seconds(
     # No other lookup reached the backend, so none waited.
     assert service.lookups == 5
     # Watchers of other tests may still log, under their module's logger.
-    logged = [record for record in caplog.records if record.name == guarded.__name__]
+    logged = [record for record in caplog.records if record.name == breaker.__name__]
     assert [record.getMessage() for record in logged] == [
         "service is left alone, as it keeps failing: no route to host"
     ]
-    clock.now += guarded.COOL_DOWN
+    clock.now += breaker.COOL_DOWN
     fails(kept, "alice")  # This is the probe.
     assert service.lookups == 6
     service.failure = None
     fails(kept, "alice")
-    clock.now += guarded.COOL_DOWN
+    clock.now += breaker.COOL_DOWN
     assert kept.lookup("alice", HERE) == ALICE
-    assert guarded.COOL_DOWN <= 1
+    assert breaker.COOL_DOWN <= 1
 
 
 def test_lookups_do_not_wait_for_the_probe(clock: Clock) -> None:
@@ -582,7 +582,7 @@ def test_lookups_do_not_wait_for_the_probe(clock: Clock) -> None:
     cached = CachedBackend(service, ttl=60, secret=SECRET, timer=clock)
     service.failure = DOWN
     fails(cached, *ENOUGH)
-    clock.now += guarded.COOL_DOWN
+    clock.now += breaker.COOL_DOWN
     service.failure = None
     service.asked.clear()
     service.release.clear()
@@ -617,7 +617,7 @@ def test_the_gauge_of_outages_falls_with_the_first_answer(
     service.failure = DOWN
     fails(kept, *ENOUGH)
     assert gauge() == 1
-    clock.now += guarded.COOL_DOWN
+    clock.now += breaker.COOL_DOWN
     service.failure = first
     with contextlib.suppress(AuthorityUnavailable):
         kept.lookup("alice", HERE)
@@ -630,7 +630,7 @@ def test_a_slow_backend_s_probe_counts(clock: Clock) -> None:
     cached = CachedBackend(service, ttl=60, secret=SECRET, timeout=20, timer=clock)
     service.failure = DOWN
     fails(cached, *ENOUGH)
-    clock.now += guarded.COOL_DOWN
+    clock.now += breaker.COOL_DOWN
     service.failure = None
     cached.lookup("alice", HERE)
     assert cached._backend._breaker.closed

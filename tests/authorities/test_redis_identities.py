@@ -17,7 +17,7 @@ import pytest
 
 redis = pytest.importorskip("redis")
 
-from mlflow_hokusai_auth.authorities import redis_client, redis_identities  # noqa: E402
+from mlflow_hokusai_auth.authorities import breaker, redis_client, redis_identities  # noqa: E402
 from mlflow_hokusai_auth.authorities.cache import CachedBackend  # noqa: E402
 from mlflow_hokusai_auth.authorities.redis_identities import SharedCache  # noqa: E402
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable  # noqa: E402
@@ -291,7 +291,7 @@ def test_entry_in_redis_is_served_during_an_outage(cache: SharedCache) -> None:
 def test_a_redis_that_comes_back_is_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_client, "COOL_DOWN", 0.05)
+    monkeypatch.setattr(breaker, "COOL_DOWN", 0.05)
     port = free_port()
     cache = SharedCache(f"redis://127.0.0.1:{port}", max_age=60, budget=LONG)
     for _ in range(10):
@@ -313,7 +313,7 @@ def test_a_redis_that_comes_back_is_used_again(
 def test_regression_32_a_black_hole_costs_no_time(
     black_hole: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_client, "COOL_DOWN", 0)  # Probes then follow without a pause.
+    monkeypatch.setattr(breaker, "COOL_DOWN", 0)  # Probes then follow without a pause.
     service = Service()
     cache = SharedCache(black_hole, max_age=60)
     waited = waits(cache)
@@ -333,7 +333,7 @@ def test_regression_32_a_black_hole_costs_no_time(
 def test_requests_do_not_wait_for_the_probe_of_redis(
     black_hole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_client, "COOL_DOWN", 0)
+    monkeypatch.setattr(breaker, "COOL_DOWN", 0)
     cache = SharedCache(black_hole, max_age=60)
     while cache._operations._breaker.closed:
         cache.get(DIGEST)
