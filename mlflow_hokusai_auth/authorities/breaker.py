@@ -1,9 +1,9 @@
 """A circuit breaker: it stops calls for a while after several failures in a row.
 
-`Breaker` holds the states only; its owner brings the clock and the calls. A closed breaker permits every
-call. `threshold` failures in a row open it, and it permits no call until the cool-down is
-over. Then it permits one call, the probe: success closes the breaker, failure opens it again. A probe
-whose outcome is never reported is replaced by another one.
+`Breaker` holds the states only; its owner brings the clock and the calls. A closed breaker permits
+every call. `threshold` failures in a row open it, and it permits no call until the cool-down is over.
+Then it permits one call, the probe: success closes the breaker, failure opens it again. A probe whose
+outcome is never reported is replaced by another one.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ class CachedBackend:
     default: never). Stale entries are never served after a 429 or an unusable reply: the authority may
     answer that way only for bad keys, and this key may just have been revoked.
 
-    Entries are found by HMAC-SHA256 under `secret`; the cache holds no key. `namespace` is part of the
-    hashed text and separates authorities that have `shared` and `secret` in common, such as by URL.
+    Entries are found by BLAKE2b (RFC 7693), keyed with `secret`; the cache holds no key. `namespace` is
+    part of the hashed text and separates authorities that have `shared` and `secret` in common.
     `shared` is read before the backend is, unless the backend is watched: the key store is as near as
     Redis, and newer. `timer` is a monotonic clock, in seconds. Raises ValueError without a secret.
     """
@@ -99,10 +99,11 @@ class CachedBackend:
         self._by_address = backend.by_address
         self._watched: bool = getattr(backend, "watched", True)
         self._shared = None if self._watched else shared
-        padded = (secret if len(secret) <= 64 else hashlib.sha256(secret).digest()).ljust(64, b"\0")
-        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
-        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
-        self._prefix = f"{backend.name}\0{namespace}\0" if namespace else f"{backend.name}\0"
+        key = secret if len(secret) <= 64 else hashlib.blake2b(secret).digest()
+        # Neither a name nor a key contains NUL, so two different inputs never give the same text.
+        prefix = f"{backend.name}\0{namespace}\0" if namespace else f"{backend.name}\0"
+        text = prefix.encode("utf-8", "surrogatepass")
+        self._hash = hashlib.blake2b(text, key=key, digest_size=32)
         self._hit_count = 0
         self._hits = metrics.CACHE.labels(backend.name, "hit")
         self._misses = metrics.CACHE.labels(backend.name, "miss")
@@ -162,14 +163,10 @@ class CachedBackend:
             self._hits.inc(count)
 
     def _digest(self, key: str, address: str) -> bytes:
-        # Neither a name nor a key contains NUL, so two different inputs never give the same text.
-        text = f"{self._prefix}{key}\0{address}" if self._by_address else self._prefix + key
-        # HMAC by hand, from copies of two hash states that hold the secret: `hmac.digest` takes twice
-        # as long, which would be most of the time of a hit.
-        inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(text.encode("utf-8", "surrogatepass"))
-        outer.update(inner.digest())
-        return outer.digest()
+        text = f"{key}\0{address}" if self._by_address else key
+        digest = self._hash.copy()
+        digest.update(text.encode("utf-8", "surrogatepass"))
+        return digest.digest()
 
     def _fresh(self, digest: bytes) -> Principal | Rejected | None:
         """Return the answer that is fresh now, or None. The caller holds the lock."""

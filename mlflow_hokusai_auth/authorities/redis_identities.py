@@ -7,8 +7,8 @@ Only principals are shared, each for the rest of its time to live: that bounds, 
 together, how long a revoked key still works. When the authority rejects a key, the server also removes
 the key's entry from Redis.
 
-An entry is stored under a hash of the cache's digest and signed with that digest, which is itself an
-HMAC under the servers' secret. So the content of Redis does not help to find a key, and a client of
+An entry is stored under a hash of the cache's digest and signed with that digest, which is itself
+keyed with the servers' secret. So the content of Redis does not help to find a key, and a client of
 Redis can't forge a principal. The time of the lookup is signed as well: an entry that is saved and
 written back, such as after a revocation, is valid no longer than it was before.
 """
@@ -26,7 +26,7 @@ from mlflow_hokusai_auth.core.types import Principal
 
 from .redis_client import BestEffortRedis, NoAnswer, client
 
-_PREFIX = "hokusai-auth:2:"
+_PREFIX = "hokusai-auth:3:"
 #: Most seconds by which another server's clock may be ahead, so that its entries are valid here.
 MAX_SKEW = 10.0
 
@@ -92,19 +92,24 @@ def _name(digest: bytes) -> str:
     return _PREFIX + hashlib.sha256(digest).hexdigest()
 
 
+def _signature(digest: bytes, text: bytes) -> bytes:
+    """Return the keyed BLAKE2b (RFC 7693) of `text`: 32 bytes."""
+    return hashlib.blake2b(text, key=digest, digest_size=32).digest()
+
+
 def _encode(digest: bytes, principal: Principal, verified: float) -> bytes:
-    """Return an HMAC-SHA256 under `digest`, then the principal and the lookup's time as JSON."""
+    """Return a signature under `digest`, then the principal and the time of the lookup as JSON."""
     fields = {**asdict(principal), "verified": verified}
     fields["scopes"] = sorted(principal.scopes)
     fields["roles"] = sorted(principal.roles)
     text = json.dumps(fields).encode()
-    return hmac.digest(digest, text, "sha256") + text
+    return _signature(digest, text) + text
 
 
 def _decode(digest: bytes, value: bytes) -> tuple[Principal, float] | None:
     """Return the arguments of `_encode`, or None if `value` was not made by it for `digest`."""
     signature, text = value[:32], value[32:]
-    if not hmac.compare_digest(signature, hmac.digest(digest, text, "sha256")):
+    if not hmac.compare_digest(signature, _signature(digest, text)):
         return None
     try:
         fields = json.loads(text)
