@@ -26,7 +26,6 @@ except ImportError as error:
     ) from None
 
 from mlflow_hokusai_auth.authorities import server_jobs
-from mlflow_hokusai_auth.authorities.browser_session import SessionAuthority
 from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, SettingsError, StoreError
 from mlflow_hokusai_auth.core.prefixes import Prefixes
@@ -124,9 +123,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         debug_headers=config.debug_headers,
     )
     gate = Gate(
-        authority=SessionAuthority(
-            server_jobs.recognised(authorities.build(config, store)), sessions
-        ),
+        authority=authorities.assemble(config, store, sessions),
         policy=settings.policy_of(config, static_files.public_paths()),
         prefixes=Prefixes(config.prefixes),
         cors=cors.of_mlflow(),

@@ -5,16 +5,26 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-from mlflow_hokusai_auth.authorities import Authority, Backend
+from mlflow_hokusai_auth.authorities import Authority, Backend, server_jobs
+from mlflow_hokusai_auth.authorities.browser_session import SessionAuthority
 from mlflow_hokusai_auth.authorities.cache import CachedBackend
 from mlflow_hokusai_auth.authorities.chain import Chain
 from mlflow_hokusai_auth.authorities.redis_identities import SharedCache
 from mlflow_hokusai_auth.authorities.service import AuthService
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.sessions import Sessions
 
 from .gate import lookup_pool
 from .settings import Settings
+
+
+def assemble(settings: Settings, store: LocalStore, sessions: Sessions) -> Authority:
+    """Return the gate's authority: sessions, then the jobs' secret, then the authorities of `build`.
+
+    It removes the jobs' secret from the environment, so each worker calls it once.
+    """
+    return SessionAuthority(server_jobs.recognised(build(settings, store)), sessions)
 
 
 def build(settings: Settings, store: LocalStore) -> Authority:
