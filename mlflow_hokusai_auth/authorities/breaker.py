@@ -143,7 +143,9 @@ class GuardedBackend:
             self._count("failed", began)
             if self._breaker.failed(ticket, self._timer()):
                 metrics.BREAKER_OPEN.labels(self.name).set(1)
-                _log.warning("%s is left alone, as it keeps failing: %s", self.name, error)
+                _log.warning(
+                    "%s keeps failing and gets no lookups for a second: %s", self.name, error
+                )
             raise
         self._answered(ticket)
         self._count("rejected" if isinstance(answer, Rejected) else "accepted", began)

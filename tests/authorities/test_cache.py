@@ -566,7 +566,7 @@ def test_an_outage_costs_no_wait_and_ends_within_two_seconds(
     # Watchers of other tests may still log, under their module's logger.
     logged = [record for record in caplog.records if record.name == breaker.__name__]
     assert [record.getMessage() for record in logged] == [
-        "service is left alone, as it keeps failing: no route to host"
+        "service keeps failing and gets no lookups for a second: no route to host"
     ]
     clock.now += breaker.COOL_DOWN
     fails(kept, "alice")  # This is the probe.

@@ -86,11 +86,11 @@ def test_every_exchange_has_one_outcome() -> None:
 
 
 def test_line_of_a_request_that_mlflow_answered() -> None:
-    told = line(exchange(allow()), "allowed")
-    assert abs(told.pop("at") - time.time()) < 60
-    assert told.pop("gate_ms") == pytest.approx(200, abs=0.01)
-    assert told.pop("mlflow_ms") == pytest.approx(300, abs=0.01)
-    assert told == {
+    fields = line(exchange(allow()), "allowed")
+    assert abs(fields.pop("at") - time.time()) < 60
+    assert fields.pop("gate_ms") == pytest.approx(200, abs=0.01)
+    assert fields.pop("mlflow_ms") == pytest.approx(300, abs=0.01)
+    assert fields == {
         "event": "request",
         "request_id": "id-1",
         "outcome": "allowed",
@@ -109,9 +109,9 @@ def test_line_of_a_request_that_mlflow_answered() -> None:
 
 
 def test_line_of_a_refusal_has_the_reason_and_the_owner() -> None:
-    told = line(exchange(MISSING, 401, False), "refused")
-    assert (told["reason"], told["mlflow_ms"]) == ("KEY_MISSING", None)
-    assert (told["key_id"], told["owner"]) == ("", "")
+    fields = line(exchange(MISSING, 401, False), "refused")
+    assert (fields["reason"], fields["mlflow_ms"]) == ("KEY_MISSING", None)
+    assert (fields["key_id"], fields["owner"]) == ("", "")
     known = line(exchange(replace(MISSING, principal=SOMEBODY), 403, False), "refused")
     assert (known["key_id"], known["owner"]) == ("key_1", "somebody")
 
@@ -135,7 +135,7 @@ def test_neither_path_nor_query_nor_header_of_a_known_route_is_logged() -> None:
 # Which requests are logged
 
 
-def told(caplog: pytest.LogCaptureFixture, observer: DecisionLog, *made: Exchange) -> list[Any]:
+def logged(caplog: pytest.LogCaptureFixture, observer: DecisionLog, *made: Exchange) -> list[Any]:
     caplog.clear()
     with caplog.at_level(logging.INFO, "mlflow_hokusai_auth.decisions"):
         for one in made:
@@ -157,7 +157,7 @@ def test_failures_and_changes_are_always_logged(
         exchange(allow(), 403, host_refusal=True),
         exchange(allow(WRITE)),
     )
-    assert told(caplog, DecisionLog(sample=0), *made) == [
+    assert logged(caplog, DecisionLog(sample=0), *made) == [
         ("WARNING", "refused"),
         ("WARNING", "mlflow_error"),
         ("WARNING", "would_refuse"),
@@ -170,7 +170,7 @@ def test_sample_of_reading_requests_is_logged(caplog: pytest.LogCaptureFixture) 
     kinds = (allow(PUBLIC, None), allow(), allow(READ, None))
     reads = [exchange(kinds[number % 3]) for number in range(400)]
     for sample, least, most in ((0, 0, 0), (1, 400, 400), (0.5, 120, 280)):
-        count = len(told(caplog, DecisionLog(sample=sample), *reads))
+        count = len(logged(caplog, DecisionLog(sample=sample), *reads))
         assert least <= count <= most, sample
 
 
@@ -182,7 +182,7 @@ def test_log_level_of_the_operator_is_respected(caplog: pytest.LogCaptureFixture
 
 def test_request_without_an_operation_is_logged_as_well(caplog: pytest.LogCaptureFixture) -> None:
     made = exchange(allow(PUBLIC, None), operation=None)
-    assert told(caplog, DecisionLog(sample=1), made) == [("INFO", "public")]
+    assert logged(caplog, DecisionLog(sample=1), made) == [("INFO", "public")]
     none = line(exchange(None, 500, False, operation=None), "mlflow_error")
     assert (none["rule"], none["access"], none["key_id"], none["reason"]) == ("", "", "", "ok")
 
@@ -213,7 +213,7 @@ def test_over_never_raises(caplog: pytest.LogCaptureFixture) -> None:
         observer.over(made)
         observer.flush()
         assert any(one.levelno == logging.ERROR for one in caplog.records), name
-        assert told(caplog, observer, exchange(allow())) == [("INFO", "allowed")], name
+        assert logged(caplog, observer, exchange(allow())) == [("INFO", "allowed")], name
 
 
 def test_failing_logger_breaks_no_request() -> None:
@@ -267,8 +267,8 @@ def shown(caplog: pytest.LogCaptureFixture, *headers: tuple[bytes, bytes]) -> di
 
 
 def test_names_of_headers_are_shown(caplog: pytest.LogCaptureFixture) -> None:
-    told = shown(caplog, (b"accept", b"canary"), (b"x-tenant", b"canary"), (b"x\xe4", b""))
-    assert told == {
+    fields = shown(caplog, (b"accept", b"canary"), (b"x-tenant", b"canary"), (b"x\xe4", b""))
+    assert fields == {
         "event": "headers",
         "request_id": "id-1",
         "before": ["accept", "x-tenant", "xä"],
