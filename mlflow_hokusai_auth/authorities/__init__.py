@@ -1,4 +1,4 @@
-"""Who a key belongs to: the one question the gate asks of the outside world."""
+"""The authorities: they say who a key belongs to, the only thing the gate looks up elsewhere."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 
 class Backend(Protocol):
-    """An authority over keys."""
+    """An authority without a cache: the key store, or the auth service."""
 
-    #: Tells authorities apart in caches, logs and metrics: "local", "service".
+    #: The authority's name in caches, logs and metrics: "local", "service".
     name: str
-    #: Whether an answer holds only for the address that was asked for.
+    #: True if an answer holds only for the address that was looked up with the key.
     by_address: bool
-    #: Whether `generation` tells of every change, so that answers may be kept for as long as it stays.
+    #: True if `generation` changes with every change of an answer: a cache may then trust it.
     watched: bool
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
-        """Whom `key` (well-formed text), sent from `address`, belongs to.
+        """Return the owner of `key` (well-formed text), which came from `address`.
 
-        Raises AuthorityUnavailable, or Throttled, when there is no answer.
+        Raises AuthorityUnavailable or Throttled if there is no answer.
         """
         ...
 
     def generation(self) -> int:
-        """A number that changes whenever an answer of `lookup` may, by what the authority can tell.
+        """Return the number that grows with each change of the store.
 
-        Raises AuthorityUnavailable. An authority that tells nothing returns a constant.
+        An authority that is not watched returns a constant. Raises AuthorityUnavailable.
         """
         ...
 
 
 class Authority(Protocol):
-    """What the gate asks: backends behind their caches."""
+    """The authorities as the gate sees them: with their caches."""
 
     def peek(self, key: str, address: str) -> Principal | Rejected | None:
-        """What is known here already of `key`, or None. Does no I/O."""
+        """Return the answer for `key` if this process knows it already, or None. Does no I/O."""
         ...
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
-        """Whom `key` belongs to; may block. Raises AuthorityUnavailable, or Throttled."""
+        """Return the owner of `key`; may block. Raises AuthorityUnavailable or Throttled."""
         ...

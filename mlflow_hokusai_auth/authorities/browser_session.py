@@ -1,4 +1,4 @@
-"""Recognises the token of a browser's session as the key that it stands for."""
+"""The authority for browser sessions: it replaces a session token by the key behind it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class _Session(NamedTuple):
 
 
 class SessionAuthority:
-    """Asks `inner` about the key behind a session's token, and about every other key as it is.
+    """Looks up the key behind a session token in `inner`, and every other key unchanged.
 
-    Whether a session is still there is asked of `sessions` anew after as long as a key may go
-    unconfirmed, so that signing out is known everywhere within a second, too.
+    A session is read again from `sessions` after `MAX_UNCONFIRMED` seconds, so that every process
+    notices a sign-out within a second.
     """
 
     def __init__(self, inner: Authority, sessions: Sessions) -> None:
@@ -48,10 +48,10 @@ class SessionAuthority:
         """See `Authority`."""
         if not is_session_token(key):
             return self._inner.lookup(key, address)
-        found = self._sessions.find(key)
-        if found is None:
+        row = self._sessions.find(key)
+        if row is None:
             return Rejected()
-        session = _Session(*found)
+        session = _Session(*row)
         with self._lock:
             self._known[key] = session
         return self._inner.lookup(session.key, address)

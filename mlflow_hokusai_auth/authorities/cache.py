@@ -1,12 +1,12 @@
-"""Identities in front of a backend, so that a known key costs no I/O and an outage costs no wait.
+"""A cache in front of a backend: a known key costs no I/O, and an outage costs no wait.
 
-What is cached is who a key belongs to, never whether it may do something, and never an error.
+The cache holds who a key belongs to, never what the key may do, and never an error.
 
-A backend that tells of changes (`watched`) is polled for them: a thread asks its generation every
-`POLL` seconds and empties the cache when it changed, and an entry counts only while that answer is
-younger than `MAX_UNCONFIRMED`. A revocation, or a new key, is so known in every process within that
-time. If the thread can't ask, entries stop counting and each request asks the backend itself. For any
-other backend an entry counts until its time to live is over, which bounds a revocation instead.
+A thread reads the generation of a watched backend every `POLL` seconds and empties the cache when it
+has changed. An entry is used only while the last reading is younger than `MAX_UNCONFIRMED`, so every
+process notices a revocation or a new key within that time. If the thread can't read the generation,
+entries are no longer used and each request makes its own lookup. For a backend that is not watched, an
+entry is used until its time to live is over, and that bounds how long a revoked key still works.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.store import metrics
 
 from . import Backend
-from .guarded import GuardedBackend
+from .breaker import GuardedBackend
 from .redis_identities import SharedCache
 
-#: Seconds between two questions for the generation.
+#: Seconds between two readings of the generation.
 POLL = 0.25
-#: Seconds for which an entry counts after the generation was last confirmed.
+#: Seconds for which entries are used after the generation was last read.
 MAX_UNCONFIRMED = 0.9
-#: Share of a time to live that is taken off at random, so that entries do not all end at once.
+#: Largest share of a time to live that is cut at random, so that entries don't all expire at once.
 JITTER = 0.1
-#: Hits after which they are told to Prometheus, which takes longer than a hit.
+#: Hits per update of the Prometheus counter: an update takes longer than a hit.
 _HITS = 100
-#: Characters of a rejection's reason that are kept, so that the bound on entries bounds memory.
+#: Characters of a rejection's reason that are kept, so that the limit on entries limits memory.
 MAX_REASON = 500
 
 _log = logging.getLogger(__name__)
 
 
 class _Entry(NamedTuple):
-    """An answer, and the readings of the clock until which it counts and is kept as stale."""
+    """An answer, and the readings of the clock until which it is fresh, and kept as stale."""
 
     answer: Principal | Rejected
     fresh_until: float
@@ -54,28 +54,28 @@ class _Entry(NamedTuple):
 
 
 class _Flight(NamedTuple):
-    """A question that is under way, since when by the clock."""
+    """A lookup that is under way, and the reading of the clock when it began."""
 
     began: float
     answer: Future[Principal | Rejected]
 
 
 class CachedBackend:
-    """`backend`, with what it answered, a breaker, and one question at a time for each key.
+    """`backend` with a cache, a circuit breaker, and one lookup at a time for each key.
 
-    The backend answers, or fails, within `timeout` seconds; a lookup waits little longer for another
-    one of the same key.
+    The backend answers or fails within `timeout` seconds. A thread that needs the same key as a lookup
+    under way waits for it, at most a second longer.
 
-    Principals are kept for `ttl` seconds, `size` of them at most. Rejections are kept for
-    `negative_ttl` seconds and apart, `negative_size` of them, so that a flood of made-up keys evicts
-    no real one. While the backend is unavailable a principal that it named within the last `ttl` +
-    `stale_if_error` seconds is still served; with 0, the default, never. Not while it throttles, or
-    answers what is no verdict: it may do so to wrong keys alone, of which a revoked one is one.
+    At most `size` principals are kept, for `ttl` seconds. Rejections are kept apart, at most
+    `negative_size` for `negative_ttl` seconds, so that a flood of invented keys evicts no real one.
+    While the backend is unavailable, a principal is served for `stale_if_error` seconds longer (0, the
+    default: never). Stale entries are never served after a 429 or an unusable reply: the authority may
+    answer that way only for bad keys, and this key may just have been revoked.
 
-    Entries are found by HMAC-SHA256 under `secret`; no key is held. `namespace` is mixed in: what tells
-    this authority from others that share `shared` and `secret`, such as its URL. `shared` is asked
-    before the backend, unless the backend is watched: then its own word is as near, and newer.
-    `timer` is a monotonic clock, in seconds.
+    Entries are found by BLAKE2b (RFC 7693), keyed with `secret`; the cache holds no key. `namespace` is
+    part of the hashed text and separates authorities that have `shared` and `secret` in common.
+    `shared` is read before the backend is, unless the backend is watched: the key store is as near as
+    Redis, and newer. `timer` is a monotonic clock, in seconds. Raises ValueError without a secret.
     """
 
     def __init__(
@@ -99,10 +99,11 @@ class CachedBackend:
         self._by_address = backend.by_address
         self._watched: bool = getattr(backend, "watched", True)
         self._shared = None if self._watched else shared
-        padded = (secret if len(secret) <= 64 else hashlib.sha256(secret).digest()).ljust(64, b"\0")
-        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
-        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
-        self._prefix = f"{backend.name}\0{namespace}\0" if namespace else f"{backend.name}\0"
+        key = secret if len(secret) <= 64 else hashlib.blake2b(secret).digest()
+        # Neither a name nor a key contains NUL, so two different inputs never give the same text.
+        prefix = f"{backend.name}\0{namespace}\0" if namespace else f"{backend.name}\0"
+        text = prefix.encode("utf-8", "surrogatepass")
+        self._hash = hashlib.blake2b(text, key=key, digest_size=32)
         self._hit_count = 0
         self._hits = metrics.CACHE.labels(backend.name, "hit")
         self._misses = metrics.CACHE.labels(backend.name, "miss")
@@ -110,13 +111,13 @@ class CachedBackend:
         self._negative_ttl = negative_ttl
         self._stale_if_error = stale_if_error
         self._timer = timer
-        # Guards everything below. Never held while anything is asked or waited for.
+        # The lock guards everything below. It is never held during I/O or while a thread waits.
         self._lock = threading.Lock()
         self._known: TLRUCache[bytes, _Entry] = TLRUCache(size, _end, timer)
         self._rejected: TLRUCache[bytes, _Entry] = TLRUCache(negative_size, _end, timer)
         self._flights: dict[tuple[bytes, int | None], _Flight] = {}
-        # A question that has taken longer than this is not joined: its answer may be from before what
-        # has changed since, or may never come.
+        # A lookup that has taken longer than this is not joined: its answer may be older than a change,
+        # or may never come.
         self._max_wait = timeout + 1
         self._joinable = MAX_UNCONFIRMED if self._watched else self._max_wait
         self._generation: int | None = None
@@ -124,24 +125,24 @@ class CachedBackend:
         self._watcher: threading.Thread | None = None
 
     def peek(self, key: str, address: str) -> Principal | Rejected | None:
-        """What is known here of `key`, sent from `address`, or None. Does no I/O."""
+        """Return the fresh answer for `key` from `address`, or None. Does no I/O."""
         digest = self._digest(key, address)
         with self._lock:
             answer = self._fresh(digest)
             self._hit_count += answer is not None
         if self._hit_count >= _HITS:
-            self._tell_hits()
+            self._report_hits()
         return answer
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
-        """Whom `key`, sent from `address`, belongs to; may block.
+        """Return the owner of `key`, which came from `address`; may block.
 
-        Raises AuthorityUnavailable, or Throttled, when the backend does, or at once while it is left
-        alone, or when another lookup of the same key takes too long.
+        Raises the backend's error. Raises AuthorityUnavailable at once while
+        the breaker is open, or if another lookup of the same key takes too long.
         """
         if self._watched:
             self._watch()
-        self._tell_hits()
+        self._report_hits()
         digest = self._digest(key, address)
         try:
             return self._join(digest, key, address)
@@ -155,24 +156,20 @@ class CachedBackend:
             metrics.CACHE.labels(self._backend.name, "stale").inc()
             return entry.answer
 
-    def _tell_hits(self) -> None:
+    def _report_hits(self) -> None:
         with self._lock:
             count, self._hit_count = self._hit_count, 0
         if count:
             self._hits.inc(count)
 
     def _digest(self, key: str, address: str) -> bytes:
-        # Neither a name nor a key has a NUL, so the parts can't be divided in another way.
-        text = f"{self._prefix}{key}\0{address}" if self._by_address else self._prefix + key
-        # HMAC by hand, from states with the secret in them: `hmac.digest` takes twice as long, which
-        # would be most of the time of a hit.
-        inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(text.encode("utf-8", "surrogatepass"))
-        outer.update(inner.digest())
-        return outer.digest()
+        text = f"{key}\0{address}" if self._by_address else key
+        digest = self._hash.copy()
+        digest.update(text.encode("utf-8", "surrogatepass"))
+        return digest.digest()
 
     def _fresh(self, digest: bytes) -> Principal | Rejected | None:
-        """What counts now; to be called with the lock held."""
+        """Return the answer that is fresh now, or None. The caller holds the lock."""
         now = self._timer()
         if self._watched and now - self._confirmed > MAX_UNCONFIRMED:
             return None
@@ -186,13 +183,13 @@ class CachedBackend:
         return None
 
     def _join(self, digest: bytes, key: str, address: str) -> Principal | Rejected:
-        """The answer of the one lookup of this key that is under way, or of a new one."""
+        """Return the answer of the lookup of this key that is under way, or of a new one."""
         own: Future[Principal | Rejected] = Future()
         with self._lock:
             if (answer := self._fresh(digest)) is not None:
                 self._hit_count += 1
                 return answer
-            # With the generation, so that nobody joins a question from before a change.
+            # The generation is part of the name, so that no thread joins a lookup from before a change.
             generation = self._generation
             name = (digest, generation)
             flight, now = self._flights.get(name), self._timer()
@@ -206,9 +203,9 @@ class CachedBackend:
                 raise AuthorityUnavailable(f"{self._backend.name} is slow to answer") from None
         try:
             self._misses.inc()
-            answer = self._find(digest, generation, key, address)
+            answer = self._fetch(digest, generation, key, address)
         except BaseException as error:
-            # Whatever ends this thread's question must not end the others' threads.
+            # KeyboardInterrupt or SystemExit must end this thread only, not those that wait for it.
             ordinary = isinstance(error, Exception)
             own.set_exception(error if ordinary else AuthorityUnavailable("interrupted"))
             raise
@@ -220,24 +217,25 @@ class CachedBackend:
                 if self._flights.get(name) is flight:
                     del self._flights[name]
 
-    def _find(
+    def _fetch(
         self, digest: bytes, generation: int | None, key: str, address: str
     ) -> Principal | Rejected:
-        # Times to live count from before the question, as the answer may be from right after it.
-        asked = self._timer()
+        """Return the answer from Redis or the backend, and keep it."""
+        # Times to live start before the lookup, as the authority may decide right at its beginning.
+        began = self._timer()
         spread = 1 - JITTER * random.random()  # noqa: S311
-        if self._shared is not None and (found := self._shared.get(digest)) is not None:
-            principal, left = found
-            self._keep(digest, generation, principal, asked + min(left, spread * self._ttl))
+        if self._shared is not None and (entry := self._shared.get(digest)) is not None:
+            principal, left = entry
+            self._keep(digest, generation, principal, began + min(left, spread * self._ttl))
             return principal
         answer = self._backend.lookup(key, address)
         rejected = isinstance(answer, Rejected)
-        until = asked + spread * (self._negative_ttl if rejected else self._ttl)
+        until = began + spread * (self._negative_ttl if rejected else self._ttl)
         self._keep(digest, generation, answer, until)
         if self._shared is not None:
             if isinstance(answer, Principal):
                 now = self._timer()
-                self._shared.put(digest, answer, until - now, now - asked)
+                self._shared.put(digest, answer, until - now, now - began)
             else:
                 self._shared.forget(digest)
         return answer
@@ -247,7 +245,7 @@ class CachedBackend:
     ) -> None:
         with self._lock:
             if self._watched and (generation is None or generation != self._generation):
-                return  # an answer from before a change must not outlive the change
+                return  # The answer may be older than the change of the store.
             if isinstance(answer, Rejected):
                 self._known.pop(digest, None)
                 answer = Rejected(answer.reason[:MAX_REASON])
@@ -257,7 +255,7 @@ class CachedBackend:
                 self._known[digest] = _Entry(answer, until, until + self._stale_if_error)
 
     def _watch(self) -> None:
-        """Start the watcher on first use, so that it lives in the process that serves (pre-fork)."""
+        """Start the watcher if this process has none: a thread does not survive a fork."""
         with self._lock:
             if self._watcher is None or not self._watcher.is_alive():
                 name = "hokusai-auth-generation"
@@ -267,11 +265,11 @@ class CachedBackend:
     def _poll(self) -> None:
         failing = False
         while True:
-            asked = self._timer()
+            began = self._timer()
             try:
                 generation = self._backend.generation()
             except Exception as error:
-                # Of any kind: a watcher that ended would leave every request to ask for itself.
+                # If the watcher ended, every request would have to make its own lookup.
                 if not failing:
                     _log.warning("Keys are no longer served from the cache: %s", error)
                 failing = True
@@ -282,8 +280,8 @@ class CachedBackend:
                         self._known.clear()
                         self._rejected.clear()
                         self._generation = generation
-                    self._confirmed = asked
-            self._tell_hits()
+                    self._confirmed = began
+            self._report_hits()
             time.sleep(POLL)
 
 

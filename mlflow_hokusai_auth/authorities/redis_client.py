@@ -1,10 +1,9 @@
-"""Redis for requests that can do without it: they wait briefly at most, and not for one that fails."""
+"""Redis for requests that can do without it: a request waits briefly, and never for a failing Redis."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -16,11 +15,9 @@ from mlflow_hokusai_auth.core.errors import HokusaiAuthError
 
 from .breaker import Breaker
 
-#: Seconds between two attempts at a Redis that failed, at most.
-COOL_DOWN = 1.0
-#: Operations under way at once. With more, further ones are skipped.
+#: Most operations under way at once; further ones are skipped.
 _MAX_PENDING = 32
-#: As many as may ask at once: twice `server.lookups.THREADS`.
+#: One thread for each lookup that may run at once: twice `server.gate.lookup_pool.THREADS`.
 _WORKERS = 16
 
 _Result = TypeVar("_Result")
@@ -29,32 +26,31 @@ _log = logging.getLogger(__name__)
 
 
 class NoAnswer(HokusaiAuthError):
-    """Raised if Redis gave no answer in time, or was not asked because it kept failing."""
+    """Raised if Redis gave no answer in time, or got no operation because it kept failing."""
 
 
 class BestEffortRedis:
-    """Operations that take no request longer than `budget` seconds, name resolution included.
+    """Operations that delay a request by at most `budget` seconds, name resolution included.
 
-    After a few failures one is tried in the background only, until it succeeds. `without` says in the
-    log what is done meanwhile.
+    After a few failures, operations are tried one at a time in the background until one succeeds.
+    `without` is the log's text for what happens meanwhile.
     """
 
     def __init__(self, budget: float, without: str) -> None:
         self._budget = budget
         self._without = without
-        self._lock = threading.Lock()
         self._breaker = Breaker()
         self._pending = threading.BoundedSemaphore(_MAX_PENDING)
-        # In threads of its own: timeouts of a socket bound neither name resolution nor a server that
-        # sends a byte now and then.
+        # Operations run in threads, as a socket's timeout bounds neither name resolution nor a server
+        # that sends a byte now and then.
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="hokusai-auth-redis")
 
     def ask(self, operation: Callable[[], _Result]) -> _Result:
-        """What `operation` returns. Raises NoAnswer."""
+        """Run `operation` and return its result. Raises NoAnswer."""
         ticket, started = self._start(operation)
         if not self._breaker.closed:
-            # The probe. Nobody waits for a Redis that failed, not even to learn that it is back.
-            self._follow(ticket, started)
+            # This is the probe. No request waits for a Redis that failed, not even for its recovery.
+            self._report_later(ticket, started)
             raise NoAnswer
         try:
             answer = started.result(self._budget)
@@ -62,34 +58,33 @@ class BestEffortRedis:
             started.cancel()
             self._failed(ticket, error)
             raise NoAnswer from None
-        self._succeeded(ticket)
+        self._breaker.succeeded(ticket)
         return answer
 
-    def tell(self, operation: Callable[[], object]) -> None:
-        """Have `operation` done, if it can be. Returns at once."""
+    def submit(self, operation: Callable[[], object]) -> None:
+        """Start `operation` if Redis seems to work. Returns at once."""
         with contextlib.suppress(NoAnswer):
-            self._follow(*self._start(operation))
+            self._report_later(*self._start(operation))
 
     def _start(self, operation: Callable[[], _Result]) -> tuple[int, Future[_Result]]:
-        """The breaker's ticket for `operation`, and the operation under way. Raises NoAnswer."""
+        """Start `operation`; return the breaker's ticket and the result to come. Raises NoAnswer."""
         if not self._pending.acquire(blocking=False):
             raise NoAnswer
-        with self._lock:
-            ticket = self._breaker.begin(time.monotonic())
+        ticket = self._breaker.begin(time.monotonic())
         if ticket is None:
             self._pending.release()
             raise NoAnswer
         try:
             started = self._workers.submit(operation)
-        except RuntimeError as error:  # no threads to be had, as when the interpreter shuts down
+        except RuntimeError as error:  # No thread can start, as when the interpreter shuts down.
             self._pending.release()
             self._failed(ticket, error)
             raise NoAnswer from None
         started.add_done_callback(lambda _: self._pending.release())
         return ticket, started
 
-    def _follow(self, ticket: int, started: Future[Any]) -> None:
-        """Tell the breaker how an operation that nobody waits for ends."""
+    def _report_later(self, ticket: int, started: Future[Any]) -> None:
+        """Report the outcome to the breaker when an operation ends that no request waits for."""
         began = time.monotonic()
 
         def ended(done: Future[Any]) -> None:
@@ -97,30 +92,22 @@ class BestEffortRedis:
             if error is None and time.monotonic() - began > self._budget:
                 error = TimeoutError()
             if error is None:
-                self._succeeded(ticket)
+                self._breaker.succeeded(ticket)
             else:
                 self._failed(ticket, error)
 
         started.add_done_callback(ended)
 
-    def _succeeded(self, ticket: int) -> None:
-        with self._lock:
-            self._breaker.succeeded(ticket)
-
     def _failed(self, ticket: int, error: BaseException) -> None:
-        cool_down = COOL_DOWN * random.uniform(0.5, 1)  # noqa: S311
-        with self._lock:
-            first = self._breaker.closed
-            opened = self._breaker.failed(ticket, time.monotonic(), cool_down)
-        if opened and first:
-            # Only the kind of error, as its text may quote the URL.
+        if self._breaker.failed(ticket, time.monotonic()):
+            # The message has the error's class only, as its text may quote the URL.
             _log.warning("Redis fails (%s): %s", type(error).__name__, self._without)
 
 
 def client(url: str, budget: float) -> Any:
-    """A client of the Redis at `url` whose every operation takes `budget` seconds at most, or fails.
+    """Return a client of the Redis at `url`; each step of an operation takes at most `budget` seconds.
 
-    Raises ValueError, which quotes nothing of the URL, or ModuleNotFoundError.
+    Raises ValueError, which quotes nothing of the URL, or ModuleNotFoundError without redis-py.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss", "unix"):
@@ -149,12 +136,12 @@ def client(url: str, budget: float) -> Any:
     try:
         return redis.Redis.from_url(
             url,
-            protocol=2,  # enough, and one question less when connecting
+            protocol=2,  # RESP2 needs no HELLO when connecting.
             socket_timeout=budget,
             socket_connect_timeout=budget,
             retry=Retry(NoBackoff(), 0),
             **verified,
         )
     except ValueError:
-        # Its text may quote a part of the password.
+        # The original error's text may quote a part of the password.
         raise ValueError("the Redis URL has a host, port or db that can't be read") from None

@@ -1,16 +1,16 @@
-"""Identities shared through Redis, so that a key that one server verified is known to the others.
+"""Principals shared through Redis: a key that one server verified costs the others no lookup.
 
 Redis only makes misses rarer. An operation never raises and never takes longer than its budget, and
-after a few failures Redis is asked in the background only, until it answers again.
+after a few failures Redis is tried in the background only, until it answers again.
 
 Only principals are shared, each for the rest of its time to live: that bounds, for all servers
-together, for how long a revoked key is still served. A server to which the authority rejects a key also
-removes what Redis has of it.
+together, how long a revoked key still works. When the authority rejects a key, the server also removes
+the key's entry from Redis.
 
-An entry is stored under a hash of the cache's digest and signed with that digest, which is itself an
-HMAC under the servers' secret. So what Redis holds is of no use for finding a key, and whoever can
-write to it can't make up an identity. The time at which the authority was asked is signed as well: an
-entry that somebody kept and puts back, as after a revocation, counts no longer than it would have.
+An entry is stored under a hash of the cache's digest and signed with that digest, which is itself
+keyed with the servers' secret. So the content of Redis does not help to find a key, and a client of
+Redis can't forge a principal. The time of the lookup is signed as well: an entry that is saved and
+written back, such as after a revocation, is valid no longer than it was before.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ from mlflow_hokusai_auth.core.types import Principal
 
 from .redis_client import BestEffortRedis, NoAnswer, client
 
-_PREFIX = "hokusai-auth:2:"
-#: Seconds by which another server's clock may be ahead of this one's for its entries to count here.
+_PREFIX = "hokusai-auth:3:"
+#: Most seconds by which another server's clock may be ahead, so that its entries are valid here.
 MAX_SKEW = 10.0
 
 
 class SharedCache:
-    """The identities in the Redis at `url`, `redis://`, `rediss://` (verified) or `unix://`.
+    """The principals in the Redis at `url`: `redis://`, `rediss://` (verified TLS) or `unix://`.
 
-    An entry counts for `max_age` seconds after the authority was asked, by the servers' clocks
-    (`clock`, seconds since the epoch), and never for longer than it was put for.
-    `budget` is the number of seconds that an operation may take in all, name resolution and connecting
-    included. Raises ValueError for a URL that can't be used, and ModuleNotFoundError, with what to
-    install, without redis-py.
+    An entry is valid for `max_age` seconds after the lookup, by the servers' clocks (`clock`, seconds
+    since the epoch), and never longer than the time for which it was put. An operation takes at most
+    `budget` seconds, name resolution and connecting included. Raises ValueError for an unusable URL,
+    and ModuleNotFoundError, which names the extra to install, without redis-py.
     """
 
     def __init__(
@@ -52,13 +51,13 @@ class SharedCache:
         self._max_age = max_age
         self._clock = clock
         self._redis = client(url, budget)
-        self._patience = BestEffortRedis(budget, "identities are not shared between servers")
+        self._operations = BestEffortRedis(budget, "verified keys are not shared between servers")
 
     def get(self, digest: bytes) -> tuple[Principal, float] | None:
-        """The principal kept under `digest` and the seconds left of its time to live, or None."""
+        """Return the principal stored for `digest` and its remaining seconds to live, or None."""
         name = _name(digest)
         try:
-            value, left = self._patience.ask(
+            value, left = self._operations.ask(
                 lambda: self._redis.pipeline(transaction=True).get(name).pttl(name).execute()
             )
         except NoAnswer:
@@ -68,44 +67,49 @@ class SharedCache:
             return None
         principal, verified = entry
         age = self._clock() - verified
-        # Whoever writes to Redis decides how long it keeps an entry, but not how old the entry is.
+        # A client of Redis can change an entry's time to live there, but not its signed age.
         if not -MAX_SKEW <= age < self._max_age:
             return None
         return principal, min(left / 1000, self._max_age - max(age, 0.0))
 
     def put(self, digest: bytes, principal: Principal, ttl: float, age: float = 0.0) -> None:
-        """Keep `principal` under `digest` for `ttl` seconds. Returns at once.
+        """Store `principal` for `digest` for `ttl` seconds; the lookup was `age` seconds ago.
 
-        `age` is how many seconds ago the authority was asked.
+        Returns at once.
         """
         milliseconds = int(ttl * 1000)
         if milliseconds > 0:
             name, value = _name(digest), _encode(digest, principal, self._clock() - age)
-            self._patience.tell(lambda: self._redis.set(name, value, px=milliseconds))
+            self._operations.submit(lambda: self._redis.set(name, value, px=milliseconds))
 
     def forget(self, digest: bytes) -> None:
-        """Remove what is kept under `digest`. Returns at once."""
+        """Remove the entry for `digest`. Returns at once."""
         name = _name(digest)
-        self._patience.tell(lambda: self._redis.delete(name))
+        self._operations.submit(lambda: self._redis.delete(name))
 
 
 def _name(digest: bytes) -> str:
     return _PREFIX + hashlib.sha256(digest).hexdigest()
 
 
+def _signature(digest: bytes, text: bytes) -> bytes:
+    """Return the keyed BLAKE2b (RFC 7693) of `text`: 32 bytes."""
+    return hashlib.blake2b(text, key=digest, digest_size=32).digest()
+
+
 def _encode(digest: bytes, principal: Principal, verified: float) -> bytes:
-    """The principal, and when it was `verified`, as JSON behind an HMAC-SHA256 under `digest`."""
+    """Return a signature under `digest`, then the principal and the time of the lookup as JSON."""
     fields = {**asdict(principal), "verified": verified}
     fields["scopes"] = sorted(principal.scopes)
     fields["roles"] = sorted(principal.roles)
     text = json.dumps(fields).encode()
-    return hmac.digest(digest, text, "sha256") + text
+    return _signature(digest, text) + text
 
 
 def _decode(digest: bytes, value: bytes) -> tuple[Principal, float] | None:
-    """What `_encode` was given for this digest, or None if it did not make `value` for it."""
+    """Return the arguments of `_encode`, or None if `value` was not made by it for `digest`."""
     signature, text = value[:32], value[32:]
-    if not hmac.compare_digest(signature, hmac.digest(digest, text, "sha256")):
+    if not hmac.compare_digest(signature, _signature(digest, text)):
         return None
     try:
         fields = json.loads(text)
@@ -115,4 +119,4 @@ def _decode(digest: bytes, value: bytes) -> tuple[Principal, float] | None:
         verified = float(fields.pop("verified"))
         return Principal(**fields), verified
     except (KeyError, TypeError, ValueError):
-        return None  # another version of this package has other fields
+        return None  # Another version of this package has other fields.

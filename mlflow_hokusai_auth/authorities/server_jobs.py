@@ -1,13 +1,14 @@
-"""The credential of MLflow's server-side jobs: made where the server starts, known to its workers.
+"""The credential of MLflow's server-side jobs: made at the server's start, known to its workers.
 
-`mlflow server` starts both its workers and the runner of its jobs, and both inherit its environment.
-So `issue` puts a random secret there, where MLflow's client code in the jobs looks for credentials;
-and `take`, in each worker, reads it and clears it away. A worker itself must not send it: MLflow would
-give it to whatever host an artifact's address names (before 3.17 any user chose that), and the
-assistant's programs inherit the worker's environment.
+`mlflow server` starts its workers and the runner of its jobs, and both inherit its environment. So
+`issue` puts a random secret into the variables in which MLflow's client code looks for credentials, and
+each worker reads and removes it with `take`. A worker must not send it: MLflow would send it to the
+host that an artifact's URI names (before 3.17 any user chose that host), and the assistant's programs
+inherit the worker's environment.
 
-What is left: whoever may read `/proc/<pid>/environ` of the server's processes, such as those programs
-and custom scorers, can still find it. It opens what `core.jobs` lists, until the server starts anew.
+One risk remains: a program that may read `/proc/<pid>/environ` of the server's processes, such as the
+assistant's programs and custom scorers, can find the secret. It permits what `core.job_rules` lists,
+until the server restarts.
 """
 
 from __future__ import annotations
@@ -32,27 +33,28 @@ _USER = "hokusai-jobs"
 
 
 def issue(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Put a new secret into `environ`, for the workers and jobs that are about to be started.
+    """Put a new secret into `environ`, for the workers and jobs that will be started.
 
-    A username or password that the operator has set stays: it may be for a store of artifacts behind
-    Basic, or a key made for the jobs. Jobs then use it, except those that were started with Basic.
+    A username or password that the operator has set stays: it may be for an artifact store that takes
+    Basic authentication, or a key made for the jobs. Jobs then send it; a job that was started with
+    Basic authentication still sends the token.
     """
     secret = f"hk_jobs_{secrets.token_hex(32)}"
-    # Never kept: the name is private to MLflow, and a value of a server above us, in whose job we
-    # may run, is not ours to accept.
+    # An existing value is replaced: the name is private to MLflow, and if this server runs in a job of
+    # another server, it must not accept that server's secret.
     environ[TOKEN] = secret
     if _set(environ, USERNAME) or _set(environ, PASSWORD):
         return
     environ[USERNAME] = _USER
     environ[PASSWORD] = secret
     if api_key():
-        # This machine has a key of its own, which our client part would send beside the password;
-        # two different keys in one request are refused.
+        # This machine has a key in its profile, and our client code would send that key beside the
+        # password. The gate refuses a request with two different keys.
         environ[KEY] = secret
 
 
 def take(environ: MutableMapping[str, str] = os.environ) -> str | None:
-    """The secret of `issue`, cleared from `environ`; None if this is not under `mlflow server`."""
+    """Remove the secret from `environ` and return it; None if `mlflow server` has made none."""
     secret = environ.get(TOKEN, "")
     if not job_rules.well_formed(secret):
         return None
@@ -65,7 +67,7 @@ def take(environ: MutableMapping[str, str] = os.environ) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class JobsAuthority:
-    """Knows the jobs' secret, and asks `inner` about everything else."""
+    """Answers for the jobs' secret itself, and looks up every other key in `inner`."""
 
     inner: Authority
     secret: bytes
@@ -83,7 +85,7 @@ class JobsAuthority:
 
 
 def recognised(inner: Authority) -> Authority:
-    """`inner`, and the jobs' secret where `mlflow server` has made one."""
+    """Return `inner` with the jobs' secret in front of it, if `mlflow server` has made one."""
     secret = take()
     return inner if secret is None else JobsAuthority(inner, secret.encode("ascii"))
 

@@ -1,10 +1,8 @@
 """The Hokusai auth service over HTTP: `POST {url}/api/v1/keys/validate`, with the key as Bearer.
 
-A verdict is 200 in the documented shape, or 401. 429 is Throttled and all else is AuthorityUnavailable:
-nothing that goes wrong on the way lets a key in, or tells its owner that the key is wrong.
-Contract: Hokusai's `auth_openapi.json` and its validation guide. `email`, `roles`, `is_admin` and
-`user` are in neither, but Hokusai's own middleware reads them. Balances are not looked at and no usage
-is debited, as calls of the registry are free.
+Only a 200 of the documented shape or a 401 is an answer. A 429 raises Throttled, and everything else
+AuthorityUnavailable: a fault on the way neither accepts a key nor tells its owner that it is wrong.
+`service_reply` reads the reply. No usage is debited, as calls of the registry are free.
 """
 
 from __future__ import annotations
@@ -29,25 +27,25 @@ from mlflow_hokusai_auth.core.types import Principal, Rejected
 from .service_reply import Reply, verdict
 
 PATH = "/api/v1/keys/validate"
-#: Bytes of a reply that are read; a real one has a few hundred.
+#: Most bytes of a reply's body; a real one has a few hundred.
 MAX_REPLY = 64 * 1024
-#: Statuses whose replies have no body. A service that sends one all the same leaves it on the
-#: connection, where it would be taken for the reply to the next question.
+#: Statuses whose replies have no body (RFC 9110, 6.4.1). If the service sends one all the same, it
+#: stays on the connection and would be taken for the reply to the next lookup.
 _NO_BODY = frozenset({204, 304})
 
 
 class AuthService:
-    """The service at `url`, which is asked over at most `connections` connections per process.
+    """The service at `url`, over at most `connections` connections for each process.
 
-    A lookup takes at most `timeout` seconds, from waiting for a free connection to the reply's last
+    A lookup takes at most `timeout` seconds, from the wait for a free connection to the reply's last
     byte. `ca_bundle` is a file of certificates to trust instead of the usual ones. A proxy named in the
     environment is used only with `use_environment_proxies`. Raises ValueError for a wrong `url`.
     """
 
     name = "service"
-    #: Keys may have lists of addresses, and the service checks them.
+    #: A key may have a list of addresses, which the service checks.
     by_address = True
-    #: It tells nobody when a key changes.
+    #: The service does not report that a key has changed.
     watched = False
 
     def __init__(
@@ -71,10 +69,10 @@ class AuthService:
         self._clients: dict[int, tuple[requests.Session, futures.Executor]] = {}
 
     def lookup(self, key: str, address: str = "") -> Principal | Rejected:
-        """Whom `key` belongs to. Raises AuthorityUnavailable, or Throttled; see the module's text."""
+        """Return the owner of `key`. Raises AuthorityUnavailable or Throttled."""
         session, threads = self._client()
         deadline = time.monotonic() + self._timeout
-        # In a thread, as nothing else bounds the wait for a name server or for several addresses.
+        # Only a thread bounds the time for name resolution, and for several addresses in a row.
         sent = threads.submit(self._send, session, key, address, deadline)
         done, _ = futures.wait([sent], self._timeout)
         if not done:
@@ -84,24 +82,24 @@ class AuthService:
         if isinstance(error, AuthorityUnavailable):
             raise error
         if error is not None:
-            # Raised here, so that nothing leads from it to the request with the key.
-            raise AuthorityUnavailable(f"the auth service can't be asked: {_cause(error)}")
+            # Raised outside of an `except`, so that no `__context__` leads to the request with the key.
+            raise AuthorityUnavailable(f"the auth service can't be reached: {_cause(error)}")
         return verdict(sent.result(), key)
 
     def generation(self) -> int:
-        """Always 0; see `watched`."""
+        """Return 0, as the service is not watched."""
         return 0
 
     def _send(self, session: requests.Session, key: str, address: str, deadline: float) -> Reply:
         body = {"service_id": self._service_id}
         if address:
-            # Without it the service takes this server's own address for the client's.
+            # Without this field the service takes our own address for the client's.
             body["client_ip"] = address
         with session.post(
             self._url,
             json=body,
             headers={"Authorization": f"Bearer {key}"},
-            # The stubs do not know of urllib3's own type, which alone has a total.
+            # Only urllib3's own type has a total time; the stubs of requests don't know it.
             timeout=urllib3.Timeout(total=deadline - time.monotonic()),  # type: ignore[arg-type]
             allow_redirects=False,
             stream=True,
@@ -119,24 +117,24 @@ class AuthService:
     def _client(self) -> tuple[requests.Session, futures.Executor]:
         pid = os.getpid()
         if (client := self._clients.get(pid)) is None:
-            # Two threads may come here at once; a session that is not kept has opened nothing.
-            made = (self._session(), futures.ThreadPoolExecutor(self._connections, "auth-service"))
-            client = self._clients.setdefault(pid, made)
-            # What a forked process inherits has its parent's sockets, and threads that do not run.
+            # If two threads come here at once, one client is dropped; it has opened no connection yet.
+            new = (self._session(), futures.ThreadPoolExecutor(self._connections, "auth-service"))
+            client = self._clients.setdefault(pid, new)
+            # A client inherited through a fork has the parent's sockets, and threads that don't run.
             for other in set(self._clients.copy()) - {pid}:
                 self._clients.pop(other, None)
         return client
 
     def _session(self) -> requests.Session:
         session = requests.Session()
-        # Never so, proxies or not: a ~/.netrc would replace the key, REQUESTS_CA_BUNDLE the trust.
+        # With trust_env, ~/.netrc would replace the key, and REQUESTS_CA_BUNDLE the certificates.
         session.trust_env = False
         session.verify = self._verify
         if self._use_proxies:
             session.proxies.update(requests.utils.get_environ_proxies(self._url))
         session.headers["User-Agent"] = "mlflow-hokusai-auth"
         session.headers["Accept-Encoding"] = "identity"
-        # A cookie set for one key must not go out with the next.
+        # A cookie that is set for one key must not be sent with the next.
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):
             session.mount(scheme, _Adapter(1, self._connections, max_retries=0, pool_block=True))
@@ -144,20 +142,20 @@ class AuthService:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong at the bottom: the kind, and the system's words, in which there is no key."""
+    """Return the innermost error's class and, for an OSError, its text: neither can hold a key."""
     while inner := error.__cause__ or error.__context__:
         error = inner
-    words = error.strerror if isinstance(error, OSError) else None
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+    text = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class _TimedReader(io.RawIOBase):
-    """A socket's reader of which all reads together end at a deadline, not each after a timeout."""
+    """A socket's reader with one deadline for all reads together, not a timeout for each."""
 
     def __init__(self, raw: io.RawIOBase, connection: socket.socket) -> None:
         self._raw = raw
         self._connection = connection
-        # urllib3 has set what is left of the total by now.
+        # urllib3 has set the socket's timeout to the rest of the total time.
         self._deadline = time.monotonic() + (connection.gettimeout() or 0.0)
 
     def readable(self) -> bool:
@@ -175,7 +173,7 @@ class _TimedReader(io.RawIOBase):
 
 
 class _TimedResponse(http.client.HTTPResponse):
-    """A response that can't be dripped: neither its headers nor its body outlast the deadline."""
+    """A response whose headers and body must arrive by the deadline, even if a server drips bytes."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -195,7 +193,7 @@ _POOLS = {
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Connections whose responses are timed, with a proxy and without."""
+    """Connections with `_TimedResponse`, with a proxy and without."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""What a reply of the auth service says: the contract as a pure function, apart from how it came.
+"""Reads a reply of the auth service: the contract as a pure function, without the transport.
 
 Contract: Hokusai's `auth_openapi.json` and its validation guide. `email`, `roles`, `is_admin` and
-`user` are in neither, but Hokusai's own middleware reads them. Balances are not looked at.
+`user` are in neither, but Hokusai's own middleware reads them. Balances are ignored.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Thr
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-#: Characters of the service's own words, or of a name in its reply, that are taken.
+#: Most characters of a text field in a reply.
 MAX_TEXT = 255
 
 _log = logging.getLogger(__name__)
 
 
 class Reply(NamedTuple):
-    """What came back: the status, the headers by any case of their names, and the whole body."""
+    """The status, the headers (their names in any case) and the whole body of a reply."""
 
     status: int
     headers: Mapping[str, str]
@@ -33,26 +33,32 @@ class Reply(NamedTuple):
 
 
 def verdict(reply: Reply, key: str) -> Principal | Rejected:
-    """What `reply` says of `key`. Raises AuthorityUnavailable, or Throttled, if it is no verdict."""
+    """Return the answer for `key` that `reply` holds.
+
+    Raises Throttled for a 429, NoVerdict for a reply that the service may give to this key alone, and
+    AuthorityUnavailable for any other.
+    """
     content = _json(reply.body)
     fields: dict[str, Any] = content if isinstance(content, dict) else {}
     reason = fields.get("error") or fields.get("detail")
-    words = _quoted(reason if isinstance(reason, str) else "", key)
+    quote = _quoted(reason if isinstance(reason, str) else "", key)
     if reply.status == 429:
-        raise Throttled("the auth service is asked too often", retry_after=_wait(reply) or 1.0)
+        raise Throttled("the auth service limits its requests", retry_after=_wait(reply) or 1.0)
     if reply.status == 401 or (reply.status == 200 and fields.get("is_valid") is False):
-        # The one trace of a wrong service_id, for which the service rejects every key there is.
-        _log.info("The auth service rejects a key: %s", words or "(no reason given)")
-        return Rejected(words)
+        # This line is the only trace of a wrong service_id, with which the service rejects all keys.
+        _log.info("The auth service rejects a key: %s", quote or "(no reason given)")
+        return Rejected(quote)
     if reply.status != 200:
-        said = words or _quoted(reply.body[:4096].decode("utf-8", "replace"), key)
-        message = f"the auth service answers {reply.status}: {said}"
-        # What is wrong with one key, such as its length, is no outage. What does not speak JSON is not
-        # the service, but something that stands in for it.
-        spoke = reply.status < 500 and isinstance(content, dict)
-        raise (NoVerdict if spoke else AuthorityUnavailable)(message, retry_after=_wait(reply))
+        quote = quote or _quoted(reply.body[:4096].decode("utf-8", "replace"), key)
+        message = f"the auth service answers {reply.status}: {quote}"
+        # A 4xx in JSON may concern this key alone, such as its length, so it is no outage. A reply that
+        # is not JSON comes from something in front of the service.
+        from_service = reply.status < 500 and isinstance(content, dict)
+        raise (NoVerdict if from_service else AuthorityUnavailable)(
+            message, retry_after=_wait(reply)
+        )
     if content is None:
-        raise AuthorityUnavailable("the auth service's reply is no JSON")
+        raise AuthorityUnavailable("the auth service's reply is not JSON")
     try:
         return _principal(fields)
     except _WrongShape as problem:
@@ -60,7 +66,7 @@ def verdict(reply: Reply, key: str) -> Principal | Rejected:
 
 
 class _WrongShape(Exception):
-    """A reply breaks the contract; the text is the field's name, never its value."""
+    """Raised if a reply breaks the contract; the text is the field's name, never its value."""
 
 
 def _principal(fields: dict[str, Any]) -> Principal:
@@ -70,10 +76,10 @@ def _principal(fields: dict[str, Any]) -> Principal:
     if not isinstance(user, dict):
         raise _WrongShape("user")
     key_id = _text("key_id", fields.get("key_id"))
-    # It becomes a header of the request that MLflow gets.
+    # The key's id becomes a header of the request to MLflow.
     if not key_id or not key_id.isascii():
         raise _WrongShape("key_id")
-    # All are looked at, also those that another one goes before.
+    # Every field is checked, even one that is not used because another has precedence.
     addresses = [_text("email", part.get("email")) for part in (fields, user)]
     names = [_text("user_id", fields.get("user_id")), _text("user id", user.get("id"))]
     address = addresses[0] or addresses[1]
@@ -83,7 +89,7 @@ def _principal(fields: dict[str, Any]) -> Principal:
         _texts("scopes", fields.get("scopes")),
         email=address,
         roles=_texts("roles", fields.get("roles")) | _texts("roles", user.get("roles")),
-        # "false" and 1 are no yes.
+        # Only the boolean counts: "false" and 1 make no administrator.
         is_admin=fields.get("is_admin") is True or user.get("is_admin") is True,
         rate_limit_per_hour=_limit(fields.get("rate_limit_per_hour")),
     )
@@ -98,7 +104,10 @@ def _limit(value: object) -> int | None:
 
 
 def _text(name: str, value: object) -> str:
-    """`value` if it is printable text of bounded length, "" for None; raises _WrongShape."""
+    """Return `value` if it is printable text of at most MAX_TEXT characters, "" for None.
+
+    Raises _WrongShape with `name`.
+    """
     if value is None:
         return ""
     if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_TEXT:
@@ -107,7 +116,7 @@ def _text(name: str, value: object) -> str:
 
 
 def _texts(name: str, value: object) -> frozenset[str]:
-    """`value` if it is a list of such texts, none for None; raises _WrongShape."""
+    """Return the set of texts in the list `value`, empty for None. Raises _WrongShape with `name`."""
     if value is None:
         return frozenset()
     if not isinstance(value, list) or None in value:
@@ -123,13 +132,13 @@ def _json(body: bytes) -> object:
 
 
 def _quoted(text: str, key: str) -> str:
-    """`text` fit for a log line: printable, at most 200 characters, no key (of any shape)."""
+    """Return `text` as it may be logged: printable, at most 200 characters, without keys."""
     clean = redact(text.replace(key, "***"))
     return " ".join("".join(c if c.isprintable() else " " for c in clean).split())[:200]
 
 
 def _wait(reply: Reply) -> float | None:
-    """Seconds that Retry-After asks for (RFC 9110, 10.2.3), from 1 to 60; None without one."""
+    """Return the seconds in Retry-After (RFC 9110, 10.2.3), from 1 to 60, or None without one."""
     value = reply.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
         return float(min(max(int(value[:9]), 1), 60))
@@ -137,6 +146,6 @@ def _wait(reply: Reply) -> float | None:
         date = email.utils.parsedate_to_datetime(value)
     except (TypeError, ValueError):
         return None
-    # A date without a zone is in UTC, as HTTP's dates all are.
+    # A date without a zone is in UTC, as all dates of HTTP are.
     seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - time.time()
     return min(max(seconds, 1.0), 60.0)

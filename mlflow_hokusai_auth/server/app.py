@@ -1,9 +1,8 @@
 """The composition root: `mlflow server --app-name hokusai-auth` calls `create_app`.
 
 MLflow imports this module twice: in the `mlflow server` command itself, to see whether `create_app` is
-a factory, and in each worker. The first import, before any worker runs, is where settings are checked
-and the store is migrated, so that a mistake stops the command with one message instead of a restart
-loop of its workers.
+a factory, and in each worker. The first import, before any worker runs, checks the settings and
+migrates the store, so that a mistake stops the command with one message, not its workers in a loop.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ except ImportError as error:
     ) from None
 
 from mlflow_hokusai_auth.authorities import server_jobs
-from mlflow_hokusai_auth.authorities.browser_session import SessionAuthority
 from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, SettingsError, StoreError
 from mlflow_hokusai_auth.core.prefixes import Prefixes
@@ -72,10 +70,10 @@ if TYPE_CHECKING:
 
     from .gate.asgi import AsgiGate
 
-#: uvicorn's STARTUP_FAILURE: its supervisor stops instead of starting the worker anew.
+#: uvicorn's STARTUP_FAILURE: its supervisor stops instead of restarting the worker.
 _STARTUP_FAILURE = 3
 
-#: What a wrong setting or a store that is not ready raises; the text says what to do.
+#: The errors for a wrong setting or an unready store; their texts say what to do.
 _MISTAKES = (
     SettingsError,
     StoreError,
@@ -86,9 +84,9 @@ _MISTAKES = (
 
 
 def create_app() -> AsgiGate | WSGIApplication:
-    """MLflow's server behind the gate: an ASGI application under uvicorn, else a WSGI one.
+    """Return MLflow's server behind the gate: an ASGI application under uvicorn, otherwise a WSGI one.
 
-    Exits the process, with a message, when the settings are wrong or the store is not ready.
+    Exits the process, with a message, if the settings are wrong or the store is not ready.
     """
     try:
         config = settings.load()
@@ -96,15 +94,15 @@ def create_app() -> AsgiGate | WSGIApplication:
         store = LocalStore(config.database_uri.get_secret_value())
         if config.force_mode != "off" and not store.is_current():
             raise StoreError(
-                "the key store's tables are missing or of another version. Start the server with "
+                "the key store's tables are missing or have another version. Start the server with "
                 "`mlflow server --app-name hokusai-auth`, which migrates them."
             )
         return _assemble(config, store)
     except _MISTAKES as error:
         print(f"hokusai-auth can't start: {error}", file=sys.stderr, flush=True)
     except Exception:
-        # Not left to uvicorn: for MLflow before 3.9 it takes a TypeError for "no factory after all"
-        # and then serves this function as the application.
+        # If a TypeError reached uvicorn under MLflow before 3.9, uvicorn would conclude that this is no
+        # factory, and serve this function as the application.
         traceback.print_exc()
     sys.exit(_STARTUP_FAILURE)
 
@@ -125,9 +123,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         debug_headers=config.debug_headers,
     )
     gate = Gate(
-        authority=SessionAuthority(
-            server_jobs.recognised(authorities.build(config, store)), sessions
-        ),
+        authority=authorities.assemble(config, store, sessions),
         policy=settings.policy_of(config, static_files.public_paths()),
         prefixes=Prefixes(config.prefixes),
         cors=cors.of_mlflow(),
@@ -141,7 +137,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         absent={} if leak_keys else {leak_reports.RULE: leak_reports.ABSENT},
         trusted=networks(config.trusted_proxies),
         mode=mode,
-        # One question to the auth service, and what else a lookup may wait for.
+        # The time for the auth service, and 5 s for everything else that a lookup waits for.
         lookups=LookupPool(patience=config.service_timeout + 5.0),
         folders=folders,
     )
@@ -182,8 +178,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
 
         app = wsgi_gate(flask_app, gate)
     sockets.send_at_once()
-    # What is loaded by now lives as long as the process, and a full collection that looks through
-    # all of it stops every request: without it p99 of experiments/get fell from 200 to 60 ms.
+    # All objects of this moment live as long as the process, and a full collection that visits them
+    # stops every request: with them frozen, p99 of experiments/get fell from 200 to 60 ms.
     gc.collect()
     gc.freeze()
     return app
@@ -192,16 +188,16 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
 def _refuse_static_prefix(static_prefix: str | None) -> None:
     if static_prefix:
         raise SettingsError(
-            "--static-prefix is not supported: MLflow leaves some native routes outside it, where no "
-            "check of its own would see them. Drop it and set HOKUSAI_AUTH_PREFIXES="
-            f"{static_prefix}, under which everything answers."
+            "--static-prefix is not supported: MLflow serves some of its routes outside it. Remove the "
+            f"option and set HOKUSAI_AUTH_PREFIXES={static_prefix}; the whole server answers there."
         )
 
 
 def bootstrap(options: dict[str, Any]) -> None:
-    """Check what `mlflow server` was told, and migrate the store, before any worker starts.
+    """Check the options of `mlflow server` and the settings, and migrate the store.
 
-    `options` are the command's parameters, by click's names. Raises SystemExit with a message.
+    It runs before any worker starts. `options` are the command's parameters, by click's names. Raises
+    SystemExit with a message.
     """
     try:
         config = settings.load()
@@ -210,15 +206,15 @@ def bootstrap(options: dict[str, Any]) -> None:
             "UVICORN_ROOT_PATH"
         ):
             raise SettingsError(
-                "--root-path is not supported: it makes MLflow's middlewares and its router read "
-                "one path in two ways. Drop it and name the path in HOKUSAI_AUTH_PREFIXES."
+                "--root-path is not supported: with it, MLflow's middlewares and its router read the "
+                "same path differently. Remove it and add the path to HOKUSAI_AUTH_PREFIXES."
             )
         if "uvicorn" in (options.get("gunicorn_opts") or "").lower():
             raise SettingsError(
-                "gunicorn with uvicorn's worker class is not supported: MLflow tells the app that it "
-                "runs under WSGI then. Drop --gunicorn-opts; uvicorn is MLflow's default."
+                "gunicorn with uvicorn's worker class is not supported: MLflow then reports WSGI to "
+                "the app. Remove --gunicorn-opts; uvicorn is MLflow's default."
             )
-        # By default uvicorn believes X-Forwarded-For of everybody on this machine.
+        # By default uvicorn trusts X-Forwarded-For from every process on this machine.
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
         trailers.prepare()
         store = LocalStore(config.database_uri.get_secret_value())
@@ -227,7 +223,9 @@ def bootstrap(options: dict[str, Any]) -> None:
         except (AuthorityUnavailable, StoreError) as error:
             if config.force_mode != "off":
                 raise
-            print(f"hokusai-auth: starts all the same, as it is off: {error}", file=sys.stderr)
+            print(
+                f"hokusai-auth: starts all the same, as its mode is off: {error}", file=sys.stderr
+            )
         authorities.build(config, store)
         interceptors.load(refuse_on_error=False)
         if config.leak_public_keys:
@@ -237,26 +235,26 @@ def bootstrap(options: dict[str, Any]) -> None:
         atexit.register(metrics.clear)
         if config.metrics_bind:
             metrics.serve(config.metrics_bind, store)
-        _say_loudly(config, store)
+        _warn(config, store)
     except _MISTAKES as error:
         raise SystemExit(f"hokusai-auth can't start: {error}") from None
 
 
-def _say_loudly(config: settings.Settings, store: LocalStore) -> None:
-    """What an operator must not overlook, on standard error at each start."""
+def _warn(config: settings.Settings, store: LocalStore) -> None:
+    """Print, at each start, the warnings that an operator must not overlook."""
     mode = live_settings.Mode(config.mode, config.force_mode)
     if not config.force_mode:
         mode.follow(store.database.states())
     if mode.now == "off":
-        print("hokusai-auth: MODE IS off. NOBODY IS ASKED FOR A KEY.", file=sys.stderr)
+        print("hokusai-auth: MODE IS off. NO REQUEST NEEDS A KEY.", file=sys.stderr)
     elif mode.now == "observe":
         print(
-            "hokusai-auth: mode is observe. Nobody is refused; what would be is logged.",
+            "hokusai-auth: mode is observe. Requests that would be refused are only logged.",
             file=sys.stderr,
         )
     if not config.force_mode and mode.now != config.mode:
         print(
-            f"hokusai-auth: mode is {mode.now}, as `hokusai-auth mode` said, and not "
+            f"hokusai-auth: mode is {mode.now}, set by `hokusai-auth mode`. It overrides "
             f"HOKUSAI_AUTH_MODE={config.mode}.",
             file=sys.stderr,
         )
@@ -264,7 +262,7 @@ def _say_loudly(config: settings.Settings, store: LocalStore) -> None:
         print(f"hokusai-auth: {warning}", file=sys.stderr)
     if "service" in config.backend and config.service_url.startswith("http://"):
         print(
-            f"hokusai-auth: keys travel to {config.service_url} without encryption.",
+            f"hokusai-auth: keys are sent to {config.service_url} without encryption.",
             file=sys.stderr,
         )
 

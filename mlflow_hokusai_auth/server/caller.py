@@ -1,4 +1,4 @@
-"""Who sent the request in hand, for code behind the gate."""
+"""The caller of the current request, for code behind the gate."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from mlflow_hokusai_auth.store.database import Actor
 
 
 class Caller(NamedTuple):
-    """The verified principal, or None on a public route; the client's address; the request's id."""
+    """The principal (None on a public route), the client's address, and the request's id."""
 
     principal: Principal | None
     address: str
     request_id: str
-    #: Headers that the answer gets as well; code behind the gate may add some before it answers.
+    #: Further headers for the response; code behind the gate may add some.
     answer: list[tuple[str, str]] | None = None
-    #: What the decision log says of the request beyond its route; code behind the gate may add to it.
+    #: Further fields for the request's line in the decision log; code behind the gate may add some.
     named: dict[str, str] | None = None
 
 
 #: The caller outside of any request.
 NOBODY = Caller(None, "", "")
-#: Set by both adapters before they call MLflow; a thread pool that MLflow hands the request to
-#: copies it along with the context. ASGI servers have a context for each request. WSGI servers use a
-#: thread, with its context, for one request after the other, so there the adapter resets it.
+#: Both adapters set it before they call MLflow; if MLflow hands the request to a thread pool, the
+#: context is copied. An ASGI server has a context for each request. A WSGI server uses a thread, with
+#: its context, for several requests in turn, so the WSGI adapter resets it.
 current: ContextVar[Caller] = ContextVar("hokusai_caller", default=NOBODY)
 
 
 def install(app: flask.Flask) -> None:
-    """Tell MLflow's handlers who the user is, in the place where its own auth app does."""
+    """Set the user for MLflow's handlers, in the same attribute as MLflow's basic-auth app."""
 
     @app.before_request
     def _set_user() -> None:
@@ -44,28 +44,28 @@ def install(app: flask.Flask) -> None:
 
 
 def required() -> flask.Response | None:
-    """The refusal of a request for one of our own routes that takes a key and has none.
+    """Refuse a request without a key for one of our own routes that takes one.
 
-    The gate has refused it before. But with mode observe or off it lets pass what it takes for routes
-    of MLflow's, and who knows in how many spellings a router understands ours.
+    The gate refuses it in every mode. But with mode observe or off it lets requests for MLflow's routes
+    pass, and the router may accept a spelling of our routes that the gate takes for one of those.
     """
     operation = classify(flask.request.method, flask.request.path)
     known = current.get().principal is not None or operation.access is Access.PUBLIC
-    if known or flask.request.method == "OPTIONS":  # which only tells of methods
+    if known or flask.request.method == "OPTIONS":  # The answer only lists methods.
         return None
     refusal = denials.render(Deny("KEY_MISSING", "Send a key that this server knows."))
     return flask.Response(refusal.body, refusal.status, list(refusal.headers))
 
 
 def principal() -> Principal:
-    """Whom the key of this request belongs to, on routes that take a key."""
-    found = current.get().principal
-    assert found is not None, "the gate lets nobody through here without a key"
-    return found
+    """Return the owner of this request's key, on routes that take a key."""
+    owner = current.get().principal
+    assert owner is not None, "the gate refuses requests without a key here"
+    return owner
 
 
 def actor() -> Actor:
-    """The caller as the audit log names it."""
+    """Return the caller in the form of the audit log."""
     caller = current.get()
     if caller.principal is None:
         return Actor("", "", caller.address, caller.request_id)

@@ -1,4 +1,4 @@
-"""One request and its outcome: the gate fills it in, its observers read it."""
+"""One request and its outcome: the gate writes it, and observers read it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
-    """What an interceptor sees of a request; no header, no query and no key."""
+    """The part of a request that interceptors see: no header, no query and no key."""
 
     method: str
-    #: Without the prefix.
+    #: The path without the prefix.
     path: str
     prefix: str
     request_id: str
-    #: The rule of the table of routes, "" for a path that MLflow is not known to have.
+    #: The row of the table of routes, "" for an unknown path.
     rule: str
     key_id: str
     owner: str
@@ -34,70 +34,71 @@ class RequestView:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and what became of it. Times are readings of `time.perf_counter`, in seconds."""
+    """One request and its outcome. Times are readings of `time.perf_counter`, in seconds."""
 
     request: Request
     prefix: str
     request_id: str
     began: float
     operation: Operation | None = None
-    #: The gate's own verdict; with mode observe the request was let pass whatever it was.
+    #: The gate's own verdict; with mode observe, MLflow is called even after a Deny.
     verdict: Allow | Deny | None = None
+    #: Time of the verdict.
     decided: float = 0.0
-    #: Of the first byte of MLflow's answer, 0 if there was none.
+    #: Time of the first byte of MLflow's response, 0 if there was none.
     answered: float = 0.0
-    #: When it was over.
+    #: Time of the request's end.
     ended: float = 0.0
     status: int = 0
-    #: MLflow's own refusal of Host or Origin, told by its form: text where all else is JSON or HTML.
+    #: True if MLflow refused Host or Origin: its only 403 in text/plain, not JSON or HTML.
     host_refusal: bool = False
     #: Bytes of the response's body.
     sent: int = 0
-    #: Whether MLflow was called.
+    #: True if MLflow was called.
     passed: bool = False
     broke_off: bool = False
     #: Headers that interceptors add to the request for MLflow.
     added: list[tuple[bytes, bytes]] = field(default_factory=list)
-    #: Headers that code behind the gate adds to the answer.
+    #: Headers that code behind the gate adds to the response.
     answer: list[tuple[str, str]] = field(default_factory=list)
-    #: What code behind the gate says that the request is about: a registered model, by its name.
+    #: Fields that code behind the gate adds to the decision log, such as a registered model's name.
     named: dict[str, str] = field(default_factory=dict)
 
     def view(self) -> RequestView:
-        """What interceptors see of it."""
-        who = self.verdict.principal if self.verdict is not None else None
+        """Return the part that interceptors see."""
+        principal = self.verdict.principal if self.verdict is not None else None
         return RequestView(
             self.request.method,
             self.request.path,
             self.prefix,
             self.request_id,
             self.operation.rule if self.operation is not None else "",
-            who.key_id if who else "",
-            who.owner if who else "",
+            principal.key_id if principal else "",
+            principal.owner if principal else "",
             self.request.address,
         )
 
     @property
     def query_key(self) -> bool:
-        """Whether the request's key was in its query."""
+        """True if the request's key was in its query."""
         credential = self.verdict.credential if isinstance(self.verdict, Allow) else None
         return credential is not None and QUERY_PLACE in credential.places
 
     def started(self, status: int, content_type: str) -> None:
-        """MLflow begins to answer."""
+        """Record the beginning of MLflow's response."""
         self.answered = time.perf_counter()
         self.status = status
         self.host_refusal = status == 403 and content_type.startswith("text/plain")
 
 
 class Observer(Protocol):
-    """Everything that reports requests. Its methods never raise."""
+    """The receiver of the gate's reports about requests. Its methods never raise."""
 
-    #: The gate calls `show_headers` for each request that it passes on.
+    #: True if the gate should call `show_headers` for each request that it forwards.
     debug_headers: bool
 
     def show_headers(self, exchange: Exchange, after: Iterable[tuple[bytes, bytes]]) -> None:
-        """Report the headers that came, and those that MLflow gets (`after`)."""
+        """Report the request's headers, and those that MLflow gets (`after`)."""
         ...
 
     def over(self, exchange: Exchange) -> None:
@@ -106,9 +107,9 @@ class Observer(Protocol):
 
 
 def request_id(request: Request) -> str:
-    """The client's X-Request-Id, if it is a plain one and no key, or a new one."""
-    sent = request.headers if request.header(b"x-request-id") is not None else ()
-    for name, value in sent:
+    """Return the client's X-Request-Id if it is well-formed and contains no key, or a new id."""
+    headers = request.headers if request.header(b"x-request-id") is not None else ()
+    for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             text = value.decode("ascii")
             if redact(text) == text:

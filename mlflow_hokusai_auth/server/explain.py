@@ -1,4 +1,4 @@
-"""`hokusai-auth explain`: the gate's decision about a request, in words, without a request."""
+"""`hokusai-auth explain`: the gate's decision about a request, in words, without sending it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .upstream import static_files
 
 
 def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -> dict[str, object]:
-    """What decides on `method` `path` under `settings`, and the verdict on a key with `scopes`.
+    """Return what decides on `method` `path` under `settings`, and the verdict for a key with `scopes`.
 
-    `path` may carry one of the configured prefixes and a query, as in a URL.
+    `path` may have a configured prefix and a query, as in a URL.
     """
     bare = Prefixes(settings.prefixes).split(path.partition("?")[0])[1] or "/"
     policy = policy_of(settings, static_files.public_paths())
@@ -38,14 +38,14 @@ def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -
     }
     if operation.access is Access.PUBLIC:
         return {**answer, "verdict": "allowed to everybody"}
-    whose = f"a key with {', '.join(scopes)}" if scopes else "a key without scopes (see --scope)"
+    key = f"a key with {', '.join(scopes)}" if scopes else "a key without scopes (see --scope)"
     if operation.kind == "graphql" and operation.access is Access.WRITE:
-        return {**answer, **_graphql(operation, scopes, whose, policy)}
+        return {**answer, **_graphql(operation, scopes, key, policy)}
     verdict = "allowed" if _may(scopes, operation, policy) else "refused"
-    return {**answer, "scopes": _enough(operation, policy), "verdict": f"{whose} is {verdict}"}
+    return {**answer, "scopes": _enough(operation, policy), "verdict": f"{key} is {verdict}"}
 
 
-#: What a GraphQL request may be by its body, and the root fields that stand for it.
+#: Each kind of GraphQL request, with root fields of that kind (None for a mutation).
 _GRAPHQL: dict[str, Iterable[str] | None] = {
     "queries of MLflow's pages": QUERY_FIELDS,
     "other queries": ("",),
@@ -54,21 +54,21 @@ _GRAPHQL: dict[str, Iterable[str] | None] = {
 
 
 def _graphql(
-    operation: Operation, scopes: Sequence[str], whose: str, policy: Policy
+    operation: Operation, scopes: Sequence[str], key: str, policy: Policy
 ) -> dict[str, object]:
-    """The part of the answer that depends on the body of a GraphQL request."""
-    bodies = {what: graphql(operation, fields) for what, fields in _GRAPHQL.items()}
-    enough = [_enough(one, policy) for one in bodies.values()]
-    opened = [what for what, one in bodies.items() if _may(scopes, one, policy)]
-    refused = [what for what in bodies if what not in opened]
-    verdicts = [("allowed", opened), ("refused", refused)]
-    said = "; ".join(f"{verb} {', '.join(which)}" for verb, which in verdicts if which)
+    """Return the part of the answer that depends on the body of a GraphQL request."""
+    kinds = {kind: graphql(operation, fields) for kind, fields in _GRAPHQL.items()}
+    enough = [_enough(by_body, policy) for by_body in kinds.values()]
+    allowed = [kind for kind, by_body in kinds.items() if _may(scopes, by_body, policy)]
+    refused = [kind for kind in kinds if kind not in allowed]
+    verdicts = [("allowed", allowed), ("refused", refused)]
+    text = "; ".join(f"{verdict} {', '.join(which)}" for verdict, which in verdicts if which)
     return {
-        "needs": "read for queries, write for mutations and what can't be read as a query",
+        "needs": "read for queries; write for mutations and for bodies that can't be read as a query",
         "scopes": enough[0],
         "scopes_for_other_queries": enough[1],
         "scopes_for_mutations": enough[2],
-        "verdict": f"{whose} is {said}",
+        "verdict": f"{key} is {text}",
     }
 
 
@@ -78,7 +78,7 @@ def _may(scopes: Sequence[str], operation: Operation, policy: Policy) -> bool:
 
 
 def _enough(operation: Operation, policy: Policy) -> list[str]:
-    """The scopes of which each is enough for `operation`."""
+    """Return the scopes that permit `operation`, each by itself."""
     return [
         scope
         for scope in sorted(table.KNOWN)

@@ -1,6 +1,6 @@
-"""What can be changed while the server runs, for all its processes: the mode, and the level of logging.
+"""The settings that change while the server runs: the mode and the log level of all its processes.
 
-`hokusai-auth mode` and `hokusai-auth log-level` write it to the key store; each process looks there
+`hokusai-auth mode` and `hokusai-auth log-level` write them to the key store; each process reads them
 when it starts and every `POLL` seconds.
 """
 
@@ -17,16 +17,16 @@ from mlflow_hokusai_auth.core.types import MODES
 from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.store.database import Database
 
-#: Seconds between two looks.
+#: Seconds between two readings.
 POLL = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 class Mode:
-    """The mode of this process, in `now`: what the store says, else what the server was started with.
+    """The mode of this process, in `now`: the store's, or `start` if the store has none.
 
-    One that is `forced` stays whatever the store says.
+    A `forced` mode overrides both.
     """
 
     def __init__(self, start: str = "enforce", forced: str = "") -> None:
@@ -35,57 +35,56 @@ class Mode:
         self.now = forced or start
 
     def follow(self, kept: Mapping[str, int]) -> None:
-        """Take the mode that the store keeps."""
+        """Take the mode from the store's settings."""
         number = kept.get("mode", -1)
-        said = MODES[number] if 0 <= number < len(MODES) else self._start
-        self.now = self._forced or said
+        stored = MODES[number] if 0 <= number < len(MODES) else self._start
+        self.now = self._forced or stored
 
 
 class LogLevel:
-    """The level of this package's loggers."""
+    """The log level of this package."""
 
     def __init__(self) -> None:
         self._now: int | None = None
 
     def follow(self, kept: Mapping[str, int]) -> None:
-        """Take the level that the store keeps."""
+        """Take the log level from the store's settings, and log a change."""
         level = kept.get("log_level")
         if level == self._now:
             return
         root = logging.getLogger("mlflow_hokusai_auth")
         root.setLevel(logging.NOTSET if level is None else level)
-        said = "the default" if level is None else logging.getLevelName(level)
-        # A warning, unless that would not be shown any more.
-        told = max(logging.WARNING, root.level)
-        _log.log(told, "The level of logging is %s now", said)
+        name = "the default" if level is None else logging.getLevelName(level)
+        # A warning is hidden at the levels above it, so the line has the new level there.
+        _log.log(max(logging.WARNING, root.level), "The log level is now %s", name)
         self._now = level
 
 
 def follow(database: Database, mode: Mode) -> None:
-    """Let `mode`, and the level of logging, be what the store says, from now on."""
+    """Keep `mode` and the log level equal to the store's settings from now on."""
     level = LogLevel()
 
-    def look() -> None:
+    def read() -> None:
         before = mode.now
-        # Else the store is down, which its users tell of; all stays as it is.
+        # If the store is down, keep the current values; its other users log the outage.
         with contextlib.suppress(Exception):
             kept = database.states()
             level.follow(kept)
             mode.follow(kept)
         if mode.now != before:
-            _log.warning("The mode is %s now (before: %s)", mode.now, before)
+            _log.warning("The mode is now %s (before: %s)", mode.now, before)
         metrics.show_mode(mode.now)
 
     def poll() -> None:
         while True:
             time.sleep(POLL)
-            look()
+            read()
 
     def start() -> None:
         threading.Thread(target=poll, name="hokusai-auth-switches", daemon=True).start()
 
-    # Before the first request is answered.
-    look()
+    # The first request needs the right mode already.
+    read()
     start()
-    # A thread does not come along into a process that is forked off (gunicorn --preload).
+    # A thread does not survive a fork (gunicorn --preload).
     os.register_at_fork(after_in_child=start)

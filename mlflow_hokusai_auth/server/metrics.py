@@ -1,8 +1,8 @@
-"""What the gate counts for Prometheus, and how it is read: `/hokusai/metrics`.
+"""The gate's metrics for Prometheus, which reads them at `/hokusai/metrics`.
 
-Labels come from fixed sets: the kinds and classes of the table of routes, the configured prefixes, the
-refusals there are, the status codes of HTTP. So however many paths and keys are tried, the number of
-series stays.
+All labels come from fixed sets: the kinds and access levels of the table of routes, the configured
+prefixes, the codes of refusals, and HTTP's status codes. So the number of series does not grow with the
+paths and keys that clients send.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from mlflow_hokusai_auth.store.metrics import EVENT_NAMES, EVENTS
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-#: Days before a key's end from which on it counts as about to expire.
+#: A key that expires within this many days is counted as expiring.
 EXPIRING_DAYS = 7
 
 REQUESTS = Counter(
     "hokusai_auth_requests",
-    "Requests by what they do (kind and class of the route), prefix, status and outcome: allowed, "
-    "public, refused, would_refuse (mode observe), unchecked (mode off), unavailable (no verdict to be "
-    "had), host (MLflow refused Host or Origin), or mlflow_error (MLflow answered 5xx or broke off).",
+    "Requests by kind and access of their operation, prefix, status and outcome: allowed, public, "
+    "refused, would_refuse (mode observe), unchecked (mode off), unavailable (no verdict possible), "
+    "host (MLflow refused Host or Origin), or mlflow_error (MLflow answered 5xx or broke off).",
     ["kind", "access", "prefix", "status", "outcome"],
 )
 DECISIONS = Counter(
@@ -59,22 +59,22 @@ MLFLOW_SECONDS = Histogram(
 )
 GATE_SECONDS = Histogram(
     "hokusai_auth_gate_seconds",
-    "Time until the gate's verdict, questions to the key's authority included.",
+    "Time until the gate's verdict, with the lookup of the key.",
     buckets=(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10),
 )
 REGISTRATIONS = Counter(
     "hokusai_auth_registrations",
-    "Steps of registering a model, the model itself and a version of it: tried, succeeded, refused "
-    "(by the gate), failed (5xx) or rejected (by MLflow, such as for a name that is taken).",
+    "Steps of registering a model (the model itself, and a version of it): tried, succeeded, refused "
+    "(by the gate), failed (5xx) or rejected (by MLflow, such as for a name in use).",
     ["step", "result"],
 )
 RATE_LIMITED = Counter(
-    "hokusai_auth_rate_limited", "Requests refused for coming too often.", ["by"]
+    "hokusai_auth_rate_limited", "Requests refused because of a rate limit.", ["by"]
 )
 QUERY_KEYS = Counter("hokusai_auth_query_keys", "Requests whose key was in the query.")
 LOCATIONS = Counter(
     "hokusai_auth_locations",
-    "Locations outside the artifact roots, or not their sender's to name: of an experiment "
+    "Locations outside the artifact roots, or in files of another experiment: of an experiment "
     "(artifact_location), of a version (source), of a trace (trace), or about to be opened (opened); "
     "refused, observed (mode observe), or stored for an administrator.",
     ["kind", "outcome"],
@@ -82,12 +82,10 @@ LOCATIONS = Counter(
 INTERCEPTOR_ERRORS = Counter(
     "hokusai_auth_interceptor_errors", "Exceptions of an interceptor, by its entry point.", ["name"]
 )
-MODE = Gauge(
-    "hokusai_auth_mode", "1 for the mode that is on.", ["mode"], multiprocess_mode="livemax"
-)
+MODE = Gauge("hokusai_auth_mode", "1 for the current mode.", ["mode"], multiprocess_mode="livemax")
 INFO = Gauge(
     "hokusai_auth_info",
-    "1, with what is running.",
+    "Always 1; the labels name the versions, the policy and the authorities.",
     ["version", "mlflow_version", "policy", "authority"],
     multiprocess_mode="livemax",
 )
@@ -96,9 +94,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Name, in `environ`, an empty directory through which worker processes add up their counts.
+    """Set, in `environ`, a new directory in which all workers keep their counts, unless one is set.
 
-    Called where the server starts, before any worker does. One that is set already is kept.
+    Call it before any worker starts.
     """
     if not environ.get(DIRECTORY):
         environ[DIRECTORY] = tempfile.mkdtemp(prefix="hokusai-auth-metrics-")
@@ -112,14 +110,14 @@ def clear() -> None:
 
 
 def show_mode(mode: str) -> None:
-    """Tell, in metrics, which mode this process is in."""
+    """Set the metric of this process's mode."""
     for name in MODES:
         MODE.labels(name).set(name == mode)
 
 
 def describe(policy: str, authority: str) -> None:
-    """Tell, in metrics, what is running."""
-    # From 0, as Prometheus sees no increase in what begins with 1.
+    """Set the metric of versions, policy and authorities, and start counters at 0."""
+    # Prometheus sees no increase in a series that begins with 1.
     for event in EVENT_NAMES:
         EVENTS.labels(event)
     for step in ("model", "version"):
@@ -132,17 +130,17 @@ def describe(policy: str, authority: str) -> None:
 
 
 class KeyStates(Collector):
-    """Counts the store's keys, when they are asked for."""
+    """Counts the store's keys at each scrape."""
 
     def __init__(self, store: LocalStore) -> None:
         self._store = store
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """See `prometheus_client`. Says nothing while the store can't be asked."""
+        """See `prometheus_client`. Yields nothing while the store is unavailable."""
         keys = GaugeMetricFamily("hokusai_auth_keys", "Keys in the store.", labels=["state"])
         expiring = GaugeMetricFamily(
             "hokusai_auth_keys_expiring",
-            f"Active keys that end within {EXPIRING_DAYS} days and were not replaced.",
+            f"Active keys that expire within {EXPIRING_DAYS} days and were not replaced.",
         )
         try:
             counts, soon = self._store.counts(EXPIRING_DAYS * 86400.0)
@@ -156,13 +154,16 @@ class KeyStates(Collector):
 
 
 def text(store: LocalStore) -> bytes:
-    """All metrics, of every worker process, in Prometheus's text format."""
+    """Return all metrics of all worker processes in Prometheus's text format."""
     registry = _of_all_processes()
     return bytes(generate_latest(registry)) + bytes(generate_latest(_only(KeyStates(store))))
 
 
 def serve(address: str, store: LocalStore) -> None:
-    """Answer at `address`, "host:port", in a thread of this process, without asking for a key."""
+    """Serve the metrics without a key at `address` ("host:port"), from a thread of this process.
+
+    Raises ValueError if the address can't be used.
+    """
     host, _, port = address.rpartition(":")
     registry = _of_all_processes()
     registry.register(KeyStates(store))
@@ -173,34 +174,34 @@ def serve(address: str, store: LocalStore) -> None:
 
 
 class _AllProcesses(Collector):
-    """What all worker processes counted, without the gauges of those that are gone."""
+    """The metrics of all worker processes, without the gauges of those that have ended."""
 
     def collect(self) -> Iterable[Metric]:
         """See `prometheus_client`."""
-        # Fails if the directory is gone: a scrape without any counts would look like a quiet server.
+        # This raises if the directory is gone: an empty scrape would look like an idle server.
         collector = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call]
         folder = Path(os.environ[DIRECTORY])
-        # Else a worker that is gone would go on telling of its breaker.
+        # The gauges of a worker that has ended, such as of its breaker, must go.
         for file in folder.glob("gauge_live*_*.db"):
             pid = file.stem.rpartition("_")[2]
             if pid.isdecimal() and not _runs(int(pid)):
-                # Another process may have been faster.
+                # Another process may do the same at this moment.
                 file.unlink(missing_ok=True)
-        # A process makes its file before it has a size, and may be killed in between.
+        # A process that was killed while it made its file leaves an empty one, which can't be read.
         files = [str(file) for file in folder.glob("*.db") if _size(file)]
-        found: Iterable[Metric] = collector.merge(files)  # type: ignore[no-untyped-call]
-        return found
+        merged: Iterable[Metric] = collector.merge(files)  # type: ignore[no-untyped-call]
+        return merged
 
 
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except FileNotFoundError:  # another process, which saw that its maker is gone
+    except FileNotFoundError:  # Another process has just removed it.
         return 0
 
 
 def _runs(pid: int) -> bool:
-    if os.name == "nt":  # where signal 0 is Ctrl+C
+    if os.name == "nt":  # Signal 0 is Ctrl+C there.
         return True
     try:
         os.kill(pid, 0)

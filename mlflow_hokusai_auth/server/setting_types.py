@@ -1,4 +1,4 @@
-"""What the values of settings must be like: types for the fields of `settings.Settings`."""
+"""Types for the fields of `settings.Settings`, with their validation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _check_url(value: str) -> str:
     try:
         _ = parts.port
     except ValueError:
-        raise ValueError("has a port that is none") from None
+        raise ValueError("has a port that is not a number up to 65535") from None
     return value.rstrip("/")
 
 
@@ -54,7 +54,7 @@ def _check_ca_bundle(value: str) -> str:
     if value:
         try:
             ssl.create_default_context(cafile=value)
-        except OSError as error:  # ssl's own among them
+        except OSError as error:  # ssl.SSLError is a subclass.
             raise ValueError(f"must name a file of certificates: {error.strerror}") from None
     return value
 
@@ -85,7 +85,7 @@ def _check_roots(value: tuple[str, ...]) -> tuple[str, ...]:
             except ValueError as error:
                 raise ValueError(f"{location} {error}") from None
         elif location.odd or not location.parts:
-            why = location.odd or "everything on this machine would be in it"
+            why = location.odd or "this root would hold every file of this machine"
             raise ValueError(f"{root!r} must look like s3://bucket/folder or /folder: {why}")
     return value
 

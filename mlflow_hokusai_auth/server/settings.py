@@ -1,4 +1,4 @@
-"""Every setting of the server: `HOKUSAI_AUTH_<NAME>` in the environment, read once, at start."""
+"""Every setting of the server: `HOKUSAI_AUTH_<NAME>` in the environment, read once at start."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ from .setting_types import (
 )
 
 PREFIX = "HOKUSAI_AUTH_"
-#: Where Docker and Kubernetes put secrets: a file for each, with the setting's name in lower case.
+#: The folder in which Docker and Kubernetes put secrets: a file for each, named like the variable, in
+#: lower case.
 SECRETS = Path("/run/secrets")
-#: What Kubernetes sets in each pod beside a Service that is named hokusai-auth.
+#: The variables that Kubernetes sets in each pod beside a Service named hokusai-auth.
 _KUBERNETES = re.compile(PREFIX + r"(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_\w+)?)")
 
 
 def _upstream(name: str, *others: str, default: Any = (), description: str) -> Any:
-    """A setting that is also read under the names which Hokusai's services have used for it."""
+    """Return a field that is also read under the names which other Hokusai services use for it."""
     names = AliasChoices(PREFIX + name, *({name, *others} - {"SERVICE_URL", "SERVICE_ID"}))
     return Field(default, validation_alias=names, description=description)
 
 
 class Settings(BaseSettings):
-    """The server's settings. Build it with `load`, which also catches misspelt names."""
+    """The server's settings. Make them with `load`, which also reports misspelt names."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True
@@ -51,18 +52,18 @@ class Settings(BaseSettings):
 
     mode: Literal["enforce", "observe", "off"] = Field(
         "enforce",
-        description="enforce; observe: log what would be refused and let it pass; off: check "
-        "nothing. What `hokusai-auth mode` says of running servers counts more.",
+        description="enforce: refuse; observe: only log requests that would be refused; off: check "
+        "nothing. `hokusai-auth mode` overrides it, also while the server runs.",
     )
     force_mode: Literal["", "enforce", "observe", "off"] = Field(
         "",
-        description="The mode, whatever `hokusai-auth mode` says. The last resort: with off, the "
+        description="The mode that overrides `hokusai-auth mode`. The last resort: with off, the "
         "server starts even if its key store can't be reached.",
     )
     backend: Backends = Field(
         ("local",),
-        description="Who is asked about a key, in this order: local (the key store), service (the "
-        "Hokusai auth service), or local,service.",
+        description="The authorities that look up a key, in this order: local (the key store), "
+        "service (the Hokusai auth service), or local,service.",
     )
     database_uri: SecretStr = Field(
         SecretStr("sqlite:///hokusai_auth.db"),
@@ -70,11 +71,11 @@ class Settings(BaseSettings):
     )
     policy: Literal["scopes", "authenticated", "admin"] = Field(
         "scopes",
-        description="What a good key may do: what its scopes say; read and write; or nothing, "
-        "unless it is an administrator's.",
+        description="The permissions of a good key. scopes: those of its scopes; authenticated: read "
+        "and write; admin: none, except for an administrator's key.",
     )
     empty_scopes: Literal["read", "none", "write"] = Field(
-        "read", description="What a key without any scope may do."
+        "read", description="The permissions of a key without any scope."
     )
     registry_admin_emails: CommaList = _upstream(
         "REGISTRY_ADMIN_EMAILS",
@@ -87,8 +88,8 @@ class Settings(BaseSettings):
     )
     registry_admin_roles: CommaList = _upstream(
         "REGISTRY_ADMIN_ROLES",
-        description="Roles of the auth service that make an administrator. None by default: the "
-        "role admin of any organisation would be one.",
+        description="Roles of the auth service that make an administrator. None by default, as the "
+        "role admin of any organisation would make one.",
     )
     assistant: bool = Field(
         False,
@@ -99,30 +100,30 @@ class Settings(BaseSettings):
         "SERVICE_URL",
         "AUTH_SERVICE_URL",
         default="",
-        description="The auth service, such as https://auth.hokus.ai; without the path.",
+        description="URL of the auth service, such as https://auth.hokus.ai, without the path.",
     )
     service_id: str = _upstream(
         "SERVICE_ID",
         "AUTH_SERVICE_ID",
         default="platform",
-        description="What this server is called towards the auth service. A wrong one locks "
-        "everybody out.",
+        description="This server's id at the auth service. With a wrong id, the service rejects every "
+        "key.",
     )
     service_timeout: float = Field(
-        5.0, gt=0, le=60, description="Seconds for one question to the auth service, in all."
+        5.0, gt=0, le=60, description="Seconds that one lookup in the auth service may take in all."
     )
     service_ca_bundle: CaBundle = Field(
-        "", description="File of certificates to trust for the auth service, instead of the usual."
+        "", description="File of certificates to trust for the auth service in place of the usual ones."
     )
     service_environment_proxies: bool = Field(
-        False, description="Whether HTTPS_PROXY and the like count on the way to the auth service."
+        False, description="Whether HTTPS_PROXY and the like are used to reach the auth service."
     )
     cache_ttl: float = Field(
         60.0,
         gt=0,
         le=3600,
         description="Seconds for which a verified key is remembered. Revocation in the key store "
-        "does not wait for it: that is seen within a second.",
+        "takes effect within a second all the same.",
     )
     negative_cache_ttl: float = Field(
         5.0, ge=0, le=60, description="Seconds for which a refused key is remembered."
@@ -131,95 +132,97 @@ class Settings(BaseSettings):
         0.0,
         ge=0,
         le=86400,
-        description="Seconds beyond cache_ttl for which a verified key goes on while its authority "
-        "does not answer. Revocation in the auth service then takes as long.",
+        description="Seconds beyond cache_ttl for which a verified key still works while its authority "
+        "does not answer. Revocation in the auth service may then take as long.",
     )
     redis_url: SecretStr = Field(
         SecretStr(""),
-        description="Redis that shares verified keys of the auth service, and the counts of limited "
-        "keys, between processes and hosts: rediss:// (verified TLS) or redis://.",
+        description="URL of the Redis that shares verified keys of the auth service, and the counts "
+        "for rate limits, between processes and hosts: rediss:// (verified TLS) or redis://.",
     )
     secret_key: Secret = Field(
         SecretStr(""),
         description="Secret of this installation, 32 characters or more, the same on every host. "
-        "Needed with redis_url; made up at each start otherwise.",
+        "Needed with redis_url; otherwise the server makes one at each start.",
     )
     trusted_proxies: Networks = Field(
         (),
         description="Addresses and networks, comma-separated, of the proxies whose X-Forwarded-For "
-        "is believed.",
+        "the server trusts.",
     )
     prefixes: Prefixes = Field(
         ("/mlflow", "/api/mlflow"),
-        description="Paths, comma-separated, under which the whole server answers as well.",
+        description="Prefixes, comma-separated: paths under which the whole server answers as well.",
     )
     artifact_roots: Roots = Field(
         (),
-        description="Folders and buckets, comma-separated, that the server may read and write "
-        "artifacts in, besides `--artifacts-destination` and `--default-artifact-root`: "
-        "s3://bucket/folder or /folder. Experiments and model versions elsewhere are stored for "
-        "administrators only, and not opened.",
+        description="Folders and buckets, comma-separated, in which the server may read and write "
+        "artifacts, besides `--artifacts-destination` and `--default-artifact-root`: "
+        "s3://bucket/folder or /folder. Only administrators can store experiments and model versions "
+        "elsewhere, and the server does not open them.",
     )
     failures_per_minute: int = Field(
         60,
         ge=0,
-        description="Requests with a wrong key, from one address in a minute, after which further ones "
-        "get 429; 0 for never. Then only keys that were good within the last day (in the same worker "
-        "process) are served from there; other keys are not looked up and wait up to a minute.",
+        description="Requests with a wrong key that one address may send in a minute; 0: no limit. "
+        "After more, only keys that were good within the last day (in the same worker process) are "
+        "served from there for up to a minute; other keys get 429 without a lookup.",
     )
     session_lifetime: float = Field(
         43200.0,
         gt=0,
         le=31 * 86400,
-        description="Seconds after which somebody who signed in with a browser must do so again.",
+        description="Seconds for which a browser's session lasts; then the user must sign in again.",
     )
     leak_public_keys: str = Field(
         "",
-        description="File with the public keys of GitHub's secret scanning, as its API gives them. "
-        "Reports of leaked keys are believed if one of them signed, and not at all without it.",
+        description="File with the public keys of GitHub's secret scanning, in the form of its API. A "
+        "report of a leaked key must have a signature by one of them. Without the file, the server "
+        "accepts no reports.",
     )
     log_reads: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of the requests which only read that the decision log tells of; refusals, "
-        "failures and changes are always told.",
+        description="Share of the requests which only read that the decision log has; refusals, "
+        "failures and changes are always logged.",
     )
     metrics_bind: Bind = Field(
         "",
-        description="Address, such as 127.0.0.1:9464, at which metrics are read without a key. Always "
-        "to be had at /hokusai/metrics with the scope metrics:read.",
+        description="Address, such as 127.0.0.1:9464, that serves the metrics without a key. With the "
+        "scope metrics:read, a key can always read them at /hokusai/metrics.",
     )
     shortcut: bool = Field(
         True,
-        description="Whether requests for MLflow's Flask routes go there past its FastAPI application, "
-        "which is faster and answers the same.",
+        description="Whether requests for MLflow's Flask routes bypass its FastAPI application, which "
+        "is faster and gives the same answers.",
     )
     interceptor_errors: Literal["ignore", "refuse"] = Field(
-        "ignore", description="What an exception in an interceptor does to a request."
+        "ignore", description="Whether an exception in an interceptor refuses the request."
     )
     forward_headers: CommaList = Field(
         ("*",),
-        description="Headers of a request that MLflow gets, comma-separated; x-* for all that begin "
-        "so. All of them by default, as they were sent: to strip some broke registration once.",
+        description="Headers of a request that MLflow gets, comma-separated; x-* means every header "
+        "that begins with x-. By default MLflow gets all headers unchanged: stripping some of them "
+        "broke registration once.",
     )
     remove_headers: CommaList = Field(
         (), description="Headers that MLflow does not get, in the same form."
     )
     debug_headers: bool = Field(
         False,
-        description="Whether to log the names of each request's headers before and after that, with "
-        "fingerprints of credentials.",
+        description="Whether to log the names of each request's headers, and of those that MLflow "
+        "gets, with fingerprints of credentials.",
     )
     query_key: bool = Field(
         True,
-        description="Whether a key in ?api_key= counts. It is removed from the query either way.",
+        description="Whether a key in ?api_key= is accepted. It is removed from the query either way.",
     )
 
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         if "service" in self.backend and not self.service_url:
-            raise ValueError("HOKUSAI_AUTH_BACKEND names the service: set HOKUSAI_AUTH_SERVICE_URL")
+            raise ValueError("HOKUSAI_AUTH_BACKEND=service needs HOKUSAI_AUTH_SERVICE_URL")
         if self.redis_url.get_secret_value() and not self.secret_key.get_secret_value():
             raise ValueError("HOKUSAI_AUTH_REDIS_URL needs HOKUSAI_AUTH_SECRET_KEY")
         headers = header_policy_of(self)
@@ -229,9 +232,9 @@ class Settings(BaseSettings):
 
 
 def load(secrets: Path = SECRETS) -> Settings:
-    """The settings in the environment and, where it has none, in files of the folder `secrets`.
+    """Read the settings from the environment and, if a variable is missing, from a file in `secrets`.
 
-    Raises SettingsError, which names every wrong one.
+    Raises SettingsError, which names every wrong setting.
     """
     problems = [_unknown(name) for name in sorted(os.environ) if name.startswith(PREFIX)]
     settings = None
@@ -246,21 +249,21 @@ def load(secrets: Path = SECRETS) -> Settings:
             if name in Settings.model_fields:
                 name = PREFIX + name.upper()
             problems.append(f"{name}: {message}" if name else message)
-    found = [problem for problem in problems if problem]
-    if settings is None or found:
-        raise SettingsError("; ".join(found))
+    messages = [problem for problem in problems if problem]
+    if settings is None or messages:
+        raise SettingsError("; ".join(messages))
     return settings
 
 
 def header_policy_of(settings: Settings) -> HeaderPolicy | None:
-    """What the settings say of the headers that MLflow gets; None if that is nothing."""
+    """Return the rules for the headers that MLflow gets, or None if it gets all of them."""
     lists = (settings.forward_headers, settings.remove_headers)
     policy = HeaderPolicy(*(tuple(name.lower() for name in names) for names in lists))
     return None if policy == HeaderPolicy() else policy
 
 
 def policy_of(settings: Settings, static_files: frozenset[str] = frozenset()) -> Policy:
-    """The part of the settings that decisions depend on.
+    """Return the part of the settings that decisions depend on.
 
     `static_files` are the paths of MLflow's own static files, which need no key.
     """
@@ -284,5 +287,5 @@ def _unknown(variable: str) -> str | None:
     if name in Settings.model_fields:
         return None
     close = difflib.get_close_matches(name, Settings.model_fields, n=1)
-    hint = f"did you mean {PREFIX}{close[0].upper()}?" if close else "there is no such setting"
+    hint = f"did you mean {PREFIX}{close[0].upper()}?" if close else "no such setting"
     return f"{variable}: {hint}"

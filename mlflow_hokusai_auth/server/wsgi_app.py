@@ -1,8 +1,8 @@
 """`mlflow server --app-name hokusai-auth-wsgi`: the same app as an object, for waitress.
 
-MLflow passes waitress both `--call` and `module:function()`, which waitress refuses on Linux, so a
-factory can't be used there. In the `mlflow server` command itself, where MLflow only looks at what
-kind of object this is, nothing is built.
+MLflow passes waitress both `--call` and `module:function()`, which waitress refuses on Linux, so this
+can't be a factory. In the `mlflow server` command itself, MLflow only looks at the type of `app`, and
+it is None there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The authority behind a browser's session: the key's own, for as long as the session is there."""
+"""The authority for browser sessions: a token gets the answer for its key while the session lasts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ACTOR = Actor("ACME", "key_1")
 
 
 class Known:
-    """An authority that knows everybody at once, and tells what it was asked."""
+    """An authority that knows every key without a lookup, and records the keys."""
 
     def __init__(self) -> None:
         self.known: dict[str, Principal | Rejected] = {"alice": ALICE, "bob": BOB}
@@ -57,7 +57,7 @@ def sessions(tmp_path: Path) -> Sessions:
 
 
 def another(folder: Path) -> Sessions:
-    """The same sessions as another process has them."""
+    """The sessions of another process with the same database."""
     database = Database(f"sqlite:///{folder}/keys.db")
     database.migrate()
     return Sessions(database)
@@ -65,7 +65,7 @@ def another(folder: Path) -> Sessions:
 
 @pytest.fixture
 def statements(sessions: Sessions) -> Iterator[list[str]]:
-    """What the database is asked from here on."""
+    """The statements that the database gets from here on."""
     seen: list[str] = []
 
     def record(_c: object, _cursor: object, statement: str, *_: object) -> None:
@@ -81,7 +81,7 @@ def end(sessions: Sessions, token: str) -> None:
     sessions.end(token, address=HERE, request_id="")
 
 
-def test_session_is_answered_for_by_its_key(sessions: Sessions) -> None:
+def test_session_token_gets_the_answer_for_its_key(sessions: Sessions) -> None:
     inner = Known()
     authority = SessionAuthority(inner, sessions)
     token = sessions.begin("alice", 60, ACTOR)
@@ -93,7 +93,7 @@ def test_session_is_answered_for_by_its_key(sessions: Sessions) -> None:
     assert (authority.peek(token, HERE), authority.peek(other, HERE)) == (ALICE, BOB)
 
 
-def test_other_keys_are_asked_about_as_they_are(sessions: Sessions, statements: list[str]) -> None:
+def test_other_keys_are_looked_up_unchanged(sessions: Sessions, statements: list[str]) -> None:
     inner = Known()
     authority = SessionAuthority(inner, sessions)
     assert authority.lookup("alice", HERE) == ALICE
@@ -103,7 +103,7 @@ def test_other_keys_are_asked_about_as_they_are(sessions: Sessions, statements: 
     assert statements == []
 
 
-def test_token_of_no_session_is_rejected_and_told_to_nobody(sessions: Sessions) -> None:
+def test_token_without_a_session_is_rejected_without_a_lookup(sessions: Sessions) -> None:
     inner = Known()
     authority = SessionAuthority(inner, sessions)
     sessions.begin("alice", 60, ACTOR)
@@ -127,10 +127,10 @@ def test_peek_asks_no_database(sessions: Sessions, statements: list[str]) -> Non
     assert len(statements) == 1
 
 
-def test_session_that_is_over_is_not_peeked_at(sessions: Sessions) -> None:
+def test_peek_does_not_answer_for_an_expired_session(sessions: Sessions) -> None:
     authority = SessionAuthority(Known(), sessions)
     with time_machine.travel(2_000_000_000, tick=False) as clock:
-        # Shorter than what is known may be relied on.
+        # The session ends before its cached copy does.
         token = sessions.begin("alice", MAX_UNCONFIRMED / 2, ACTOR)
         assert authority.lookup(token, HERE) == ALICE
         clock.shift(MAX_UNCONFIRMED / 2)
@@ -140,14 +140,14 @@ def test_session_that_is_over_is_not_peeked_at(sessions: Sessions) -> None:
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time of what is remembered of sessions."""
+    """The clock of the sessions' cache."""
     now = [1000.0]
     timed = functools.partial(TTLCache, timer=lambda: now[0])
     monkeypatch.setattr("mlflow_hokusai_auth.authorities.browser_session.TTLCache", timed)
     return now
 
 
-def test_signing_out_is_known_in_every_process_in_time(
+def test_every_process_notices_a_sign_out_in_time(
     sessions: Sessions, tmp_path: Path, now: list[float]
 ) -> None:
     authority = SessionAuthority(Known(), sessions)
@@ -187,7 +187,7 @@ def test_regression_44_a_session_dies_with_its_key(tmp_path: Path, now: list[flo
     assert verdict(authority.lookup(token, HERE)) == "SESSION_ENDED"
 
 
-def test_outage_neither_ends_a_session_nor_opens_one(sessions: Sessions) -> None:
+def test_outage_is_no_answer_for_a_session(sessions: Sessions) -> None:
     authority = SessionAuthority(Known(), sessions)
     token = sessions.begin("alice", 60, ACTOR)
     with sessions._database.changing() as change:

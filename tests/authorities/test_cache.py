@@ -1,10 +1,9 @@
-"""The cache: what costs no question, what never outlives a change, and what an outage costs."""
+"""The cache: which keys cost no lookup, what a change removes, and how long an outage delays."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import logging
 import random
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
-from mlflow_hokusai_auth.authorities import cache, guarded
+from mlflow_hokusai_auth.authorities import breaker, cache
 from mlflow_hokusai_auth.authorities.cache import CachedBackend
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
 from mlflow_hokusai_auth.core.types import Principal, Rejected
@@ -30,7 +29,7 @@ TTL, STALE = 60, 600
 
 
 class Clock:
-    """A clock that moves only when told to."""
+    """A clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -40,7 +39,7 @@ class Clock:
 
 
 class Memory:
-    """A backend in memory that counts, and whose answers the tests change."""
+    """A backend in memory that counts its lookups, and whose answers the tests change."""
 
     name = "memory"
     by_address = False
@@ -67,13 +66,13 @@ class Memory:
         return self.number
 
     def change(self, key: str, answer: Principal) -> None:
-        """Say this of `key` from now on, and wait until the watcher knows that something changed."""
+        """Give this answer for `key` from now on, and wait until the watcher has seen the change."""
         self.known[key] = answer
         self.number += 1
         self.wait()
 
     def wait(self) -> None:
-        """Until answers of the generation from now on were taken in: two, as one may be under way."""
+        """Wait until the watcher has read the generation twice, as one reading may be under way."""
         while self.polled.acquire(blocking=False):
             pass
         for _ in range(2):
@@ -81,7 +80,7 @@ class Memory:
 
 
 class Service(Memory):
-    """One that tells nobody of changes, and whose answers hold for an address."""
+    """A backend that is not watched, and whose answers hold for one address."""
 
     name = "service"
     by_address = True
@@ -100,7 +99,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
 @pytest.fixture
 def cached(memory: Memory, clock: Clock) -> CachedBackend:
     cached = CachedBackend(memory, ttl=60, secret=SECRET, timer=clock)
-    cached.lookup("nobody", HERE)  # the first lookup starts the watcher
+    cached.lookup("nobody", HERE)  # The first lookup starts the watcher.
     memory.wait()
     return cached
 
@@ -117,19 +116,19 @@ def service() -> Service:
 
 @pytest.fixture
 def kept(service: Service, clock: Clock) -> CachedBackend:
-    """What `service` says, for a minute, and for ten more in an outage."""
+    """A cache in front of `service`, for a minute, and for ten more in an outage."""
     return CachedBackend(service, ttl=TTL, stale_if_error=STALE, secret=SECRET, timer=clock)
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now."""
+    """Return the bytes of memory that this process has now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def fails(
     cached: CachedBackend, *names: str, error: type[Exception] = AuthorityUnavailable
 ) -> None:
-    """Look up these keys, none of which must be answered."""
+    """Look up these keys; each lookup must fail."""
     for name in names:
         with pytest.raises(error):
             cached.lookup(name, HERE)
@@ -142,7 +141,7 @@ ENOUGH = [str(number) for number in range(5)]
 # A watched backend
 
 
-def test_a_known_key_costs_no_question(cached: CachedBackend, memory: Memory) -> None:
+def test_known_key_costs_no_lookup(cached: CachedBackend, memory: Memory) -> None:
     assert cached.peek("alice", HERE) is None
     assert cached.lookup("alice", HERE) == ALICE
     asked = memory.lookups
@@ -179,9 +178,7 @@ def test_an_answer_from_before_a_change_is_not_kept(cached: CachedBackend, memor
     assert cached.peek("alice", HERE) is None
 
 
-def test_nobody_joins_a_question_from_before_a_change(
-    cached: CachedBackend, memory: Memory
-) -> None:
+def test_lookup_from_before_a_change_is_not_joined(cached: CachedBackend, memory: Memory) -> None:
     asked, release = threading.Event(), threading.Event()
     answer_now = memory.lookup
 
@@ -203,7 +200,7 @@ def test_nobody_joins_a_question_from_before_a_change(
     assert cached.peek("alice", HERE) == REVOKED
 
 
-def test_entries_stop_counting_when_the_backend_can_not_be_asked(
+def test_entries_are_not_used_while_the_backend_is_unavailable(
     cached: CachedBackend, memory: Memory, clock: Clock
 ) -> None:
     cached.lookup("alice", HERE)
@@ -225,7 +222,7 @@ def test_the_bound_on_revocation_is_below_a_second() -> None:
     assert cache.POLL < cache.MAX_UNCONFIRMED / 3
 
 
-def test_only_a_watched_backend_is_watched(kept: CachedBackend) -> None:
+def test_watcher_starts_for_a_watched_backend_only(kept: CachedBackend) -> None:
     kept.lookup("alice", HERE)
     assert kept._watcher is None
     assert kept.peek("alice", HERE) == ALICE
@@ -284,7 +281,7 @@ def test_an_entry_ends_with_its_ttl(kept: CachedBackend, clock: Clock) -> None:
         assert kept.peek(key, HERE) == answer
 
 
-def test_entries_of_one_moment_end_at_different_ones(
+def test_entries_made_at_one_moment_expire_at_different_ones(
     kept: CachedBackend, service: Service, clock: Clock
 ) -> None:
     for number in range(200):
@@ -294,15 +291,17 @@ def test_entries_of_one_moment_end_at_different_ones(
     assert 20 < sum(kept.peek(str(number), HERE) is not None for number in range(200)) < 180
 
 
-def test_one_question_for_each_ttl(kept: CachedBackend, service: Service, clock: Clock) -> None:
+def test_key_is_looked_up_once_in_each_ttl(
+    kept: CachedBackend, service: Service, clock: Clock
+) -> None:
     for _ in range(10_000):
         assert kept.lookup("alice", HERE) == ALICE
-        clock.now += 0.06  # 600 seconds in all
+        clock.now += 0.06  # 10,000 times: 600 seconds.
     assert 10 <= service.lookups <= 12
 
 
 class Tired(Service):
-    """One that is slow: an answer takes so many seconds."""
+    """A backend whose answers take some seconds."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__()
@@ -313,14 +312,14 @@ class Tired(Service):
         return super().lookup(key, address)
 
 
-def test_a_slow_answer_counts_from_the_question(clock: Clock) -> None:
+def test_ttl_of_a_slow_answer_starts_before_the_lookup(clock: Clock) -> None:
     cached = CachedBackend(Tired(clock, 50), ttl=60, secret=SECRET, timer=clock)
     cached.lookup("alice", HERE)
     clock.now += 10
     assert cached.peek("alice", HERE) is None
 
 
-# What an entry is found by
+# The digest
 
 
 def test_regression_28_the_cache_holds_no_key(cached: CachedBackend) -> None:
@@ -328,17 +327,20 @@ def test_regression_28_the_cache_holds_no_key(cached: CachedBackend) -> None:
     cached.lookup("bob", HERE)
     held = {*cached._known, *cached._rejected}
     alice, bob, nobody = (
-        hmac.digest(SECRET, b"memory\0" + key, "sha256") for key in (b"alice", b"bob", b"nobody")
+        hashlib.blake2b(b"memory\0" + key, key=SECRET, digest_size=32).digest()
+        for key in (b"alice", b"bob", b"nobody")
     )
-    # The first lookup, of nobody, is kept only if the watcher had its first answer by then.
+    # The first lookup, of "nobody", is kept only if the watcher has read the generation by then.
     assert held - {nobody} == {alice, bob}
 
 
-def test_the_digest_is_an_hmac() -> None:
-    expected = b"service\0https://auth.example\0key\0" + HERE.encode()
+def test_digest_is_a_keyed_blake2b() -> None:
+    text = b"service\0https://auth.example\0key\0" + HERE.encode()
     for secret in (b"x", b"x" * 64, b"x" * 65, b"x" * 1000):
+        key = secret if len(secret) <= 64 else hashlib.blake2b(secret).digest()
         cached = CachedBackend(Service(), ttl=60, secret=secret, namespace="https://auth.example")
-        assert cached._digest("key", HERE) == hmac.digest(secret, expected, hashlib.sha256)
+        expected = hashlib.blake2b(text, key=key, digest_size=32).digest()
+        assert cached._digest("key", HERE) == expected
 
 
 def test_an_empty_secret_is_refused() -> None:
@@ -355,18 +357,18 @@ def test_regression_29_an_answer_holds_for_its_address(
     assert service.lookups == 2
 
 
-def test_where_the_address_does_not_matter_it_costs_nothing(
+def test_answers_without_an_address_are_shared_by_all_addresses(
     cached: CachedBackend, memory: Memory
 ) -> None:
     cached.lookup("alice", HERE)
     assert cached.peek("alice", "192.0.2.2") == ALICE
 
 
-# One question at a time
+# One lookup at a time
 
 
 class Slow(Service):
-    """One that answers when told to."""
+    """A backend that answers when the test permits it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -379,13 +381,13 @@ class Slow(Service):
 
 
 class SlowStore(Slow):
-    """The same, and one that tells of changes."""
+    """The same as a watched backend."""
 
     watched = True
 
 
 def waiting(cached: CachedBackend, service: Slow, count: int) -> list[object]:
-    """The outcomes of `count` lookups of one key, all of which began before the answer."""
+    """Return the outcomes of `count` lookups of one key, which all began before the answer."""
     started = threading.Semaphore(0)
 
     def lookup() -> object:
@@ -404,7 +406,7 @@ def waiting(cached: CachedBackend, service: Slow, count: int) -> list[object]:
         return [outcome.result(LONG) for outcome in outcomes]
 
 
-def test_200_lookups_of_one_key_are_one_question() -> None:
+def test_200_lookups_of_one_key_reach_the_backend_once() -> None:
     service = Slow()
     cached = CachedBackend(service, ttl=60, secret=SECRET)
     assert waiting(cached, service, 200) == [ALICE] * 200
@@ -413,11 +415,11 @@ def test_200_lookups_of_one_key_are_one_question() -> None:
 
 
 @pytest.mark.parametrize("failure", [Throttled("slow down", retry_after=3), RuntimeError("a bug")])
-def test_those_who_wait_share_a_failure(failure: Exception) -> None:
+def test_waiting_lookups_share_a_failure(failure: Exception) -> None:
     service = Slow()
     service.failure = failure
     cached = CachedBackend(service, ttl=60, secret=SECRET)
-    # Who begins only after the failure asks anew, so there may be more questions than one.
+    # A lookup that begins after the failure reaches the backend again.
     outcomes = waiting(cached, service, 20)
     assert {type(outcome) for outcome in outcomes} <= {type(failure), AuthorityUnavailable}
     assert failure in outcomes
@@ -444,7 +446,7 @@ def test_waiting_for_another_lookup_is_bounded() -> None:
         assert first.result(LONG) == ALICE
 
 
-def test_the_end_of_one_thread_is_not_that_of_those_who_wait() -> None:
+def test_interrupt_of_one_thread_does_not_end_those_that_wait() -> None:
     service = Slow()
     service.failure = KeyboardInterrupt()  # type: ignore[assignment]
     cached = CachedBackend(service, ttl=60, secret=SECRET)
@@ -458,10 +460,10 @@ def test_the_end_of_one_thread_is_not_that_of_those_who_wait() -> None:
 
 
 @pytest.mark.parametrize(("backend", "bound"), [(Slow, 21), (SlowStore, cache.MAX_UNCONFIRMED)])
-def test_nobody_joins_a_question_that_has_taken_too_long(
+def test_lookup_that_has_taken_too_long_is_not_joined(
     clock: Clock, backend: type[Slow], bound: float
 ) -> None:
-    """Its answer may never come, or be from before a revocation that nobody could be told of."""
+    """Its answer may never come, or may be older than a revocation that is not noticed."""
     stuck = backend()
     cached = CachedBackend(stuck, ttl=60, secret=SECRET, timeout=20, timer=clock)
     with ThreadPoolExecutor(2) as threads:
@@ -500,7 +502,7 @@ def test_stale_if_error(
     cached.lookup("alice", HERE)
     clock.now += age
     service.failure = DOWN
-    for _ in range(20):  # also once the breaker is open
+    for _ in range(20):  # The breaker opens in between.
         if served:
             assert cached.lookup("alice", HERE) == ALICE
         else:
@@ -514,7 +516,7 @@ def test_stale_if_error(
     assert cached.peek("alice", HERE) == ALICE
 
 
-def test_what_was_rejected_is_not_served_stale(
+def test_rejected_key_is_not_served_stale(
     kept: CachedBackend, service: Service, clock: Clock
 ) -> None:
     kept.lookup("alice", HERE)
@@ -529,7 +531,7 @@ def test_what_was_rejected_is_not_served_stale(
 @pytest.mark.parametrize(
     "failure", [RuntimeError("a bug"), Throttled("too many"), NoVerdict("403: suspended")]
 )
-def test_a_key_that_ended_is_not_served_stale_because_it_is_answered_otherwise(
+def test_key_is_not_served_stale_after_a_429_or_an_unusable_reply(
     kept: CachedBackend, service: Service, clock: Clock, failure: Exception
 ) -> None:
     kept.lookup("alice", HERE)
@@ -559,30 +561,30 @@ def test_an_outage_costs_no_wait_and_ends_within_two_seconds(
     service.failure = AuthorityUnavailable("no route to host")
     with caplog.at_level(logging.WARNING):
         fails(kept, *map(str, range(100)), *["alice"] * 100)
-    # Nobody else asked, so nobody else waited.
+    # No other lookup reached the backend, so none waited.
     assert service.lookups == 5
-    # Other tests' watchers may still have something to say, in their module's name.
-    logged = [record for record in caplog.records if record.name == guarded.__name__]
+    # Watchers of other tests may still log, under their module's logger.
+    logged = [record for record in caplog.records if record.name == breaker.__name__]
     assert [record.getMessage() for record in logged] == [
-        "service is left alone, as it keeps failing: no route to host"
+        "service keeps failing and gets no lookups for a second: no route to host"
     ]
-    clock.now += guarded.COOL_DOWN
-    fails(kept, "alice")  # the probe
+    clock.now += breaker.COOL_DOWN
+    fails(kept, "alice")  # This is the probe.
     assert service.lookups == 6
     service.failure = None
     fails(kept, "alice")
-    clock.now += guarded.COOL_DOWN
+    clock.now += breaker.COOL_DOWN
     assert kept.lookup("alice", HERE) == ALICE
-    assert guarded.COOL_DOWN <= 1
+    assert breaker.COOL_DOWN <= 1
 
 
-def test_while_the_probe_is_under_way_nobody_waits(clock: Clock) -> None:
+def test_lookups_do_not_wait_for_the_probe(clock: Clock) -> None:
     service = Slow()
     service.release.set()
     cached = CachedBackend(service, ttl=60, secret=SECRET, timer=clock)
     service.failure = DOWN
     fails(cached, *ENOUGH)
-    clock.now += guarded.COOL_DOWN
+    clock.now += breaker.COOL_DOWN
     service.failure = None
     service.asked.clear()
     service.release.clear()
@@ -598,7 +600,7 @@ def test_while_the_probe_is_under_way_nobody_waits(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("failure", [Throttled("slow down", retry_after=3), NoVerdict("422")])
-def test_an_authority_that_answers_is_not_left_alone(
+def test_errors_of_one_key_do_not_open_the_breaker(
     kept: CachedBackend, service: Service, failure: AuthorityUnavailable
 ) -> None:
     service.failure = failure
@@ -617,7 +619,7 @@ def test_the_gauge_of_outages_falls_with_the_first_answer(
     service.failure = DOWN
     fails(kept, *ENOUGH)
     assert gauge() == 1
-    clock.now += guarded.COOL_DOWN
+    clock.now += breaker.COOL_DOWN
     service.failure = first
     with contextlib.suppress(AuthorityUnavailable):
         kept.lookup("alice", HERE)
@@ -625,19 +627,19 @@ def test_the_gauge_of_outages_falls_with_the_first_answer(
 
 
 def test_a_slow_backend_s_probe_counts(clock: Clock) -> None:
-    """As slow as the operator says it may be."""
+    """The probe takes as long as the timeout permits."""
     service = Tired(clock, 19)
     cached = CachedBackend(service, ttl=60, secret=SECRET, timeout=20, timer=clock)
     service.failure = DOWN
     fails(cached, *ENOUGH)
-    clock.now += guarded.COOL_DOWN
+    clock.now += breaker.COOL_DOWN
     service.failure = None
     cached.lookup("alice", HERE)
     assert cached._backend._breaker.closed
 
 
-def test_hits_and_misses_are_told_apart_where_nobody_peeks_first(kept: CachedBackend) -> None:
-    """As for a limited key, of which Redis must be asked."""
+def test_hits_and_misses_are_counted_without_a_peek_first(kept: CachedBackend) -> None:
+    """A key with a rate limit gets no peek, as its count is in Redis."""
 
     def counted(result: str) -> float:
         labels = {"authority": "service", "result": result}

@@ -1,4 +1,4 @@
-"""The chain: the first authority that knows a key decides, and none is passed over."""
+"""The chain: the first authority that knows a key decides, and none is skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = Principal | Rejected
 
 
 class Fixed:
-    """An authority that has one answer to everything, and perhaps another that it remembers."""
+    """An authority with one answer for every lookup, and perhaps another for every peek."""
 
     def __init__(self, answer: Answer | Exception, remembers: Answer | None = None) -> None:
         self.answer = answer
@@ -78,7 +78,7 @@ def test_lookup() -> None:
     each(check, rows)
 
 
-def test_an_authority_that_can_not_be_asked_is_not_passed_over() -> None:
+def test_unavailable_authority_ends_the_lookup() -> None:
     for failure in (AuthorityUnavailable("down"), Throttled("429"), RuntimeError()):
         second = Fixed(ALICE)
         with pytest.raises(type(failure)):
@@ -86,6 +86,6 @@ def test_an_authority_that_can_not_be_asked_is_not_passed_over() -> None:
         assert not second.asked
 
 
-def test_what_the_first_rejects_needs_the_second_to_answer() -> None:
+def test_key_that_the_first_rejects_needs_an_answer_of_the_second() -> None:
     with pytest.raises(AuthorityUnavailable):
         Chain([Fixed(Rejected("no")), Fixed(AuthorityUnavailable("down"))]).lookup("key", HERE)

@@ -1,4 +1,4 @@
-"""What servers share through Redis, and that a Redis which fails changes nothing but the hit rate."""
+"""The principals that servers share through Redis; a failing Redis changes only the hit rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 redis = pytest.importorskip("redis")
 
-from mlflow_hokusai_auth.authorities import redis_client, redis_identities  # noqa: E402
+from mlflow_hokusai_auth.authorities import breaker, redis_client, redis_identities  # noqa: E402
 from mlflow_hokusai_auth.authorities.cache import CachedBackend  # noqa: E402
 from mlflow_hokusai_auth.authorities.redis_identities import SharedCache  # noqa: E402
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable  # noqa: E402
@@ -49,16 +49,16 @@ def cache(redis_url: str) -> SharedCache:
 
 @pytest.fixture
 def black_hole() -> Iterator[str]:
-    """A server that takes connections and never says a word."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def settle(cache: SharedCache) -> None:
-    """Wait for the operations that nobody waits for."""
+    """Wait until all background operations have ended."""
     for _ in range(redis_client._MAX_PENDING):
-        assert cache._patience._pending.acquire(timeout=LONG)
-    cache._patience._pending.release(redis_client._MAX_PENDING)
+        assert cache._operations._pending.acquire(timeout=LONG)
+    cache._operations._pending.release(redis_client._MAX_PENDING)
 
 
 def entries(url: str) -> dict[bytes, bytes]:
@@ -68,9 +68,9 @@ def entries(url: str) -> dict[bytes, bytes]:
 
 
 def waits(cache: SharedCache) -> list[float | None]:
-    """For how long anybody waits for an operation of `cache` at most, from now on."""
+    """Record the longest wait for an operation of `cache` from now on, in seconds."""
     found: list[float | None] = []
-    submit = cache._patience._workers.submit
+    submit = cache._operations._workers.submit
 
     def watched(operation: Any) -> Any:
         started: Any = submit(operation)
@@ -78,7 +78,7 @@ def waits(cache: SharedCache) -> list[float | None]:
         started.result = lambda timeout=None: found.append(timeout) or result(timeout)
         return started
 
-    cache._patience._workers.submit = watched  # type: ignore[assignment]
+    cache._operations._workers.submit = watched  # type: ignore[assignment]
     return found
 
 
@@ -89,7 +89,7 @@ def served_by(service: Service, cache: SharedCache, **options: Any) -> CachedBac
 # With a Redis
 
 
-def test_an_identity_comes_back_as_it_was(cache: SharedCache) -> None:
+def test_principal_comes_back_unchanged(cache: SharedCache) -> None:
     for number, principal in enumerate((ALICE, FULL, replace(ALICE, revoked_at=1.5))):
         digest = bytes([number]) + DIGEST
         assert cache.get(digest) is None
@@ -112,13 +112,11 @@ def test_an_entry_is_kept_for_its_ttl_only(cache: SharedCache, redis_url: str) -
     cache.put(DIGEST, ALICE, 60)
     settle(cache)
     with redis.Redis.from_url(redis_url) as client:
-        client.persist(redis_identities._name(DIGEST))  # by someone else, as we never do
+        client.persist(redis_identities._name(DIGEST))  # Only another client does that.
     assert cache.get(DIGEST) is None
 
 
-def test_what_was_written_by_another_hand_is_not_believed(
-    cache: SharedCache, redis_url: str
-) -> None:
+def test_forged_entry_is_ignored(cache: SharedCache, redis_url: str) -> None:
     cache.put(DIGEST, ALICE, 60)
     settle(cache)
     ((name, value),) = entries(redis_url).items()
@@ -135,7 +133,7 @@ def test_what_was_written_by_another_hand_is_not_believed(
         assert cache.get(DIGEST) is not None
 
 
-def test_what_is_put_back_counts_no_longer_than_before(redis_url: str) -> None:
+def test_entry_that_is_written_back_is_valid_no_longer_than_before(redis_url: str) -> None:
     wall, timer, service = Clock(), Clock(), Service()
 
     def server(**clocks: Any) -> CachedBackend:
@@ -147,7 +145,7 @@ def test_what_is_put_back_counts_no_longer_than_before(redis_url: str) -> None:
     assert first._shared is not None
     settle(first._shared)
     ((name, value),) = entries(redis_url).items()
-    # The key is revoked. One server notices, and removes the entry; somebody puts it back.
+    # The key is revoked. One server notices and removes the entry; an attacker writes it back.
     service.known = {}
     found = {}
     with redis.Redis.from_url(redis_url) as client:
@@ -160,7 +158,7 @@ def test_what_is_put_back_counts_no_longer_than_before(redis_url: str) -> None:
             one = server(clock=there)
             found[later, ahead] = one.lookup("alice", HERE) == ALICE
             assert one._shared is not None
-            settle(one._shared)  # or it may remove what is put back next
+            settle(one._shared)  # The removal must not come after the entry is written back.
     assert found == {
         (0, 0): True,
         (30, 0): True,
@@ -168,7 +166,7 @@ def test_what_is_put_back_counts_no_longer_than_before(redis_url: str) -> None:
         (60, 0): False,
         (61, 0): False,
         (10**6, 0): False,
-        (0, -3600): False,  # clocks that are a few seconds off don't matter
+        (0, -3600): False,  # Only clocks that differ by a few seconds are tolerated.
         (0, -11): False,
         (0, -9): True,
         (0, 9): True,
@@ -177,13 +175,13 @@ def test_what_is_put_back_counts_no_longer_than_before(redis_url: str) -> None:
     }
 
 
-def test_what_is_taken_from_redis_ends_with_its_age_not_with_what_redis_says(
+def test_entry_expires_by_its_signed_age_whatever_redis_says(
     redis_url: str,
 ) -> None:
     wall, timer = Clock(), Clock()
     shared_ = SharedCache(redis_url, max_age=60, budget=LONG, clock=wall)
     cached = CachedBackend(Service(), ttl=60, secret=SECRET, shared=shared_, timer=timer)
-    # The authority was asked 45 s ago.
+    # The lookup was 45 s ago.
     shared_.put(cached._digest("alice", HERE), ALICE, 10**6, 45)
     settle(shared_)
     assert cached.lookup("alice", HERE) == ALICE
@@ -193,7 +191,7 @@ def test_what_is_taken_from_redis_ends_with_its_age_not_with_what_redis_says(
     assert cached.peek("alice", HERE) is None
 
 
-def test_a_slow_authority_s_answer_is_as_old_as_the_question(redis_url: str) -> None:
+def test_age_of_a_slow_answer_starts_before_the_lookup(redis_url: str) -> None:
     timer = Clock()
 
     class Slow(Service):
@@ -210,11 +208,10 @@ def test_a_slow_authority_s_answer_is_as_old_as_the_question(redis_url: str) -> 
     assert decoded == (ALICE, 1e9 - 7)
 
 
-def test_another_versions_fields_are_a_miss() -> None:
-    import hmac
-
+def test_entry_with_the_fields_of_another_version_is_a_miss() -> None:
     for text in (b"{}", b"[]", b"1", b"", b'{"scopes": [], "roles": [], "new": 1}'):
-        assert redis_identities._decode(DIGEST, hmac.digest(DIGEST, text, "sha256") + text) is None
+        signed = redis_identities._signature(DIGEST, text) + text
+        assert redis_identities._decode(DIGEST, signed) is None
 
 
 def test_regression_28_redis_holds_no_key(cache: SharedCache, redis_url: str) -> None:
@@ -230,7 +227,7 @@ def test_regression_28_redis_holds_no_key(cache: SharedCache, redis_url: str) ->
         assert secret not in name + value
 
 
-def test_a_key_that_one_server_verified_costs_the_other_no_question(redis_url: str) -> None:
+def test_key_that_one_server_verified_costs_the_other_no_lookup(redis_url: str) -> None:
     clock = Clock()
     first, second = Service(), Service()
     one, two = (
@@ -243,15 +240,15 @@ def test_a_key_that_one_server_verified_costs_the_other_no_question(redis_url: s
     assert two.lookup("alice", HERE) == ALICE
     assert two.peek("alice", HERE) == ALICE
     assert (first.lookups, second.lookups) == (1, 0)
-    # Time to live is not counted anew, from the second server's question.
+    # The time to live does not start again with the second server's lookup.
     clock.now += 60
     assert two.peek("alice", HERE) is None
 
 
-def test_a_rejection_removes_the_identity_for_all(cache: SharedCache, redis_url: str) -> None:
+def test_rejection_removes_the_entry_for_all_servers(cache: SharedCache, redis_url: str) -> None:
     class Revoking(Service):
         def lookup(self, key: str, address: str) -> Principal | Rejected:
-            # Another server, which asked a moment before, tells of its answer only now.
+            # Another server made its lookup a moment earlier, and stores the answer only now.
             cache.put(cached._digest(key, address), ALICE, 60)
             settle(cache)
             assert len(entries(redis_url)) == 1
@@ -279,7 +276,7 @@ def test_a_watched_backend_shares_nothing(cache: SharedCache, redis_url: str) ->
     assert entries(redis_url) == {}
 
 
-def test_what_redis_knows_is_served_in_an_outage(cache: SharedCache) -> None:
+def test_entry_in_redis_is_served_during_an_outage(cache: SharedCache) -> None:
     first, second = Service(), Service()
     served_by(first, cache).lookup("alice", HERE)
     settle(cache)
@@ -293,15 +290,15 @@ def test_what_redis_knows_is_served_in_an_outage(cache: SharedCache) -> None:
 def test_a_redis_that_comes_back_is_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_client, "COOL_DOWN", 0.05)
+    monkeypatch.setattr(breaker, "COOL_DOWN", 0.05)
     port = free_port()
     cache = SharedCache(f"redis://127.0.0.1:{port}", max_age=60, budget=LONG)
     for _ in range(10):
         assert cache.get(DIGEST) is None
-    assert not cache._patience._breaker.closed
+    assert not cache._operations._breaker.closed
     with redis_server(tmp_path, "--port", str(port)):
         ends = time.monotonic() + LONG
-        while not cache._patience._breaker.closed and time.monotonic() < ends:
+        while not cache._operations._breaker.closed and time.monotonic() < ends:
             cache.get(DIGEST)
             time.sleep(0.01)
         cache.put(DIGEST, ALICE, 60)
@@ -315,7 +312,7 @@ def test_a_redis_that_comes_back_is_used_again(
 def test_regression_32_a_black_hole_costs_no_time(
     black_hole: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_client, "COOL_DOWN", 0)  # so that there are probes all the time
+    monkeypatch.setattr(breaker, "COOL_DOWN", 0)  # Probes then follow without a pause.
     service = Service()
     cache = SharedCache(black_hole, max_age=60)
     waited = waits(cache)
@@ -328,19 +325,21 @@ def test_regression_32_a_black_hole_costs_no_time(
     assert 1 <= len(waited) <= 5 and set(waited) == {BUDGET}
     logged = [record for record in caplog.records if record.name == redis_client.__name__]
     assert [record.getMessage() for record in logged] == [
-        "Redis fails (TimeoutError): identities are not shared between servers"
+        "Redis fails (TimeoutError): verified keys are not shared between servers"
     ]
 
 
-def test_nobody_waits_for_the_probe(black_hole: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_client, "COOL_DOWN", 0)
+def test_requests_do_not_wait_for_the_probe_of_redis(
+    black_hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "COOL_DOWN", 0)
     cache = SharedCache(black_hole, max_age=60)
-    while cache._patience._breaker.closed:
+    while cache._operations._breaker.closed:
         cache.get(DIGEST)
     waited = waits(cache)
     for _ in range(5):
         cache.get(DIGEST)
-        assert cache._patience._breaker.probing
+        assert cache._operations._breaker.probing
         settle(cache)
     assert waited == []
 
@@ -352,7 +351,7 @@ def test_a_dead_redis_changes_nothing() -> None:
     for number in range(100):
         assert isinstance(cached.lookup(str(number), HERE), Rejected)
     assert cached.lookup("alice", HERE) == ALICE
-    assert not cache._patience._breaker.closed
+    assert not cache._operations._breaker.closed
     settle(cache)
 
 
@@ -379,19 +378,19 @@ def test_a_server_that_drips_is_within_the_budget() -> None:
         dripping.join(LONG)
 
 
-def test_more_operations_than_it_can_do_are_skipped(black_hole: str) -> None:
+def test_operations_above_the_limit_are_skipped(black_hole: str) -> None:
     cache = SharedCache(black_hole, max_age=60)
     waited = waits(cache)
     for _ in range(1000):
         cache.put(DIGEST, ALICE, 60)
     assert waited == []
-    assert cache._patience._workers._work_queue.qsize() <= redis_client._MAX_PENDING
+    assert cache._operations._workers._work_queue.qsize() <= redis_client._MAX_PENDING
 
 
 # The URL
 
 
-def test_regression_32_a_url_that_is_not_safe_or_can_not_be_read_is_refused() -> None:
+def test_regression_32_unsafe_or_unreadable_url_is_refused() -> None:
     verified = "rediss://redis.example.com"
     for said, urls in (
         (
@@ -407,7 +406,7 @@ def test_regression_32_a_url_that_is_not_safe_or_can_not_be_read_is_refused() ->
                 "redis://redis.example.com?ssl_ca_certs=x",
             ),
         ),
-        # Its text must not quote the password.
+        # The text must not quote the password.
         ("can't be read", ("redis://:hunter2@x:hunter2/0", "redis://:hunter2@x/?db=hunter2")),
     ):
         for url in urls:
@@ -416,7 +415,7 @@ def test_regression_32_a_url_that_is_not_safe_or_can_not_be_read_is_refused() ->
             assert "hunter2" not in str(refusal.value)
 
 
-def test_without_redis_py_it_says_what_to_install() -> None:
+def test_error_without_redis_py_names_the_extra() -> None:
     code = (
         "import sys; sys.modules['redis'] = None\n"
         "from mlflow_hokusai_auth.authorities.redis_identities import SharedCache\n"
@@ -427,7 +426,7 @@ def test_without_redis_py_it_says_what_to_install() -> None:
     assert "pip install 'mlflow-hokusai-auth[redis]'" in done.stderr
 
 
-def test_regression_32_only_a_verified_redis_is_spoken_to(
+def test_regression_32_redis_must_have_a_verified_certificate(
     tmp_path: Path,
     certificate: Path,  # noqa: F811
 ) -> None:
@@ -438,7 +437,7 @@ def test_regression_32_only_a_verified_redis_is_spoken_to(
         for address, trusted, expected in (
             ("127.0.0.1", True, True),
             ("127.0.0.1", False, False),
-            ("localhost", True, False),  # not the certificate's name
+            ("localhost", True, False),  # The certificate has another name.
         ):
             query = f"?ssl_ca_certs={certificate}" if trusted else ""
             cache = SharedCache(f"rediss://{address}:{port}{query}", max_age=60, budget=LONG)

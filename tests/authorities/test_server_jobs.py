@@ -1,4 +1,4 @@
-"""The jobs' secret, from the command that makes it to the workers that take it back."""
+"""The jobs' secret, from the command that makes it to the workers that remove it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _no_key_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def test_jobs_find_a_password_and_workers_clear_all_of_it_away() -> None:
+def test_jobs_find_a_password_and_workers_remove_it() -> None:
     environ = {"PATH": "/bin", USERNAME: " "}
     issue(environ)
     secret = environ[TOKEN]
@@ -41,7 +41,7 @@ def test_jobs_find_a_password_and_workers_clear_all_of_it_away() -> None:
 
 
 def test_each_start_has_a_secret_of_its_own() -> None:
-    # As if this server ran in a job of another one.
+    # This server runs in a job of another server.
     first: dict[str, str] = {}
     issue(first)
     second = {TOKEN: first[TOKEN]}
@@ -79,7 +79,7 @@ def test_token_that_this_package_did_not_make_is_not_taken() -> None:
 
 
 class Inner:
-    """An authority of one key."""
+    """An authority that knows one key."""
 
     known = Principal("acme", "key_1", frozenset({"mlflow:read"}))
 
@@ -90,7 +90,7 @@ class Inner:
         return self.known if key == "theirs" else Rejected()
 
 
-def test_the_secret_and_nothing_else_stands_for_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_secret_is_accepted_as_the_jobs_key(monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Inner()
     monkeypatch.delenv(TOKEN, raising=False)
     assert recognised(inner) is inner

@@ -49,19 +49,19 @@ def client(service: Standin) -> AuthService:
 
 @pytest.fixture
 def hasty(service: Standin) -> AuthService:
-    """A client that gives up soon, and that one lookup which goes on would keep from all others."""
+    """A client with a short timeout and a single connection, which an unfinished lookup would block."""
     return AuthService(service.url, timeout=SHORT, connections=1)
 
 
 def reply(service: Standin, status: int, body: object = GOOD, **headers: str) -> None:
-    """Have `service` answer this: JSON, or bytes as they are."""
+    """Make `service` answer this: JSON, or the bytes unchanged."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     service.behave("status", status=status, body=raw, headers=named)
 
 
 def unavailable(client: AuthService, key: str | None = None) -> AuthorityUnavailable:
-    """The refusal of a lookup that must not be answered, checked for the key."""
+    """Return the error of a lookup that must fail, after a check that it does not hold the key."""
     key = key or keys.generate("test")
     with pytest.raises(AuthorityUnavailable) as refused:
         client.lookup(key, "192.0.2.1")
@@ -74,21 +74,21 @@ def unavailable(client: AuthService, key: str | None = None) -> AuthorityUnavail
 
 
 def throttled(client: AuthService) -> float | None:
-    """For how long the client is told to wait, as it must be."""
+    """Return the seconds in the error's `retry_after`, which must be there."""
     with pytest.raises(Throttled) as refused:
         client.lookup(keys.generate())
     return refused.value.retry_after
 
 
 def until(call: Callable[[], object]) -> None:
-    """Wait until `call` is true, however busy the machine is."""
+    """Wait until `call` returns true, even on a busy machine."""
     ends = time.monotonic() + LONG
     while not call():
         assert time.monotonic() < ends
 
 
 def known(client: AuthService, key: str) -> bool:
-    """Whether the service said that it knows `key`; not if it took too long."""
+    """Return True if the service answered in time that it knows `key`."""
     with contextlib.suppress(AuthorityUnavailable):
         return isinstance(client.lookup(key), Principal)
     return False
@@ -128,16 +128,18 @@ def test_regression_14_the_default_service_id_is_one_that_the_service_knows(
     for wrong in ("ml-platform", "hokusai-data-pipeline", "prediction"):
         found = AuthService(service.url, service_id=wrong, timeout=LONG).lookup(key)
         assert found == Rejected("API key not valid for this service")
-    # An operator whose every key is rejected must be able to read why.
+    # An operator whose keys are all rejected must be able to find the reason.
     assert caplog.text.count("API key not valid for this service") == 3
 
 
-def test_an_unknown_address_is_left_out(service: Standin, client: AuthService) -> None:
+def test_unknown_address_is_not_sent(service: Standin, client: AuthService) -> None:
     client.lookup(service.add(), "")
     assert json.loads(service.calls[0].body) == {"service_id": "platform"}
 
 
-def test_the_address_decides_where_a_key_has_a_list(service: Standin, client: AuthService) -> None:
+def test_key_with_a_list_of_addresses_works_from_those_only(
+    service: Standin, client: AuthService
+) -> None:
     key = service.add(addresses=["192.0.2.0/24"])
     assert isinstance(client.lookup(key, "192.0.2.9"), Principal)
     assert client.lookup(key, "198.51.100.1") == Rejected("IP address not allowed")
@@ -221,15 +223,15 @@ def test_regression_15_a_200_that_says_invalid_is_a_rejection(
     assert client.lookup(keys.generate()) == Rejected("API key expired")
 
 
-def test_regression_15_is_valid_counts_as_a_boolean_only(
-    service: Standin, client: AuthService
-) -> None:
+def test_regression_15_is_valid_must_be_a_boolean(service: Standin, client: AuthService) -> None:
     for word in ("true", "false", 1, 0, None, [], [True], {}, 1.0):
         reply(service, 200, {**GOOD, "is_valid": word})
         assert "is_valid" in str(unavailable(client)), word
 
 
-def test_regression_16_an_admin_is_one_by_true_only(service: Standin, client: AuthService) -> None:
+def test_regression_16_only_is_admin_true_makes_an_administrator(
+    service: Standin, client: AuthService
+) -> None:
     words = ("false", "true", 1, [True], {"a": 1}, None, 0, False)
     for fields, admin in (
         *(({"is_admin": word, "user": {"is_admin": word}}, False) for word in words),
@@ -315,7 +317,7 @@ _NO_VERDICT += [407, 408, 409, 410, 413, 415, 418, 422, 428, 431, 451, 500, 501,
 def test_regression_18_and_21_every_other_status_is_no_verdict(
     service: Standin, client: AuthService
 ) -> None:
-    # Whatever the body says, and though the same key was good a moment ago.
+    # The body does not matter, nor that the same key was good a moment ago.
     key = service.add()
 
     def check(status: int, valid: bool) -> None:
@@ -337,7 +339,7 @@ def test_regression_18_a_redirect_is_not_followed(service: Standin, client: Auth
     assert len(service.calls) == 5
 
 
-def test_regression_18_a_429_is_passed_on_as_one(service: Standin, client: AuthService) -> None:
+def test_regression_18_a_429_becomes_a_429(service: Standin, client: AuthService) -> None:
     for body in (b"", b'{"detail": "Rate limit exceeded"}', json.dumps(GOOD).encode()):
         reply(service, 429, body, Retry_After="7")
         assert throttled(client) == 7
@@ -393,13 +395,13 @@ def test_a_reply_may_come_in_chunks(service: Standin, client: AuthService) -> No
     assert service.connections == 1
 
 
-# What is quoted
+# Quoted reasons
 
 
-def test_the_service_s_words_are_quoted_short_and_without_the_key(
+def test_reason_of_the_service_is_quoted_short_and_without_the_key(
     service: Standin, client: AuthService
 ) -> None:
-    # Of a shape that no pattern of ours knows.
+    # No pattern of ours fits the shape of this key.
     key = "partner-0123456789-abcdefghij"
     other = keys.generate()
     said = f"unknown service for {key} and {other}\r\n\x1b[31m forged line " + "x" * 5000
@@ -411,7 +413,7 @@ def test_the_service_s_words_are_quoted_short_and_without_the_key(
         assert len(error) < 240
 
 
-def test_a_rejection_s_words_are_quoted_short_and_without_the_key(
+def test_reason_of_a_rejection_is_quoted_short_and_without_the_key(
     service: Standin, client: AuthService, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -438,18 +440,18 @@ def test_regression_18_a_fault_is_no_verdict_and_passes(
     faults = ("broken", "html", "truncate", "cut", "oversize", "reset", "hang_up", "garbage")
     for kind in faults:
         service.behave(kind)
-        # It is seen as soon as it is there, and not waited for.
+        # The fault is noticed at once, not at the deadline.
         assert "took more than" not in str(unavailable(client, key)), kind
         service.behave("strict")
         assert isinstance(client.lookup(key), Principal), kind
 
 
 @pytest.mark.parametrize("kind", ["slow", "drip", "drip_headers"])
-def test_regression_18_an_answer_that_takes_too_long_is_given_up(
+def test_regression_18_slow_answer_is_abandoned_at_the_deadline(
     service: Standin, hasty: AuthService, kind: str
 ) -> None:
     key = service.add(extra={"more": "x" * 1000})
-    # Byte after byte comes in time, and the last one after more than a minute.
+    # Each byte comes in time, but the last one after more than a minute.
     service.behave(kind, seconds=2 * LONG if kind == "slow" else SHORT / 4)
     for _ in range(2):
         unavailable(hasty, key)
@@ -464,12 +466,12 @@ def test_the_deadline_is_a_setting(service: Standin, client: AuthService) -> Non
     assert isinstance(client.lookup(key), Principal)
 
 
-def test_a_black_hole_is_given_up() -> None:
+def test_lookup_in_a_black_hole_ends_at_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as hole:
         unavailable(AuthService(f"http://127.0.0.1:{hole.getsockname()[1]}", timeout=SHORT))
 
 
-def test_a_service_that_is_gone_is_found_again(service: Standin, client: AuthService) -> None:
+def test_service_that_comes_back_is_reached_again(service: Standin, client: AuthService) -> None:
     key = service.add()
     assert isinstance(client.lookup(key), Principal)
     service.go()
@@ -479,22 +481,22 @@ def test_a_service_that_is_gone_is_found_again(service: Standin, client: AuthSer
     assert isinstance(client.lookup(key), Principal)
 
 
-def test_a_name_server_that_does_not_answer_is_given_up(
+def test_lookup_ends_at_the_deadline_if_no_name_server_answers(
     hasty: AuthService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
-    # Nothing of Python's bounds this call, so the test does not wait for a real name server.
+    # Python has no timeout for this call, so the test uses no real name server.
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(LONG) and [])
     assert "took more than" in str(unavailable(hasty))
     released.set()
 
 
-def test_a_name_that_nobody_has_is_no_verdict() -> None:
+def test_host_name_that_does_not_exist_is_no_verdict() -> None:
     unavailable(AuthService("http://auth.invalid", timeout=1))
 
 
 def test_regression_19_an_error_of_our_own_is_no_verdict(client: AuthService) -> None:
-    # No such key passes the gate; should one come here, the HTTP library raises what it likes.
+    # The gate refuses such a key; if one came here, the HTTP library might raise any error.
     for key in ("hk_test_\u043a\u043b\u044e\u0447", "hk_test_a\r\nX-Admin: 1"):
         unavailable(client, key)
 
@@ -526,7 +528,7 @@ def test_lookups_at_once_share_connections_and_mix_nothing_up(
     assert 1 <= service.connections <= 8
 
 
-def test_waiting_for_a_connection_counts(service: Standin, hasty: AuthService) -> None:
+def test_wait_for_a_connection_is_part_of_the_timeout(service: Standin, hasty: AuthService) -> None:
     service.behave("slow", seconds=SHORT * 0.8)
     with ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(hasty.lookup, service.add()) for _ in range(6)]
@@ -560,7 +562,7 @@ def test_a_cookie_does_not_go_out_with_the_next_key(service: Standin, client: Au
 
 @pytest.fixture
 def decoy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
-    """A proxy that the environment names for everything."""
+    """A proxy that the environment names for all URLs."""
     with Standin() as running:
         for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY", "HTTP_PROXY"):
             monkeypatch.delenv(name, raising=False)
@@ -576,7 +578,7 @@ def test_a_proxy_in_the_environment_gets_no_key(
     assert decoy.connections == 0
 
 
-def test_a_proxy_is_used_where_the_operator_says_so(
+def test_proxy_of_the_environment_is_used_only_with_its_setting(
     service: Standin, decoy: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = AuthService(service.url, use_environment_proxies=True, timeout=SHORT, connections=1)
@@ -586,11 +588,11 @@ def test_a_proxy_is_used_where_the_operator_says_so(
         unavailable(client)
         return len(decoy.calls) > before
 
-    # As a proxy the stand-in knows of no path, so that it answers 404.
+    # The stand-in doesn't know the path of a request to a proxy, so it answers 404.
     until(asks)
     assert {call.path for call in decoy.calls} == {service.url + PATH}
     assert service.connections == 0
-    # What comes through a proxy has the same deadline: the only connection is free again.
+    # A reply through a proxy has the same deadline: the only connection is free again.
     with monkeypatch.context() as patch:
         patch.setattr(standin, "PATH", service.url + PATH)
         decoy.behave("drip_headers", seconds=SHORT / 4)
@@ -616,7 +618,7 @@ def test_a_netrc_does_not_replace_the_key(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that nobody has signed, with its key, in one file."""
+    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -656,7 +658,7 @@ def secure(certificate: Path) -> Iterator[Standin]:
         yield running
 
 
-def test_a_certificate_that_nobody_signed_is_refused(
+def test_self_signed_certificate_is_refused(
     secure: Standin, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
@@ -666,7 +668,7 @@ def test_a_certificate_that_nobody_signed_is_refused(
     assert secure.calls == []
 
 
-def test_a_bundle_says_whom_to_trust(secure: Standin, certificate: Path) -> None:
+def test_certificate_in_the_bundle_is_trusted(secure: Standin, certificate: Path) -> None:
     client = AuthService(secure.url, ca_bundle=str(certificate), timeout=LONG)
     key = secure.add()
     for _ in range(3):
@@ -680,7 +682,7 @@ def test_a_bundle_says_whom_to_trust(secure: Standin, certificate: Path) -> None
     until(lambda: known(hasty, key))
 
 
-def test_a_body_that_a_reply_can_t_have_is_not_read_as_the_next_reply() -> None:
+def test_body_of_a_204_or_304_is_not_read_as_the_next_reply() -> None:
     good = json.dumps({**GOOD, "service_id": "platform"}).encode()
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
     wrong = []
@@ -699,7 +701,7 @@ def test_a_body_that_a_reply_can_t_have_is_not_read_as_the_next_reply() -> None:
                                     first, late = False, b'{"detail": "late"}'
                                     connection.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
                                 else:
-                                    # The body of the reply before comes when nobody waits for it.
+                                    # The body of the previous reply comes after its lookup has ended.
                                     connection.sendall(late + answer % (len(good), good))
 
             thread = threading.Thread(target=serve, daemon=True)
@@ -718,7 +720,7 @@ def test_a_body_that_a_reply_can_t_have_is_not_read_as_the_next_reply() -> None:
 
 
 def _request(connection: socket.socket) -> bool:
-    """Read one request with a body of known length; False at the end of the connection."""
+    """Read one request with a body of known length; return False at the end of the connection."""
     data = b""
     while True:
         head, end, body = data.partition(b"\r\n\r\n")

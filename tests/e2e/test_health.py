@@ -165,7 +165,7 @@ class TestOneByOne:
         wait_until(lambda: told("took more than 1 s"))
         service.behave("strict")
         service.go()
-        wait_until(lambda: told("can't be asked"))
+        wait_until(lambda: told("can't be reached"))
         # Keys of the store are not affected.
         assert server.request("GET", EXPERIMENT, key=server.key("mlflow:read"))[0] == 200
         service.come_back()

@@ -47,7 +47,7 @@ def server(
 
 
 def told(server: Server, level: str) -> int:
-    return server.log.count(f"The level of logging is {level} now\n")
+    return server.log.count(f"The log level is now {level}\n")
 
 
 def processes(server: Server) -> int:

@@ -201,7 +201,7 @@ def test_every_process_of_every_replica_follows_a_change_of_mode(tmp_path: Path,
                 return {(a[0], a[1].get("x-hokusai-auth-mode")) for a in answers}
 
             def follow(mode: str) -> None:
-                told = f"The mode is {mode} now"
+                told = f"The mode is now {mode}"
                 before = [replica.log.count(told) for replica in replicas]
                 hokusai_auth(one, "mode", mode)
                 wait_until(lambda: [replica.log.count(told) - 2 for replica in replicas] == before)
@@ -275,7 +275,7 @@ def test_forcing_a_mode_counts_more_than_the_store(tmp_path: Path) -> None:
         # Whoever follows a level that is set later, and then another, has seen the mode.
         for level in ("info", "error"):
             hokusai_auth(server, "log-level", level)
-            told = f"The level of logging is {level.upper()} now"
+            told = f"The log level is now {level.upper()}"
             wait_until(lambda told=told: told in server.log)
         assert server.request("GET", EXPERIMENT)[0] == 200
 

@@ -246,7 +246,7 @@ def told(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Told]:
     ):
         told = Told(server, service)
         told.run("log-level", "debug")
-        wait_until(lambda: "The level of logging is DEBUG" in server.log)
+        wait_until(lambda: "The log level is now DEBUG" in server.log)
         yield told
 
 

@@ -138,7 +138,7 @@ FAULTS = [
     ),
     Fault(
         service_down, 503, CALLS, {"authority": "service", "result": "failed"},
-        "unavailable", "AUTHORITY_UNAVAILABLE", UNASKED + "the auth service can't be asked",
+        "unavailable", "AUTHORITY_UNAVAILABLE", UNASKED + "the auth service can't be reached",
     ),
     Fault(
         store_down, 503, CALLS, {"authority": "local", "result": "failed"},

@@ -1,7 +1,7 @@
-"""Each Flask route of MLflow, over its whole application and by the shortcut: do answers differ?
+"""Compares each Flask route of MLflow through its whole application and through the shortcut.
 
-Runs as a program, as an MLflow application keeps its store for as long as the process lives. Prints
-JSON: how many were compared, and what differs.
+It is a program, as an MLflow application keeps its store until the process ends. It prints JSON: the
+number of comparisons, and the differences.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PREFLIGHT = [(b"access-control-request-method", b"POST")]
 
 
 async def ask(app: Any, scope: dict[str, Any], body: bytes) -> tuple[Any, ...]:
-    """Status, headers and body of the answer; or the exception that came instead."""
+    """Return status, headers and body of the response, or the exception."""
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
     sent: list[dict[str, Any]] = []
     over = asyncio.Event()
@@ -59,7 +59,7 @@ async def ask(app: Any, scope: dict[str, Any], body: bytes) -> tuple[Any, ...]:
 
 
 async def settle(app: Any, scope: dict[str, Any], body: bytes) -> None:
-    """Ask until two answers in a row are the same and no failure; at most 50 times."""
+    """Repeat the request, at most 50 times, until two responses in a row are equal and no failure."""
     before = None
     for _ in range(50):
         now = await ask(app, scope, body)
@@ -74,14 +74,14 @@ def without_body(answer: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def scopes() -> Any:
-    """Requests for every route, with Hosts and Origins that MLflow likes and that it does not."""
+    """Yield requests for every route, with Hosts and Origins that MLflow accepts and refuses."""
     from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
 
     pairs = list(itertools.product(HOSTS, ORIGINS))
     for number, (method, rule, _) in enumerate(installed_routes()):
         path = re.sub(r"\{\w+(:path)?\}", "1", template(rule))
-        # The first pair, which reaches the route, and by turns four of the others, of which the
-        # middlewares in front of all routes make something.
+        # The first pair reaches the route. Each route also gets four of the other pairs in turn, which
+        # the middlewares in front of all routes handle.
         others = [pairs[1 + (4 * number + turn) % (len(pairs) - 1)] for turn in range(4)]
         for host, origin in (pairs[0], *others):
             for asked in {method, "HEAD" if method == "GET" else method, "OPTIONS"}:

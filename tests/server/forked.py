@@ -1,7 +1,7 @@
-"""Processes for tests that need one of their own: forks, which have imported all that they take.
+"""Forks for tests that need a process of their own, in which everything is imported already.
 
-A lock that another thread holds at that moment is held in the fork for ever. So threads that ask a
-store now and then should not do so after their test.
+A lock that another thread holds at the fork stays locked there. So a thread that reads a store at
+intervals should end with its test.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TIMEOUT = 120
 
 
 def forked(work: Callable[[], object]) -> Any:
-    """Run `work` in a fork of this process and return its answer, as JSON has it.
+    """Run `work` in a fork of this process and return its result, which passes through JSON.
 
-    The fork ends without the exit functions of the process that it is a fork of.
+    The fork ends without the exit functions of its parent.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -59,7 +59,7 @@ def forked(work: Callable[[], object]) -> Any:
 
 @contextlib.contextmanager
 def watchers_rest() -> Iterator[None]:
-    """Threads that watch the stores of caches do so no more after this context."""
+    """End the watcher threads of caches at the end of this context."""
     over, never = threading.Event(), threading.Event()
 
     def sleep(seconds: float) -> None:
@@ -73,7 +73,7 @@ def watchers_rest() -> Iterator[None]:
 
 
 def count_in(folder: Path) -> None:
-    """Have this fork count in `folder`, from nothing, as a worker that was started for it does."""
+    """Make this fork count in `folder`, from 0, like a worker that was started with it."""
     from prometheus_client import REGISTRY, values
 
     from mlflow_hokusai_auth.server import metrics
@@ -84,6 +84,6 @@ def count_in(folder: Path) -> None:
     values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
     for collector in list(REGISTRY._collector_to_names):
         REGISTRY.unregister(collector)
-    # In place, so that whoever has the module has the new counters.
+    # The module is changed in place, so that every importer sees the new counters.
     for module in (events, metrics, recorder):
         importlib.reload(module)

@@ -106,7 +106,7 @@ GATE = make_gate()
 
 @contextlib.contextmanager
 def clock_at_now() -> Iterator[None]:
-    """The gate's clock stands at `NOW`."""
+    """Stop the gate's clock at `NOW`."""
     with pytest.MonkeyPatch.context() as patch:
         still = SimpleNamespace(time=lambda: NOW, perf_counter=time.perf_counter)
         patch.setattr(gate_module, "time", still)
@@ -118,7 +118,7 @@ def clock_at_now() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Wire:
-    """A request as it comes off the wire; characters up to U+00FF are bytes."""
+    """A request in the form of the wire; each character up to U+00FF is a byte."""
 
     method: str = "GET"
     target: str = "/version"
@@ -278,7 +278,7 @@ def both(test: Callable[..., None]) -> Callable[..., None]:
             told = [f"{name}: {type(error).__name__}: {error}" for name, error in failures.items()]
             raise AssertionError("\n".join(told)) from next(iter(failures.values()))
 
-    # pytest passes what the signature names, and there is no fixture of adapters.
+    # pytest passes a fixture for each name in the signature, and there is none for adapters.
     signature = inspect.signature(test)
     others = [one for name, one in signature.parameters.items() if name != "adapter"]
     run.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What the command does before any worker starts, and what each worker is put together from."""
+"""The command's work before any worker starts, and the assembly of each worker."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.contract.test_mlflow import VERSION
 from tests.server.forked import forked
 from tests.server.upstream.test_sockets import nodelay
 
-OFF = "hokusai-auth: MODE IS off. NOBODY IS ASKED FOR A KEY."
-OBSERVE = "hokusai-auth: mode is observe. Nobody is refused; what would be is logged."
+OFF = "hokusai-auth: MODE IS off. NO REQUEST NEEDS A KEY."
+OBSERVE = "hokusai-auth: mode is observe. Requests that would be refused are only logged."
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +49,10 @@ def store(folder: Path) -> LocalStore:
 
 
 def refused(capsys: pytest.CaptureFixture[str]) -> str:
-    """What `create_app` says when it ends the worker."""
+    """Return the message of `create_app` when it ends the worker."""
     with pytest.raises(SystemExit) as ended:
         app.create_app()
-    # So that uvicorn's supervisor does not start it anew.
+    # With this code uvicorn's supervisor does not restart the worker.
     assert ended.value.code == 3
     return capsys.readouterr().err
 
@@ -68,13 +68,13 @@ def test_workers_and_jobs_inherit_what_they_need(tmp_path: Path) -> None:
     assert LocalStore(f"sqlite:///{tmp_path}/hokusai_auth.db").is_current()
 
 
-def test_addresses_that_the_operator_lets_forward_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forwarded_allow_ips_of_the_operator_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "192.0.2.1")
     app.bootstrap({"uvicorn_opts": "--log-level debug", "gunicorn_opts": "--timeout 60"})
     assert os.environ["FORWARDED_ALLOW_IPS"] == "192.0.2.1"
 
 
-def test_who_may_write_the_files_of_mlflow_s_pages_is_warned(
+def test_writable_files_of_mlflow_s_pages_cause_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for user, writable, said in (
@@ -96,8 +96,8 @@ SAID = [
     ({}, None, []),
     ({"MODE": "observe"}, None, [OBSERVE]),
     ({"MODE": "off"}, None, [OFF]),
-    ({}, "off", [OFF, "mode is off, as `hokusai-auth mode` said, and not HOKUSAI_AUTH_MODE="]),
-    ({"MODE": "off"}, "enforce", ["mode is enforce, as `hokusai-auth mode` said, and not "]),
+    ({}, "off", [OFF, "mode is off, set by `hokusai-auth mode`. It overrides HOKUSAI_AUTH_MODE="]),
+    ({"MODE": "off"}, "enforce", ["mode is enforce, set by `hokusai-auth mode`. It overrides "]),
     ({"MODE": "observe"}, "observe", [OBSERVE]),
     ({"FORCE_MODE": "enforce"}, "off", []),
     ({"FORCE_MODE": "off"}, "enforce", [OFF]),
@@ -105,13 +105,13 @@ SAID = [
     (
         {"BACKEND": "service", "SERVICE_URL": "http://auth.example.com"},
         None,
-        ["hokusai-auth: keys travel to http://auth.example.com without encryption."],
+        ["hokusai-auth: keys are sent to http://auth.example.com without encryption."],
     ),
     ({"BACKEND": "service", "SERVICE_URL": "https://auth.example.com"}, None, []),
 ]
 
 
-def test_command_says_what_must_not_be_overlooked(
+def test_command_prints_warnings_for_the_operator(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = []
@@ -135,7 +135,7 @@ def test_command_says_what_must_not_be_overlooked(
     assert not wrong, "\n".join(wrong)
 
 
-def test_forced_off_it_starts_without_its_store_and_otherwise_not(
+def test_command_starts_without_its_store_only_if_forced_off(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", "sqlite:////nowhere/at/all.db")
@@ -143,10 +143,10 @@ def test_forced_off_it_starts_without_its_store_and_otherwise_not(
         app.bootstrap({})
     monkeypatch.setenv("HOKUSAI_AUTH_FORCE_MODE", "off")
     app.bootstrap({})
-    assert "hokusai-auth: starts all the same, as it is off: " in capsys.readouterr().err
+    assert "hokusai-auth: starts all the same, as its mode is off: " in capsys.readouterr().err
 
 
-def test_command_stops_at_what_workers_would_fail_at() -> None:
+def test_command_stops_at_mistakes_that_would_stop_workers() -> None:
     shared = {
         "BACKEND": "service",
         "SERVICE_URL": "https://auth.example.com",
@@ -169,7 +169,7 @@ def test_command_stops_at_what_workers_would_fail_at() -> None:
                 app.bootstrap({})
 
 
-def test_nothing_is_done_but_in_the_server_s_command() -> None:
+def test_import_does_nothing_outside_the_server_command() -> None:
     assert app._in_server_command() is None
     for command, options in (("server", {"port": 1}), ("gc", None)):
         with click.Context(click.Command(command), info_name=command) as context:
@@ -180,7 +180,7 @@ def test_nothing_is_done_but_in_the_server_s_command() -> None:
 # A worker
 
 
-def test_worker_that_can_t_start_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_worker_that_cannot_start_prints_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     for environ, says in (
         ({}, "the key store's tables are missing"),
         ({"HOKUSAI_AUTH_MODE": "on"}, "HOKUSAI_AUTH_MODE: "),
@@ -193,7 +193,7 @@ def test_worker_that_can_t_start_says_why(capsys: pytest.CaptureFixture[str]) ->
         assert said.startswith("hokusai-auth can't start: ") and says in said
 
 
-def test_error_that_nobody_thought_of_is_shown_with_its_traceback(
+def test_unexpected_error_is_shown_with_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
@@ -209,13 +209,13 @@ PAGES = ["account", "health", "monitoring", "pages", "validation"]
 
 
 def worker(folder: Path, **environ: str) -> dict[str, Any]:
-    """What a worker is put together from, in a fork, in which nothing of that is there yet."""
+    """Describe the parts of a worker, in a fork that has none of them yet."""
 
     def start() -> dict[str, Any]:
         os.chdir(folder)
         os.environ.update(environ)
         logging.setLogRecordFactory(logging.LogRecord)
-        # pytest's handlers would be taken for the operator's.
+        # The server would take pytest's handlers for the operator's.
         for name in ("", "mlflow_hokusai_auth.audit"):
             logging.getLogger(name).handlers.clear()
         metrics.INFO.clear()
@@ -252,7 +252,7 @@ def worker(folder: Path, **environ: str) -> dict[str, Any]:
 
 @pytest.mark.skipif(VERSION < (3, 5), reason="MLflow before 3.5 has no security middleware")
 @pytest.mark.parametrize("origins", ["", "https://ui.example"])
-def test_under_uvicorn_it_is_put_together_as_designed(origins: str, tmp_path: Path) -> None:
+def test_application_under_uvicorn_is_assembled_as_designed(origins: str, tmp_path: Path) -> None:
     store(tmp_path)
     environ = {"MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": origins} if origins else {}
     found = worker(tmp_path, _MLFLOW_SGI_NAME="uvicorn", **environ)
@@ -270,7 +270,7 @@ def test_under_uvicorn_it_is_put_together_as_designed(origins: str, tmp_path: Pa
     }
 
 
-def test_under_other_servers_it_is_a_wsgi_application_that_starts_without_a_store_if_forced_off(
+def test_wsgi_application_starts_without_a_store_if_forced_off(
     tmp_path: Path,
 ) -> None:
     assert worker(tmp_path, HOKUSAI_AUTH_FORCE_MODE="off")["type"] == "function"

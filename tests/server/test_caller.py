@@ -1,4 +1,4 @@
-"""Whom MLflow's handlers and the audit log take for the caller."""
+"""The caller as MLflow's handlers and the audit log see it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOMEBODY = Principal("key_1", "somebody", frozenset())
 
 
 def ask(principal: Principal | None, app: flask.Flask, **environ: str) -> Any:
-    """The application's answer to a request of this caller."""
+    """Return the application's response to a request of this caller."""
 
     def run() -> Any:
         caller.current.set(caller.Caller(principal, "192.0.2.1", "id-1"))
@@ -26,7 +26,7 @@ def ask(principal: Principal | None, app: flask.Flask, **environ: str) -> Any:
     return contextvars.copy_context().run(run)
 
 
-def test_caller_is_named() -> None:
+def test_mlflow_and_the_audit_log_get_the_caller() -> None:
     found: list[object] = []
     app = flask.Flask("mlflow")
     caller.install(app)
@@ -43,7 +43,7 @@ def test_caller_is_named() -> None:
     assert found == [None, Actor("", "", "192.0.2.1", "id-1")]
 
 
-def test_our_routes_take_a_key_whatever_the_gate_made_of_the_path() -> None:
+def test_our_routes_take_a_key_in_every_spelling() -> None:
     for line, principal, status in (
         ("GET /api/2.0/hokusai/keys", None, 401),
         ("POST //api/2.0/hokusai/keys", None, 401),

@@ -1,7 +1,7 @@
-"""No setting is read that is not documented, and none is documented that changes nothing.
+"""Every setting that is read is documented, and every documented setting changes something.
 
 Each case starts a server twice, by `create_app` and the environment, without and with the setting, and
-sends it requests. MLflow's part of it is a Flask application that tells what it was sent.
+sends it requests. A Flask application that returns the request's parts stands in for MLflow.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ASSISTANT = "/ajax-api/3.0/mlflow/assistant/config"
 
 
 def stand_in() -> flask.Flask:
-    """What stands in for MLflow."""
+    """The stand-in for MLflow."""
     made = flask.Flask("mlflow")
 
     @made.route("/<path:path>", methods=["GET", "POST"])
@@ -67,7 +67,7 @@ def stand_in() -> flask.Flask:
 
 
 class Server:
-    """What `create_app` returns, and its store."""
+    """The application that `create_app` returns, and its store."""
 
     def __init__(self, store: LocalStore) -> None:
         self.store = store
@@ -76,7 +76,7 @@ class Server:
     def ask(self, path: str = READ, key: str = "", **more: Any) -> TestResponse:
         headers = {"X-API-Key": key, **more.pop("headers", {})}
         more["environ_overrides"] = {"REMOTE_ADDR": "127.0.0.1"}
-        # Read to its end, after which the server tells of the request.
+        # The server reports the request only after the response has been read to its end.
         return self._client.open(path, headers=headers, buffered=True, **more)
 
     def status(self, path: str = READ, key: str = "", **more: Any) -> int:
@@ -88,7 +88,7 @@ class Server:
 
 @dataclass
 class World:
-    """What is around the servers of one case."""
+    """The surroundings of the servers of one case."""
 
     folder: Path
     service: Standin
@@ -100,7 +100,7 @@ class World:
         self.patch.setenv(name, value if isinstance(value, str) else value(self))
 
     def start(self) -> Server:
-        """As `mlflow server` does it, first in the command and then in a worker."""
+        """Start like `mlflow server`: first the command, then a worker."""
         self.patch.setattr(mlflow.server, "app", stand_in())
         app.bootstrap({})
         return Server(LocalStore("sqlite:///hokusai_auth.db"))
@@ -140,7 +140,7 @@ REFUSED_TO_START = "refused to start"
 
 
 def status(path: str = READ, *scopes: str, **more: Any) -> Callable[[World], int]:
-    """The answer to a request with a key that has these scopes."""
+    """Return the response to a request with a key that has these scopes."""
 
     def look(world: World) -> int:
         server = world.start()
@@ -150,7 +150,7 @@ def status(path: str = READ, *scopes: str, **more: Any) -> Callable[[World], int
 
 
 def by_service(path: str = READ, **grant: Any) -> Callable[[World], int]:
-    """The answer to a request with a key that the service gives this."""
+    """Return the response to a request with a key for which the service answers with these fields."""
     return lambda world: world.start().status(path, world.service.add(**grant))
 
 
@@ -159,7 +159,7 @@ def without_a_key(world: World) -> int:
 
 
 def first_then(change: Callable[[World, str], object], known: bool = True) -> Any:
-    """The answer to a key that the service knew, or did not, when it was asked first."""
+    """Return the response for a key that the service knew, or did not, at its first lookup."""
 
     def look(world: World) -> int:
         server = world.start()
@@ -232,7 +232,7 @@ def failures(world: World) -> list[int]:
 
 
 def session(world: World) -> int:
-    """The answer to a session a moment after somebody signed in."""
+    """Return the response to a session a moment after the sign-in."""
     server = world.start()
     form, here = {"key": server.key("mlflow:read")}, {"Origin": "http://localhost"}
     page = server.ask("/hokusai/login", method="POST", data=form, headers=here)
@@ -258,7 +258,7 @@ def leak(world: World) -> int:
 
 
 def lines(name: str) -> Callable[[World], int]:
-    """Lines that one good read leaves in a log."""
+    """Return the lines that one successful read leaves in a log."""
 
     def look(world: World) -> int:
         assert status(READ, "mlflow:read")(world) == 200
@@ -310,7 +310,7 @@ SHARED = {**SERVICE, "SECRET_KEY": "s" * 32}
 
 
 def opens(location: str) -> Callable[[World], object]:
-    """Whether MLflow opens a location once the application is put together."""
+    """Return whether MLflow opens a location after the application is assembled."""
 
     def look(world: World) -> bool:
         world.start()
@@ -324,7 +324,7 @@ def opens(location: str) -> Callable[[World], object]:
 
 
 def past_fastapi(world: World) -> bool:
-    """Whether a request under uvicorn goes past the middleware of MLflow's FastAPI application."""
+    """Return whether a request under uvicorn bypasses the middleware of the FastAPI application."""
     flask_app = stand_in()
     flask_app.add_url_rule(READ, "version", lambda: "1")
     whole, seen = FastAPI(), []
@@ -371,7 +371,7 @@ CASES: dict[str, Case] = {
     "negative_cache_ttl": Case("0", first_then(learn, known=False), 401, 200, SERVICE),
     "stale_if_error": Case("60", first_then(be_gone), 503, 200, {**SERVICE, "CACHE_TTL": "0.05"}),
     "redis_url": Case(redis_url, calls_of_two_servers, 2, 1, SHARED),
-    # Without it, each of the two would have one of its own, and find nothing of the other's.
+    # Without a common secret, each of the two would make its own, and they would share no entries.
     "secret_key": Case(
         "s" * 32, calls_of_two_servers, REFUSED_TO_START, 1, {**SERVICE, "REDIS_URL": redis_url}
     ),
@@ -399,13 +399,13 @@ def world(
     caplog: pytest.LogCaptureFixture,
     request: pytest.FixtureRequest,
 ) -> Iterator[World]:
-    """Whatever a start leaves behind in its process is undone at the end."""
+    """Undo, at the end, everything that a start changes in its process."""
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
     (tmp_path / "metrics").mkdir()
     monkeypatch.setenv(metrics.DIRECTORY, str(tmp_path / "metrics"))
     for name in ("FORWARDED_ALLOW_IPS", *app.server_jobs._OURS):
-        # Set first, so that it is put back.
+        # monkeypatch restores only variables that it has set itself.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
@@ -413,9 +413,9 @@ def world(
         log = logging.getLogger(f"mlflow_hokusai_auth{name}")
         for what in ("handlers", "level", "propagate"):
             monkeypatch.setattr(log, what, copy(getattr(log, what)))
-    # A full collection takes longer than all else that a start does.
+    # A full collection takes longer than the rest of a start.
     monkeypatch.setattr(app, "gc", SimpleNamespace(collect=int, freeze=int))
-    # It would look into the store of each server until the tests are over.
+    # The thread would read the store of each server until the end of all tests.
     monkeypatch.setattr(app.live_settings, "follow", lambda *_: None)
     listening = []
     start = metrics.start_http_server
@@ -453,12 +453,12 @@ def test_a_setting_changes_what_the_server_does(name: str, world: World) -> None
     assert seen(world, case) == case.changed
 
 
-# What is documented
+# The documentation
 
 
 def variables() -> Iterator[tuple[str, str]]:
-    """Module and name of each variable that the package may read: texts that look like one of ours,
-    whatever is done with them, and the variables of options of the command line."""
+    """Yield module and name of each variable that the package may read: every text of that form, and
+    the variables of the command line's options."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -472,7 +472,7 @@ def variables() -> Iterator[tuple[str, str]]:
 
 def test_every_variable_that_is_read_is_documented() -> None:
     read = set(variables())
-    # Only the settings' names are put together, and docs/operator/settings.md is made from the model.
+    # Only the settings' names are composed, and docs/operator/settings.md is made from the model.
     assert {(where, name) for where, name in read if name.endswith("_")} == {
         ("settings.py", PREFIX)
     }

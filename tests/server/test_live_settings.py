@@ -1,4 +1,4 @@
-"""What the key store says while the server runs: taken at once, by every process, and kept."""
+"""Every process follows the mode and the log level in the key store while the server runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def database(tmp_path: Path) -> Database:
     return made
 
 
-def test_mode_of_the_store_counts_more_than_that_of_the_start_and_a_forced_one_most() -> None:
+def test_forced_mode_overrides_the_store_s_and_that_overrides_the_start_s() -> None:
     for forced, kept, now in (
         ("", {}, "observe"),
         ("", {"mode": MODES.index("off")}, "off"),
@@ -53,14 +53,14 @@ def test_mode_of_the_store_counts_more_than_that_of_the_start_and_a_forced_one_m
         assert mode.now == (forced or "observe")
 
 
-def test_level_is_taken_once_and_given_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_level_is_set_once_and_reset(caplog: pytest.LogCaptureFixture) -> None:
     level = LogLevel()
     for number in (logging.DEBUG, logging.ERROR, None):
         caplog.clear()
         for _ in range(2):
             level.follow({} if number is None else {"log_level": number})
         assert LOGGER.level == (number or logging.NOTSET)
-        # Loud enough to be seen, and said once.
+        # The line has a level that is shown, and it is logged once.
         (said,) = caplog.records
         assert said.levelno == max(logging.WARNING, number or 0)
 
@@ -95,14 +95,14 @@ def test_change_is_followed_and_an_outage_changes_nothing(
     database.set_state("log_level", logging.DEBUG, "log_level.set", BY)
     mode = Mode()
     follow(database, mode)
-    # Before the first request, and not a second after it.
+    # The mode is set before the first request, not a second after it.
     assert (mode.now, LOGGER.level, shown()) == ("observe", logging.DEBUG, {"observe"})
     assert looks[-1].wait(60)
     caplog.clear()
     database.set_state("mode", MODES.index("off"), "mode.set", BY)
     look_again()
     assert (mode.now, shown()) == ("off", {"off"})
-    assert said() == ["The mode is off now (before: observe)"]
+    assert said() == ["The mode is now off (before: observe)"]
     caplog.clear()
 
     def fail() -> dict[str, int]:
@@ -113,13 +113,11 @@ def test_change_is_followed_and_an_outage_changes_nothing(
     assert (mode.now, shown(), said()) == ("off", {"off"}, [])
 
 
-def test_process_that_is_forked_off_follows_too(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forked_process_follows_too(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         @staticmethod
         def sleep(_: float) -> None:
-            """Never look again in the first process: a lock that is held then is so in the fork."""
+            """Stop the thread of the first process: a lock that it holds stays locked in a fork."""
             if os.getpid() == process[0]:
                 threading.Event().wait()
             time.sleep(0.01)

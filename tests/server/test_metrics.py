@@ -1,4 +1,4 @@
-"""What Prometheus reads: of all processes, of the store's keys, and nothing of what is gone."""
+"""Prometheus reads the metrics of all running processes and of the store's keys."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def process(folder: Path, uri: str) -> Samples:
-    """What is told by a process that says who and in which mode it is, and counts one request."""
+    """The metrics of a process that sets its description and mode, and counts one request."""
 
     def work() -> str:
         count_in(folder)
@@ -62,7 +62,7 @@ def process(folder: Path, uri: str) -> Samples:
     return parsed(forked(work).encode())
 
 
-def test_process_tells_of_itself_and_of_the_keys(folder: Path, uri: str) -> None:
+def test_metrics_describe_the_process_and_the_keys(folder: Path, uri: str) -> None:
     told = process(folder, uri)
     assert {dict(labels)["mode"]: value for labels, value in told["mode"].items()} == {
         "enforce": 0,
@@ -72,7 +72,7 @@ def test_process_tells_of_itself_and_of_the_keys(folder: Path, uri: str) -> None
     ((labels, value),) = told["info"].items()
     assert dict(labels)["policy"] == "scopes" and dict(labels)["authority"] == "local,service"
     assert value == 1
-    # From 0, as Prometheus sees no increase in what begins with 1.
+    # Prometheus sees no increase in a series that begins with 1.
     assert set(told["registrations_total"].values()) == {0}
     assert len(told["registrations_total"]) == 10
     assert set(told["events_total"].values()) == {0}
@@ -86,9 +86,7 @@ def test_process_tells_of_itself_and_of_the_keys(folder: Path, uri: str) -> None
     assert not [name for name in told if name.endswith("_created")]
 
 
-def test_counts_of_a_process_that_is_gone_stay_and_its_states_do_not(
-    folder: Path, uri: str
-) -> None:
+def test_counters_of_an_ended_process_stay_and_its_gauges_go(folder: Path, uri: str) -> None:
     process(folder, uri)
     assert process(folder, uri)["query_keys_total"] == {(): 2}
     told = parsed(metrics.text(LocalStore(uri)))
@@ -96,30 +94,32 @@ def test_counts_of_a_process_that_is_gone_stay_and_its_states_do_not(
     assert not {"mode", "info"} & set(told)
 
 
-def test_file_that_a_process_did_not_come_to_fill_is_passed_over(folder: Path, uri: str) -> None:
+def test_empty_file_of_a_killed_process_is_skipped(folder: Path, uri: str) -> None:
     (folder / "counter_1.db").touch()
     assert process(folder, uri)["query_keys_total"] == {(): 1}
 
 
-def test_without_its_directory_it_fails_rather_than_tell_of_nothing(folder: Path, uri: str) -> None:
+def test_scrape_fails_if_the_directory_is_gone(folder: Path, uri: str) -> None:
     folder.rmdir()
     with pytest.raises(ValueError, match="not a directory"):
         metrics.text(LocalStore(uri))
 
 
-def test_process_that_is_not_named_by_its_number_is_left_alone(folder: Path, uri: str) -> None:
+def test_file_without_a_process_number_stays(folder: Path, uri: str) -> None:
     process(folder, uri)
     (gone,) = folder.glob("gauge_livemax_*.db")
     shutil.copy(gone, folder / "gauge_livemax_another.db")
     assert "mode" in parsed(metrics.text(LocalStore(uri)))
 
 
-def test_while_the_store_can_not_be_asked_the_rest_is_told(folder: Path, tmp_path: Path) -> None:
+def test_other_metrics_are_served_while_the_store_is_unavailable(
+    folder: Path, tmp_path: Path
+) -> None:
     told = process(folder, f"sqlite:///{tmp_path}/none/keys.db")
     assert told["mode"] and not {"keys", "keys_expiring"} & set(told)
 
 
-def test_without_workers_it_is_what_this_process_counted(
+def test_metrics_without_workers_are_those_of_this_process(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(metrics.DIRECTORY, raising=False)
@@ -128,7 +128,7 @@ def test_without_workers_it_is_what_this_process_counted(
     assert not [name for name in told if name.endswith("_created")]
 
 
-def test_folder_is_made_where_none_is_named_and_only_that_is_removed(
+def test_directory_is_made_if_none_is_set_and_only_that_one_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environ = {metrics.DIRECTORY: str(tmp_path)}

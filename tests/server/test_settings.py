@@ -1,4 +1,4 @@
-"""What stops the server before it starts, and says why."""
+"""Mistakes in the settings stop the server's start, with a message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
     yield
-    # What `bootstrap` hands on to workers and jobs is not for the tests that follow.
+    # The variables that `bootstrap` sets for workers and jobs must not reach later tests.
     os.environ.clear()
     os.environ.update(before)
 
@@ -34,15 +34,15 @@ MISTAKES = [
     ("CACHE_TTL", "soon", "HOKUSAI_AUTH_CACHE_TTL: "),
     ("CACHE_TTL", "0", "HOKUSAI_AUTH_CACHE_TTL: "),
     ("PREFIX", "/x", "did you mean HOKUSAI_AUTH_PREFIXES?"),
-    ("COLOUR", "red", "there is no such setting"),
+    ("COLOUR", "red", "no such setting"),
     ("MODE", "on", "HOKUSAI_AUTH_MODE: "),
     ("BACKEND", "ldap", "must be local, service or local,service"),
-    ("BACKEND", "service", "start: HOKUSAI_AUTH_BACKEND names the"),
+    ("BACKEND", "service", "start: HOKUSAI_AUTH_BACKEND=service needs"),
     ("SERVICE_URL", "a.example", "start: HOKUSAI_AUTH_SERVICE_URL: must"),
     ("SERVICE_URL", "ftp://auth.example.com", "must look like https://"),
     ("SERVICE_URL", "https://", "must look like https://"),
-    ("SERVICE_URL", "https://a.example:99999", "has a port that is none"),
-    ("SERVICE_URL", "https://a.example:canary", "has a port that is none"),
+    ("SERVICE_URL", "https://a.example:99999", "has a port that is not a number up to 65535"),
+    ("SERVICE_URL", "https://a.example:canary", "has a port that is not a number up to 65535"),
     ("SERVICE_CA_BUNDLE", "/nowhere.pem", "must name a file of certificates"),
     ("SERVICE_CA_BUNDLE", __file__, "must name a file of certificates"),
     ("SERVICE_URL", "https://a.example/?canary", "must look like https://"),
@@ -83,7 +83,7 @@ def test_mistake_is_refused_at_start() -> None:
         ({"uvicorn_opts": "--root-path /ui"}, {}, "--root-path is not supported"),
         ({"uvicorn_opts": "--root-path=/ui"}, {}, "--root-path is not supported"),
         ({}, {"UVICORN_ROOT_PATH": "/ui"}, "--root-path is not supported"),
-        ({"gunicorn_opts": "-k uvicorn.workers.UvicornWorker"}, {}, "Drop --gunicorn-opts"),
+        ({"gunicorn_opts": "-k uvicorn.workers.UvicornWorker"}, {}, "Remove --gunicorn-opts"),
         ({}, REDIS_WITHOUT_ITS_SCHEME, "redis"),
         *(({}, {f"HOKUSAI_AUTH_{name}": value}, says) for name, value, says in MISTAKES),
     ]
@@ -103,7 +103,7 @@ def test_mistake_is_refused_at_start() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_variables_of_kubernetes_for_a_service_of_our_name_are_no_mistake(
+def test_variables_of_a_kubernetes_service_with_our_name_are_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP_ADDR"):
@@ -150,7 +150,7 @@ def test_secret_file_that_cannot_be_read_is_named(
     secret.write_text("canary" * 9)
 
     def refuse(path: Path, *_: object, **__: object) -> str:
-        # Not by the file's mode, which means nothing to root.
+        # The file's mode would not keep root out.
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_text", refuse)
@@ -158,7 +158,7 @@ def test_secret_file_that_cannot_be_read_is_named(
         settings.load(tmp_path)
 
 
-def test_list_may_have_spaces_and_nothing_between_its_commas(
+def test_list_may_have_spaces_and_empty_items(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOKUSAI_AUTH_PREFIXES", "/a, /b,, ")

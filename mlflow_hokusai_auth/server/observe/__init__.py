@@ -1,1 +1,1 @@
-"""Everything that reports what happened: the decision log, metrics, traces."""
+"""Reports about requests: the decision log, metrics and traces."""

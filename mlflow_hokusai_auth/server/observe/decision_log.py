@@ -1,8 +1,8 @@
-"""What is told of each request once it is over: metrics, and a line of JSON in the decision log.
+"""The report about each request that is over: metrics, and a line of JSON in the decision log.
 
-The line is logged for every refusal, every failure and every change, and for a sample of what only
-reads, under the logger `mlflow_hokusai_auth.decisions`. No header and no key is in it, and of a query
-only which artifact is uploaded.
+The logger `mlflow_hokusai_auth.decisions` gets a line for every refusal, failure and change, and for a
+sample of the requests that only read. The line has no header and no key, and from the query only the
+path of an artifact that is uploaded.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ headers_log = logging.getLogger("mlflow_hokusai_auth.headers")
 _CREDENTIALS = frozenset(
     {b"authorization", b"x-api-key", b"x-mlflow-authorization", b"cookie", b"proxy-authorization"}
 )
-#: Outcomes of which, for what only reads, a sample is enough.
-_WELL = ("allowed", "public", "unchecked")
+#: With these outcomes, a sample of the requests that only read is enough.
+_SAMPLED = ("allowed", "public", "unchecked")
 
 
 class DecisionLog:
-    """Tells of requests: `sample` is the share of those that only read, and went well, to log.
+    """The gate's `Observer`. `sample` is the share to log of the requests that succeed and only read.
 
-    `observed` is called for those that mode observe let pass. By `folders` artifacts are told apart.
+    `observed` is called for each request that only mode observe let pass. `folders` decide which
+    experiment an artifact's path belongs to.
     """
 
     def __init__(
@@ -58,37 +59,37 @@ class DecisionLog:
         self.flush = self._recorder.flush
 
     def over(self, exchange: Exchange) -> None:
-        """Log a request that is over, and have it counted within `tally.INTERVAL`. Never raises."""
+        """Log a request that is over, and queue it for `Recorder`. Never raises."""
         try:
             exchange.ended = time.perf_counter()
             outcome = outcome_of(exchange)
             self._recorder.add(exchange, outcome)
             if exchange.passed and isinstance(exchange.verdict, Deny):
                 self._observed(_would_refuse(exchange, exchange.verdict))
-            if self._is_told(exchange, outcome):
-                level = logging.INFO if outcome in _WELL else logging.WARNING
+            if self._is_logged(exchange, outcome):
+                level = logging.INFO if outcome in _SAMPLED else logging.WARNING
                 if log.isEnabledFor(level):
                     text = json.dumps(line(exchange, outcome, self._folders.known))
-                    # Without `log.log`, which looks through the stack for whoever called it.
+                    # `log.log` is slower, as it searches the stack for its caller.
                     log.handle(log.makeRecord(log.name, level, __file__, 0, "%s", (text,), None))
         except Exception:
-            logging.getLogger(__name__).exception("A request was not told of")
+            logging.getLogger(__name__).exception("A request was not logged")
 
     def show_headers(self, exchange: Exchange, after: Iterable[tuple[bytes, bytes]]) -> None:
-        """Log the names of the headers that came, and of those that MLflow gets.
+        """Log the names of the request's headers, and of those that MLflow gets (`after`).
 
         A header that may hold a key is logged with a fingerprint of its value.
         """
-        told = {
+        fields = {
             "event": "headers",
             "request_id": exchange.request_id,
             "before": [_fingerprinted(*header) for header in exchange.request.headers],
             "after": [_fingerprinted(*header) for header in after],
         }
-        headers_log.info("%s", json.dumps(told))
+        headers_log.info("%s", json.dumps(fields))
 
-    def _is_told(self, exchange: Exchange, outcome: str) -> bool:
-        if outcome not in _WELL:
+    def _is_logged(self, exchange: Exchange, outcome: str) -> bool:
+        if outcome not in _SAMPLED:
             return True
         operation = exchange.operation
         if operation is not None and operation.access >= Access.WRITE:
@@ -98,19 +99,18 @@ class DecisionLog:
 
 def _fingerprinted(name: bytes, value: bytes) -> str:
     text = redact(name.decode("latin-1"))
-    spelt = name.replace(b"_", b"-")
-    if spelt not in _CREDENTIALS:
+    if name.replace(b"_", b"-") not in _CREDENTIALS:
         return text
-    # Eight digits tell two keys apart, and are of no use to whoever would guess one.
+    # Eight digits distinguish two keys, and don't help to guess one.
     return f"{text}: sha256 {hashlib.sha256(value).hexdigest()[:8]}, {len(value)} bytes"
 
 
 def outcome_of(exchange: Exchange) -> str:
-    """One word for how a request ended, of those that `metrics.REQUESTS` describes."""
+    """Return the outcome of a request that is over: one of those in `metrics.REQUESTS`."""
     if not exchange.passed and isinstance(exchange.verdict, Deny):
         return "unavailable" if exchange.status == 503 else "refused"
     if exchange.broke_off or exchange.status >= 500:
-        # Our own routes fail only where the store or a part of the server does.
+        # Our own routes fail only if the store or another part of the server does.
         ours = exchange.operation is not None and exchange.operation.kind == "hokusai"
         return "unavailable" if ours else "mlflow_error"
     if exchange.host_refusal:
@@ -124,10 +124,10 @@ def outcome_of(exchange: Exchange) -> str:
 
 
 def line(exchange: Exchange, outcome: str, folders: Folders = BY_NUMBER) -> dict[str, Any]:
-    """The decision log's fields for a request; times in milliseconds."""
+    """Return the decision log's fields for a request; times are in milliseconds."""
     operation, verdict = exchange.operation, exchange.verdict
     principal = verdict.principal if verdict is not None else None
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "at": round(time.time(), 3),
         "event": "request",
         "request_id": exchange.request_id,
@@ -153,8 +153,8 @@ def line(exchange: Exchange, outcome: str, folders: Folders = BY_NUMBER) -> dict
     else:
         request = exchange.request
         named = artifact_paths.named(operation, request.path, request.query, folders)
-    told.update({name: redact(text)[:200] for name, text in {**named, **exchange.named}.items()})
-    return told
+    fields.update({name: redact(text)[:200] for name, text in {**named, **exchange.named}.items()})
+    return fields
 
 
 def _would_refuse(exchange: Exchange, deny: Deny) -> WouldRefuse:
@@ -170,5 +170,5 @@ def _would_refuse(exchange: Exchange, deny: Deny) -> WouldRefuse:
 
 
 def reason_of(verdict: Allow | Deny | None) -> str:
-    """The refusal's code, or "ok"."""
+    """Return the refusal's code, or "ok"."""
     return verdict.code if isinstance(verdict, Deny) else "ok"

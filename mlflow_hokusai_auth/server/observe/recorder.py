@@ -1,7 +1,7 @@
-"""Counts requests for Prometheus, a moment after they are over.
+"""Counts requests for Prometheus, shortly after they are over.
 
-What processes add up through files takes longer to count than most of what the gate does. So a request
-only joins a queue, and a thread counts what is there every `INTERVAL` seconds. It makes the spans, too.
+Counters that processes share through files are slower than most of the gate's work. So a request only
+joins a queue, and a thread empties the queue every `INTERVAL` seconds. The thread also makes the spans.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import tracing
 if TYPE_CHECKING:
     from mlflow_hokusai_auth.server.exchange import Exchange
 
-#: Seconds between two rounds of counting.
+#: Seconds between two counts.
 INTERVAL = 0.1
 
 _STATUSES = frozenset(str(status.value) for status in HTTPStatus)
@@ -38,30 +38,30 @@ _log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """The requests that are over and not counted yet."""
+    """The queue of requests that are over and not counted yet."""
 
     def __init__(self) -> None:
-        # Appending to it and taking from it need no lock.
+        # A deque needs no lock for `append` and `popleft`.
         self._queue: deque[tuple[Exchange, str]] = deque()
         self._thread: threading.Thread | None = None
-        self._settling = threading.Lock()
+        self._flushing = threading.Lock()
 
     def add(self, exchange: Exchange, outcome: str) -> None:
-        """Have a request counted soon. Does no I/O."""
+        """Queue a request for counting. Does no I/O."""
         self._queue.append((exchange, outcome))
         if self._thread is None:
-            # On first use, so that it lives in the process that serves (pre-fork).
-            thread = threading.Thread(target=self._count_on, name="hokusai-auth-tally", daemon=True)
+            # A thread does not survive a fork, so the process that serves starts it.
+            thread = threading.Thread(target=self._count, name="hokusai-auth-tally", daemon=True)
             thread.start()
             self._thread = thread
             os.register_at_fork(after_in_child=self._forget_thread)
             atexit.register(self.flush)
 
     def flush(self) -> None:
-        """Count all that is over by now."""
+        """Count all requests in the queue."""
         counts: Counter[Any] = Counter()
         spans = tracing.provider()
-        with self._settling:
+        with self._flushing:
             while self._queue:
                 exchange, outcome = self._queue.popleft()
                 try:
@@ -71,18 +71,18 @@ class Recorder:
                         tracing.record(spans, exchange, outcome)
                 except Exception:
                     _log.exception("A request was not counted")
-            # By tens and hundreds under load, which is what makes it cheap.
+            # Under load, one increment stands for tens or hundreds of requests, which makes it cheap.
             for counter, count in counts.items():
                 counter.inc(count)
 
     def _forget_thread(self) -> None:
         self._thread = None
-        self._settling = threading.Lock()
+        self._flushing = threading.Lock()
 
-    def _count_on(self) -> None:
+    def _count(self) -> None:
         while True:
             time.sleep(INTERVAL)
-            # Else the queue would grow for as long as the process lives.
+            # If the thread ended, the queue would grow for as long as the process lives.
             try:
                 self.flush()
             except Exception:
@@ -90,7 +90,7 @@ class Recorder:
 
 
 def _counters(exchange: Exchange, outcome: str) -> Iterator[Any]:
-    """What is to be counted up by one."""
+    """Yield the counters that this request increments."""
     operation = exchange.operation
     kind, access = _names(operation)
     yield _requests(kind, access, exchange.prefix, exchange.status, outcome)
@@ -100,7 +100,7 @@ def _counters(exchange: Exchange, outcome: str) -> Iterator[Any]:
         yield _decisions("allowed", "ok")
     if exchange.query_key:
         yield metrics.QUERY_KEYS
-    # Without a status, the client left before it had sent all.
+    # Without a status, the client disconnected before it had sent the whole request.
     if operation is not None and exchange.status and (step := _step(operation.rule)):
         yield metrics.REGISTRATIONS.labels(step, "tried")
         yield metrics.REGISTRATIONS.labels(step, _registered(exchange, outcome))
@@ -132,7 +132,7 @@ def _names(operation: Operation | None) -> tuple[str, str]:
     return (operation.kind, operation.access.name.lower()) if operation else ("unknown", "admin")
 
 
-# `labels` looks up by a lock and a tuple of strings, which is most of the time that counting takes.
+# `labels` takes a lock and hashes a tuple of strings, which is most of the time of a count.
 @lru_cache(maxsize=4096)
 def _requests(kind: str, access: str, prefix: str, status: int, outcome: str) -> Any:
     code = str(status) if str(status) in _STATUSES else "other"

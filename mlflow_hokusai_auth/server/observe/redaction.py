@@ -1,4 +1,4 @@
-"""Keys are cut out of all that this process logs; and our own logs are shown."""
+"""Removes keys from everything that this process logs, and shows our own logs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mlflow_hokusai_auth.core.keys import redact
 
 
 def cut_keys() -> None:
-    """Cut keys out of all that this process logs: of MLflow's own and the web server's lines as well.
+    """Remove keys from all log records of this process, MLflow's and the web server's as well.
 
-    Where records are made, since a handler's or a logger's filter sees those of its own only.
+    It wraps the record factory, since a filter sees only the records of its own handler or logger.
     """
     make = logging.getLogRecordFactory()
 
@@ -25,7 +25,7 @@ def cut_keys() -> None:
         elif isinstance(record.args, dict):
             cleaned = {name: _clean(item) for name, item in record.args.items()}
             if cleaned != record.args:
-                # A copy of its class: gunicorn's mapping of atoms answers for names that it lacks.
+                # The copy keeps the class: gunicorn's mapping of atoms answers for missing names, too.
                 record.args = copy.copy(record.args)
                 record.args.update(cleaned)
         if record.exc_info:
@@ -38,14 +38,14 @@ def cut_keys() -> None:
 
 
 def _clean(item: Any) -> Any:
-    """`item` if it has no key in it, else its text without."""
+    """Return `item` if its text contains no key, otherwise the redacted text."""
     if type(item) is int:
         return item
     try:
         text = item if type(item) is str else str(item)
     except Exception:
         return item
-    # Looked at first, as that is quick: what is encoded of `hk_` is one of %68, %6b and %5f.
+    # A quick test comes first. A percent-encoded `hk_` contains %68, %6b or %5f.
     if "hk_" not in text and "%6" not in text and "%5" not in text:
         return item
     redacted = redact(text)
@@ -53,13 +53,13 @@ def _clean(item: Any) -> Any:
 
 
 def show_own() -> None:
-    """Write our own logs to standard error, unless the operator's configuration has them."""
+    """Write our own logs to standard error, unless the operator has configured handlers for them."""
     for name in ("audit", "decisions", "headers"):
         log = logging.getLogger(f"mlflow_hokusai_auth.{name}")
         if log.level == logging.NOTSET:
             log.setLevel(logging.INFO)
         _write(log, "%(message)s")
-    # Without a handler of its own, Python would drop what is below a warning, whatever the level.
+    # Without a handler, Python drops every record below WARNING, whatever the logger's level.
     _write(logging.getLogger("mlflow_hokusai_auth"), "%(levelname)s %(name)s: %(message)s")
 
 

@@ -1,7 +1,7 @@
-"""A span for each request, where OpenTelemetry's SDK is configured (by `opentelemetry-instrument`).
+"""A span for each request, if OpenTelemetry's SDK is configured (by `opentelemetry-instrument`).
 
-The span is made when the request is over, from the times that were taken anyway, so that it costs
-nothing where there is no SDK. Its parent is the client's, by `traceparent` (W3C Trace Context).
+The span is made after the request, from the times in the exchange, so that it costs nothing without the
+SDK. Its parent is the client's span, from `traceparent` (W3C Trace Context).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def provider() -> TracerProvider | None:
-    """What makes spans, or None where there is only the API, whose provider makes nothing."""
-    found = trace.get_tracer_provider()
-    nothing = isinstance(found, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
-    return None if nothing else found
+    """Return the SDK's tracer provider, or None if there is only the API, which makes no spans."""
+    provider = trace.get_tracer_provider()
+    without_sdk = isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+    return None if without_sdk else provider
 
 
 def record(provider: TracerProvider, exchange: Exchange, outcome: str) -> None:

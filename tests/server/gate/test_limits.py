@@ -15,6 +15,7 @@ import pytest
 import time_machine
 
 from mlflow_hokusai_auth.authorities import redis_client
+from mlflow_hokusai_auth.authorities.breaker import COOL_DOWN
 from mlflow_hokusai_auth.core.types import Access, Allow, Deny, Operation, Principal
 from mlflow_hokusai_auth.server.gate import limits as module
 from mlflow_hokusai_auth.server.gate.limits import SIGN_INS_PER_MINUTE, Limits
@@ -180,14 +181,14 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
     assert not breaker.closed and len(waits) == FAILURES
     ends = time.monotonic() + 60
     for _ in range(2):  # It is asked again now and then, and that it still fails is no news.
-        now[0] += redis_client.COOL_DOWN
+        now[0] += COOL_DOWN
         assert admitted(limits, 100, 1) == 0
         while breaker.probing and time.monotonic() < ends:
             time.sleep(0.01)
     assert len(waits) == FAILURES
     with redis_server(tmp_path, *options):
         while not breaker.closed and time.monotonic() < ends:
-            now[0] += redis_client.COOL_DOWN
+            now[0] += COOL_DOWN
             limits.left("key_1", 100)
             time.sleep(0.01)
         # This one knows of nothing, so all that it counts is new.

@@ -1,4 +1,4 @@
-"""What is told of a request that is over."""
+"""The report about a request that is over."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MISSING = Deny("KEY_MISSING", "")
 def exchange(
     verdict: Allow | Deny | None, status: int = 200, passed: bool = True, **fields: Any
 ) -> Exchange:
-    """A request with this verdict, which took 0.2 s, and MLflow another 0.3 s."""
+    """Return a request with this verdict: the gate took 0.2 s, and MLflow another 0.3 s."""
     request = Request("GET", "/api/2.0/mlflow/experiments/get", b"", (), "192.0.2.1")
     operation = verdict.operation if isinstance(verdict, Allow) else READ
     began = time.perf_counter() - 0.5
@@ -53,7 +53,7 @@ def allow(operation: Any = READ, principal: Principal | None = SOMEBODY) -> Allo
     return Allow(operation, principal)
 
 
-def test_one_word_says_how_a_request_ended() -> None:
+def test_every_exchange_has_one_outcome() -> None:
     wrong = []
     for made, outcome in (
         (exchange(allow()), "allowed"),
@@ -86,11 +86,11 @@ def test_one_word_says_how_a_request_ended() -> None:
 
 
 def test_line_of_a_request_that_mlflow_answered() -> None:
-    told = line(exchange(allow()), "allowed")
-    assert abs(told.pop("at") - time.time()) < 60
-    assert told.pop("gate_ms") == pytest.approx(200, abs=0.01)
-    assert told.pop("mlflow_ms") == pytest.approx(300, abs=0.01)
-    assert told == {
+    fields = line(exchange(allow()), "allowed")
+    assert abs(fields.pop("at") - time.time()) < 60
+    assert fields.pop("gate_ms") == pytest.approx(200, abs=0.01)
+    assert fields.pop("mlflow_ms") == pytest.approx(300, abs=0.01)
+    assert fields == {
         "event": "request",
         "request_id": "id-1",
         "outcome": "allowed",
@@ -108,10 +108,10 @@ def test_line_of_a_request_that_mlflow_answered() -> None:
     }
 
 
-def test_line_of_a_refusal_says_why_and_whose() -> None:
-    told = line(exchange(MISSING, 401, False), "refused")
-    assert (told["reason"], told["mlflow_ms"]) == ("KEY_MISSING", None)
-    assert (told["key_id"], told["owner"]) == ("", "")
+def test_line_of_a_refusal_has_the_reason_and_the_owner() -> None:
+    fields = line(exchange(MISSING, 401, False), "refused")
+    assert (fields["reason"], fields["mlflow_ms"]) == ("KEY_MISSING", None)
+    assert (fields["key_id"], fields["owner"]) == ("", "")
     known = line(exchange(replace(MISSING, principal=SOMEBODY), 403, False), "refused")
     assert (known["key_id"], known["owner"]) == ("key_1", "somebody")
 
@@ -132,10 +132,10 @@ def test_neither_path_nor_query_nor_header_of_a_known_route_is_logged() -> None:
     assert "canary" not in json.dumps(line(made, "allowed"))
 
 
-# Who is told of
+# Which requests are logged
 
 
-def told(caplog: pytest.LogCaptureFixture, observer: DecisionLog, *made: Exchange) -> list[Any]:
+def logged(caplog: pytest.LogCaptureFixture, observer: DecisionLog, *made: Exchange) -> list[Any]:
     caplog.clear()
     with caplog.at_level(logging.INFO, "mlflow_hokusai_auth.decisions"):
         for one in made:
@@ -157,7 +157,7 @@ def test_failures_and_changes_are_always_logged(
         exchange(allow(), 403, host_refusal=True),
         exchange(allow(WRITE)),
     )
-    assert told(caplog, DecisionLog(sample=0), *made) == [
+    assert logged(caplog, DecisionLog(sample=0), *made) == [
         ("WARNING", "refused"),
         ("WARNING", "mlflow_error"),
         ("WARNING", "would_refuse"),
@@ -166,15 +166,15 @@ def test_failures_and_changes_are_always_logged(
     ]
 
 
-def test_sample_of_what_only_reads_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_sample_of_reading_requests_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     kinds = (allow(PUBLIC, None), allow(), allow(READ, None))
     reads = [exchange(kinds[number % 3]) for number in range(400)]
     for sample, least, most in ((0, 0, 0), (1, 400, 400), (0.5, 120, 280)):
-        count = len(told(caplog, DecisionLog(sample=sample), *reads))
+        count = len(logged(caplog, DecisionLog(sample=sample), *reads))
         assert least <= count <= most, sample
 
 
-def test_level_above_is_respected(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_level_of_the_operator_is_respected(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "mlflow_hokusai_auth.decisions"):
         DecisionLog(sample=1).over(exchange(MISSING, 401, False))
     assert not caplog.records
@@ -182,12 +182,12 @@ def test_level_above_is_respected(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_request_without_an_operation_is_logged_as_well(caplog: pytest.LogCaptureFixture) -> None:
     made = exchange(allow(PUBLIC, None), operation=None)
-    assert told(caplog, DecisionLog(sample=1), made) == [("INFO", "public")]
+    assert logged(caplog, DecisionLog(sample=1), made) == [("INFO", "public")]
     none = line(exchange(None, 500, False, operation=None), "mlflow_error")
     assert (none["rule"], none["access"], none["key_id"], none["reason"]) == ("", "", "", "ok")
 
 
-def test_request_that_mode_observe_lets_pass_is_handed_on() -> None:
+def test_request_that_mode_observe_lets_pass_is_recorded() -> None:
     found: list[WouldRefuse] = []
     observer = DecisionLog(observed=found.append)
     for made in (
@@ -213,10 +213,10 @@ def test_over_never_raises(caplog: pytest.LogCaptureFixture) -> None:
         observer.over(made)
         observer.flush()
         assert any(one.levelno == logging.ERROR for one in caplog.records), name
-        assert told(caplog, observer, exchange(allow())) == [("INFO", "allowed")], name
+        assert logged(caplog, observer, exchange(allow())) == [("INFO", "allowed")], name
 
 
-def test_logger_that_fails_breaks_no_request() -> None:
+def test_failing_logger_breaks_no_request() -> None:
     class Broken(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
             raise RuntimeError
@@ -239,7 +239,7 @@ def id_of(headers: list[tuple[bytes, bytes]]) -> str:
 def test_plain_id_is_kept() -> None:
     for plain in ("a", "x" * 64, "A-b_c.d:9", "hk_live_", "hk"):
         assert id_of([(b"x-other", b"y"), (b"x-request-id", plain.encode())]) == plain
-    # The first plain one counts.
+    # The first well-formed id is used.
     sent = [(b"x-request-id", b"not plain"), (b"x-request-id", b"one"), (b"x-request-id", b"two")]
     assert id_of(sent) == "one"
 
@@ -267,8 +267,8 @@ def shown(caplog: pytest.LogCaptureFixture, *headers: tuple[bytes, bytes]) -> di
 
 
 def test_names_of_headers_are_shown(caplog: pytest.LogCaptureFixture) -> None:
-    told = shown(caplog, (b"accept", b"canary"), (b"x-tenant", b"canary"), (b"x\xe4", b""))
-    assert told == {
+    fields = shown(caplog, (b"accept", b"canary"), (b"x-tenant", b"canary"), (b"x\xe4", b""))
+    assert fields == {
         "event": "headers",
         "request_id": "id-1",
         "before": ["accept", "x-tenant", "xä"],
@@ -276,7 +276,7 @@ def test_names_of_headers_are_shown(caplog: pytest.LogCaptureFixture) -> None:
     }
 
 
-def test_credentials_are_told_apart_but_not_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_credentials_are_logged_by_fingerprint(caplog: pytest.LogCaptureFixture) -> None:
     value = f"Bearer {KEY}".encode()
     names = ("authorization", "x-api-key", "x_api_key", "x-mlflow-authorization", "cookie")
     for name in (*names, "proxy-authorization"):
@@ -286,18 +286,18 @@ def test_credentials_are_told_apart_but_not_told(caplog: pytest.LogCaptureFixtur
         assert re.fullmatch(rf"{name}: sha256 [0-9a-f]{{8}}, {len(value)} bytes", one)
 
 
-def test_key_in_place_of_a_name_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_key_in_a_header_s_name_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert shown(caplog, (KEY.lower().encode(), b""))["before"] == ["hk_live_***"]
 
 
-def test_key_in_the_query_is_known_of() -> None:
+def test_exchange_knows_that_the_key_was_in_the_query() -> None:
     for places, expected in ((("X-API-Key", "?api_key="), True), (("X-API-Key",), False)):
         made = exchange(Allow(READ, SOMEBODY, Credential(KEY, places)))
         assert made.query_key is expected
     assert not exchange(MISSING).query_key and not exchange(None).query_key
 
 
-def test_interceptors_see_what_the_gate_knows_of_a_request() -> None:
+def test_view_has_the_gate_s_knowledge_of_a_request() -> None:
     assert exchange(allow()).view() == RequestView(
         "GET",
         "/api/2.0/mlflow/experiments/get",

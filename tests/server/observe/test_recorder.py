@@ -1,4 +1,4 @@
-"""What is counted of a request that is over, and that nothing of it is lost."""
+"""Requests that are over are counted, and no count is lost."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def now() -> Samples:
 
 @pytest.fixture
 def grown() -> Iterator[Callable[..., dict[str, float]]]:
-    """By how much the series of a metric grew, by the values of the labels that are named."""
-    # A thread would count what other tests have left, meanwhile.
+    """A function that returns the growth of a metric's series, by the values of the named labels."""
+    # The thread of another test might still count requests meanwhile.
     for left in [one for one in gc.get_objects() if type(one) is Recorder]:
         left.flush()
     before = now()
@@ -76,7 +76,7 @@ def count(*made: Any) -> None:
     observer.flush()
 
 
-def test_requests_by_what_they_do_and_how_they_ended(grown: Any) -> None:
+def test_requests_are_counted_by_operation_and_outcome(grown: Any) -> None:
     count(
         exchange(allow()),
         exchange(allow(), prefix=""),
@@ -91,7 +91,7 @@ def test_requests_by_what_they_do_and_how_they_ended(grown: Any) -> None:
     }
 
 
-def test_verdicts_with_their_reasons(grown: Any) -> None:
+def test_verdicts_are_counted_by_reason(grown: Any) -> None:
     count(
         exchange(allow()),
         exchange(MISSING, 401, False),
@@ -106,7 +106,7 @@ def test_verdicts_with_their_reasons(grown: Any) -> None:
     }
 
 
-def test_keys_in_queries(grown: Any) -> None:
+def test_keys_in_queries_are_counted(grown: Any) -> None:
     count(exchange(Allow(READ, SOMEBODY, Credential(KEY, ("X-API-Key",)))))
     assert grown("query_keys_total") == {}
     count(exchange(Allow(READ, SOMEBODY, Credential(KEY, ("?api_key=",)))))
@@ -121,9 +121,9 @@ def test_registrations_by_step_and_end(grown: Any) -> None:
         exchange(MISSING, 401, False, operation=MODEL),
         exchange(allow(VERSION), 503, False),
         exchange(allow(VERSION), 403, host_refusal=True),
-        # Of a client that left before it had sent all, nobody knows.
+        # A client that disconnects before it has sent the whole request counts for nothing.
         exchange(allow(MODEL), 0),
-        # No step of registering.
+        # This route is no step of a registration.
         exchange(allow(PREFLIGHT)),
         exchange(allow(WRITE)),
         exchange(MISSING, 401, False, operation=None),
@@ -139,7 +139,7 @@ def test_registrations_by_step_and_end(grown: Any) -> None:
     }
 
 
-def test_seconds_of_the_gate_and_of_mlflow_if_it_answered(grown: Any) -> None:
+def test_times_of_the_gate_and_of_mlflow_are_observed(grown: Any) -> None:
     count(exchange(allow()), exchange(MISSING, 401, False))
     assert grown("gate_seconds_sum")[""] == pytest.approx(0.4, abs=0.01)
     assert grown("gate_seconds_count") == {"": 2}
@@ -147,7 +147,7 @@ def test_seconds_of_the_gate_and_of_mlflow_if_it_answered(grown: Any) -> None:
     assert grown("mlflow_seconds_count", "access") == {"read": 1}
 
 
-def test_one_thread_counts_soon_and_what_can_not_be_counted_is_left_out(grown: Any) -> None:
+def test_one_thread_counts_soon_and_skips_what_cannot_be_counted(grown: Any) -> None:
     def counting() -> int:
         return sum(one.name == "hokusai-auth-tally" for one in threading.enumerate())
 
@@ -167,7 +167,7 @@ def test_one_thread_counts_soon_and_what_can_not_be_counted_is_left_out(grown: A
     assert counting() == before + 1
 
 
-def test_it_goes_on_counting_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_continues_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     mine, again = Recorder(), threading.Event()
     failures = iter([OSError("disk full")])
 
@@ -179,11 +179,11 @@ def test_it_goes_on_counting_after_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(mine, "flush", flush)
     mine.add(exchange(allow()), "allowed")
     assert again.wait(60)
-    # Its thread lives on, and would count this for the next test.
+    # The thread keeps running and would count this in the next test.
     mine._queue.clear()
 
 
-def test_whoever_reads_metrics_is_told_of_what_is_over_by_then(
+def test_scrape_includes_every_request_that_is_over(
     grown: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "INTERVAL", 60)
@@ -209,7 +209,7 @@ def ends_before_it_has_counted() -> None:
 
 
 def counts_and_is_forked() -> None:
-    """Counts a request, and another one in a fork that has no thread that counts."""
+    """Count a request, and another one in a fork, which has no counting thread."""
     recorder.INTERVAL = 0.02
     made = recorder.Recorder()
 
@@ -218,14 +218,14 @@ def counts_and_is_forked() -> None:
         ends = time.monotonic() + 60
         while made._queue and time.monotonic() < ends:
             time.sleep(0.01)
-        with made._settling:  # till what was taken off the queue is counted
+        with made._flushing:  # Requests taken off the queue are counted by now.
             pass
 
     count_one()
     forked(count_one)
 
 
-def test_nothing_is_lost_when_a_process_ends_or_is_forked(tmp_path: Path) -> None:
+def test_no_count_is_lost_when_a_process_ends_or_forks(tmp_path: Path) -> None:
     for work, counted in ((ends_before_it_has_counted, 1), (counts_and_is_forked, 2)):
         folder = tmp_path / work.__name__
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""No key is in what a process logs; all else is as it was."""
+"""A process logs no key, and everything else unchanged."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ENCODINGS = (("h", "%68"), ("k", "%6b"), ("k", "%6B"), ("_", "%5f"), ("_", "%5F"
 
 
 class Atoms(dict[str, Any]):
-    """As gunicorn's, which answer for names that they lack."""
+    """A mapping like gunicorn's, which answers for missing names."""
 
     def __missing__(self, name: str) -> str:
         return "-"
 
 
 class Broken:
-    """What can't be written as text."""
+    """An object that can't be converted to text."""
 
     def __str__(self) -> str:
         raise RuntimeError
@@ -50,7 +50,7 @@ def record(message: object, *args: Any, exc_info: Any = None) -> logging.LogReco
     )
 
 
-def test_keys_are_cut_out() -> None:
+def test_keys_are_removed() -> None:
     wrong = []
     for message, *args in (
         (f"key {KEY}",),
@@ -68,7 +68,7 @@ def test_keys_are_cut_out() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_record_without_a_key_is_as_it_was() -> None:
+def test_record_without_a_key_is_unchanged() -> None:
     error, atoms = ValueError("100 %"), Atoms(given="x")
     made = record("%d %5.1f %s %s %s", 3, 2.5, None, error, quote("ä/"))
     assert made.args is not None and made.args[3] is error  # type: ignore[index]
@@ -78,7 +78,7 @@ def test_record_without_a_key_is_as_it_was() -> None:
     assert record("%r", Broken()).args[0].__class__ is Broken  # type: ignore[index]
 
 
-def test_keys_are_cut_out_of_tracebacks_and_others_are_left_whole() -> None:
+def test_keys_are_removed_from_tracebacks_and_other_tracebacks_stay_whole() -> None:
     try:
         raise ValueError(f"key {KEY}")
     except ValueError:
@@ -91,7 +91,7 @@ def test_keys_are_cut_out_of_tracebacks_and_others_are_left_whole() -> None:
     assert (
         KEY[8:] not in written and "Traceback" in written and "ValueError: key hk_live_" in written
     )
-    # For a handler that looks at the exception itself.
+    # Some handlers read the exception itself.
     assert isinstance(without.exc_info, tuple) and without.exc_info[0] is ValueError
     assert record("failed", exc_info=(None, None, None)).getMessage() == "failed"
 
@@ -99,9 +99,9 @@ def test_keys_are_cut_out_of_tracebacks_and_others_are_left_whole() -> None:
 OPERATORS = "logging.basicConfig(stream=sys.stdout, format='OPS %(message)s', level=logging.INFO)"
 
 
-def test_our_own_are_shown_unless_the_operator_says_how() -> None:
+def test_our_logs_are_shown_unless_the_operator_configures_them() -> None:
     def show(before: str) -> list[str]:
-        """What is written in a fork, as logging's configuration is one for all."""
+        """Return the output of a fork, as a process has only one configuration of logging."""
         out, error = io.StringIO(), io.StringIO()
         ours, other = (
             logging.getLogger(f"mlflow_hokusai_auth.{one}") for one in ("audit", "other")

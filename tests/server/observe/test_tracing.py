@@ -1,4 +1,4 @@
-"""The span of a request, where OpenTelemetry's SDK is."""
+"""The span of a request with OpenTelemetry's SDK."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATH = "/api/2.0/mlflow/experiments/get"
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    """Takes the spans of this test; the API lets a process set a provider once only."""
+    """An exporter for the spans of this test; a process can set its provider only once."""
     found = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(found))
@@ -48,7 +48,7 @@ def record(one: Exchange, outcome: str) -> None:
 
 
 def spans(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
-    """Those made here; a gate of another test may still be counting."""
+    """Return the spans of this test; the recorder of another test may still make some."""
     found = exporter.get_finished_spans()
     return [one for one in found if (one.attributes or {})["hokusai.request_id"] == "id-1"]
 
@@ -63,9 +63,9 @@ def test_the_span_says_what_the_request_was(exporter: InMemorySpanExporter) -> N
     one = span(exporter)
     assert (one.name, one.kind, one.parent) == (f"GET {PATH}", SpanKind.SERVER, None)
     assert one.status.status_code is StatusCode.UNSET
-    told = dict(one.attributes or {})
-    assert told.pop("hokusai.gate_ms") == pytest.approx(200)
-    assert told == {
+    attributes = dict(one.attributes or {})
+    assert attributes.pop("hokusai.gate_ms") == pytest.approx(200)
+    assert attributes == {
         "http.request.method": "GET",
         "http.route": PATH,
         "http.response.status_code": 200,
@@ -132,13 +132,13 @@ def test_unknown_route_has_one_name_and_no_key(exporter: InMemorySpanExporter) -
         assert key[8:13] not in made.to_json()
 
 
-def test_without_the_sdk_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exchange_is_not_read_without_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     for provider in (trace.ProxyTracerProvider(), trace.NoOpTracerProvider()):
         monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
         assert tracing.provider() is None
 
 
-def test_spans_are_made_where_requests_are_counted(exporter: InMemorySpanExporter) -> None:
+def test_recorder_makes_spans(exporter: InMemorySpanExporter) -> None:
     counts = Recorder()
     counts.add(exchange(), "allowed")
     counts.flush()
