@@ -79,8 +79,12 @@ server/caller       e2e/test_telling_apart e2e/test_lifecycle
 server/settings     server/gate/test_header_policy test_cli e2e/test_metrics
 session             adversarial/test_sign_in e2e/test_browser
 setting_types       server/test_settings
+upstream/apps       server/test_app server/upstream/test_fast_path
+upstream/origins    server/test_app
 upstream/routes     contract/test_mlflow core/test_operations server/upstream/test_fast_path
 upstream/routes     e2e/test_every_route
+upstream/stores     server/web/test_health e2e/test_health
+upstream/tables     server/upstream/test_experiment_folders e2e/test_locations
 validate_key        contract/test_authorities e2e/test_lifecycle
 web/health          e2e/test_health
 web/keys_api        contract/test_openapi e2e/test_lifecycle contract/test_client_server

@@ -25,7 +25,7 @@ HARMLESS = {
         "key[:len(base)] != base",
         "key[len(base):len(base) + 1] == ('workspaces',)",
     },
-    "server/isolation/locations.py": {"row.key != MLFLOW_ARTIFACT_LOCATION"},
+    "server/isolation/locations.py": {"row.key != TRACE_LOCATION"},
     # The operator's own environment.
     "authorities/server_jobs.py": {
         "environ.get(PASSWORD) == secret",

@@ -46,99 +46,101 @@ SOURCE = Path(mlflow_hokusai_auth.__file__).parent
 VERSION = tuple(int(part) for part in mlflow.__version__.split(".")[:2])
 URI = "http://127.0.0.1:9/api/mlflow"
 
-_CLIENT = "client/: requests go the way that MLflow's own do"
-#: What we import, or read as an attribute of a module or class that we import -> what for.
-IMPORTS = {
-    "mlflow": "everything",
-    "mlflow.__version__": "doctor and the metric of versions",
-    "mlflow.version.VERSION": "server/upstream/routes.py, run as a program",
-    "mlflow.get_tracking_uri": "client/profile.py: whose key it is; whoami, doctor",
-    "mlflow.get_registry_uri": "client/profile.py: whose key it is without a tracking server",
-    "mlflow.set_tracking_uri": "client/diagnose/smoke_gate.py",
-    "mlflow.set_registry_uri": "client/diagnose/smoke_gate.py",
-    "mlflow.MlflowClient": "client/diagnose/smoke_job.py",
-    "mlflow.artifacts.download_artifacts": "client/diagnose/smoke_job.py: loads models:/name/1",
-    "mlflow.__file__": "server/upstream/static_files.py: whether its pages may be written",
-    "mlflow.exceptions.MlflowException": _CLIENT,
-    "mlflow.exceptions.MlflowException.invalid_parameter_value": "client/admin.py: mistakes",
-    "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository": "doctor, smoke",
-    "mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository": "server/web/health.py",
-    "mlflow.store.artifact.mlflow_artifacts_repo.MlflowArtifactsRepository": "client/artifacts.py",
-    "mlflow.store.entities.PagedList": "client/admin.py: pages of keys",
-    "mlflow.tracking._tracking_service.utils._get_store": f"{_CLIENT}: credentials, TLS",
-    "mlflow.tracking.request_auth.abstract_request_auth_provider.RequestAuthProvider": (
-        "client/auth_provider.py"
-    ),
-    "mlflow.tracking.request_header.abstract_request_header_provider.RequestHeaderProvider": (
-        "client/header_provider.py"
-    ),
-    "mlflow.tracking.request_header.registry._request_header_provider_registry": (
-        "doctor: whether MLflow knows the plugin"
-    ),
-    "mlflow.utils.rest_utils.http_request": _CLIENT,
-    "mlflow.utils.rest_utils.verify_rest_response": "client/admin.py: refusals as RestException",
-    "mlflow.utils.workspace_context.set_server_request_workspace": "server/web/health.py",
-    "mlflow.environment_variables.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "server/app.py: CORS",
-    "mlflow.server.app": "server/app.py: the Flask app that our pages and API are added to",
-    "mlflow.server.fastapi_app.create_fastapi_app": "server/app.py: what uvicorn serves",
-    "mlflow.environment_variables.MLFLOW_ENABLE_WORKSPACES": "upstream/fast_path.py: no fast path then",
-    "mlflow.server.handlers": "server/web/health.py",
-    "mlflow.server.handlers._get_tracking_store": "server/web/health.py: mlflow_store",
-    "mlflow.server.handlers._is_serving_proxied_artifacts": "server/web/health.py: artifact_root",
-    "mlflow.server.handlers._get_artifact_repo_mlflow_artifacts": "server/web/health.py: artifact_root",
-    "mlflow.server.security_utils": "server/app.py: CORS headers on refusals",
-    "mlflow.server.security_utils.get_allowed_origins_from_env": "server/app.py: CORS",
-    "mlflow.server.security_utils.LOCALHOST_ORIGIN_PATTERNS": "server/app.py: CORS",
+_STORE = "mlflow.tracking._tracking_service.utils"
+_REPOSITORIES = "mlflow.store.artifact.artifact_repository_registry"
+#: File -> what it takes from MLflow, by import or as an attribute of a module or class of MLflow's:
+#: module or class -> names in it.
+IMPORTS: dict[str, dict[str, str]] = {
+    "cli/supplier.py": {"mlflow": "get_tracking_uri", "mlflow.exceptions": "MlflowException"},
+    "client/admin.py": {
+        "mlflow.exceptions.MlflowException": "invalid_parameter_value",
+        "mlflow.store.entities": "PagedList",
+        _STORE: "_get_store",
+        "mlflow.utils.rest_utils": "http_request verify_rest_response",
+    },
+    "client/artifacts.py": {
+        "mlflow.store.artifact.mlflow_artifacts_repo": "MlflowArtifactsRepository"
+    },
+    "client/auth_provider.py": {
+        "mlflow.tracking.request_auth.abstract_request_auth_provider": "RequestAuthProvider"
+    },
+    "client/diagnose/doctor.py": {
+        "mlflow": "__version__ get_tracking_uri",
+        "mlflow.exceptions": "MlflowException",
+        _REPOSITORIES: "get_artifact_repository",
+        _STORE: "_get_store",
+        "mlflow.tracking.request_header.registry": "_request_header_provider_registry",
+        "mlflow.utils.rest_utils": "http_request",
+    },
+    "client/diagnose/smoke.py": {"mlflow.exceptions": "MlflowException"},
+    "client/diagnose/smoke_gate.py": {
+        "mlflow": "MlflowClient set_registry_uri set_tracking_uri",
+        "mlflow.exceptions": "MlflowException",
+        _STORE: "_get_store",
+    },
+    "client/diagnose/smoke_job.py": {
+        "mlflow": "MlflowClient",
+        "mlflow.artifacts": "download_artifacts",
+        "mlflow.exceptions": "MlflowException",
+        _REPOSITORIES: "get_artifact_repository",
+    },
+    "client/header_provider.py": {
+        "mlflow.tracking.request_header.abstract_request_header_provider": "RequestHeaderProvider"
+    },
+    "client/profile.py": {"mlflow": "get_registry_uri get_tracking_uri"},
+    "server/metrics.py": {"mlflow": "__version__"},
+    "server/upstream/apps.py": {
+        "mlflow.server": "app",
+        "mlflow.server.fastapi_app": "create_fastapi_app",
+    },
+    "server/upstream/artifact_roots.py": {
+        "mlflow.exceptions": "MlflowException",
+        "mlflow.protos.databricks_pb2": "PERMISSION_DENIED",
+        "mlflow.utils.file_utils": "local_file_uri_to_path",
+        "mlflow.utils.uri": "get_uri_scheme",
+    },
+    "server/upstream/fast_path.py": {"mlflow.environment_variables": "MLFLOW_ENABLE_WORKSPACES"},
+    "server/upstream/job_roots.py": {_REPOSITORIES: "_artifact_repository_registry"},
+    "server/upstream/origins.py": {
+        "mlflow.environment_variables": "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE",
+        "mlflow.server.security_utils": "LOCALHOST_ORIGIN_PATTERNS get_allowed_origins_from_env",
+    },
+    "server/upstream/repositories.py": {
+        "mlflow.server.handlers": "_get_artifact_repo",
+        "mlflow.store.artifact.artifact_repo": "ArtifactRepository __name__",
+        _REPOSITORIES: "_artifact_repository_registry",
+        "mlflow.store.artifact.local_artifact_repo": "LocalArtifactRepository",
+        "mlflow.utils.uri": "get_uri_scheme",
+    },
+    "server/upstream/routes.py": {"mlflow": "__version__"},
+    "server/upstream/static_files.py": {"mlflow": "__file__"},
+    "server/upstream/stores.py": {
+        "mlflow.server.handlers": (
+            "_get_artifact_repo_mlflow_artifacts _get_tracking_store _is_serving_proxied_artifacts"
+        ),
+        "mlflow.store.artifact.artifact_repo": "ArtifactRepository",
+        "mlflow.store.artifact.local_artifact_repo": "LocalArtifactRepository",
+        "mlflow.utils.workspace_context": "set_server_request_workspace",
+    },
+    "server/upstream/tables.py": {
+        "mlflow.store.db.db_types": "DATABASE_ENGINES",
+        "mlflow.store.db.utils": "create_sqlalchemy_engine",
+        "mlflow.store.model_registry.dbmodels.models": "SqlRegisteredModel",
+        "mlflow.store.model_registry.dbmodels.models.SqlModelVersion": (
+            "current_stage name source storage_location"
+        ),
+        "mlflow.store.tracking.dbmodels.models": "SqlTraceTag",
+        "mlflow.store.tracking.dbmodels.models.SqlExperiment": "artifact_location experiment_id",
+        "mlflow.store.tracking.dbmodels.models.SqlLoggedModel": "artifact_location model_id",
+        "mlflow.store.tracking.dbmodels.models.SqlRun": "artifact_uri run_uuid",
+        "mlflow.store.tracking.dbmodels.models.SqlTraceInfo": "experiment_id request_id",
+        "mlflow.utils.mlflow_tags": "MLFLOW_ARTIFACT_LOCATION",
+        "mlflow.utils.uri": "append_to_uri_path resolve_uri_if_local",
+    },
 }
-_LOCATIONS = "server/upstream/artifact_roots.py, repositories.py, folders.py: what MLflow opens"
-_STORED = (
-    "server/isolation/locations.py, outside.py, folders.py: the locations in MLflow's database"
-)
-IMPORTS |= dict.fromkeys(
-    [
-        "mlflow.protos.databricks_pb2.PERMISSION_DENIED",
-        "mlflow.server.handlers._get_artifact_repo",
-        "mlflow.store.artifact.artifact_repo",
-        "mlflow.store.artifact.artifact_repo.ArtifactRepository",
-        "mlflow.store.artifact.artifact_repo.__name__",
-        "mlflow.store.artifact.artifact_repository_registry",
-        "mlflow.store.artifact.artifact_repository_registry._artifact_repository_registry",
-        "mlflow.utils.file_utils.local_file_uri_to_path",
-        "mlflow.utils.uri.get_uri_scheme",
-        "mlflow.utils.uri.append_to_uri_path",
-        "mlflow.utils.uri.resolve_uri_if_local",
-    ],
-    _LOCATIONS,
-)
-_TRACKING_MODELS = "mlflow.store.tracking.dbmodels.models"
-_REGISTRY_MODELS = "mlflow.store.model_registry.dbmodels.models"
-IMPORTS |= dict.fromkeys(
-    [
-        "mlflow.store.db.db_types.DATABASE_ENGINES",
-        "mlflow.store.db.utils.create_sqlalchemy_engine",
-        f"{_REGISTRY_MODELS}.SqlModelVersion",
-        f"{_REGISTRY_MODELS}.SqlModelVersion.current_stage",
-        f"{_REGISTRY_MODELS}.SqlModelVersion.name",
-        f"{_REGISTRY_MODELS}.SqlModelVersion.source",
-        f"{_REGISTRY_MODELS}.SqlModelVersion.storage_location",
-        f"{_REGISTRY_MODELS}.SqlRegisteredModel",
-        f"{_TRACKING_MODELS}.SqlExperiment",
-        f"{_TRACKING_MODELS}.SqlExperiment.artifact_location",
-        f"{_TRACKING_MODELS}.SqlExperiment.experiment_id",
-        f"{_TRACKING_MODELS}.SqlLoggedModel",
-        f"{_TRACKING_MODELS}.SqlLoggedModel.artifact_location",
-        f"{_TRACKING_MODELS}.SqlLoggedModel.model_id",
-        f"{_TRACKING_MODELS}.SqlRun",
-        f"{_TRACKING_MODELS}.SqlRun.artifact_uri",
-        f"{_TRACKING_MODELS}.SqlRun.run_uuid",
-        f"{_TRACKING_MODELS}.SqlTraceInfo",
-        f"{_TRACKING_MODELS}.SqlTraceInfo.experiment_id",
-        f"{_TRACKING_MODELS}.SqlTraceInfo.request_id",
-        f"{_TRACKING_MODELS}.SqlTraceTag",
-        "mlflow.utils.mlflow_tags.MLFLOW_ARTIFACT_LOCATION",
-        "mlflow.utils.uri.append_to_uri_path",
-    ],
-    _STORED,
+#: MLflow's public API; all else that the server takes from MLflow is taken in `server/upstream/`.
+PUBLIC = re.compile(
+    r"mlflow\.(__version__|[A-Za-z]\w*|(exceptions|entities|environment_variables)\.[\w.]+)"
 )
 #: Those that we do without on older versions.
 SINCE = {
@@ -155,8 +157,8 @@ VARIABLES = {
     "_MLFLOW_SERVER_ARTIFACT_DESTINATION": "server/upstream/artifact_roots.py: --artifacts-destination",
     "_MLFLOW_SERVER_ARTIFACT_ROOT": "server/upstream/artifact_roots.py: --default-artifact-root",
     "_MLFLOW_SERVER_SERVE_ARTIFACTS": "upstream/artifact_roots.py: whether MLflow's proxy serves",
-    "_MLFLOW_SERVER_FILE_STORE": "server/isolation/outside.py: the database of experiments",
-    "_MLFLOW_SERVER_REGISTRY_STORE": "server/isolation/outside.py: the database of versions",
+    "_MLFLOW_SERVER_FILE_STORE": "upstream/artifact_roots.py: the database of experiments",
+    "_MLFLOW_SERVER_REGISTRY_STORE": "upstream/artifact_roots.py: the database of versions",
     "_MLFLOW_SGI_NAME": "server/app.py: ASGI or WSGI",
     "_MLFLOW_STATIC_PREFIX": "server/app.py: refuses --static-prefix",
     "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": "core/job_rules.py: jobs started with Basic",
@@ -202,26 +204,44 @@ def is_open(dotted: str) -> bool:
     return not absent(dotted) and isinstance(pkgutil.resolve_name(dotted), (ModuleType, type))
 
 
-def used() -> dict[str, str]:
-    """What of MLflow's our source imports or reads -> the file that does."""
-    found = {}
-    for file, tree in trees():
-        names = imported(tree)
-        found |= dict.fromkeys(names.values(), file)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                base = names.get(node.value.id)
-                if base and is_open(base):
-                    found[f"{base}.{node.attr}"] = file
-    return found
+def taken(tree: ast.Module) -> set[str]:
+    """What a module takes from MLflow: the names it imports, or the attributes it reads of these."""
+    names = imported(tree)
+    attributes: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            base = names.get(node.value.id)
+            if base and is_open(base):
+                attributes.setdefault(base, set()).add(f"{base}.{node.attr}")
+    return set().union(*attributes.values(), set(names.values()) - set(attributes))
+
+
+def rows() -> list[tuple[str, str]]:
+    """IMPORTS as pairs of a file and a name, without what the MLflow at hand is too old for."""
+    found = [
+        (file, f"{module}.{name}")
+        for file, modules in IMPORTS.items()
+        for module, names in modules.items()
+        for name in names.split()
+    ]
+    return [(file, name) for file, name in found if not absent(name)]
 
 
 def test_every_import_of_ours_has_a_row_and_every_row_an_import() -> None:
-    found = used()
-    new = {name: file for name, file in found.items() if name not in IMPORTS}
-    assert not new, f"add what these are needed for to IMPORTS: {new}"
-    old = {name for name in IMPORTS if name not in found and not absent(name)}
-    assert not old, f"nothing imports these any more: {old}"
+    used = {(f, name) for f, tree in trees() for name in taken(tree) if not absent(name)}
+    assert not used - set(rows()), "add these to IMPORTS"
+    assert not set(rows()) - used, "nothing imports these any more"
+
+
+def test_server_imports_private_modules_of_mlflow_in_upstream_only() -> None:
+    private = {
+        (file, name)
+        for file, tree in trees()
+        if not file.startswith(("server/upstream/", "client/"))
+        for name in {*imported(tree).values(), *taken(tree)}
+        if name != "mlflow" and not PUBLIC.fullmatch(name)
+    }
+    assert not private, "move these imports into server/upstream/"
 
 
 def test_every_variable_that_we_name_has_a_row() -> None:
@@ -239,14 +259,13 @@ def test_every_variable_that_we_name_has_a_row() -> None:
 
 
 def test_what_we_import_is_there() -> None:
-    def check(name: str, needed_for: str) -> None:
+    def check(file: str, name: str) -> None:
         try:
             pkgutil.resolve_name(name)
         except (ImportError, AttributeError) as error:
-            pytest.fail(f"MLflow {mlflow.__version__} has no {name}, for {needed_for}: {error}")
+            pytest.fail(f"MLflow {mlflow.__version__} has no {name}, which {file} needs: {error}")
 
-    # What is absent is not needed in this version.
-    each(check, (row for row in IMPORTS.items() if not absent(row[0])))
+    each(check, rows())
 
 
 def test_variables_are_still_called_so() -> None:
@@ -304,7 +323,7 @@ def test_mlflow_server_starts_our_app_and_says_how(
 
 
 def test_the_applications_are_as_we_wrap_them() -> None:
-    """server/app.py wraps both; server/upstream/routes.py walks their routes."""
+    """server/upstream/apps.py makes both; server/upstream/routes.py walks their routes."""
     app = pkgutil.resolve_name("mlflow.server.app")
     create = pkgutil.resolve_name("mlflow.server.fastapi_app.create_fastapi_app")
     assert isinstance(app, flask.Flask)
@@ -313,17 +332,16 @@ def test_the_applications_are_as_we_wrap_them() -> None:
 
 
 def test_the_handlers_need_no_arguments() -> None:
-    """server/web/health.py calls them from a thread of its own."""
-    for name in IMPORTS:
-        # But for the helper that server/upstream/repositories.py only unwraps.
-        if name.startswith("mlflow.server.handlers._") and not name.endswith("._get_artifact_repo"):
+    """server/upstream/stores.py calls them, also from threads that serve no request."""
+    for file, name in rows():
+        if file == "server/upstream/stores.py" and name.startswith("mlflow.server.handlers."):
             parameters = inspect.signature(pkgutil.resolve_name(name)).parameters.values()
             assert all(one.default is not one.empty for one in parameters), name
 
 
 @pytest.mark.skipif(VERSION < (3, 5), reason="no security middleware before 3.5")
 def test_origins_are_as_mlflow_s_middleware_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """server/app.py, `_cors`: lists of texts, the second of patterns for re.fullmatch."""
+    """server/upstream/origins.py: lists of texts; the second has patterns for re.fullmatch."""
     utils = importlib.import_module("mlflow.server.security_utils")
     monkeypatch.delenv("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", raising=False)
     assert not utils.get_allowed_origins_from_env()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mlflow_hokusai_auth.server.upstream import origins
+
 
 @dataclass(frozen=True, slots=True)
 class Cors:
@@ -30,15 +32,6 @@ class Cors:
 
 
 def of_mlflow() -> Cors:
-    """As MLflow's own settings in the environment have it."""
-    try:
-        from mlflow.server import security_utils
-    except ImportError:  # MLflow before 3.5 has no security middleware
-        return Cors((), "", enabled=False)
-    from mlflow.environment_variables import MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE
-
-    return Cors(
-        tuple(security_utils.get_allowed_origins_from_env() or ()),
-        "|".join(security_utils.LOCALHOST_ORIGIN_PATTERNS),
-        enabled=MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE.get() != "true",
-    )
+    """Return the rules that MLflow's own settings in the environment make."""
+    allowed = origins.allowed()
+    return Cors((), "", enabled=False) if allowed is None else Cors(*allowed)

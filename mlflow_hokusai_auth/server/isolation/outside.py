@@ -13,17 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-import sqlalchemy as sa
-from mlflow.store.db.db_types import DATABASE_ENGINES
-
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.locations import Roots, outside
 from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server.upstream import tables
 from mlflow_hokusai_auth.server.upstream.artifact_roots import SETTING
 
-#: What `mlflow server` tells its workers of its options.
-_TRACKING = "_MLFLOW_SERVER_FILE_STORE"
-_REGISTRY = "_MLFLOW_SERVER_REGISTRY_STORE"
 #: Lines at most, one for each folder.
 MAX_LINES = 100
 
@@ -60,7 +55,7 @@ def _is_first() -> bool:
 
 def _tell(roots: Roots, configured: Sequence[str]) -> None:
     try:
-        lines = report(_stored(), roots, configured)
+        lines = report(tables.stored_locations(), roots, configured)
     except Exception as error:
         _log.warning(
             "Locations outside the artifact roots were not looked for: %s", redact(str(error))
@@ -94,29 +89,3 @@ def report(
 
 def _plain(folder: str) -> str:
     return ascii(redact(folder))[1:-1][:300]
-
-
-def _stored() -> Iterator[tuple[str, str]]:
-    """The locations in MLflow's databases: of experiments, with their number; of versions, with ""."""
-    from mlflow.store.db.utils import create_sqlalchemy_engine
-    from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
-    from mlflow.store.tracking.dbmodels.models import SqlExperiment
-
-    tracking = os.environ.get(_TRACKING, "")
-    version = sa.func.coalesce(SqlModelVersion.storage_location, SqlModelVersion.source)
-    queries = (
-        (tracking, sa.select(SqlExperiment.artifact_location, SqlExperiment.experiment_id)),
-        (os.environ.get(_REGISTRY) or tracking, sa.select(version, sa.null()).distinct()),
-    )
-    for uri, query in queries:
-        # MLflow's store of files is no database.
-        if not uri.startswith(tuple(DATABASE_ENGINES)):
-            continue
-        engine = create_sqlalchemy_engine(uri)
-        try:
-            with engine.connect() as connection:
-                for location, number in connection.execution_options(yield_per=1000).execute(query):
-                    if location:
-                        yield str(location), "" if number is None else str(number)
-        finally:
-            engine.dispose()

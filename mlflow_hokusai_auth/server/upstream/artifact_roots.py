@@ -22,7 +22,9 @@ from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.server.live_settings import Mode
 from mlflow_hokusai_auth.store.dry_run import WouldRefuse
 
-#: What `mlflow server` tells its workers of its options.
+#: Variables in which `mlflow server` passes its options to its workers.
+TRACKING = "_MLFLOW_SERVER_FILE_STORE"
+REGISTRY = "_MLFLOW_SERVER_REGISTRY_STORE"
 DESTINATION = "_MLFLOW_SERVER_ARTIFACT_DESTINATION"
 DEFAULT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 SERVES = "_MLFLOW_SERVER_SERVE_ARTIFACTS"

@@ -13,17 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from mlflow_hokusai_auth.core.folders import BY_NUMBER, Folders
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.locations import Roots
 
-from .artifact_roots import DEFAULT_ROOT
-
-#: What `mlflow server` tells its workers of its options.
-TRACKING = "_MLFLOW_SERVER_FILE_STORE"
+from .artifact_roots import DEFAULT_ROOT, TRACKING
 
 _log = logging.getLogger(__name__)
 
@@ -62,12 +58,10 @@ class ExperimentFolders:
 
         Blocks. Raises SQLAlchemyError or MlflowException if the database fails.
         """
-        from mlflow.store.db.db_types import DATABASE_ENGINES
-        from mlflow.store.db.utils import create_sqlalchemy_engine
+        from . import tables
 
         database = self._environ.get(TRACKING, "")
-        # MLflow's store of files is no database.
-        if not database.startswith(tuple(DATABASE_ENGINES)):
+        if not tables.is_database(database):
             return
         called = self._timer()
         # One at a time, which those who wait take for theirs.
@@ -75,17 +69,16 @@ class ExperimentFolders:
             if self._began > called:
                 return
             began = self._timer()
-            engine = create_sqlalchemy_engine(database)
-            try:
-                with engine.connect() as connection:
-                    self.read_by(connection)
-            finally:
-                engine.dispose()
+            with tables.connect(database) as connection:
+                self.read_by(connection)
             self._began = began
 
     def read_by(self, connection: Connection) -> Folders:
         """Read them by a connection to the database of experiments; returns what was read."""
-        uris = frozenset(str(uri) for (uri,) in connection.execute(self._query()) if uri)
+        from . import tables
+
+        default_root = self._environ.get(DEFAULT_ROOT, "")
+        uris = frozenset(map(str, tables.chosen_folders(connection, default_root)))
         before, known = self._read
         if not uris >= before:
             before, known = frozenset(), self._empty
@@ -102,17 +95,3 @@ class ExperimentFolders:
 
     def _forget_lock(self) -> None:
         self._reading = threading.Lock()
-
-    def _query(self) -> sa.Select[tuple[str]]:
-        """The statement for the locations that MLflow did not make up by an experiment's number."""
-        from mlflow.store.tracking.dbmodels.models import SqlExperiment
-        from mlflow.utils.uri import append_to_uri_path, resolve_uri_if_local
-
-        query = sa.select(SqlExperiment.artifact_location)
-        default = self._environ.get(DEFAULT_ROOT, "")
-        root = resolve_uri_if_local(default).rstrip("/") + "/"
-        if not default or append_to_uri_path(root, "1") != f"{root}1":
-            return query
-        # What it makes up is judged without a look-up, and most locations are of that kind.
-        number = sa.cast(SqlExperiment.experiment_id, sa.String(20))
-        return query.where(SqlExperiment.artifact_location != sa.literal(root) + number)

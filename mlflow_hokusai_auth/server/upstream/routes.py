@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from . import apps
+
 #: (method, rule, origin): origin is "flask", or "native" for FastAPI's own routes.
 Route = tuple[str, str, str]
 
@@ -30,11 +32,8 @@ def mlflow_routes(flask_app: Any, fastapi_app: Any | None = None) -> list[Route]
 
 def installed_routes() -> list[Route]:
     """The routes of the installed MLflow, as its server under uvicorn has them."""
-    # Imported here, as both set up a whole server.
-    from mlflow.server import app
-    from mlflow.server.fastapi_app import create_fastapi_app
-
-    return mlflow_routes(app, create_fastapi_app(app))
+    app = apps.flask_app()
+    return mlflow_routes(app, apps.fastapi_app(app))
 
 
 def native_routes(fastapi_app: Any) -> Iterator[Route]:
@@ -68,7 +67,7 @@ def _native_routes(routes: Iterable[Any]) -> Iterator[Route]:
 
 
 if __name__ == "__main__":
-    from mlflow.version import VERSION
+    from mlflow import __version__
 
     for line in sorted({f"{method} {template(rule)}" for method, rule, _ in installed_routes()}):
-        print(VERSION, line)
+        print(__version__, line)
