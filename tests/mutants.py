@@ -49,6 +49,7 @@ explain             test_cli
 fast_path           server/upstream/test_flask_bridge server/upstream/test_fast_path
 flask_bridge        server/upstream/test_fast_path e2e/test_registration
 folders             core/test_artifact_paths core/test_locations e2e/test_artifact_paths
+gate/bodies         server/gate/test_adapters adversarial/test_bodies adversarial/test_grammar
 gate/asgi           server/gate/test_exchanges server/gate/test_gate server/gate/test_interceptors
 gate/asgi           server/observe/test_decision_log adversarial/test_bodies
 gate/asgi           adversarial/test_grammar adversarial/test_spelling e2e/test_modes
@@ -62,6 +63,7 @@ gate/gate           server/gate/test_interceptors adversarial/test_caches_betwee
 gate/gate           server/observe/test_decision_log e2e/test_modes server/gate/test_state_table
 gate/gate           adversarial/test_bodies adversarial/test_sign_in e2e/test_service
 gate/gate           adversarial/test_grammar
+gate/outage         server/gate/test_gate
 gate/limits         adversarial/test_sign_in
 gate/wsgi           server/gate/test_exchanges server/gate/test_interceptors
 gate/wsgi           server/observe/test_decision_log adversarial/test_bodies

@@ -23,7 +23,7 @@ from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.core.types import Access
 from mlflow_hokusai_auth.server.gate import graphql
 from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
-from mlflow_hokusai_auth.server.gate.gate import BODY_LIMITS
+from mlflow_hokusai_auth.server.gate.bodies import BODY_LIMITS
 from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
 from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 from tests.adversarial import grammar

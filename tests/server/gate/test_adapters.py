@@ -565,7 +565,7 @@ def test_unknown_kind_of_scope_is_refused() -> None:
 SHARED_FAULTS = [
     (Gate, "plan"),
     (Gate, "peek"),
-    (Gate, "ask"),
+    (Gate, "look_up"),
     (Gate, "conclude"),
     (gate, "plan"),
     (gate, "settle"),

@@ -29,7 +29,7 @@ from mlflow_hokusai_auth.core.types import (
 from mlflow_hokusai_auth.server.gate import lookup_pool as module
 from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
 from mlflow_hokusai_auth.server.gate.cors import Cors
-from mlflow_hokusai_auth.server.gate.gate import MAX_WAIT, Gate, Outage
+from mlflow_hokusai_auth.server.gate.gate import Gate
 from mlflow_hokusai_auth.server.gate.lookup_pool import (
     MAX_PENDING,
     SHARE,
@@ -37,6 +37,7 @@ from mlflow_hokusai_auth.server.gate.lookup_pool import (
     LookupPool,
     RecentKeys,
 )
+from mlflow_hokusai_auth.server.gate.outage import MAX_WAIT, Outage
 from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
 from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 from tests.harness import wait_until
@@ -203,7 +204,7 @@ def test_an_address_that_has_its_places_gets_429_and_others_wait(
 
     def begin(address: str) -> Future[Allow | Deny]:
         credential = Credential(keys.generate(), ("X-API-Key",))
-        return gate.begin(NeedKey(credential, operation, address))
+        return gate.begin_lookup(NeedKey(credential, operation, address))
 
     first = begin("2001:db8::1")
     # Any address of the same customer's network counts as the same.
