@@ -161,7 +161,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     repositories.confine(roots, watch)
     locations.Stored(roots, gate.policy, watch, folders).install()
     folders.begin()
-    outside.tell(roots, config.artifact_roots)
+    outside.log_in_thread(roots, config.artifact_roots)
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()
     redaction.show_own()

@@ -1,4 +1,4 @@
-"""Which pages of other origins may read the gate's own answers: those that may read MLflow's."""
+"""CORS headers of the gate's own answers: an origin that may read MLflow's answers may read these."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mlflow_hokusai_auth.server.upstream import origins
 
 @dataclass(frozen=True, slots=True)
 class Cors:
-    """Which origins MLflow lets read its answers, so that they can read a refusal too."""
+    """The origins that may read MLflow's answers: `origins`, and those that match `pattern`."""
 
     origins: tuple[str, ...]
     pattern: str
     enabled: bool = True
 
     def headers(self, origin: str) -> tuple[tuple[str, str], ...]:
-        """The CORS headers for an answer to `origin`, the request's Origin header, or ""."""
+        """Return the CORS headers for an answer to a request with the Origin header `origin`."""
         if not origin or not self.enabled:
             return ()
         if "*" in self.origins:

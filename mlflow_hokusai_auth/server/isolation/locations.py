@@ -1,8 +1,8 @@
-"""Locations that clients send are judged where MLflow stores them.
+"""The check of locations that clients send, at the place where MLflow stores them.
 
-Whatever route they come by, experiments, model versions and traces' tags are rows of MLflow's tables,
-written by SQLAlchemy's mappers. These call `Stored` with the row that is about to be written, in its
-transaction, which an exception rolls back.
+By every route, an experiment, a model version or a trace's tag becomes a row of MLflow's tables, which
+SQLAlchemy's mappers write. The mappers call `Stored` with the row before they write it. An exception
+rolls back the row's transaction.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _WARNING = (
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Refuses rows of MLflow's whose location the caller must not name."""
+    """Refuses MLflow's rows with a location that the caller may not choose."""
 
     roots: Roots
     policy: Policy
@@ -62,24 +62,24 @@ class Stored:
     folders: ExperimentFolders
 
     def install(self) -> None:
-        """See to every row that this process stores from now on."""
+        """Check every row that this process stores from now on."""
         for model, check in (
-            # First of all: a refused registration is logged with its name, too.
-            (SqlRegisteredModel, _name),
-            (SqlModelVersion, _name),
+            # Names come first, so that the log has the name of a refused registration, too.
+            (SqlRegisteredModel, _log_name),
+            (SqlModelVersion, _log_name),
             (SqlExperiment, self.experiment),
             (SqlModelVersion, self.version),
             (SqlTraceTag, self.trace_tag),
         ):
             for name in ("before_insert", "before_update"):
                 event.listen(model, name, check)
-        event.listen(SqlRegisteredModel, "before_delete", _name)
+        event.listen(SqlRegisteredModel, "before_delete", _log_name)
 
     def experiment(self, _: object, connection: Connection, row: SqlExperiment) -> None:
-        """Raise MlflowException if the row's location is not the caller's to name."""
+        """Raise MlflowException if the caller may not choose the row's location."""
         uri, before = _change(row, "artifact_location")
-        # MLflow makes up the location of a row that is stored already, and so has a number, but no
-        # location.
+        # MLflow makes up a location for an experiment without one after the first write of its row,
+        # because it needs the row's number.
         made_up = inspect(row).persistent and not before
         if not uri or (made_up and read(uri).parts[-1:] == (str(row.experiment_id),)):
             return
@@ -97,13 +97,13 @@ class Stored:
             )
 
     def version(self, _: object, connection: Connection, row: SqlModelVersion) -> None:
-        """Raise MlflowException if the row's source is not the caller's to name."""
-        if row.current_stage == DELETED:  # whose source MLflow blots out
+        """Raise MlflowException if the caller may not choose the row's source."""
+        if row.current_stage == DELETED:  # MLflow overwrites the source of a deleted version
             return
         source, _ = _change(row, "source")
         storage, _ = _change(row, "storage_location")
         for uri in dict.fromkeys(filter(None, (source, storage))):
-            # MLflow has looked up what a reference to a model or version names.
+            # MLflow has replaced a reference to a model or version by the location that it names.
             derived = uri == storage != source and reference(read(row.source or ""))
             if derived or uri in PROMPT_SOURCES or self._passes(uri, "source"):
                 continue
@@ -119,7 +119,7 @@ class Stored:
                 )
 
     def trace_tag(self, _: object, connection: Connection, row: SqlTraceTag) -> None:
-        """Raise MlflowException if the row has a trace's files elsewhere than MLflow puts them."""
+        """Raise MlflowException if the row places a trace's files where MLflow would not."""
         uri, _before = _change(row, "value")
         if row.key not in TRACE_LOCATIONS or not uri or self._passes(uri, "trace"):
             return
@@ -128,12 +128,12 @@ class Stored:
                 "LOCATION_REFUSED",
                 "trace",
                 uri,
-                "No client says where the files of a trace are, as MLflow does that itself. Leave the "
-                f"tag {row.key} out, and have no characters in the trace's id that make it a path.",
+                "A client can't choose where the files of a trace are; MLflow does. Leave out the tag "
+                f"{row.key}, and use a trace id without characters that make it a path.",
             )
 
     def _passes(self, uri: str, kind: str) -> bool:
-        """Whether the caller may store any `uri`; warns them of one that is not opened."""
+        """Return whether the caller may store any `uri`. Warn them if the server won't open it."""
         caller = callers.current.get()
         if not self.watch.looks or caller.principal is None:
             return True
@@ -143,8 +143,8 @@ class Stored:
         place = (
             local_place(uri) if is_local(uri) and "\0" not in uri else self.roots.place(location)
         )
-        known = reference(location) is not None or uri in PROMPT_SOURCES
-        if not known and self.roots.root_of(place) is None and caller.answer is not None:
+        opened = reference(location) is not None or uri in PROMPT_SOURCES
+        if not opened and self.roots.root_of(place) is None and caller.answer is not None:
             metrics.LOCATIONS.labels(kind, "stored").inc()
             if _WARNING not in caller.answer:
                 caller.answer.append(_WARNING)
@@ -152,7 +152,7 @@ class Stored:
 
     def _source_problem(self, uri: str, connection: Connection) -> str | None:
         location = read(uri)
-        # What is asked below grows with the square of its length.
+        # The query below grows with the square of the location's length.
         if location.odd:
             return location.odd
         with tables.tracking(connection) as tracking:
@@ -167,8 +167,8 @@ class Stored:
             )
 
 
-def _name(_: object, __: Connection, row: SqlRegisteredModel | SqlModelVersion) -> None:
-    """Tell the decision log of the request which registered model, and which version, it is about."""
+def _log_name(_: object, __: Connection, row: SqlRegisteredModel | SqlModelVersion) -> None:
+    """Note the registered model's name, and the version's, for the decision log of the request."""
     named = callers.current.get().named
     if named is not None:
         named["model"] = str(row.name)
@@ -185,14 +185,14 @@ def _trace_location(trace: str, connection: Connection) -> str | None:
 
 
 def _change(row: Any, name: str) -> tuple[str | None, str | None]:
-    """The value that the row's attribute is about to get, None if it stays; and the one before."""
+    """Return the attribute's new value (None if it stays the same) and its old one."""
     history = inspect(row).attrs[name].history
     return next(iter(history.added or ()), None), next(iter(history.deleted or ()), None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Experiments:
-    """The folders of experiments, read when they matter, as a transaction sees them."""
+    """The folders of experiments as a transaction sees them, read only when a decision needs them."""
 
     folders: ExperimentFolders
     connection: Connection

@@ -1,8 +1,8 @@
-"""The folders of MLflow's experiments, which paths of artifacts are judged by, kept in this process.
+"""The folders of MLflow's experiments in this process's memory, which decide on artifact paths.
 
-Experiments are made by any process that serves. So the folders are read anew before a request is
-refused for a path that is in none of those that are known here: a new experiment's counts everywhere
-with the first request that depends on it. Nothing else waits for the database.
+Any process of the server may create an experiment. Before a process refuses a path that is in no known
+folder, it therefore reads the folders again: a new folder counts everywhere from the first request
+that depends on it. No other request waits for the database.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class ExperimentFolders:
-    """Reads the folders of experiments from MLflow's database, and keeps them in `known`."""
+    """Reads the folders of experiments from MLflow's database and keeps them in `known`."""
 
     def __init__(
         self,
@@ -37,24 +37,24 @@ class ExperimentFolders:
         self._environ = environ
         self._timer = timer
         self._empty = Folders(roots.served, roots.base) if roots else BY_NUMBER
-        #: The locations that were read, and the folders that they are. One value: threads replace it.
+        #: The locations from the database, and their folders: one value, which threads replace.
         self._read: tuple[frozenset[str], Folders] = (frozenset(), self._empty)
         self._reading = threading.Lock()
         self._began = float("-inf")
 
     @property
     def known(self) -> Folders:
-        """The folders as they were read last."""
+        """The folders of the last reading."""
         return self._read[1]
 
     def begin(self) -> None:
-        """Read them for the first time, in a thread."""
-        # Its lock may be held at the moment.
+        """Start a thread that reads the folders for the first time."""
+        # Another thread may hold the lock when the process forks.
         os.register_at_fork(after_in_child=self._forget_lock)
         threading.Thread(target=self._try, name="hokusai-auth-folders", daemon=True).start()
 
     def read(self) -> None:
-        """Read them from the database, unless somebody has done so since this was called.
+        """Read the folders, unless another thread began to read them after this call.
 
         Blocks. Raises SQLAlchemyError or MlflowException if the database fails.
         """
@@ -64,7 +64,7 @@ class ExperimentFolders:
         if not tables.is_database(database):
             return
         called = self._timer()
-        # One at a time, which those who wait take for theirs.
+        # One thread reads at a time, and the threads that wait use its result.
         with self._reading:
             if self._began > called:
                 return
@@ -74,18 +74,18 @@ class ExperimentFolders:
             self._began = began
 
     def read_by(self, connection: Connection) -> Folders:
-        """Read them by a connection to the database of experiments; returns what was read."""
+        """Read the folders by a connection to the database of experiments, and return them."""
         from . import tables
 
         default_root = self._environ.get(DEFAULT_ROOT, "")
         uris = frozenset(map(str, tables.chosen_folders(connection, default_root)))
-        before, known = self._read
+        before, folders = self._read
         if not uris >= before:
-            before, known = frozenset(), self._empty
+            before, folders = frozenset(), self._empty
         if new := uris - before:
-            known = known.adding(new, self._roots)
-        self._read = (uris, known)
-        return known
+            folders = folders.adding(new, self._roots)
+        self._read = (uris, folders)
+        return folders
 
     def _try(self) -> None:
         try:

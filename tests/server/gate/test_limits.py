@@ -176,7 +176,7 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
         assert limits.left("key_1", 100)[0] == 90
     waits.clear()
     assert admitted(limits, 100, 150) == 100
-    breaker = limits._patience._breaker
+    breaker = limits._redis._breaker
     assert not breaker.closed and len(waits) == FAILURES
     ends = time.monotonic() + 60
     for _ in range(2):  # It is asked again now and then, and that it still fails is no news.
