@@ -244,7 +244,7 @@ def test_server_imports_private_modules_of_mlflow_in_upstream_only() -> None:
     assert not private, "move these imports into server/upstream/"
 
 
-def test_every_variable_that_we_name_has_a_row() -> None:
+def test_every_variable_of_mlflow_s_has_a_row() -> None:
     pattern = re.compile(r"_?MLFLOW_[A-Z_]+")
     named = {
         node.value
@@ -258,7 +258,7 @@ def test_every_variable_that_we_name_has_a_row() -> None:
     assert named == set(VARIABLES)
 
 
-def test_what_we_import_is_there() -> None:
+def test_every_import_of_ours_exists_in_mlflow() -> None:
     def check(file: str, name: str) -> None:
         try:
             pkgutil.resolve_name(name)
@@ -268,7 +268,7 @@ def test_what_we_import_is_there() -> None:
     each(check, rows())
 
 
-def test_variables_are_still_called_so() -> None:
+def test_mlflow_still_knows_these_variables() -> None:
     known = {getattr(one, "name", "") for one in vars(mlflow.environment_variables).values()}
     handlers = importlib.import_module("mlflow.server.handlers")
     known.add(handlers.STATIC_PREFIX_ENV_VAR)
@@ -322,7 +322,7 @@ def test_mlflow_server_starts_our_app_and_says_how(
     assert environ["_MLFLOW_STATIC_PREFIX"] == "/prefix"
 
 
-def test_the_applications_are_as_we_wrap_them() -> None:
+def test_applications_have_the_form_that_we_wrap() -> None:
     """server/upstream/apps.py makes both; server/upstream/routes.py walks their routes."""
     app = pkgutil.resolve_name("mlflow.server.app")
     create = pkgutil.resolve_name("mlflow.server.fastapi_app.create_fastapi_app")
@@ -331,7 +331,7 @@ def test_the_applications_are_as_we_wrap_them() -> None:
     assert inspect.iscoroutinefunction(type(made).__call__) and made.router.routes
 
 
-def test_the_handlers_need_no_arguments() -> None:
+def test_handlers_need_no_arguments() -> None:
     """server/upstream/stores.py calls them, also from threads that serve no request."""
     for file, name in rows():
         if file == "server/upstream/stores.py" and name.startswith("mlflow.server.handlers."):
@@ -340,7 +340,7 @@ def test_the_handlers_need_no_arguments() -> None:
 
 
 @pytest.mark.skipif(VERSION < (3, 5), reason="no security middleware before 3.5")
-def test_origins_are_as_mlflow_s_middleware_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_origins_have_the_form_that_we_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """server/upstream/origins.py: lists of texts; the second has patterns for re.fullmatch."""
     utils = importlib.import_module("mlflow.server.security_utils")
     monkeypatch.delenv("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", raising=False)
@@ -355,7 +355,7 @@ def test_origins_are_as_mlflow_s_middleware_has_them(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(VERSION < (3, 15), reason="read by MLflow itself since then")
-def test_mlflow_looks_for_the_user_where_we_put_it() -> None:
+def test_mlflow_reads_the_user_where_we_put_it() -> None:
     """server/caller.py sets `g.mlflow_authenticated_user`; jobs are recorded as that user's."""
     jobs = importlib.import_module("mlflow.server.jobs")
     assert "mlflow_authenticated_user" in inspect.getsource(jobs)
@@ -412,9 +412,7 @@ def test_header_providers_are_joined_and_their_errors_logged(
     assert len(list(registry)) == 3
 
 
-def test_the_request_in_hand_can_be_seen_from_a_provider(
-    registry: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_provider_can_see_its_request(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """header_provider.py reads the URL from the frame of `http_request`, and adds a hook there."""
     call: dict[str, Any] = {}
 
@@ -443,7 +441,7 @@ def test_the_request_in_hand_can_be_seen_from_a_provider(
     assert sent["hooks"] == {"response": [call.setdefault]} and sent["timeout"] == 5
 
 
-def test_requests_take_the_options_that_we_give() -> None:
+def test_requests_accept_our_options() -> None:
     """client/admin.py and doctor: one attempt, an answer whatever its status."""
     parameters = inspect.signature(rest_utils.http_request).parameters
     assert {"timeout", "max_retries", "raise_on_status", "extra_headers"} <= set(parameters)
@@ -452,7 +450,7 @@ def test_requests_take_the_options_that_we_give() -> None:
     assert found.host == URI and {"verify", "client_cert_path"} <= set(dir(found))
 
 
-def test_the_statuses_that_mlflow_s_client_tries_again() -> None:
+def test_mlflow_s_client_retries_these_statuses() -> None:
     """core/denials.py: `Retry-After` on 429 and 503, and no other refusal may be among these."""
     retried = {408, 429, 500, 502, 503, 504}
     assert set(request_utils._TRANSIENT_FAILURE_RESPONSE_CODES) == retried
@@ -549,7 +547,7 @@ def test_a_path_of_artifacts_is_judged_as_mlflow_reads_it(what: str, path: str) 
         assert method != "DELETE"
 
 
-def test_graphql_has_no_field_that_nobody_looked_at() -> None:
+def test_every_graphql_field_has_a_row() -> None:
     """A new field takes a scope for everything until it has a row; a new resolver may read more."""
     from mlflow.server.graphql import autogenerated_graphql_schema as generated
     from mlflow.server.graphql import graphql_schema_extensions as extended

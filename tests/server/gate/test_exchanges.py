@@ -71,7 +71,7 @@ def gate(told: Told) -> Gate:
 
 
 @both
-def test_each_request_is_told_of_once(adapter: Adapter) -> None:
+def test_each_request_is_observed_once(adapter: Adapter) -> None:
     for wire, status, passed in (
         (READ, 200, True),
         (Wire(), 401, False),
@@ -102,7 +102,7 @@ class Broken(Exception):
     """What MLflow raises here."""
 
 
-def test_request_that_mlflow_breaks_off_is_told_of_and_raised(gate: Gate, told: Told) -> None:
+def test_request_that_mlflow_breaks_off_is_observed_and_raises(gate: Gate, told: Told) -> None:
     async def asgi_app(*_: Any) -> None:
         raise Broken
 
@@ -116,7 +116,7 @@ def test_request_that_mlflow_breaks_off_is_told_of_and_raised(gate: Gate, told: 
         assert told.one.broke_off and told.one.passed
 
 
-def test_answer_in_pieces_is_told_of_at_its_end(gate: Gate, told: Told) -> None:
+def test_answer_in_pieces_is_observed_at_its_end(gate: Gate, told: Told) -> None:
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [("Content-Length", "7")])
         return iter([b"abc", b"defg"])
@@ -127,7 +127,7 @@ def test_answer_in_pieces_is_told_of_at_its_end(gate: Gate, told: Told) -> None:
     assert told.one.sent == 7
 
 
-def test_file_reaches_the_server_as_one(gate: Gate, told: Told) -> None:
+def test_file_reaches_the_server_in_its_wrapper(gate: Gate, told: Told) -> None:
     made = FileWrapper(io.BytesIO(b"abc"))
 
     def app(environ: Any, start_response: Any) -> FileWrapper:
@@ -155,7 +155,7 @@ class _Fails:
             raise Broken
 
 
-def test_a_thread_that_served_somebody_is_nobody_s_afterwards(gate: Gate, told: Told) -> None:
+def test_thread_has_no_caller_after_a_request(gate: Gate, told: Told) -> None:
     seen: list[str] = []
 
     def see() -> None:
@@ -206,7 +206,7 @@ def test_a_thread_that_served_somebody_is_nobody_s_afterwards(gate: Gate, told: 
     assert wrong == {}
 
 
-def test_answer_of_mlflow_is_told(gate: Gate, told: Told) -> None:
+def test_answer_of_mlflow_is_observed(gate: Gate, told: Told) -> None:
     for status, content_type, host in (
         (403, "text/plain", True),
         (403, "text/plain; charset=utf-8", True),
@@ -240,7 +240,7 @@ def test_answer_of_mlflow_is_told(gate: Gate, told: Told) -> None:
 
 
 @both
-def test_headers_are_shown_if_the_operator_wants(
+def test_headers_are_logged_if_the_operator_wants(
     adapter: Adapter, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = with_key("read", "GET", "/version", ("X-Tenant", "a"))
@@ -254,7 +254,7 @@ def test_headers_are_shown_if_the_operator_wants(
 
 
 @both
-def test_way_to_the_sign_in_stays_below_the_prefix(adapter: Adapter) -> None:
+def test_redirect_to_the_sign_in_stays_below_the_prefix(adapter: Adapter) -> None:
     session_that_ended = (
         ("Cookie", f"{browser.LOOPBACK_COOKIE}={keys.session_token()}"),
         ("Host", "127.0.0.1:5000"),
@@ -274,7 +274,7 @@ def test_empty_path_is_the_root(adapter: Adapter) -> None:
     assert answer.status == 200 and answer.inner is not None
 
 
-def test_mlflow_receives_what_was_read_and_then_what_comes(gate: Gate) -> None:
+def test_mlflow_receives_the_read_bytes_and_then_the_rest(gate: Gate) -> None:
     body = GRAPHQL_READ
     coming = [
         {"type": "http.request", "body": body[:9], "more_body": True},
@@ -306,7 +306,7 @@ def test_request_without_a_length_has_no_body(gate: Gate) -> None:
     assert b"".join(wsgi_ask(gate, app, form, **{"wsgi.input": io.BytesIO()})) == b""
 
 
-def test_key_in_the_query_is_cut_out_wherever_the_server_repeats_it(gate: Gate) -> None:
+def test_query_key_is_removed_wherever_the_server_repeats_the_query(gate: Gate) -> None:
     called: list[Any] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -325,7 +325,7 @@ def test_key_in_the_query_is_cut_out_wherever_the_server_repeats_it(gate: Gate) 
 
 
 @both
-def test_owner_of_the_key_is_told_and_uses_are_counted(adapter: Adapter) -> None:
+def test_owner_of_the_key_is_logged_and_uses_are_counted(adapter: Adapter) -> None:
     for kind, method, code, owner, counted in (
         ("write", "POST", "", "key_write", ["key_write"]),
         # Known, but not let in: the log names it, and it is no use of the key.
@@ -345,7 +345,7 @@ def test_owner_of_the_key_is_told_and_uses_are_counted(adapter: Adapter) -> None
         assert uses == counted, kind
 
 
-def test_short_way_is_taken_by_what_fits(gate: Gate) -> None:
+def test_request_that_fits_takes_the_fast_path(gate: Gate) -> None:
     ways: list[str] = []
 
     def way(name: str) -> Any:

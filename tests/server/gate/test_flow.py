@@ -79,7 +79,7 @@ def outcome(found: Forward | Answer) -> object:
     return "forward" if isinstance(found, Forward) else found.status
 
 
-def test_each_way_asks_for_what_it_takes_and_no_more() -> None:
+def test_each_request_takes_the_steps_that_it_needs_and_no_more() -> None:
     gate = make_gate()
     assert [type(step) for step in take(READ, gate)[0]] == [Wait]
     wait_until(lambda: take(READ, gate)[0] == [])
@@ -107,7 +107,7 @@ def test_each_way_asks_for_what_it_takes_and_no_more() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_which_refusals_hold_in_every_mode() -> None:
+def test_some_refusals_hold_in_every_mode() -> None:
     large = Wire(headers=tuple((f"X-{number}", "") for number in range(101)))
     large_sign_in = Wire("GET", "/hokusai/keys", large.headers)
     malformed = Wire(headers=(("Host", "["),))
@@ -129,7 +129,7 @@ def test_which_refusals_hold_in_every_mode() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_answer_that_comes_too_late_is_503() -> None:
+def test_lookup_that_takes_too_long_is_503() -> None:
     scope = scope_of(READ)
     arrival = Arrival("GET", "/version", b"", tuple(scope["headers"]), "192.0.2.1", 0.0)
     way = flow.flow(make_gate(), arrival)
@@ -185,5 +185,5 @@ def length(function: Callable[..., Any]) -> int:
     return len(lines)
 
 
-def test_the_way_is_one_short_function() -> None:
+def test_flow_is_one_short_function() -> None:
     assert length(flow.flow) <= 60

@@ -87,7 +87,7 @@ def request() -> dict[str, Any]:
     }
 
 
-def test_nobody_waits_for_ever_and_more_than_there_are_threads_do_not_either() -> None:
+def test_more_requests_than_threads_do_not_wait_for_ever() -> None:
     authority, lookups = Stuck(), LookupPool(0.3)
     gate = app_behind(authority, lookups=lookups)
 
@@ -103,7 +103,7 @@ def test_nobody_waits_for_ever_and_more_than_there_are_threads_do_not_either() -
     assert asyncio.run(many())[0] == 200
 
 
-def test_nobody_waits_for_ever_under_wsgi_either() -> None:
+def test_requests_do_not_wait_for_ever_under_wsgi() -> None:
     authority, lookups = Stuck(), LookupPool(0.05)
     gate = Gate(authority, Policy(), Prefixes(()), Cors((), ""), DecisionLog(), lookups=lookups)
 
@@ -216,7 +216,7 @@ def test_an_address_that_has_its_places_gets_429_and_others_wait(
     assert isinstance(first.result(60), Allow) and isinstance(other.result(60), Allow)
 
 
-def test_who_no_longer_waits_is_not_asked_for() -> None:
+def test_lookup_is_skipped_when_its_request_no_longer_waits() -> None:
     free, asked = threading.Event(), []
     lookups = LookupPool()
     first = [lookups.begin(lambda: free.wait(60), bool) for _ in range(THREADS // SHARE)]
@@ -228,7 +228,7 @@ def test_who_no_longer_waits_is_not_asked_for() -> None:
     assert asked == ["last"]
 
 
-def test_keys_are_remembered_for_a_day_and_so_many_of_them() -> None:
+def test_a_bounded_number_of_keys_is_remembered_for_a_day() -> None:
     now = [0.0]
     recent = RecentKeys(size=3, timer=lambda: now[0])
     for number in range(4):
@@ -242,7 +242,7 @@ def test_keys_are_remembered_for_a_day_and_so_many_of_them() -> None:
     assert b"key 3" not in b"".join(recent._digests)
 
 
-def test_question_that_gets_no_thread_takes_no_place() -> None:
+def test_lookup_without_a_thread_leaves_the_queue() -> None:
     lookups = LookupPool()
     lookups._new._threads.shutdown()
     for _ in range(MAX_PENDING + 1):
@@ -250,7 +250,7 @@ def test_question_that_gets_no_thread_takes_no_place() -> None:
             lookups.begin(str, str)
 
 
-def test_the_longer_an_outage_is_the_longer_clients_are_asked_to_wait() -> None:
+def test_clients_are_asked_to_wait_longer_in_a_longer_outage() -> None:
     now = 100.0
     outage = Outage(lambda: now)
     waits = []

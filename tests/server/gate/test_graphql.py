@@ -84,7 +84,7 @@ def test_every_body_has_an_answer(text: bytes) -> None:
     assert query_fields(text) is None or json.loads(text)["query"]
 
 
-def test_who_may_send_which_query() -> None:
+def test_scope_decides_which_queries_a_key_may_send() -> None:
     route = operations.classify("POST", "/graphql")
 
     def may(scope: str, *names: str) -> bool:
@@ -110,7 +110,7 @@ def test_who_may_send_which_query() -> None:
     ] == []
 
 
-def test_fields_read_what_rest_gives_to_the_same_key() -> None:
+def test_graphql_fields_read_what_rest_gives_to_the_same_key() -> None:
     """A field's kinds are kinds of the table of routes, so a slip of the pen would open nothing."""
     kinds = {operation.kind for operation in operations.rules()}
     assert {kind for found in QUERY_FIELDS.values() for kind in found} <= kinds

@@ -58,7 +58,7 @@ def test_mlflow_gets_the_headers_that_the_setting_names(adapter: Adapter) -> Non
 
 
 @both
-def test_key_counts_although_mlflow_does_not_get_it(adapter: Adapter) -> None:
+def test_key_is_checked_although_mlflow_does_not_get_it(adapter: Adapter) -> None:
     gate = make_gate(headers=settings.HeaderPolicy(remove=("x-api-key",)))
     answer = adapter(WIRE, gate)
     assert answer.status == 200

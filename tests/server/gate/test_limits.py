@@ -57,7 +57,7 @@ def limits(request: pytest.FixtureRequest) -> Limits:
 # Keys
 
 
-def test_a_key_is_served_as_often_as_its_limit_says(limits: Limits) -> None:
+def test_key_is_served_as_often_as_its_limit_says(limits: Limits) -> None:
     assert admitted(limits, 3, 10) == 3
     refused = limits.admit(allow(3))
     assert isinstance(refused, Deny)
@@ -68,7 +68,7 @@ def test_a_key_is_served_as_often_as_its_limit_says(limits: Limits) -> None:
     assert admitted(limits, 4, 10) == 4
 
 
-def test_a_clock_that_is_set_back_begins_anew(clock: time_machine.Traveller) -> None:
+def test_counts_start_at_zero_when_the_clock_is_set_back(clock: time_machine.Traveller) -> None:
     limits = Limits()
     assert admitted(limits, 3, 10) == 3
     clock.shift(-30)
@@ -91,7 +91,9 @@ def test_the_hour_moves_with_the_clock(limits: Limits, clock: time_machine.Trave
     assert admitted(limits, 3, 3) == 2
 
 
-def test_an_answer_tells_what_is_left(limits: Limits, clock: time_machine.Traveller) -> None:
+def test_answer_says_how_many_requests_are_left(
+    limits: Limits, clock: time_machine.Traveller
+) -> None:
     first = limits.admit(allow(2, headers=(("Sunset", "x"),)))
     assert isinstance(first, Allow)
     assert first.headers[0] == ("Sunset", "x")
@@ -108,7 +110,9 @@ def test_an_answer_tells_what_is_left(limits: Limits, clock: time_machine.Travel
     assert headers(limits.admit(allow(2))) == {"Limit": "2", "Remaining": "0", "Reset": "600"}
 
 
-def test_to_ask_what_is_left_costs_nothing(limits: Limits, clock: time_machine.Traveller) -> None:
+def test_reading_the_rest_of_a_limit_counts_nothing(
+    limits: Limits, clock: time_machine.Traveller
+) -> None:
     for _ in range(5):
         assert limits.left("key_1", 2)[0] == 2
     limits.admit(allow(2))
@@ -116,7 +120,7 @@ def test_to_ask_what_is_left_costs_nothing(limits: Limits, clock: time_machine.T
         assert limits.left("key_1", 2) == (1, 3600)
 
 
-def test_what_has_no_limit_is_not_counted() -> None:
+def test_key_without_a_limit_is_not_counted() -> None:
     limits = Limits()
     for free in (allow(None), Allow(OPERATION)):
         for _ in range(100):
@@ -124,7 +128,7 @@ def test_what_has_no_limit_is_not_counted() -> None:
     assert not limits._keys.storage.events  # type: ignore[attr-defined]
 
 
-def test_threads_count_together(limits: Limits) -> None:
+def test_threads_share_a_count(limits: Limits) -> None:
     with ThreadPoolExecutor(8) as pool:
         counts = pool.map(lambda _: admitted(limits, 50, 20), range(8))
     assert sum(counts) == 50
@@ -133,7 +137,7 @@ def test_threads_count_together(limits: Limits) -> None:
 # Redis
 
 
-def test_only_with_redis_a_count_takes_time(redis_url: str) -> None:
+def test_counting_does_io_only_with_redis(redis_url: str) -> None:
     assert not Limits().does_io
     assert Limits(redis_url).does_io
 
@@ -199,7 +203,7 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
     assert "hunter2" not in caplog.text and str(port) not in caplog.text
 
 
-def test_few_requests_wait_for_a_redis_that_never_answers_and_none_for_long(
+def test_few_requests_wait_briefly_for_a_redis_that_never_answers(
     waits: list[float | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUDGET", 0.05)
@@ -235,7 +239,7 @@ def test_wrong_keys_are_counted_by_address(clock: time_machine.Traveller) -> Non
     assert failures(limits, "192.0.2.1", 20) == 5
 
 
-def test_to_ask_whether_an_address_is_over_counts_nothing(
+def test_checking_an_address_counts_nothing(
     clock: time_machine.Traveller,
 ) -> None:
     limits = Limits(failures_per_minute=2)
@@ -252,7 +256,7 @@ def test_to_ask_whether_an_address_is_over_counts_nothing(
     assert Limits().over("192.0.2.1") is None
 
 
-def test_the_minute_of_an_address_moves(clock: time_machine.Traveller) -> None:
+def test_minute_of_an_address_moves_with_the_clock(clock: time_machine.Traveller) -> None:
     limits = Limits(failures_per_minute=10)
     clock.shift(58)
     assert failures(limits, "192.0.2.1", 20) == 10
@@ -262,7 +266,7 @@ def test_the_minute_of_an_address_moves(clock: time_machine.Traveller) -> None:
     assert 3 < failures(limits, "192.0.2.1", 20) < 7
 
 
-def test_without_a_setting_failures_are_not_counted() -> None:
+def test_wrong_keys_are_not_counted_without_a_setting() -> None:
     limits = Limits()
     assert failures(limits, "192.0.2.1", 1000) == 1000
     assert not limits._addresses_storage.storage
@@ -283,7 +287,7 @@ def test_network_of_an_ipv6_customer_counts_as_one() -> None:
         assert (limits.sign_in(other) is not None) is together, (one, other)
 
 
-def test_crowd_of_addresses_takes_no_more_memory_and_counts_as_one(
+def test_addresses_beyond_the_limit_count_as_one_and_take_no_memory(
     clock: time_machine.Traveller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_ADDRESSES", 50)
@@ -300,7 +304,7 @@ def test_crowd_of_addresses_takes_no_more_memory_and_counts_as_one(
     assert failures(limits, "192.0.2.1", 9) == 5
 
 
-def test_signing_in_is_counted_by_address(clock: time_machine.Traveller) -> None:
+def test_sign_ins_are_counted_by_address(clock: time_machine.Traveller) -> None:
     limits = Limits()
     waits = [limits.sign_in("192.0.2.1") for _ in range(2 * SIGN_INS_PER_MINUTE)]
     assert waits[:SIGN_INS_PER_MINUTE] == [None] * SIGN_INS_PER_MINUTE

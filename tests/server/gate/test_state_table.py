@@ -101,7 +101,7 @@ def ask(gate: Gate, key: str) -> str | None:
     return None if isinstance(verdict, Allow) else verdict.code
 
 
-def test_answer_by_backend_and_knowledge(service: Standin, store: LocalStore) -> None:
+def test_refusal_depends_on_backend_and_cache(service: Standin, store: LocalStore) -> None:
     own = store.create(owner="operator", scopes=["mlflow:admin"])[1]
     wrong = []
     for answer, backend, knowledge in product(ANSWERS, ["service", "local,service"], KNOWLEDGE):

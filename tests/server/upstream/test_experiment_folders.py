@@ -79,7 +79,7 @@ def places(folders: ExperimentFolders) -> set[str]:
     return {"/".join(key[4:]) for key in folders.known.exact}
 
 
-def test_the_folders_are_those_that_mlflow_did_not_make_by_number(
+def test_folders_leave_out_those_that_mlflow_made_by_number(
     database: Database, folders: Counted
 ) -> None:
     database.add("mlflow-artifacts:/1", "mlflow-artifacts:/2", None, "mlflow-artifacts:/team/a")
@@ -96,13 +96,13 @@ def test_the_folders_are_those_that_mlflow_did_not_make_by_number(
     assert folders.known is known
 
 
-def test_they_are_read_when_the_app_starts(database: Database, folders: Counted) -> None:
+def test_folders_are_read_when_the_app_starts(database: Database, folders: Counted) -> None:
     database.add("mlflow-artifacts:/team/a")
     folders.begin()
     wait_until(lambda: places(folders) == {"team/a"})
 
 
-def test_a_server_without_a_database_of_experiments_reads_nothing() -> None:
+def test_server_without_a_database_of_experiments_reads_nothing() -> None:
     for uri in ("", "./mlruns", "file:///x"):
         folders = Counted(ROOTS, {TRACKING: uri})
         before = Counted.reads
@@ -110,7 +110,7 @@ def test_a_server_without_a_database_of_experiments_reads_nothing() -> None:
         assert Counted.reads == before
 
 
-def test_those_who_wait_take_one_reading_for_theirs(database: Database) -> None:
+def test_waiting_threads_share_one_reading(database: Database) -> None:
     entered, go_on = threading.Event(), threading.Event()
     ticks = itertools.count()
     called = threading.Semaphore(0)
@@ -143,7 +143,7 @@ def test_those_who_wait_take_one_reading_for_theirs(database: Database) -> None:
 
 
 @both
-def test_a_new_experiment_counts_with_the_first_request_that_depends_on_it(
+def test_new_experiment_counts_from_the_first_request_that_depends_on_it(
     adapter: Adapter, database: Database, folders: Counted
 ) -> None:
     gate = make_gate(Memory(SUPPLIER), folders=folders)
@@ -160,7 +160,9 @@ def test_a_new_experiment_counts_with_the_first_request_that_depends_on_it(
 
 
 @both
-def test_what_needs_no_look_up_does_none(adapter: Adapter, folders: Counted) -> None:
+def test_request_that_needs_no_folders_does_not_read_them(
+    adapter: Adapter, folders: Counted
+) -> None:
     gate = make_gate(Memory(SUPPLIER), folders=folders)
     rows = [
         ("PUT", f"/77/{RUN}/artifacts/traces/x", 200),
@@ -183,7 +185,7 @@ def test_what_needs_no_look_up_does_none(adapter: Adapter, folders: Counted) -> 
 
 
 @both
-def test_a_database_that_fails_opens_nothing(adapter: Adapter, tmp_path: Path) -> None:
+def test_failing_database_opens_nothing(adapter: Adapter, tmp_path: Path) -> None:
     folders = Counted(ROOTS, {TRACKING: f"sqlite:///{tmp_path}/mlflow.db"})  # without tables
     gate = make_gate(Memory(SUPPLIER), folders=folders)
     answer = adapter(with_key("write", "GET", f"{ARTIFACTS}/new/traces/tr-1"), gate)

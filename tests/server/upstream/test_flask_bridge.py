@@ -56,7 +56,7 @@ names = st.sampled_from(
     server=st.sampled_from([None, ("h", 1)]),
     body=st.binary(max_size=9),
 )
-def test_environ_is_that_of_starlette(
+def test_environ_is_the_same_as_starlette_s(
     path: str, query: str, headers: Any, client: Any, server: Any, body: bytes
 ) -> None:
     wsgi = pytest.importorskip("starlette.middleware.wsgi")
@@ -74,7 +74,7 @@ def test_environ_is_that_of_starlette(
     assert found == expected
 
 
-def test_only_short_names_of_headers_are_kept() -> None:
+def test_only_short_header_names_are_cached() -> None:
     before = flask_bridge._short_variable.cache_info().misses
     assert environ_of({**GET, "headers": [(b"x" * 65, b"1")]}, b"")["HTTP_" + "X" * 65] == "1"
     assert flask_bridge._short_variable.cache_info().misses == before
@@ -153,7 +153,7 @@ def test_response_is_closed_for_a_client_that_is_gone() -> None:
     assert made.closed
 
 
-def test_no_more_of_an_answer_is_made_for_a_client_that_leaves() -> None:
+def test_answer_stops_when_its_client_leaves() -> None:
     made = Closing(iter([b"abc"] * 1000))
     gone = asyncio.Event()
     sent: list[dict[str, Any]] = []
@@ -174,7 +174,7 @@ def test_no_more_of_an_answer_is_made_for_a_client_that_leaves() -> None:
     assert made.closed and len(sent) < 10
 
 
-def test_nothing_waits_for_a_client_that_stayed_to_the_end() -> None:
+def test_no_task_is_left_after_a_client_that_stayed_to_the_end() -> None:
     async def whole() -> None:
         messages, waiting = [{"type": "http.request"}], asyncio.Event()
 
@@ -226,7 +226,7 @@ def test_request_can_be_cancelled_while_its_answer_is_being_made() -> None:
     assert closed.wait(60)
 
 
-def test_clients_that_read_slowly_keep_nobody_waiting() -> None:
+def test_slow_clients_do_not_delay_others() -> None:
     slow = THREADS + 2
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
@@ -254,7 +254,7 @@ def test_clients_that_read_slowly_keep_nobody_waiting() -> None:
     asyncio.run(all_of_them())
 
 
-def test_chunks_arrive_as_they_are_made_and_no_faster_than_they_are_taken() -> None:
+def test_chunks_arrive_as_they_are_made_and_as_fast_as_they_are_read() -> None:
     taken = threading.Semaphore(0)
     made: list[int] = []
 
@@ -327,7 +327,7 @@ def test_error_replaces_an_answer_that_has_not_begun_and_breaks_off_one_that_has
     assert answer(fails(1))[0] == "LookupError"
 
 
-def test_client_that_hangs_up_before_its_body_is_there_gets_nothing_done() -> None:
+def test_request_whose_client_leaves_before_its_end_is_dropped() -> None:
     called = []
     messages = [
         {"type": "http.request", "body": b"ha", "more_body": True},

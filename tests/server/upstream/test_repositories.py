@@ -107,7 +107,7 @@ def test_no_path_leads_out_of_a_repository(root: Path) -> None:
     assert remote.list_artifacts("a") == []
 
 
-def test_what_may_be_opened(root: Path) -> None:
+def test_only_locations_in_the_roots_may_be_opened(root: Path) -> None:
     rows = {
         str(root): True,
         f"file://{root}/in": True,
@@ -143,7 +143,9 @@ def test_what_may_be_opened(root: Path) -> None:
         opener(root, mode).confined(Trusting(str(root))).list_artifacts("../out")
 
 
-def test_the_roots_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_come_from_the_server_s_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "real").mkdir()
     (tmp_path / "linked").symlink_to(tmp_path / "real")

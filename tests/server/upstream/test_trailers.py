@@ -23,7 +23,7 @@ class Elsewhere:
     def data_received(self, data: bytes) -> None: ...
 
 
-def test_httptools_drops_trailers_however_often_it_is_told() -> None:
+def test_httptools_drops_trailers_after_one_patch_or_more() -> None:
     assert trailers.ignore()
     protocol: Any = sys.modules[trailers.MODULE].HttpToolsProtocol
     patched = protocol.on_headers_complete
@@ -32,7 +32,7 @@ def test_httptools_drops_trailers_however_often_it_is_told() -> None:
     trailers.check()
 
 
-def test_another_uvicorn_serves_with_h11(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uvicorn_that_can_not_be_patched_serves_with_h11(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UVICORN_HTTP", raising=False)
     trailers.prepare()
     assert "UVICORN_HTTP" not in os.environ
