@@ -1,7 +1,8 @@
-"""What we take from MLflow that MLflow does not promise: it is there, in the form that we need.
+"""The parts of MLflow that this package uses exist, in the form that it needs.
 
-Run on every supported version (`make test-matrix`). A failure says what of ours depends on it. A new
-import of MLflow's, or a new variable of its environment, needs a row here.
+MLflow promises few of them, so these tests run on every supported version (`make test-matrix`). A
+failure names the file of ours that breaks. A new import from MLflow, or a new environment variable of
+MLflow's, needs a row here.
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ URI = "http://127.0.0.1:9/api/mlflow"
 
 _STORE = "mlflow.tracking._tracking_service.utils"
 _REPOSITORIES = "mlflow.store.artifact.artifact_repository_registry"
-#: File -> what it takes from MLflow, by import or as an attribute of a module or class of MLflow's:
-#: module or class -> names in it.
+#: File of ours -> module or class of MLflow's -> the names in it that the file imports or reads.
 IMPORTS: dict[str, dict[str, str]] = {
     "cli/supplier.py": {"mlflow": "get_tracking_uri", "mlflow.exceptions": "MlflowException"},
     "client/admin.py": {
@@ -138,11 +138,11 @@ IMPORTS: dict[str, dict[str, str]] = {
         "mlflow.utils.uri": "append_to_uri_path resolve_uri_if_local",
     },
 }
-#: MLflow's public API; all else that the server takes from MLflow is taken in `server/upstream/`.
+#: MLflow's public API. Only `server/upstream/` may import anything else from MLflow on the server.
 PUBLIC = re.compile(
     r"mlflow\.(__version__|[A-Za-z]\w*|(exceptions|entities|environment_variables)\.[\w.]+)"
 )
-#: Those that we do without on older versions.
+#: Names that older versions of MLflow lack, and the version that added them.
 SINCE = {
     "mlflow.server.security_utils": (3, 5),
     "mlflow.environment_variables.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": (3, 5),
@@ -152,7 +152,7 @@ SINCE = {
     "MLFLOW_SERVER_PID": (3, 5),
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": (3, 5),
 }
-#: Variables that our code names -> what for.
+#: Environment variables of MLflow's that our code names -> the place and purpose.
 VARIABLES = {
     "_MLFLOW_SERVER_ARTIFACT_DESTINATION": "server/upstream/artifact_roots.py: --artifacts-destination",
     "_MLFLOW_SERVER_ARTIFACT_ROOT": "server/upstream/artifact_roots.py: --default-artifact-root",
@@ -182,7 +182,7 @@ def trees() -> Iterator[tuple[str, ast.Module]]:
 
 
 def imported(tree: ast.Module) -> dict[str, str]:
-    """Names in a module -> what of MLflow's they are. (`import mlflow.x` binds `mlflow`.)"""
+    """Return name in a module -> MLflow's name for it. (`import mlflow.x` binds `mlflow`.)"""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -195,17 +195,17 @@ def imported(tree: ast.Module) -> dict[str, str]:
 
 
 def absent(name: str) -> bool:
-    """Whether the MLflow at hand is too old for `name`."""
+    """Return whether the installed MLflow is too old for `name`."""
     return any(at > VERSION for start, at in SINCE.items() if name.startswith(start))
 
 
 def is_open(dotted: str) -> bool:
-    """Whether what is read of this is as fixed as an import: a module's or a class's attribute."""
+    """Return whether this is a module or a class, whose attributes count like imports."""
     return not absent(dotted) and isinstance(pkgutil.resolve_name(dotted), (ModuleType, type))
 
 
 def taken(tree: ast.Module) -> set[str]:
-    """What a module takes from MLflow: the names it imports, or the attributes it reads of these."""
+    """Return the names that a module imports from MLflow, or the attributes that it reads of them."""
     names = imported(tree)
     attributes: dict[str, set[str]] = {}
     for node in ast.walk(tree):
@@ -217,7 +217,7 @@ def taken(tree: ast.Module) -> set[str]:
 
 
 def rows() -> list[tuple[str, str]]:
-    """IMPORTS as pairs of a file and a name, without what the MLflow at hand is too old for."""
+    """IMPORTS as pairs of a file and a name, without those that the installed MLflow is too old for."""
     found = [
         (file, f"{module}.{name}")
         for file, modules in IMPORTS.items()
@@ -253,7 +253,7 @@ def test_every_variable_of_mlflow_s_has_a_row() -> None:
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and pattern.fullmatch(node.value)
-        and not node.value.endswith("_")  # a beginning of names
+        and not node.value.endswith("_")  # the start of several names
     }
     assert named == set(VARIABLES)
 
@@ -273,7 +273,7 @@ def test_mlflow_still_knows_these_variables() -> None:
     handlers = importlib.import_module("mlflow.server.handlers")
     known.add(handlers.STATIC_PREFIX_ENV_VAR)
     known |= {value for key, value in vars(mlflow.server).items() if key.endswith("_ENV_VAR")}
-    # It has no constant. What starts the jobs gives it to them.
+    # It has no constant: MLflow sets it where it starts the jobs.
     if not absent("MLFLOW_SERVER_PID"):
         jobs = Path(str(mlflow.__file__)).parent / "server" / "jobs" / "utils.py"
         known |= set(re.findall(r'"(MLFLOW_SERVER_PID)":', jobs.read_text()))
@@ -288,7 +288,7 @@ def test_mlflow_still_knows_these_variables() -> None:
 def test_mlflow_server_starts_our_app_and_says_how(
     sgi: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """server/app.py: which kind of application it makes; wsgi_app.py: waitress takes an object."""
+    """server/app.py makes the kind of application that MLflow says; waitress takes an object."""
 
     class Started(Exception):
         pass
@@ -364,7 +364,7 @@ def test_mlflow_reads_the_user_where_we_put_it() -> None:
 # What the client relies on
 
 
-#: Our entry points' groups -> what of MLflow reads them.
+#: Group of our entry points -> the module of MLflow that reads it.
 GROUPS = {
     "mlflow.app": "mlflow.server",
     "mlflow.app.client": "mlflow.server",
@@ -405,7 +405,7 @@ def provider(answer: Any) -> type:
 def test_header_providers_are_joined_and_their_errors_logged(
     registry: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """header_provider.py gives the key once however often it is registered, and never raises."""
+    """header_provider.py gives the key once, however often it is registered, and never raises."""
     for answer in ({"X": "1"}, {"X": "2"}, ValueError("the text")):
         registry.register(provider(answer))
     assert header_registry.resolve_request_headers() == {"X": "1 2"}
@@ -442,7 +442,7 @@ def test_provider_can_see_its_request(registry: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_requests_accept_our_options() -> None:
-    """client/admin.py and doctor: one attempt, an answer whatever its status."""
+    """client/admin.py and doctor make one attempt, and read the answer whatever its status is."""
     parameters = inspect.signature(rest_utils.http_request).parameters
     assert {"timeout", "max_retries", "raise_on_status", "extra_headers"} <= set(parameters)
     credentials = pkgutil.resolve_name("mlflow.tracking._tracking_service.utils._get_store")(URI)
@@ -451,7 +451,7 @@ def test_requests_accept_our_options() -> None:
 
 
 def test_mlflow_s_client_retries_these_statuses() -> None:
-    """core/denials.py: `Retry-After` on 429 and 503, and no other refusal may be among these."""
+    """core/denials.py sets `Retry-After` on 429 and 503. No other refusal but 408 may be retried."""
     retried = {408, 429, 500, 502, 503, 504}
     assert set(request_utils._TRANSIENT_FAILURE_RESPONSE_CODES) == retried
     # A body that took too long may be sent again at once: 408 has no `Retry-After`.
@@ -460,7 +460,7 @@ def test_mlflow_s_client_retries_these_statuses() -> None:
     assert default.get() is True, "core/denials.py: RETRY_AFTER would count for nothing"
 
 
-def test_a_refusal_is_a_rest_exception() -> None:
+def test_refusal_is_a_rest_exception() -> None:
     """core/denials.py writes MLflow's form; doctor reads our code from the exception's `json`."""
     response = requests.Response()
     response.status_code = 401
@@ -473,12 +473,12 @@ def test_a_refusal_is_a_rest_exception() -> None:
 
 
 def test_mlflow_knows_our_error_codes() -> None:
-    """core/denials.py: MLflow's client warns of others, and takes them for internal errors."""
+    """MLflow's client warns of other codes, and treats them as internal errors: see core/denials.py."""
     assert {code.error_code for code in CODES.values()} <= set(dict(ErrorCode.items()))
 
 
 def test_artifacts_still_lose_the_prefix_and_ours_keep_it() -> None:
-    """client/artifacts.py: were the first to fail, MLflow would do it itself, and ours could go."""
+    """If the first assertion fails, MLflow keeps the prefix itself, and client/artifacts.py can go."""
     service = "/api/2.0/mlflow-artifacts/artifacts"
     resolve = MlflowArtifactsRepository.resolve_uri
     assert list(inspect.signature(resolve).parameters) == ["artifact_uri", "tracking_uri"]
@@ -487,7 +487,7 @@ def test_artifacts_still_lose_the_prefix_and_ours_keep_it() -> None:
     assert issubclass(MlflowArtifactsRepository, HttpArtifactRepository)
 
 
-def test_an_artifact_repository_has_what_we_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifact_repository_has_the_methods_that_we_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """doctor asks at `artifact_uri` with `_host_creds`; smoke lists and deletes."""
     repository = MlflowArtifactsRepository("mlflow-artifacts:/", URI)
     assert repository.artifact_uri.endswith("/api/2.0/mlflow-artifacts/artifacts")
@@ -511,7 +511,7 @@ def test_the_client_has_the_methods_of_smoke() -> None:
 
 
 def _is_of_client(node: ast.AST) -> bool:
-    """Whether this is `client.x(…)` or `job.client().x(…)`."""
+    """Return whether this is `client.x(…)` or `job.client().x(…)`."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
         return False
     of = node.func.value
@@ -548,7 +548,7 @@ def test_a_path_of_artifacts_is_judged_as_mlflow_reads_it(what: str, path: str) 
 
 
 def test_every_graphql_field_has_a_row() -> None:
-    """A new field takes a scope for everything until it has a row; a new resolver may read more."""
+    """A new field needs the scope for everything until it has a row. A new resolver may read more."""
     from mlflow.server.graphql import autogenerated_graphql_schema as generated
     from mlflow.server.graphql import graphql_schema_extensions as extended
 
@@ -563,7 +563,7 @@ def test_every_graphql_field_has_a_row() -> None:
         for name in vars(one)
         if name.startswith("resolve_") and one.__name__ != "MutationType"
     }
-    # The first two are what "experiments" and "model-versions" of a run stand for.
+    # The first two resolve the "experiments" and "model-versions" of a run.
     assert resolvers == {
         "MlflowRunExtension.resolve_experiment",
         "MlflowRunExtension.resolve_model_versions",
@@ -578,7 +578,7 @@ def test_every_graphql_field_has_a_row() -> None:
 
 
 def _types(one: Any, found: set[str]) -> set[str]:
-    """The names of the GraphQL type and of all that its fields lead to."""
+    """Return the names of the GraphQL type and of all types that its fields lead to."""
     named = get_named_type(one)
     if named.name not in found:
         found.add(named.name)

@@ -1,4 +1,4 @@
-"""Both adapters from one set of requests: the same verdict, and MLflow called for ALLOW only."""
+"""Both adapters give the same verdict on each request, and call MLflow for ALLOW only."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ from tests.server.sentinel import (
 
 try:
     import tomllib
-except ImportError:  # Python 3.10, where pytest brings tomli along
+except ImportError:  # Python 3.10, where pytest installs tomli
     import tomli as tomllib
 
 VECTORS = tomllib.loads(
@@ -88,7 +88,7 @@ def clock() -> Iterator[None]:
 
 
 def inner_headers(answer: Answer) -> list[tuple[str, str]]:
-    """What MLflow was sent, names in lower case; sorted for WSGI, which has no order."""
+    """The headers that MLflow got, with names in lower case; sorted for WSGI, which has no order."""
     if "headers" in answer.inner:
         return [(n.decode("latin-1"), v.decode("latin-1")) for n, v in answer.inner["headers"]]
     return sorted(
@@ -110,14 +110,14 @@ class Case:
     wire: Wire
     status: int
     code: str
-    #: Whom MLflow is told that the caller is.
+    #: The caller that MLflow gets.
     kind: str | None
     lost: tuple[str, ...]
     adapters: tuple[Adapter, ...]
 
 
 def fill(text: str) -> str:
-    """`text` with keys, letters and base64 in the places that are marked for them."""
+    """Return `text` with keys, letters and base64 in place of its marks."""
     text = re.sub(r"\{a\*(\d+)\}", lambda match: "a" * int(match[1]), text)
     text = re.sub(r"\{(\w+)\}", lambda match: KEYS[match[1]], text)
     return re.sub(
@@ -182,7 +182,7 @@ def check_forwarding(case: Case, answer: Answer) -> None:
     path = answer.inner.get("path") or (
         answer.inner["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
     )
-    # MLflow might pass the headers of a route that nobody knows on to somebody.
+    # MLflow might forward the headers of an unknown route to another host.
     unlisted = not classify(case.wire.method, path).rule
     lost = ("x-api-key", "authorization") if unlisted else case.lost
     expected = [
@@ -203,7 +203,7 @@ def check_forwarding(case: Case, answer: Answer) -> None:
 
 
 def test_every_vector_that_a_request_can_express_has_a_case() -> None:
-    # 15 and 17 are about bytes on a connection, 24 about time; they have tests of their own.
+    # Vectors 15 and 17 are about bytes on a connection, 24 about time. They have tests of their own.
     numbers = {int(case["id"][:2]) for case in VECTORS["case"]}
     assert numbers == set(range(1, 28)) - {15, 17, 24}
 
@@ -289,7 +289,7 @@ def test_query_key_can_be_switched_off_and_still_reaches_nobody(adapter: Adapter
 # Forwarding
 
 
-#: A query, and what is left of it without the key.
+#: A query, and the same query without its key.
 QUERIES = {
     "api_key=@KEY@": "",
     "x=%2F+1&api_key=@KEY@&&y=\u00e9&x": "x=%2F+1&&y=\u00e9&x",
@@ -465,11 +465,11 @@ def test_caller_of_one_request_is_not_the_caller_of_the_next(adapter: Adapter) -
     assert [caller.principal for caller in callers] == [PRINCIPALS["admin"], None]
 
 
-# What is not HTTP
+# Scopes other than HTTP
 
 
 def websocket(wire: Wire) -> tuple[list[Any], list[Any]]:
-    """What the server was sent and what MLflow was called with, for a websocket."""
+    """The messages that the server got, and the scopes that MLflow got, for a websocket."""
     called: list[Any] = []
     sent: list[Any] = []
 
@@ -491,7 +491,7 @@ def test_websocket_needs_admin() -> None:
         for kind in ("read", "write", "typo"):
             assert websocket(with_key(kind, "", target)) == (closed, []), (target, kind)
         assert websocket(Wire("", target)) == (closed, []), target
-    # Not even what looks like a preflight gets through.
+    # A handshake that looks like a preflight is refused, too.
     headers = (("Origin", UI), ("Access-Control-Request-Method", "GET"))
     assert websocket(Wire("", "/x", headers))[1] == []
 
@@ -500,7 +500,7 @@ def test_websocket_with_an_admin_key_is_forwarded() -> None:
     sent, called = websocket(with_key("admin", "", "/mlflow/x"))
     assert sent == []
     assert [(scope["type"], scope["path"]) for scope in called] == [("websocket", "/x")]
-    # To the bare prefix no redirect is sent, which would be HTTP.
+    # The bare prefix gets no redirect, because that would be HTTP.
     sent, _ = websocket(with_key("admin", "", "/mlflow"))
     assert [message for message in sent if message["type"].startswith("http")] == []
 
@@ -587,7 +587,7 @@ SHARED_FAULTS = [
     (flow, "Forward"),
     (flow, "Answer"),
 ]
-#: Each module's own.
+#: The same names in each module.
 ADAPTER_FAULTS = {
     "asgi": [(asgi, "flow"), (asgi, "raw_without"), (asgi, "callers")],
     "wsgi": [(wsgi, "flow"), (wsgi, "_headers"), (wsgi, "_set_query"), (wsgi, "caller")],
@@ -599,7 +599,7 @@ class Fault(Exception):
 
 
 class _Broken:
-    """Stands for a function or an object, and raises when it is used."""
+    """Takes the place of a function or an object, and raises when it is used."""
 
     def __init__(self) -> None:
         self.used = 0
@@ -640,14 +640,14 @@ def test_mlflow_is_not_called_whatever_fails() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# Any request at all: tests/adversarial/test_grammar.py, but for the query that a server logs
+# tests/adversarial/test_grammar.py has all kinds of requests; here is the query that a server logs
 
 
 @both
 def test_query_key_reaches_neither_mlflow_nor_the_log(adapter: Adapter) -> None:
     wrong = []
     for wire in {one.wire for case in VECTORS["case"] for one in expand(case)}:
-        # A key in a path is no key, and stays.
+        # A key in a path is not a credential, and stays.
         path = wire.target.partition("?")[0].replace(READ, "x")
         answer = adapter(replace(wire, target=f"{path}?a=1&api_key={READ}&%61pi_key=x"))
         for seen in filter(None, (answer.inner, answer.outer)):
@@ -679,7 +679,7 @@ def test_prefixes_split_as_werkzeugs_dispatcher_does(prefixes: list[str], path: 
     assert list(Prefixes(prefixes).split(path)) == dispatcher(environ, lambda *_: None)
 
 
-# The answer comes from the cache too
+# Answers from the cache
 
 
 @both
@@ -706,6 +706,6 @@ def test_authority_gets_the_client_s_address(adapter: Adapter) -> None:
     ):
         backend = Memory()
         gate = make_gate(backend, trusted=networks(trusted))
-        # Each adapter looks at one of the two.
+        # Each adapter reads one of the two.
         adapter(wire, gate, client=(peer, 1234), REMOTE_ADDR=peer)
         assert backend.addresses == [address], (trusted, peer)

@@ -1,4 +1,4 @@
-"""How the gate bears an authority that does not answer."""
+"""The gate with an authority that does not answer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from tests.server.both_ways import ask
 
 
 class Stuck:
-    """An authority that answers nobody until it is told to."""
+    """An authority that does not answer until a test lets it."""
 
     name = "stuck"
 
@@ -148,7 +148,7 @@ def test_queue_for_a_stuck_authority_is_bounded_and_given_up(
     assert f"{MAX_PENDING} wait for the authority" in caplog.text
     now[0] = lookups.patience
     free.set()
-    # Those that had no thread in time are not asked for nobody.
+    # Lookups without a thread in time are skipped, because nobody waits for them.
     assert {one.result(60) for one in begun} == {"answer", "otherwise"}
     assert len(done) == THREADS
     assert lookups.begin(lambda: "anew", str).result(60) == "anew"
@@ -175,7 +175,7 @@ def test_an_address_has_a_quarter_of_the_threads_and_of_the_places() -> None:
     for _ in range(THREADS // SHARE):
         assert running.acquire(timeout=60)
     assert begin("192.0.2.1").result(0) == "crowded"
-    # Others don't wait behind them, and keys that were good lately have threads of their own.
+    # Other addresses don't wait behind them, and keys that were good lately have their own threads.
     for number in range(2, 5):
         begun += [begin(f"192.0.2.{number}") for _ in range(THREADS // SHARE)]
     for _ in range(THREADS - THREADS // SHARE):
@@ -183,13 +183,13 @@ def test_an_address_has_a_quarter_of_the_threads_and_of_the_places() -> None:
     assert Counter(asked) == {f"192.0.2.{n}": THREADS // SHARE for n in range(1, 5)}
     begun.append(begin("192.0.2.1", recent=True))
     assert running.acquire(timeout=60)
-    # Nobody has a second turn before everybody who waits has had one.
+    # No address has a second turn before each waiting address has had one.
     begun += [begin("198.51.100.1"), begin("198.51.100.2")]
     free.set()
     assert {one.result(60) for one in begun} == {"answer"}
     turns = [asked.index(f"198.51.100.{n}") for n in (1, 2)]
     assert max(turns) < share, turns
-    # Nothing is left of them.
+    # The queue keeps no entry of them.
     wait_until(lambda: lookups._new._busy == 0)
     assert not lookups._new._held and not lookups._new._running and not lookups._new._waiting
 
@@ -207,7 +207,7 @@ def test_an_address_that_has_its_places_gets_429_and_others_wait(
         return gate.begin_lookup(NeedKey(credential, operation, address))
 
     first = begin("2001:db8::1")
-    # Any address of the same customer's network counts as the same.
+    # All addresses of a customer's network count as one.
     refused = begin("2001:db8::2").result(0)
     assert isinstance(refused, Deny) and refused.code == "RATE_LIMITED"
     assert refused.retry_after == 5 and "wait for their keys" in refused.message
@@ -258,7 +258,7 @@ def test_clients_are_asked_to_wait_longer_in_a_longer_outage() -> None:
         waits.append(outage.wait())
         now += waits[-1]
     assert 1 <= waits[0] <= 2
-    # More than the outage of a database that is restarted, less than for ever.
+    # The waits cover the restart of a database, but have an end.
     assert sum(waits) > 60 and max(waits) <= MAX_WAIT
     outage.over()
     assert outage.wait() <= 2

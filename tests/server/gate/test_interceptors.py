@@ -1,4 +1,4 @@
-"""Interceptors: what they may do, and that nothing they do breaks a request."""
+"""Interceptors can add headers and refuse, and cannot break a request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VIEW = RequestView("GET", "/version", "", "id-1", "GET /version", "key_1", "me",
 
 
 def answering(request: Any = None, response: Any = None) -> SimpleNamespace:
-    """One that gives these answers, or raises them."""
+    """An interceptor that returns these answers, or raises them."""
 
     def give(answer: Any) -> Any:
         if isinstance(answer, Exception):
@@ -123,7 +123,7 @@ NO_HEADERS: list[Any] = [
     *({name: "a"} for name in ("Content-Length", "transfer-encoding", "Connection", "HOST")),
     *({name: "a"} for name in ("Set-Cookie", "X-Hokusai-User-Id", "x_hokusai_user_id")),
     {"Content_Length": "a"},
-    # One bad header takes the others of its answer along.
+    # One bad header makes the whole answer invalid.
     {"X-Good": "1", "Host": "evil"},
     "X-A: a",
     ["X-A"],
@@ -224,7 +224,7 @@ one = Added()
 
 
 def test_installed_interceptors_are_loaded_by_name(install: Callable[..., None]) -> None:
-    # There are none here.
+    # No interceptor is installed.
     assert not load(refuse_on_error=False)
     install("interceptors_b", GOOD, b="interceptors_b:Added", c="interceptors_b:one")
     install(
@@ -251,7 +251,7 @@ def test_interceptor_that_can_not_be_loaded_stops_the_start(
         names.append(f"broken_{len(names)}")
         value = value if value.startswith("no") else module + value
         install(module, text, **{names[-1]: value})
-        # Of all that are installed by now, this one.
+        # Several are installed by now; the message names this one.
         monkeypatch.setattr(
             interceptors,
             "entry_points",

@@ -1,4 +1,4 @@
-"""How often is too often: for a key, for an address, and when Redis, which counts for all, is gone."""
+"""Rate limits of keys and of addresses, with Redis and without it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mlflow_hokusai_auth.server.gate.limits import SIGN_INS_PER_MINUTE, Limits
 from tests.conftest import redis_server
 from tests.harness import free_port
 
-#: After so many in a row nobody waits for Redis any more.
+#: After this many failures in a row no request waits for Redis.
 FAILURES = 5
 OPERATION = Operation(Access.READ, "runs", "GET /x")
-#: The beginning of a minute and of an hour.
+#: The start of a minute and of an hour.
 START = 1_800_000_000 - 1_800_000_000 % 3600
 
 
@@ -73,7 +73,7 @@ def test_counts_start_at_zero_when_the_clock_is_set_back(clock: time_machine.Tra
     assert admitted(limits, 3, 10) == 3
     clock.shift(-30)
     assert admitted(limits, 3, 1) == 0
-    # What was counted in a future by then would count until that is over.
+    # Counts in the future would hold until the clock has passed them.
     clock.shift(-3600)
     assert admitted(limits, 3, 10) == 3
 
@@ -82,7 +82,7 @@ def test_the_hour_moves_with_the_clock(limits: Limits, clock: time_machine.Trave
     assert admitted(limits, 3, 1) == 1
     clock.shift(1800)
     assert admitted(limits, 3, 3) == 2
-    # Not all at once at the full hour, as by the calendar, but one by one an hour after each.
+    # Requests come back one by one, an hour after each, and not all at the full hour.
     clock.shift(1799)
     assert admitted(limits, 3, 1) == 0
     clock.shift(2)
@@ -150,7 +150,7 @@ def test_servers_that_share_a_redis_share_a_count(redis_url: str) -> None:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
-    """How long at most each request waited for Redis that waited for it."""
+    """The timeouts, in seconds, of the requests that waited for Redis."""
     found: list[float | None] = []
     result = Future.result
 
@@ -170,7 +170,7 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(redis_client, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    # A Redis that is there may be as slow as the machine.
+    # A working Redis may be as slow as the machine.
     monkeypatch.setattr(module, "BUDGET", 60.0)
     port = free_port()
     limits = Limits(f"redis://:hunter2@127.0.0.1:{port}/0")
@@ -183,7 +183,7 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
     breaker = limits._redis._breaker
     assert not breaker.closed and len(waits) == FAILURES
     ends = time.monotonic() + 60
-    for _ in range(2):  # It is asked again now and then, and that it still fails is no news.
+    for _ in range(2):  # It is tried again now and then, and a repeated failure is not logged.
         now[0] += redis_client.COOL_DOWN
         assert admitted(limits, 100, 1) == 0
         while breaker.probing and time.monotonic() < ends:
@@ -194,7 +194,7 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
             now[0] += redis_client.COOL_DOWN
             limits.left("key_1", 100)
             time.sleep(0.01)
-        # This one knows of nothing, so all that it counts is new.
+        # This Redis is empty, so its counts start at zero.
         assert admitted(limits, 100, 10) == 10
         assert Limits(f"redis://:hunter2@127.0.0.1:{port}/0").left("key_1", 100)[0] == 90
     logged = [record for record in caplog.records if record.name == redis_client.__name__]
@@ -223,7 +223,7 @@ def test_server_starts_without_its_redis() -> None:
 
 
 def failures(limits: Limits, address: str, times: int) -> int:
-    """How many of `times` wrong keys from `address` were not too many."""
+    """Count `times` wrong keys from `address`. Return how many were within the limit."""
     return sum(limits.failed(address) is None for _ in range(times))
 
 
@@ -234,7 +234,7 @@ def test_wrong_keys_are_counted_by_address(clock: time_machine.Traveller) -> Non
     assert wait is not None and 1 <= wait <= 60
     assert failures(limits, "192.0.2.2", 20) == 5
     assert failures(limits, "", 20) == 5
-    # What was refused is not counted, so that who tries on is served again as well.
+    # Refused requests don't count, so that a client that keeps trying is served again.
     clock.shift(120)
     assert failures(limits, "192.0.2.1", 20) == 5
 
@@ -297,7 +297,7 @@ def test_addresses_beyond_the_limit_count_as_one_and_take_no_memory(
     kept = limits._addresses_storage
     assert len(kept.storage) <= 51 and len(kept.locks) <= 51 and len(kept.expirations) <= 51
     clock.shift(180)
-    # The storage forgets in a thread that the next count starts.
+    # The next count starts the thread in which the storage forgets.
     ends = time.perf_counter() + 60
     while len(kept.storage) > 10 and time.perf_counter() < ends:
         limits.failed("198.51.100.1")

@@ -1,4 +1,4 @@
-"""What becomes of a verdict: by the mode, and by how often an address failed."""
+"""The mode, and the wrong keys of an address, change a verdict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlflow_hokusai_auth.server.live_settings import Mode
 from tests.server.sentinel import KEYS, Adapter, Memory, Wire, both, make_gate, with_key
 
 CREATE = "/api/2.0/mlflow/experiments/create"
-#: What stays closed, in spellings that some router may understand.
+#: The closed operations, in spellings that some router may accept.
 CLOSED = [
     f"{start}{path}"
     for path in ("/api/2.0/hokusai/keys", "/ajax-api/3.0/mlflow/assistant/message")
@@ -86,7 +86,7 @@ def test_page_whose_session_has_ended_is_asked_to_reload(adapter: Adapter) -> No
 
 
 class Forgetful(Memory):
-    """An authority whose answers nobody keeps, and which counts the questions."""
+    """An authority without a cache, which counts its lookups."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,14 +110,14 @@ def test_new_keys_of_an_address_with_too_many_wrong_keys_are_not_looked_up(
     wrong = [Wire(headers=(("X-API-Key", keys.generate()),)) for _ in range(9)]
     assert [adapter(wire, gate).status for wire in wrong] == [401, 401] + [429] * 7
     assert len(authority.asked) == 3
-    # A good key that is new here waits; one that was good lately is looked up.
+    # A good key that is new to this process waits; one that was good lately is looked up.
     for _ in range(3):
         answer = adapter(with_key("other"), gate)
         (wait,) = answer.header("retry-after")
         assert answer.status == 429 and 1 <= int(wait) <= 60
         assert adapter(with_key("read"), gate).status == 200
     assert authority.asked[3:] == [KEYS["read"]] * 3
-    # A key is not remembered for being refused for what it may not do, nor forgotten for it.
+    # A refusal for a missing scope does not change whether a key is remembered.
     assert adapter(with_key("read", "POST", CREATE), gate).code == "SCOPE_MISSING"
 
 

@@ -1,4 +1,4 @@
-"""The shorter way to Flask answers as MLflow's whole application does."""
+"""The fast path to Flask answers as MLflow's whole application does."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def elsewhere(whole: FastAPI) -> None:
     whole.router.routes[-1] = Mount("/elsewhere", mount.app)
 
 
-#: What an MLflow to come might have, and the short way would leave out.
+#: Parts that a future MLflow might have, and that the fast path would leave out.
 CHANGES: dict[str, Callable[[FastAPI], object]] = {
     "a middleware that is not known": lambda whole: whole.add_middleware(
         BaseHTTPMiddleware, dispatch=foreign

@@ -64,11 +64,11 @@ def test_environ_is_the_same_as_starlette_s(
     scope |= {"client": client, "server": server}
     try:
         expected = wsgi.build_environ(scope, body)
-    except UnicodeEncodeError:  # a lone surrogate, which no request has
+    except UnicodeEncodeError:  # a lone surrogate can't be in a request
         return
     found = environ_of(scope, body)
     assert found.pop("wsgi.input").read() == expected.pop("wsgi.input").read()
-    # PEP 3333 has a text there.
+    # PEP 3333 requires a string here.
     expected["SERVER_PORT"] = str(expected["SERVER_PORT"])
     del found["wsgi.errors"], expected["wsgi.errors"]
     assert found == expected
@@ -85,7 +85,7 @@ def answer(app: Callable[..., Any], scope: dict[str, Any] = GET) -> tuple[Any, .
 
 
 async def no_body() -> dict[str, Any]:
-    """All that a client sends which stays and has no body."""
+    """The messages of a client that stays and sends no body."""
     return {"type": "http.request"}
 
 
@@ -105,7 +105,7 @@ def test_answer_has_its_status_headers_and_body() -> None:
 
 
 class Closing:
-    """A response that is an iterator, notes where it is, and whether it was closed."""
+    """A response that is an iterator. It notes its position, and whether it was closed."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -165,7 +165,7 @@ def test_answer_stops_when_its_client_leaves() -> None:
         await gone.wait()
         return {"type": "http.disconnect"}
 
-    async def send(message: dict[str, Any]) -> None:  # which does nothing for who is gone
+    async def send(message: dict[str, Any]) -> None:  # does nothing for a client that is gone
         sent.append(message)
         if len(sent) == 5:
             gone.set()
@@ -188,7 +188,7 @@ def test_no_task_is_left_after_a_client_that_stayed_to_the_end() -> None:
             raise AssertionError
 
         async def send(message: dict[str, Any]) -> None:
-            await asyncio.sleep(0)  # else nothing would begin to wait
+            await asyncio.sleep(0)  # lets the other tasks start
 
         await FlaskBridge(responding(iter([b"abc"] * 3)))(GET, receive, send)
         await asyncio.wait_for(waiting.wait(), 60)
@@ -265,7 +265,7 @@ def test_chunks_arrive_as_they_are_made_and_as_fast_as_they_are_read() -> None:
             for number in range(5):
                 made.append(number)
                 yield bytes([number])
-                # Handed over, and not merely put aside, before the next one is made.
+                # The server gets each chunk before the next one is made.
                 assert taken.acquire(timeout=60)
 
         return chunks()
@@ -281,7 +281,7 @@ def test_chunks_arrive_as_they_are_made_and_as_fast_as_they_are_read() -> None:
 
 
 def messages(app: Callable[..., Any]) -> list[tuple[bytes, bool]]:
-    """Body and more_body of what is sent after the start, which comes first and once."""
+    """The body and more_body of each message after the start, which comes first and once."""
     sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
