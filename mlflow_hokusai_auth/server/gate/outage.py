@@ -1,4 +1,4 @@
-"""How long a client is asked to wait while no authority can check keys."""
+"""The wait that clients are asked for while no authority can check keys."""
 
 from __future__ import annotations
 
