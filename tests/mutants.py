@@ -64,10 +64,13 @@ gate/gate           server/observe/test_decision_log e2e/test_modes server/gate/
 gate/gate           adversarial/test_bodies adversarial/test_sign_in e2e/test_service
 gate/gate           adversarial/test_grammar
 gate/outage         server/gate/test_gate
+gate/forwarded      server/gate/test_verdicts
+gate/graphql        server/gate/test_flow adversarial/test_bodies
 gate/limits         adversarial/test_sign_in
 gate/wsgi           server/gate/test_exchanges server/gate/test_interceptors
 gate/wsgi           server/observe/test_decision_log adversarial/test_bodies
 gate/wsgi           adversarial/test_grammar adversarial/test_spelling e2e/test_telling_apart
+job_roots           e2e/test_jobs
 jobs                e2e/test_jobs
 server/live_settings       server/gate/test_state_table e2e/test_modes e2e/test_log_level
 lookup_pool         server/gate/test_gate
