@@ -49,6 +49,7 @@ explain             test_cli
 fast_path           server/upstream/test_flask_bridge server/upstream/test_fast_path
 flask_bridge        server/upstream/test_fast_path e2e/test_registration
 folders             core/test_artifact_paths core/test_locations e2e/test_artifact_paths
+gate/bodies         server/gate/test_adapters adversarial/test_bodies adversarial/test_grammar
 gate/asgi           server/gate/test_exchanges server/gate/test_gate server/gate/test_interceptors
 gate/asgi           server/observe/test_decision_log adversarial/test_bodies
 gate/asgi           adversarial/test_grammar adversarial/test_spelling e2e/test_modes
@@ -62,10 +63,14 @@ gate/gate           server/gate/test_interceptors adversarial/test_caches_betwee
 gate/gate           server/observe/test_decision_log e2e/test_modes server/gate/test_state_table
 gate/gate           adversarial/test_bodies adversarial/test_sign_in e2e/test_service
 gate/gate           adversarial/test_grammar
+gate/outage         server/gate/test_gate
+gate/forwarded      server/gate/test_verdicts
+gate/graphql        server/gate/test_flow adversarial/test_bodies
 gate/limits         adversarial/test_sign_in
 gate/wsgi           server/gate/test_exchanges server/gate/test_interceptors
 gate/wsgi           server/observe/test_decision_log adversarial/test_bodies
 gate/wsgi           adversarial/test_grammar adversarial/test_spelling e2e/test_telling_apart
+job_roots           e2e/test_jobs
 jobs                e2e/test_jobs
 server/live_settings       server/gate/test_state_table e2e/test_modes e2e/test_log_level
 lookup_pool         server/gate/test_gate
@@ -79,8 +84,12 @@ server/caller       e2e/test_telling_apart e2e/test_lifecycle
 server/settings     server/gate/test_header_policy test_cli e2e/test_metrics
 session             adversarial/test_sign_in e2e/test_browser
 setting_types       server/test_settings
+upstream/apps       server/test_app server/upstream/test_fast_path
+upstream/origins    server/test_app
 upstream/routes     contract/test_mlflow core/test_operations server/upstream/test_fast_path
 upstream/routes     e2e/test_every_route
+upstream/stores     server/web/test_health e2e/test_health
+upstream/tables     server/upstream/test_experiment_folders e2e/test_locations
 validate_key        contract/test_authorities e2e/test_lifecycle
 web/health          e2e/test_health
 web/keys_api        contract/test_openapi e2e/test_lifecycle contract/test_client_server

@@ -64,7 +64,7 @@ def __getattr__(name: str) -> Any:
     # This is the one entry point that MLflow loads before it sends anything.
     beside.install()
     if is_job(os.environ):
-        from mlflow_hokusai_auth.server.isolation import job_roots
+        from mlflow_hokusai_auth.server.upstream import job_roots
 
         job_roots.install()
     made = type(name, (_KeepPrefix, MlflowArtifactsRepository), {"__module__": __name__})

@@ -49,6 +49,7 @@ from .isolation import locations, outside
 from .observe import redaction
 from .observe.decision_log import DecisionLog
 from .upstream import (
+    apps,
     artifact_roots,
     fast_path,
     repositories,
@@ -108,8 +109,7 @@ def create_app() -> AsgiGate | WSGIApplication:
 
 
 def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIApplication:
-    from mlflow.server import app as flask_app
-
+    flask_app = apps.flask_app()
     sessions = Sessions(store.database)
     mode = live_settings.Mode(config.mode, config.force_mode)
     leak_keys = leak_reports.load(config.leak_public_keys) if config.leak_public_keys else {}
@@ -157,19 +157,17 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     repositories.confine(roots, watch)
     locations.Stored(roots, gate.policy, watch, folders).install()
     folders.begin()
-    outside.tell(roots, config.artifact_roots)
+    outside.log_in_thread(roots, config.artifact_roots)
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()
     redaction.show_own()
     live_settings.follow(store.database, mode)
     app: AsgiGate | WSGIApplication
     if os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
-        from mlflow.server.fastapi_app import create_fastapi_app
-
         from .gate.asgi import AsgiGate
 
         trailers.check()
-        whole = create_fastapi_app(flask_app)
+        whole = apps.fastapi_app(flask_app)
         short = fast_path.build(whole, flask_app) if config.shortcut else None
         ends = (log.flush, uses.write, observed.write, sessions.write)
         app = AsgiGate(whole, gate, short, ends)

@@ -61,7 +61,7 @@ DELETED = [
 ]
 
 
-def test_what_is_not_of_the_registry_is_not_deleted_with_its_scope(server: Server) -> None:
+def test_registry_scope_deletes_only_the_registry_s_artifacts(server: Server) -> None:
     for path in DELETED:
         server.request("DELETE", f"{ARTIFACTS}/{path}", key=server.key("model:write"))
         for one in (*THEIRS, *OTHERS):
@@ -69,7 +69,7 @@ def test_what_is_not_of_the_registry_is_not_deleted_with_its_scope(server: Serve
             assert (status, body) == (200, one.encode()), path
 
 
-def test_a_trace_is_not_read_or_written_with_a_scope_for_the_registry(server: Server) -> None:
+def test_registry_scope_neither_reads_nor_writes_traces(server: Server) -> None:
     names = ("traces", "%74races", "%2574races", "tra%09ces", "%20/traces", "./traces", "/traces")
     for trace, name in product(TRACES, names):
         folder, _, rest = trace.partition("/traces/")
@@ -84,7 +84,7 @@ def test_a_trace_is_not_read_or_written_with_a_scope_for_the_registry(server: Se
         assert found == trace.encode(), path
 
 
-def test_what_is_of_the_registry_is_read_written_listed_and_deleted(server: Server) -> None:
+def test_registry_scope_reads_writes_lists_and_deletes_its_artifacts(server: Server) -> None:
     key = server.key("model:write")
     for path in THEIRS:
         assert server.request("GET", url(path), key=server.key("model:read"))[2] == path.encode()

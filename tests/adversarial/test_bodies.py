@@ -27,7 +27,7 @@ def send(
 
 
 @both
-def test_of_somebody_without_a_key_no_more_than_has_a_use(through: Callable[..., Any]) -> None:
+def test_body_without_a_key_is_read_up_to_its_limit(through: Callable[..., Any]) -> None:
     for path, limit in (
         ("/hokusai/login", 4096),
         ("/hokusai/logout", 4096),
@@ -41,7 +41,7 @@ def test_of_somebody_without_a_key_no_more_than_has_a_use(through: Callable[...,
 
 
 @both
-def test_what_is_open_to_all_takes_no_body(through: Callable[..., Any]) -> None:
+def test_public_route_takes_no_body(through: Callable[..., Any]) -> None:
     paths = ("/health", "/api/health/mlflow", "/hokusai/login", "/hokusai/static/login.js")
     for path, method in product(paths, ("GET", "HEAD")):
         answer, _ = send(through, path, b"", method=method)
@@ -52,7 +52,7 @@ def test_what_is_open_to_all_takes_no_body(through: Callable[..., Any]) -> None:
 
 
 @both
-def test_graphql_opens_to_a_key_that_may_read_for_queries_alone(
+def test_read_key_may_send_graphql_queries_only(
     through: Callable[..., Any],
 ) -> None:
     for kind, content, opens in (

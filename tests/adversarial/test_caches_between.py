@@ -7,7 +7,7 @@ from tests.server.sentinel import Wire, with_key
 
 
 @both
-def test_an_answer_to_a_key_is_for_that_key_only(adapter: Adapter) -> None:
+def test_answer_to_a_key_is_cached_for_that_key_only(adapter: Adapter) -> None:
     # MLflow's own pages and files may be kept, so not `no-store`; but never for another key.
     for wire in (with_key("read"), with_key("write", "POST", "/api/2.0/mlflow/runs/create")):
         answer = adapter(wire)
@@ -17,7 +17,7 @@ def test_an_answer_to_a_key_is_for_that_key_only(adapter: Adapter) -> None:
 
 
 @both
-def test_no_refusal_is_kept(adapter: Adapter) -> None:
+def test_refusals_are_not_cached(adapter: Adapter) -> None:
     for kind in ("nobody", "unknown", "typo", "scopeless"):
         for headers in ((), (("Accept", "text/html"),)):
             keyed = with_key(kind, "GET", "/", *headers) if kind != "nobody" else None

@@ -141,7 +141,7 @@ def requests(make: Callable[[str], str]) -> Iterator[tuple[str, bytes]]:
             yield place, spell(f"{line} HTTP/1.1", *headers, body=body)
 
 
-def test_a_canary_shows_nowhere(told: Told) -> None:
+def test_canary_appears_nowhere(told: Told) -> None:
     server, sent = told.server, 0
     canaries: dict[str, Callable[[str], str]] = {
         "good": told.made,

@@ -419,7 +419,7 @@ each_rig = pytest.mark.parametrize("rig", ["remembers", "asks"])
 
 @each_rig
 @each_way
-def test_a_function_that_fails_lets_nobody_in(rigs: dict[str, Rig], rig: str, adapter: str) -> None:
+def test_failing_function_lets_no_request_in(rigs: dict[str, Rig], rig: str, adapter: str) -> None:
     #: Where an error was raised already, in a request of the same fate.
     tried: defaultdict[bool, set[Place]] = defaultdict(set)
 
@@ -440,7 +440,7 @@ def test_a_function_that_fails_lets_nobody_in(rigs: dict[str, Rig], rig: str, ad
 @each_rig
 @each_way
 @pytest.mark.parametrize("part", range(4))
-def test_a_line_that_fails_lets_nobody_in(
+def test_failing_line_lets_no_request_in(
     rigs: dict[str, Rig], rig: str, adapter: str, part: int
 ) -> None:
     # One to a line; others come to it in the other cases that pass it.

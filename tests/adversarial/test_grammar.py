@@ -23,7 +23,7 @@ from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.core.types import Access
 from mlflow_hokusai_auth.server.gate import graphql
 from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
-from mlflow_hokusai_auth.server.gate.gate import BODY_LIMITS
+from mlflow_hokusai_auth.server.gate.bodies import BODY_LIMITS
 from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
 from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 from tests.adversarial import grammar
@@ -319,11 +319,13 @@ def send_bytes(server: Server, random: Random, count: int) -> None:
         assert not any(secret.encode() in answer.body for secret in SECRETS.values())
 
 
-def test_bytes_to_a_server(server: Server) -> None:
+def test_random_bytes_do_not_get_past_a_server(server: Server) -> None:
     send_bytes(server, Random(1), 200)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
-def test_many_bytes_to_every_server(servers: dict[str, Server], name: str) -> None:
+def test_many_random_bytes_do_not_get_past_any_server(
+    servers: dict[str, Server], name: str
+) -> None:
     send_bytes(servers[name], Random(name), 3000)

@@ -141,7 +141,7 @@ def body_of(wire: Wire) -> bytes:
     return b"x" * int(headers.get("content-length", 0))
 
 
-def test_all_servers_say_the_same_of_the_same_request(four: dict[str, Server]) -> None:
+def test_all_servers_give_the_same_answer(four: dict[str, Server]) -> None:
     compared = 0
     with contextlib.ExitStack() as stack:
         lines = {name: stack.enter_context(contextlib.closing(Line(four[name]))) for name in NAMES}
@@ -283,7 +283,7 @@ def furnish(server: Server) -> bytes:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_key_that_may_only_read_changes_nothing(four: dict[str, Server], name: str) -> None:
+def test_read_key_changes_nothing(four: dict[str, Server], name: str) -> None:
     server = four[name]
     body = furnish(server)
     every = routes()

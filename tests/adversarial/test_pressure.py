@@ -123,7 +123,7 @@ def stranger() -> Wire:
     return Wire(method, path.format(word(), word()), (*headers, (word(), word())))
 
 
-def test_made_up_paths_and_keys_leave_memory_and_metrics_as_they_are(server: Server) -> None:
+def test_invented_paths_and_keys_do_not_grow_memory_or_metrics(server: Server) -> None:
     good, metrics = server.key("mlflow:read"), server.key("metrics:read")
 
     def ask(count: int) -> None:
@@ -148,7 +148,7 @@ def test_made_up_paths_and_keys_leave_memory_and_metrics_as_they_are(server: Ser
 FORGED = '{"event": "request", "outcome": "forged"}'
 
 
-def test_no_line_of_the_log_is_made_up(server: Server) -> None:
+def test_clients_can_not_forge_log_lines(server: Server) -> None:
     before = len(server.log.splitlines())
     good = f"X-API-Key: {server.key('mlflow:admin')}"
     quoted = FORGED.replace(" ", "%20").replace('"', "%22")

@@ -67,7 +67,7 @@ def cookie(headers: dict[str, str]) -> str:
     return headers["set-cookie"].partition(";")[0]
 
 
-def test_a_session_is_fresh_and_the_one_before_ends(site: Server) -> None:
+def test_sign_in_makes_a_new_session_and_ends_the_old_one(site: Server) -> None:
     planted = f"hokusai_session={keys.session_token()}"
     status, headers, _ = sign_in(site, site.key("mlflow:read"), Cookie=planted)
     first = cookie(headers)
@@ -80,7 +80,7 @@ def test_a_session_is_fresh_and_the_one_before_ends(site: Server) -> None:
     assert site.request("GET", WHOAMI, headers={"Cookie": second})[0] == 200
 
 
-def test_elsewhere_than_on_loopback_the_cookie_is_for_https_only(site: Server) -> None:
+def test_cookie_is_for_https_only_except_on_loopback(site: Server) -> None:
     key = site.key("mlflow:read")
     status, headers, _ = sign_in(site, key, Host=HOST, Origin=f"https://{HOST}")
     assert status == 303
@@ -91,7 +91,7 @@ def test_elsewhere_than_on_loopback_the_cookie_is_for_https_only(site: Server) -
     assert b"over https only" in body
 
 
-def test_signing_out_and_the_key_s_end_are_the_session_s(site: Server) -> None:
+def test_session_ends_with_sign_out_and_with_its_key(site: Server) -> None:
     record, key = site.store.create(owner="leaves", scopes=["mlflow:read"])
     one, other = (cookie(sign_in(site, key)[1]) for _ in range(2))
     host = site.origin.removeprefix("http://")
@@ -122,7 +122,7 @@ def ended(site: Server, session: str) -> bool:
     return bool(json.loads(answers[-1])["error"] == "SESSION_ENDED")
 
 
-def test_a_cookie_s_request_must_come_from_our_own_page(site: Server) -> None:
+def test_request_with_a_cookie_must_come_from_our_own_page(site: Server) -> None:
     session = cookie(sign_in(site, site.key("mlflow:admin"))[1])
     token = {"Cookie": session}
     path, body = "/api/2.0/hokusai/keys", b'{"owner": "x", "scopes": ["mlflow:admin"]}'
@@ -145,7 +145,7 @@ def test_a_cookie_s_request_must_come_from_our_own_page(site: Server) -> None:
     assert site.request("GET", WHOAMI, headers=read)[0] == 403
 
 
-def test_a_form_from_elsewhere_signs_nobody_in(site: Server) -> None:
+def test_form_of_another_site_does_not_sign_in(site: Server) -> None:
     for origin in ("https://evil.example", "null"):
         status, headers, body = sign_in(site, site.key("mlflow:read"), Origin=origin)
         assert status == 403 and "set-cookie" not in headers
@@ -153,7 +153,7 @@ def test_a_form_from_elsewhere_signs_nobody_in(site: Server) -> None:
         assert b"data-try" not in body
 
 
-def test_attempts_are_limited_and_tell_nothing_apart(site: Server) -> None:
+def test_sign_in_attempts_are_limited_and_all_failures_look_alike(site: Server) -> None:
     store = site.store
     revoked, gone = store.create(owner="a", scopes=["mlflow:read"])
     store.revoke(revoked.key_id)
@@ -178,7 +178,7 @@ def test_attempts_are_limited_and_tell_nothing_apart(site: Server) -> None:
     assert 429 in spoofed
 
 
-def test_pages_lead_to_the_sign_in_and_programs_get_json(site: Server) -> None:
+def test_pages_redirect_to_the_sign_in_and_programs_get_json(site: Server) -> None:
     for path, location in (
         ("/", "hokusai/login?next=/"),
         ("/mlflow/", "hokusai/login?next=/"),
@@ -194,7 +194,7 @@ def test_pages_lead_to_the_sign_in_and_programs_get_json(site: Server) -> None:
     assert site.request("GET", "/", key=keys.generate(), headers=PAGE)[0] == 401
 
 
-def test_no_key_goes_along_to_the_sign_in(tmp_path: Path) -> None:
+def test_redirect_to_the_sign_in_has_no_key(tmp_path: Path) -> None:
     key = keys.generate()
     with serve(tmp_path, HOKUSAI_AUTH_QUERY_KEY="false") as server:
         status, headers, _ = server.request("GET", f"/get-artifact?api_key={key}", headers=PAGE)
@@ -204,9 +204,7 @@ def test_no_key_goes_along_to_the_sign_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "limit"), [("/hokusai/login", 4096), ("/api/2.0/hokusai/keys/leaked", 2**20)]
 )
-def test_nothing_large_is_read_from_somebody_without_a_key(
-    site: Server, path: str, limit: int
-) -> None:
+def test_large_body_without_a_key_is_not_read(site: Server, path: str, limit: int) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
     assert b" 413 " in site.raw(
         f"{head}Content-Length: {limit + 1}\r\n\r\n".encode() + b"x" * (limit + 1)
@@ -216,7 +214,7 @@ def test_nothing_large_is_read_from_somebody_without_a_key(
     assert b" 413 " in site.raw(chunked + b"\r\n0\r\n\r\n").partition(b"\r\n")[0]
 
 
-def test_pages_may_not_be_framed_or_kept(site: Server) -> None:
+def test_pages_can_not_be_framed_or_cached(site: Server) -> None:
     for path, key in (("/hokusai/login", None), ("/hokusai/keys", site.key("mlflow:admin"))):
         status, headers, _ = site.request("GET", path, key=key)
         policy = headers["content-security-policy"]
@@ -228,7 +226,9 @@ def test_pages_may_not_be_framed_or_kept(site: Server) -> None:
         assert headers["cross-origin-opener-policy"] == "same-origin"
 
 
-def test_too_many_wrong_keys_are_told_to_wait_and_a_good_one_is_served(tmp_path: Path) -> None:
+def test_address_with_too_many_wrong_keys_must_wait_but_a_good_key_is_served(
+    tmp_path: Path,
+) -> None:
     with serve(tmp_path, HOKUSAI_AUTH_FAILURES_PER_MINUTE="5") as server:
         statuses = [server.request("GET", "/version", key=keys.generate())[0] for _ in range(7)]
         assert statuses == [401] * 5 + [429] * 2

@@ -25,7 +25,7 @@ HARMLESS = {
         "key[:len(base)] != base",
         "key[len(base):len(base) + 1] == ('workspaces',)",
     },
-    "server/isolation/locations.py": {"row.key != MLFLOW_ARTIFACT_LOCATION"},
+    "server/isolation/locations.py": {"row.key != TRACE_LOCATION"},
     # The operator's own environment.
     "authorities/server_jobs.py": {
         "environ.get(PASSWORD) == secret",
@@ -50,7 +50,7 @@ def comparisons(tree: ast.AST) -> Iterator[str]:
             yield text
 
 
-def test_secrets_are_compared_by_compare_digest_only() -> None:
+def test_secrets_are_compared_with_compare_digest_only() -> None:
     found = {name: set(comparisons(tree)) for name, tree in TREES.items()}
     assert {name: texts for name, texts in found.items() if texts} == HARMLESS
     calls = {
@@ -68,7 +68,7 @@ def test_secrets_are_compared_by_compare_digest_only() -> None:
     }
 
 
-def test_nothing_is_decided_by_a_url_that_was_put_together() -> None:
+def test_no_decision_reads_an_assembled_url() -> None:
     # Frameworks make it with the Host header, so that Host says what the path is.
     for name, tree in TREES.items():
         for node in ast.walk(tree):

@@ -226,7 +226,7 @@ def test_no_header_opens_anything(server: Server, wrong: Wrong) -> None:
 ANY_ORIGIN = VERSION.startswith("3.9.")
 
 
-def test_a_preflight_tells_nothing(server: Server, wrong: Wrong) -> None:
+def test_preflight_reveals_nothing(server: Server, wrong: Wrong) -> None:
     targets = (CREATE, "/version", "/mlflow/version", "/x", "*", "x")
     for method, target in product(("OPTIONS", "options"), targets):
         answer = ask(server, spell(f"{method} {target} HTTP/1.1", *PREFLIGHT))
@@ -325,7 +325,7 @@ def test_one_header_twice(server: Server) -> None:
 # Bodies that nobody reads
 
 
-def test_the_refusal_does_not_wait_for_the_body(unbuffered: Server, wrong: Wrong) -> None:
+def test_refusal_does_not_wait_for_the_body(unbuffered: Server, wrong: Wrong) -> None:
     for line, framing in product(
         (f"POST {CREATE}", "PUT /api/2.0/mlflow-artifacts/artifacts/x", "GET /"),
         ("Content-Length: 300000000", "Transfer-Encoding: chunked"),
@@ -336,7 +336,7 @@ def test_the_refusal_does_not_wait_for_the_body(unbuffered: Server, wrong: Wrong
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "httptools"])
-def test_nobody_is_asked_for_the_body(servers: dict[str, Server], name: str) -> None:
+def test_refused_client_is_not_asked_for_its_body(servers: dict[str, Server], name: str) -> None:
     # gunicorn and waitress say 100 Continue themselves, before they call the app.
     head = f"POST {CREATE} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
     answer = first_bytes(servers[name], head.encode())
@@ -412,7 +412,7 @@ def test_no_key_is_left_in_the_servers_log(server: Server) -> None:
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "httptools", "gunicorn"])
-def test_the_log_still_tells_of_requests(servers: dict[str, Server], name: str) -> None:
+def test_log_still_has_the_requests(servers: dict[str, Server], name: str) -> None:
     key = keys.generate()
     ask(servers[name], spell(f"GET /version?a={name}&api_key={key}&b=%2F HTTP/1.1"))
     wait_until(lambda: f"/version?a={name}&b=%2F" in servers[name].log, 60)

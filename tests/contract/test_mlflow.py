@@ -1,7 +1,8 @@
-"""What we take from MLflow that MLflow does not promise: it is there, in the form that we need.
+"""The parts of MLflow that this package uses exist, in the form that it needs.
 
-Run on every supported version (`make test-matrix`). A failure says what of ours depends on it. A new
-import of MLflow's, or a new variable of its environment, needs a row here.
+MLflow promises few of them, so these tests run on every supported version (`make test-matrix`). A
+failure names the file of ours that breaks. A new import from MLflow, or a new environment variable of
+MLflow's, needs a row here.
 """
 
 from __future__ import annotations
@@ -46,101 +47,102 @@ SOURCE = Path(mlflow_hokusai_auth.__file__).parent
 VERSION = tuple(int(part) for part in mlflow.__version__.split(".")[:2])
 URI = "http://127.0.0.1:9/api/mlflow"
 
-_CLIENT = "client/: requests go the way that MLflow's own do"
-#: What we import, or read as an attribute of a module or class that we import -> what for.
-IMPORTS = {
-    "mlflow": "everything",
-    "mlflow.__version__": "doctor and the metric of versions",
-    "mlflow.version.VERSION": "server/upstream/routes.py, run as a program",
-    "mlflow.get_tracking_uri": "client/profile.py: whose key it is; whoami, doctor",
-    "mlflow.get_registry_uri": "client/profile.py: whose key it is without a tracking server",
-    "mlflow.set_tracking_uri": "client/diagnose/smoke_gate.py",
-    "mlflow.set_registry_uri": "client/diagnose/smoke_gate.py",
-    "mlflow.MlflowClient": "client/diagnose/smoke_job.py",
-    "mlflow.artifacts.download_artifacts": "client/diagnose/smoke_job.py: loads models:/name/1",
-    "mlflow.__file__": "server/upstream/static_files.py: whether its pages may be written",
-    "mlflow.exceptions.MlflowException": _CLIENT,
-    "mlflow.exceptions.MlflowException.invalid_parameter_value": "client/admin.py: mistakes",
-    "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository": "doctor, smoke",
-    "mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository": "server/web/health.py",
-    "mlflow.store.artifact.mlflow_artifacts_repo.MlflowArtifactsRepository": "client/artifacts.py",
-    "mlflow.store.entities.PagedList": "client/admin.py: pages of keys",
-    "mlflow.tracking._tracking_service.utils._get_store": f"{_CLIENT}: credentials, TLS",
-    "mlflow.tracking.request_auth.abstract_request_auth_provider.RequestAuthProvider": (
-        "client/auth_provider.py"
-    ),
-    "mlflow.tracking.request_header.abstract_request_header_provider.RequestHeaderProvider": (
-        "client/header_provider.py"
-    ),
-    "mlflow.tracking.request_header.registry._request_header_provider_registry": (
-        "doctor: whether MLflow knows the plugin"
-    ),
-    "mlflow.utils.rest_utils.http_request": _CLIENT,
-    "mlflow.utils.rest_utils.verify_rest_response": "client/admin.py: refusals as RestException",
-    "mlflow.utils.workspace_context.set_server_request_workspace": "server/web/health.py",
-    "mlflow.environment_variables.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "server/app.py: CORS",
-    "mlflow.server.app": "server/app.py: the Flask app that our pages and API are added to",
-    "mlflow.server.fastapi_app.create_fastapi_app": "server/app.py: what uvicorn serves",
-    "mlflow.environment_variables.MLFLOW_ENABLE_WORKSPACES": "upstream/fast_path.py: no fast path then",
-    "mlflow.server.handlers": "server/web/health.py",
-    "mlflow.server.handlers._get_tracking_store": "server/web/health.py: mlflow_store",
-    "mlflow.server.handlers._is_serving_proxied_artifacts": "server/web/health.py: artifact_root",
-    "mlflow.server.handlers._get_artifact_repo_mlflow_artifacts": "server/web/health.py: artifact_root",
-    "mlflow.server.security_utils": "server/app.py: CORS headers on refusals",
-    "mlflow.server.security_utils.get_allowed_origins_from_env": "server/app.py: CORS",
-    "mlflow.server.security_utils.LOCALHOST_ORIGIN_PATTERNS": "server/app.py: CORS",
+_STORE = "mlflow.tracking._tracking_service.utils"
+_REPOSITORIES = "mlflow.store.artifact.artifact_repository_registry"
+#: File of ours -> module or class of MLflow's -> the names in it that the file imports or reads.
+IMPORTS: dict[str, dict[str, str]] = {
+    "cli/supplier.py": {"mlflow": "get_tracking_uri", "mlflow.exceptions": "MlflowException"},
+    "client/admin.py": {
+        "mlflow.exceptions.MlflowException": "invalid_parameter_value",
+        "mlflow.store.entities": "PagedList",
+        _STORE: "_get_store",
+        "mlflow.utils.rest_utils": "http_request verify_rest_response",
+    },
+    "client/artifacts.py": {
+        "mlflow.store.artifact.mlflow_artifacts_repo": "MlflowArtifactsRepository"
+    },
+    "client/auth_provider.py": {
+        "mlflow.tracking.request_auth.abstract_request_auth_provider": "RequestAuthProvider"
+    },
+    "client/diagnose/doctor.py": {
+        "mlflow": "__version__ get_tracking_uri",
+        "mlflow.exceptions": "MlflowException",
+        _REPOSITORIES: "get_artifact_repository",
+        _STORE: "_get_store",
+        "mlflow.tracking.request_header.registry": "_request_header_provider_registry",
+        "mlflow.utils.rest_utils": "http_request",
+    },
+    "client/diagnose/smoke.py": {"mlflow.exceptions": "MlflowException"},
+    "client/diagnose/smoke_gate.py": {
+        "mlflow": "MlflowClient set_registry_uri set_tracking_uri",
+        "mlflow.exceptions": "MlflowException",
+        _STORE: "_get_store",
+    },
+    "client/diagnose/smoke_job.py": {
+        "mlflow": "MlflowClient",
+        "mlflow.artifacts": "download_artifacts",
+        "mlflow.exceptions": "MlflowException",
+        _REPOSITORIES: "get_artifact_repository",
+    },
+    "client/header_provider.py": {
+        "mlflow.tracking.request_header.abstract_request_header_provider": "RequestHeaderProvider"
+    },
+    "client/profile.py": {"mlflow": "get_registry_uri get_tracking_uri"},
+    "server/metrics.py": {"mlflow": "__version__"},
+    "server/upstream/apps.py": {
+        "mlflow.server": "app",
+        "mlflow.server.fastapi_app": "create_fastapi_app",
+    },
+    "server/upstream/artifact_roots.py": {
+        "mlflow.exceptions": "MlflowException",
+        "mlflow.protos.databricks_pb2": "PERMISSION_DENIED",
+        "mlflow.utils.file_utils": "local_file_uri_to_path",
+        "mlflow.utils.uri": "get_uri_scheme",
+    },
+    "server/upstream/fast_path.py": {"mlflow.environment_variables": "MLFLOW_ENABLE_WORKSPACES"},
+    "server/upstream/job_roots.py": {_REPOSITORIES: "_artifact_repository_registry"},
+    "server/upstream/origins.py": {
+        "mlflow.environment_variables": "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE",
+        "mlflow.server.security_utils": "LOCALHOST_ORIGIN_PATTERNS get_allowed_origins_from_env",
+    },
+    "server/upstream/repositories.py": {
+        "mlflow.server.handlers": "_get_artifact_repo",
+        "mlflow.store.artifact.artifact_repo": "ArtifactRepository __name__",
+        _REPOSITORIES: "_artifact_repository_registry",
+        "mlflow.store.artifact.local_artifact_repo": "LocalArtifactRepository",
+        "mlflow.utils.uri": "get_uri_scheme",
+    },
+    "server/upstream/routes.py": {"mlflow": "__version__"},
+    "server/upstream/static_files.py": {"mlflow": "__file__"},
+    "server/upstream/stores.py": {
+        "mlflow.server.handlers": (
+            "_get_artifact_repo_mlflow_artifacts _get_tracking_store _is_serving_proxied_artifacts"
+        ),
+        "mlflow.store.artifact.artifact_repo": "ArtifactRepository",
+        "mlflow.store.artifact.local_artifact_repo": "LocalArtifactRepository",
+        "mlflow.utils.workspace_context": "set_server_request_workspace",
+    },
+    "server/upstream/tables.py": {
+        "mlflow.store.db.db_types": "DATABASE_ENGINES",
+        "mlflow.store.db.utils": "create_sqlalchemy_engine",
+        "mlflow.store.model_registry.dbmodels.models": "SqlRegisteredModel",
+        "mlflow.store.model_registry.dbmodels.models.SqlModelVersion": (
+            "current_stage name source storage_location"
+        ),
+        "mlflow.store.tracking.dbmodels.models": "SqlTraceTag",
+        "mlflow.store.tracking.dbmodels.models.SqlExperiment": "artifact_location experiment_id",
+        "mlflow.store.tracking.dbmodels.models.SqlLoggedModel": "artifact_location model_id",
+        "mlflow.store.tracking.dbmodels.models.SqlRun": "artifact_uri run_uuid",
+        "mlflow.store.tracking.dbmodels.models.SqlTraceInfo": "experiment_id request_id",
+        "mlflow.utils.mlflow_tags": "MLFLOW_ARTIFACT_LOCATION",
+        "mlflow.utils.uri": "append_to_uri_path resolve_uri_if_local",
+    },
 }
-_LOCATIONS = "server/upstream/artifact_roots.py, repositories.py, folders.py: what MLflow opens"
-_STORED = (
-    "server/isolation/locations.py, outside.py, folders.py: the locations in MLflow's database"
+#: MLflow's public API. Only `server/upstream/` may import anything else from MLflow on the server.
+PUBLIC = re.compile(
+    r"mlflow\.(__version__|[A-Za-z]\w*|(exceptions|entities|environment_variables)\.[\w.]+)"
 )
-IMPORTS |= dict.fromkeys(
-    [
-        "mlflow.protos.databricks_pb2.PERMISSION_DENIED",
-        "mlflow.server.handlers._get_artifact_repo",
-        "mlflow.store.artifact.artifact_repo",
-        "mlflow.store.artifact.artifact_repo.ArtifactRepository",
-        "mlflow.store.artifact.artifact_repo.__name__",
-        "mlflow.store.artifact.artifact_repository_registry",
-        "mlflow.store.artifact.artifact_repository_registry._artifact_repository_registry",
-        "mlflow.utils.file_utils.local_file_uri_to_path",
-        "mlflow.utils.uri.get_uri_scheme",
-        "mlflow.utils.uri.append_to_uri_path",
-        "mlflow.utils.uri.resolve_uri_if_local",
-    ],
-    _LOCATIONS,
-)
-_TRACKING_MODELS = "mlflow.store.tracking.dbmodels.models"
-_REGISTRY_MODELS = "mlflow.store.model_registry.dbmodels.models"
-IMPORTS |= dict.fromkeys(
-    [
-        "mlflow.store.db.db_types.DATABASE_ENGINES",
-        "mlflow.store.db.utils.create_sqlalchemy_engine",
-        f"{_REGISTRY_MODELS}.SqlModelVersion",
-        f"{_REGISTRY_MODELS}.SqlModelVersion.current_stage",
-        f"{_REGISTRY_MODELS}.SqlModelVersion.name",
-        f"{_REGISTRY_MODELS}.SqlModelVersion.source",
-        f"{_REGISTRY_MODELS}.SqlModelVersion.storage_location",
-        f"{_REGISTRY_MODELS}.SqlRegisteredModel",
-        f"{_TRACKING_MODELS}.SqlExperiment",
-        f"{_TRACKING_MODELS}.SqlExperiment.artifact_location",
-        f"{_TRACKING_MODELS}.SqlExperiment.experiment_id",
-        f"{_TRACKING_MODELS}.SqlLoggedModel",
-        f"{_TRACKING_MODELS}.SqlLoggedModel.artifact_location",
-        f"{_TRACKING_MODELS}.SqlLoggedModel.model_id",
-        f"{_TRACKING_MODELS}.SqlRun",
-        f"{_TRACKING_MODELS}.SqlRun.artifact_uri",
-        f"{_TRACKING_MODELS}.SqlRun.run_uuid",
-        f"{_TRACKING_MODELS}.SqlTraceInfo",
-        f"{_TRACKING_MODELS}.SqlTraceInfo.experiment_id",
-        f"{_TRACKING_MODELS}.SqlTraceInfo.request_id",
-        f"{_TRACKING_MODELS}.SqlTraceTag",
-        "mlflow.utils.mlflow_tags.MLFLOW_ARTIFACT_LOCATION",
-        "mlflow.utils.uri.append_to_uri_path",
-    ],
-    _STORED,
-)
-#: Those that we do without on older versions.
+#: Names that older versions of MLflow lack, and the version that added them.
 SINCE = {
     "mlflow.server.security_utils": (3, 5),
     "mlflow.environment_variables.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": (3, 5),
@@ -150,13 +152,13 @@ SINCE = {
     "MLFLOW_SERVER_PID": (3, 5),
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": (3, 5),
 }
-#: Variables that our code names -> what for.
+#: Environment variables of MLflow's that our code names -> the place and purpose.
 VARIABLES = {
     "_MLFLOW_SERVER_ARTIFACT_DESTINATION": "server/upstream/artifact_roots.py: --artifacts-destination",
     "_MLFLOW_SERVER_ARTIFACT_ROOT": "server/upstream/artifact_roots.py: --default-artifact-root",
     "_MLFLOW_SERVER_SERVE_ARTIFACTS": "upstream/artifact_roots.py: whether MLflow's proxy serves",
-    "_MLFLOW_SERVER_FILE_STORE": "server/isolation/outside.py: the database of experiments",
-    "_MLFLOW_SERVER_REGISTRY_STORE": "server/isolation/outside.py: the database of versions",
+    "_MLFLOW_SERVER_FILE_STORE": "upstream/artifact_roots.py: the database of experiments",
+    "_MLFLOW_SERVER_REGISTRY_STORE": "upstream/artifact_roots.py: the database of versions",
     "_MLFLOW_SGI_NAME": "server/app.py: ASGI or WSGI",
     "_MLFLOW_STATIC_PREFIX": "server/app.py: refuses --static-prefix",
     "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": "core/job_rules.py: jobs started with Basic",
@@ -180,7 +182,7 @@ def trees() -> Iterator[tuple[str, ast.Module]]:
 
 
 def imported(tree: ast.Module) -> dict[str, str]:
-    """Names in a module -> what of MLflow's they are. (`import mlflow.x` binds `mlflow`.)"""
+    """Return name in a module -> MLflow's name for it. (`import mlflow.x` binds `mlflow`.)"""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -193,38 +195,56 @@ def imported(tree: ast.Module) -> dict[str, str]:
 
 
 def absent(name: str) -> bool:
-    """Whether the MLflow at hand is too old for `name`."""
+    """Return whether the installed MLflow is too old for `name`."""
     return any(at > VERSION for start, at in SINCE.items() if name.startswith(start))
 
 
 def is_open(dotted: str) -> bool:
-    """Whether what is read of this is as fixed as an import: a module's or a class's attribute."""
+    """Return whether this is a module or a class, whose attributes count like imports."""
     return not absent(dotted) and isinstance(pkgutil.resolve_name(dotted), (ModuleType, type))
 
 
-def used() -> dict[str, str]:
-    """What of MLflow's our source imports or reads -> the file that does."""
-    found = {}
-    for file, tree in trees():
-        names = imported(tree)
-        found |= dict.fromkeys(names.values(), file)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                base = names.get(node.value.id)
-                if base and is_open(base):
-                    found[f"{base}.{node.attr}"] = file
-    return found
+def taken(tree: ast.Module) -> set[str]:
+    """Return the names that a module imports from MLflow, or the attributes that it reads of them."""
+    names = imported(tree)
+    attributes: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            base = names.get(node.value.id)
+            if base and is_open(base):
+                attributes.setdefault(base, set()).add(f"{base}.{node.attr}")
+    return set().union(*attributes.values(), set(names.values()) - set(attributes))
+
+
+def rows() -> list[tuple[str, str]]:
+    """IMPORTS as pairs of a file and a name, without those that the installed MLflow is too old for."""
+    found = [
+        (file, f"{module}.{name}")
+        for file, modules in IMPORTS.items()
+        for module, names in modules.items()
+        for name in names.split()
+    ]
+    return [(file, name) for file, name in found if not absent(name)]
 
 
 def test_every_import_of_ours_has_a_row_and_every_row_an_import() -> None:
-    found = used()
-    new = {name: file for name, file in found.items() if name not in IMPORTS}
-    assert not new, f"add what these are needed for to IMPORTS: {new}"
-    old = {name for name in IMPORTS if name not in found and not absent(name)}
-    assert not old, f"nothing imports these any more: {old}"
+    used = {(f, name) for f, tree in trees() for name in taken(tree) if not absent(name)}
+    assert not used - set(rows()), "add these to IMPORTS"
+    assert not set(rows()) - used, "nothing imports these any more"
 
 
-def test_every_variable_that_we_name_has_a_row() -> None:
+def test_server_imports_private_modules_of_mlflow_in_upstream_only() -> None:
+    private = {
+        (file, name)
+        for file, tree in trees()
+        if not file.startswith(("server/upstream/", "client/"))
+        for name in {*imported(tree).values(), *taken(tree)}
+        if name != "mlflow" and not PUBLIC.fullmatch(name)
+    }
+    assert not private, "move these imports into server/upstream/"
+
+
+def test_every_variable_of_mlflow_s_has_a_row() -> None:
     pattern = re.compile(r"_?MLFLOW_[A-Z_]+")
     named = {
         node.value
@@ -233,28 +253,27 @@ def test_every_variable_that_we_name_has_a_row() -> None:
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and pattern.fullmatch(node.value)
-        and not node.value.endswith("_")  # a beginning of names
+        and not node.value.endswith("_")  # the start of several names
     }
     assert named == set(VARIABLES)
 
 
-def test_what_we_import_is_there() -> None:
-    def check(name: str, needed_for: str) -> None:
+def test_every_import_of_ours_exists_in_mlflow() -> None:
+    def check(file: str, name: str) -> None:
         try:
             pkgutil.resolve_name(name)
         except (ImportError, AttributeError) as error:
-            pytest.fail(f"MLflow {mlflow.__version__} has no {name}, for {needed_for}: {error}")
+            pytest.fail(f"MLflow {mlflow.__version__} has no {name}, which {file} needs: {error}")
 
-    # What is absent is not needed in this version.
-    each(check, (row for row in IMPORTS.items() if not absent(row[0])))
+    each(check, rows())
 
 
-def test_variables_are_still_called_so() -> None:
+def test_mlflow_still_knows_these_variables() -> None:
     known = {getattr(one, "name", "") for one in vars(mlflow.environment_variables).values()}
     handlers = importlib.import_module("mlflow.server.handlers")
     known.add(handlers.STATIC_PREFIX_ENV_VAR)
     known |= {value for key, value in vars(mlflow.server).items() if key.endswith("_ENV_VAR")}
-    # It has no constant. What starts the jobs gives it to them.
+    # It has no constant: MLflow sets it where it starts the jobs.
     if not absent("MLFLOW_SERVER_PID"):
         jobs = Path(str(mlflow.__file__)).parent / "server" / "jobs" / "utils.py"
         known |= set(re.findall(r'"(MLFLOW_SERVER_PID)":', jobs.read_text()))
@@ -269,7 +288,7 @@ def test_variables_are_still_called_so() -> None:
 def test_mlflow_server_starts_our_app_and_says_how(
     sgi: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """server/app.py: which kind of application it makes; wsgi_app.py: waitress takes an object."""
+    """server/app.py makes the kind of application that MLflow says; waitress takes an object."""
 
     class Started(Exception):
         pass
@@ -303,8 +322,8 @@ def test_mlflow_server_starts_our_app_and_says_how(
     assert environ["_MLFLOW_STATIC_PREFIX"] == "/prefix"
 
 
-def test_the_applications_are_as_we_wrap_them() -> None:
-    """server/app.py wraps both; server/upstream/routes.py walks their routes."""
+def test_applications_have_the_form_that_we_wrap() -> None:
+    """server/upstream/apps.py makes both; server/upstream/routes.py walks their routes."""
     app = pkgutil.resolve_name("mlflow.server.app")
     create = pkgutil.resolve_name("mlflow.server.fastapi_app.create_fastapi_app")
     assert isinstance(app, flask.Flask)
@@ -312,18 +331,17 @@ def test_the_applications_are_as_we_wrap_them() -> None:
     assert inspect.iscoroutinefunction(type(made).__call__) and made.router.routes
 
 
-def test_the_handlers_need_no_arguments() -> None:
-    """server/web/health.py calls them from a thread of its own."""
-    for name in IMPORTS:
-        # But for the helper that server/upstream/repositories.py only unwraps.
-        if name.startswith("mlflow.server.handlers._") and not name.endswith("._get_artifact_repo"):
+def test_handlers_need_no_arguments() -> None:
+    """server/upstream/stores.py calls them, also from threads that serve no request."""
+    for file, name in rows():
+        if file == "server/upstream/stores.py" and name.startswith("mlflow.server.handlers."):
             parameters = inspect.signature(pkgutil.resolve_name(name)).parameters.values()
             assert all(one.default is not one.empty for one in parameters), name
 
 
 @pytest.mark.skipif(VERSION < (3, 5), reason="no security middleware before 3.5")
-def test_origins_are_as_mlflow_s_middleware_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """server/app.py, `_cors`: lists of texts, the second of patterns for re.fullmatch."""
+def test_origins_have_the_form_that_we_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """server/upstream/origins.py: lists of texts; the second has patterns for re.fullmatch."""
     utils = importlib.import_module("mlflow.server.security_utils")
     monkeypatch.delenv("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", raising=False)
     assert not utils.get_allowed_origins_from_env()
@@ -337,7 +355,7 @@ def test_origins_are_as_mlflow_s_middleware_has_them(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(VERSION < (3, 15), reason="read by MLflow itself since then")
-def test_mlflow_looks_for_the_user_where_we_put_it() -> None:
+def test_mlflow_reads_the_user_where_we_put_it() -> None:
     """server/caller.py sets `g.mlflow_authenticated_user`; jobs are recorded as that user's."""
     jobs = importlib.import_module("mlflow.server.jobs")
     assert "mlflow_authenticated_user" in inspect.getsource(jobs)
@@ -346,7 +364,7 @@ def test_mlflow_looks_for_the_user_where_we_put_it() -> None:
 # What the client relies on
 
 
-#: Our entry points' groups -> what of MLflow reads them.
+#: Group of our entry points -> the module of MLflow that reads it.
 GROUPS = {
     "mlflow.app": "mlflow.server",
     "mlflow.app.client": "mlflow.server",
@@ -387,16 +405,14 @@ def provider(answer: Any) -> type:
 def test_header_providers_are_joined_and_their_errors_logged(
     registry: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """header_provider.py gives the key once however often it is registered, and never raises."""
+    """header_provider.py gives the key once, however often it is registered, and never raises."""
     for answer in ({"X": "1"}, {"X": "2"}, ValueError("the text")):
         registry.register(provider(answer))
     assert header_registry.resolve_request_headers() == {"X": "1 2"}
     assert len(list(registry)) == 3
 
 
-def test_the_request_in_hand_can_be_seen_from_a_provider(
-    registry: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_provider_can_see_its_request(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """header_provider.py reads the URL from the frame of `http_request`, and adds a hook there."""
     call: dict[str, Any] = {}
 
@@ -425,8 +441,8 @@ def test_the_request_in_hand_can_be_seen_from_a_provider(
     assert sent["hooks"] == {"response": [call.setdefault]} and sent["timeout"] == 5
 
 
-def test_requests_take_the_options_that_we_give() -> None:
-    """client/admin.py and doctor: one attempt, an answer whatever its status."""
+def test_requests_accept_our_options() -> None:
+    """client/admin.py and doctor make one attempt, and read the answer whatever its status is."""
     parameters = inspect.signature(rest_utils.http_request).parameters
     assert {"timeout", "max_retries", "raise_on_status", "extra_headers"} <= set(parameters)
     credentials = pkgutil.resolve_name("mlflow.tracking._tracking_service.utils._get_store")(URI)
@@ -434,8 +450,8 @@ def test_requests_take_the_options_that_we_give() -> None:
     assert found.host == URI and {"verify", "client_cert_path"} <= set(dir(found))
 
 
-def test_the_statuses_that_mlflow_s_client_tries_again() -> None:
-    """core/denials.py: `Retry-After` on 429 and 503, and no other refusal may be among these."""
+def test_mlflow_s_client_retries_these_statuses() -> None:
+    """core/denials.py sets `Retry-After` on 429 and 503. No other refusal but 408 may be retried."""
     retried = {408, 429, 500, 502, 503, 504}
     assert set(request_utils._TRANSIENT_FAILURE_RESPONSE_CODES) == retried
     # A body that took too long may be sent again at once: 408 has no `Retry-After`.
@@ -444,7 +460,7 @@ def test_the_statuses_that_mlflow_s_client_tries_again() -> None:
     assert default.get() is True, "core/denials.py: RETRY_AFTER would count for nothing"
 
 
-def test_a_refusal_is_a_rest_exception() -> None:
+def test_refusal_is_a_rest_exception() -> None:
     """core/denials.py writes MLflow's form; doctor reads our code from the exception's `json`."""
     response = requests.Response()
     response.status_code = 401
@@ -457,12 +473,12 @@ def test_a_refusal_is_a_rest_exception() -> None:
 
 
 def test_mlflow_knows_our_error_codes() -> None:
-    """core/denials.py: MLflow's client warns of others, and takes them for internal errors."""
+    """MLflow's client warns of other codes, and treats them as internal errors: see core/denials.py."""
     assert {code.error_code for code in CODES.values()} <= set(dict(ErrorCode.items()))
 
 
 def test_artifacts_still_lose_the_prefix_and_ours_keep_it() -> None:
-    """client/artifacts.py: were the first to fail, MLflow would do it itself, and ours could go."""
+    """If the first assertion fails, MLflow keeps the prefix itself, and client/artifacts.py can go."""
     service = "/api/2.0/mlflow-artifacts/artifacts"
     resolve = MlflowArtifactsRepository.resolve_uri
     assert list(inspect.signature(resolve).parameters) == ["artifact_uri", "tracking_uri"]
@@ -471,7 +487,7 @@ def test_artifacts_still_lose_the_prefix_and_ours_keep_it() -> None:
     assert issubclass(MlflowArtifactsRepository, HttpArtifactRepository)
 
 
-def test_an_artifact_repository_has_what_we_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifact_repository_has_the_methods_that_we_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """doctor asks at `artifact_uri` with `_host_creds`; smoke lists and deletes."""
     repository = MlflowArtifactsRepository("mlflow-artifacts:/", URI)
     assert repository.artifact_uri.endswith("/api/2.0/mlflow-artifacts/artifacts")
@@ -495,7 +511,7 @@ def test_the_client_has_the_methods_of_smoke() -> None:
 
 
 def _is_of_client(node: ast.AST) -> bool:
-    """Whether this is `client.x(…)` or `job.client().x(…)`."""
+    """Return whether this is `client.x(…)` or `job.client().x(…)`."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
         return False
     of = node.func.value
@@ -531,8 +547,8 @@ def test_a_path_of_artifacts_is_judged_as_mlflow_reads_it(what: str, path: str) 
         assert method != "DELETE"
 
 
-def test_graphql_has_no_field_that_nobody_looked_at() -> None:
-    """A new field takes a scope for everything until it has a row; a new resolver may read more."""
+def test_every_graphql_field_has_a_row() -> None:
+    """A new field needs the scope for everything until it has a row. A new resolver may read more."""
     from mlflow.server.graphql import autogenerated_graphql_schema as generated
     from mlflow.server.graphql import graphql_schema_extensions as extended
 
@@ -547,7 +563,7 @@ def test_graphql_has_no_field_that_nobody_looked_at() -> None:
         for name in vars(one)
         if name.startswith("resolve_") and one.__name__ != "MutationType"
     }
-    # The first two are what "experiments" and "model-versions" of a run stand for.
+    # The first two resolve the "experiments" and "model-versions" of a run.
     assert resolvers == {
         "MlflowRunExtension.resolve_experiment",
         "MlflowRunExtension.resolve_model_versions",
@@ -562,7 +578,7 @@ def test_graphql_has_no_field_that_nobody_looked_at() -> None:
 
 
 def _types(one: Any, found: set[str]) -> set[str]:
-    """The names of the GraphQL type and of all that its fields lead to."""
+    """Return the names of the GraphQL type and of all types that its fields lead to."""
     named = get_named_type(one)
     if named.name not in found:
         found.add(named.name)

@@ -231,7 +231,7 @@ def worker(folder: Path, **environ: str) -> dict[str, Any]:
         gate = getattr(made, "_gate", None)
         return {
             "type": type(made).__name__,
-            "shortcut": getattr(made, "_shortcut", None) is not None,
+            "shortcut": getattr(made, "_fast_path", None) is not None,
             "user": "_set_user" in [one.__name__ for one in flask_app.before_request_funcs[None]],
             "pages": sorted(name for name in flask_app.blueprints if name.startswith("hokusai")),
             "cut": logging.getLogRecordFactory() is not logging.LogRecord,

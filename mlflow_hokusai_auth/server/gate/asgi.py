@@ -1,4 +1,4 @@
-"""The gate as an ASGI application around MLflow's. Translates; decides nothing."""
+"""The gate as an ASGI application around MLflow's. It decides nothing."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from .gate import Gate
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Seconds that the end of a process waits for what is left to do, as the store may stall.
+#: Seconds for which a process that ends waits for the last writes, because the store may stall.
 MAX_END = 3.0
 
 _log = logging.getLogger(__name__)
 
 
 class AsgiGate:
-    """Calls `app` for requests that `gate` allows, and for the lifespan; for nothing else.
+    """Calls `app` for the lifespan and for requests that `gate` allows, and for nothing else.
 
-    What `shortcut` fits it calls instead, which answers the same. Each of `at_end` is called once no
-    request is served any more.
+    Requests that fit `fast_path` go there instead and get the same answer. Each of `at_end` is called
+    when the server has stopped serving requests.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         gate: Gate,
-        shortcut: FastPath | None = None,
+        fast_path: FastPath | None = None,
         at_end: Iterable[Callable[[], object]] = (),
     ) -> None:
         self._app = app
         self._gate = gate
-        self._shortcut = shortcut
+        self._fast_path = fast_path
         self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +67,10 @@ class AsgiGate:
             raise RuntimeError(f"hokusai-auth refuses the scope type {kind!r}")
 
     def _ending(self, send: Send) -> Send:
-        """`send`, after `at_end` at the end: uvicorn lets the signal that ended it kill the process."""
+        """Return a `send` that calls `at_end` before the lifespan's last message.
+
+        After that message uvicorn raises the signal that stopped it again, which kills the process.
+        """
 
         async def sending(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown."):
@@ -77,7 +80,7 @@ class AsgiGate:
         return sending
 
     async def _finish(self) -> None:
-        """Call each of `at_end`, and wait `MAX_END` seconds at most."""
+        """Call each of `at_end`, and wait for at most `MAX_END` seconds."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def call() -> None:
@@ -86,11 +89,11 @@ class AsgiGate:
                     last()
                 except Exception:
                     _log.exception("What was counted last is lost")
-            # Else nobody waits any more.
+            # If the loop is closed, nobody waits any more.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(ended.set)
 
-        # A daemon, for which the end of the process does not wait.
+        # The process doesn't wait for a daemon thread when it ends.
         threading.Thread(target=call, name="hokusai-auth-end", daemon=True).start()
         try:
             await asyncio.wait_for(ended.wait(), MAX_END)
@@ -109,55 +112,55 @@ class AsgiGate:
             began,
             bool(scope.get("root_path")),
         )
-        way = flow(self._gate, arrival)
+        steps = flow(self._gate, arrival)
         result: object = None
         while True:
             try:
-                step = way.send(result)
+                step = steps.send(result)
             except StopIteration as done:
-                found: Forward | Answer = done.value
+                outcome: Forward | Answer = done.value
                 break
-            result, receive = await _do(step, scope, receive)
-        if isinstance(found, Answer):
-            await _answer(scope, receive, send, found)
+            result, receive = await _take(step, scope, receive)
+        if isinstance(outcome, Answer):
+            await _answer(scope, receive, send, outcome)
             return
         inner = dict(scope)
-        if found.exchange.prefix:
-            inner["path"] = found.path
+        if outcome.exchange.prefix:
+            inner["path"] = outcome.path
             inner["raw_path"] = raw_without(
-                found.exchange.prefix, found.path, scope.get("raw_path")
+                outcome.exchange.prefix, outcome.path, scope.get("raw_path")
             )
-        inner["headers"] = found.headers
-        caller = found.caller
+        inner["headers"] = outcome.headers
+        caller = outcome.caller
         if caller.principal is not None:
             inner["state"] = {**scope.get("state", {}), "username": caller.principal.owner}
         callers.current.set(caller)
-        short = self._shortcut
-        fits = short is not None and short.fits(found.allow.operation, found.exchange.request)
-        app = short.app if short is not None and fits else self._app
+        app, fast = self._app, self._fast_path
+        if fast is not None and fast.fits(outcome.allow.operation, outcome.exchange.request):
+            app = fast.app
         try:
-            await app(inner, receive, _reporting(send, found))
+            await app(inner, receive, _reporting(send, outcome))
         except BaseException:
-            found.over(broke_off=True)
+            outcome.over(broke_off=True)
             raise
-        found.over()
+        outcome.over()
 
 
-async def _do(step: Step, scope: Scope, receive: Receive) -> tuple[object, Receive]:
-    """Do what the flow asks for: its result, and from where MLflow receives the body."""
+async def _take(step: Step, scope: Scope, receive: Receive) -> tuple[object, Receive]:
+    """Take a step of the flow. Return its result, and the `receive` that gives MLflow the body."""
     if isinstance(step, Wait):
         waiting = asyncio.wrap_future(step.future)
         await asyncio.wait((waiting,), timeout=step.seconds)
         return waiting.result() if waiting.done() else None, receive
     if isinstance(step, ReadBody):
         return await _read(receive, step)
-    # In place, because uvicorn's access log prints this very scope afterwards.
+    # The scope is changed in place, because uvicorn's access log prints it afterwards.
     scope["query_string"] = step.query
     return None, receive
 
 
 def _reporting(send: Send, forward: Forward) -> Send:
-    """`send`, with the gate's headers; reports to `forward` how MLflow answers."""
+    """Return a `send` that adds the gate's headers and reports MLflow's answer to `forward`."""
     exchange = forward.exchange
 
     async def sending(message: Message) -> None:
@@ -174,9 +177,9 @@ def _reporting(send: Send, forward: Forward) -> Send:
 
 
 async def _read(receive: Receive, step: ReadBody) -> tuple[bytes | Unread, Receive]:
-    """The body or why there is none, and a `receive` that gives again what was read."""
+    """Read the body. Return it or the reason, and a `receive` that gives the same messages again."""
     body = bytearray()
-    #: The message that ended the reading: the body's last one, or that the client left.
+    #: The message that ended the reading: the last one of the body, or the client's disconnect.
     last: Message | None = None
 
     async def fill() -> None:
@@ -203,7 +206,7 @@ async def _read(receive: Receive, step: ReadBody) -> tuple[bytes | Unread, Recei
 
 
 def _content_type(headers: Iterable[tuple[bytes, bytes]], status: int) -> str:
-    # Looked up only where it tells something.
+    # Only a 403 needs it: see `Exchange.host_refusal`.
     if status == 403:
         for name, value in headers:
             if name.lower() == b"content-type":

@@ -1,21 +1,23 @@
-"""Which pages of other origins may read the gate's own answers: those that may read MLflow's."""
+"""CORS headers of the gate's own answers: an origin that may read MLflow's answers may read these."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
+from mlflow_hokusai_auth.server.upstream import origins
+
 
 @dataclass(frozen=True, slots=True)
 class Cors:
-    """Which origins MLflow lets read its answers, so that they can read a refusal too."""
+    """The origins that may read MLflow's answers: `origins`, and those that match `pattern`."""
 
     origins: tuple[str, ...]
     pattern: str
     enabled: bool = True
 
     def headers(self, origin: str) -> tuple[tuple[str, str], ...]:
-        """The CORS headers for an answer to `origin`, the request's Origin header, or ""."""
+        """Return the CORS headers for an answer to a request with the Origin header `origin`."""
         if not origin or not self.enabled:
             return ()
         if "*" in self.origins:
@@ -30,15 +32,6 @@ class Cors:
 
 
 def of_mlflow() -> Cors:
-    """As MLflow's own settings in the environment have it."""
-    try:
-        from mlflow.server import security_utils
-    except ImportError:  # MLflow before 3.5 has no security middleware
-        return Cors((), "", enabled=False)
-    from mlflow.environment_variables import MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE
-
-    return Cors(
-        tuple(security_utils.get_allowed_origins_from_env() or ()),
-        "|".join(security_utils.LOCALHOST_ORIGIN_PATTERNS),
-        enabled=MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE.get() != "true",
-    )
+    """Return the rules that MLflow's own settings in the environment make."""
+    allowed = origins.allowed()
+    return Cors((), "", enabled=False) if allowed is None else Cors(*allowed)

@@ -1,8 +1,9 @@
-"""The way of a request, once for both adapters.
+"""The flow of a request, written once for both adapters.
 
-`flow` does no I/O: it yields what it needs (a body, a verdict from another thread), the adapter gets
-it in its own way and sends it back, as httpx's `Auth.auth_flow` does. What `flow` returns is either
-the answer, or how the request goes on to MLflow. An adapter decides nothing.
+`flow` does no I/O. It yields the steps that need I/O (read a body, wait for a verdict); the adapter
+takes each step in its own way and sends back the result, as with httpx's `Auth.auth_flow`. `flow`
+returns the gate's own answer, or how the adapter forwards the request to MLflow. An adapter decides
+nothing.
 """
 
 from __future__ import annotations
@@ -24,63 +25,56 @@ from mlflow_hokusai_auth.server.caller import Caller
 from mlflow_hokusai_auth.server.exchange import Exchange, request_id
 
 from . import graphql
-from .gate import (
-    MISMOUNTED,
-    Gate,
-    any_query,
-    body_limit,
-    incomplete,
-    read_graphql,
-    too_large,
-)
+from .bodies import body_limit, incomplete, too_large
+from .gate import MISMOUNTED, Gate
 
-#: The method of a websocket's handshake. No route of MLflow's is a websocket, so the gate asks for
-#: what an unknown route takes.
+#: The method of a websocket's handshake. MLflow has no websocket, so the handshake needs the scope of
+#: an unknown route.
 WEBSOCKET = "WEBSOCKET"
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Arrival(NamedTuple):
-    """A request as it came from the server; nothing of it is checked."""
+    """A request as the adapter got it. Nothing is checked yet."""
 
     method: str
-    #: Decoded once, with the prefix.
+    #: The path with the prefix, percent-decoded once.
     path: str
     query: bytes
-    #: In their order, names in lower case.
+    #: The headers in their order, with names in lower case.
     headers: tuple[tuple[bytes, bytes], ...]
     #: The address of the socket's other end.
     peer: str
-    #: The reading of `time.perf_counter` when it came, in seconds.
+    #: The reading of `time.perf_counter` on arrival, in seconds.
     began: float
-    #: The server was given a root path, which would let two readings of one path differ.
+    #: Whether the server has a root path, with which the gate and MLflow may read a path differently.
     mounted: bool = False
 
 
-# What a flow asks of its adapter
+# The steps that an adapter takes
 
 
 @dataclass(frozen=True, slots=True)
 class ShowQuery:
-    """Put `query` in the place of the request's query, wherever the server keeps it for its log."""
+    """Replace the request's query by `query` wherever the server keeps it for its access log."""
 
     query: bytes
 
 
 class Unread(Enum):
-    """Why there is no body to decide on."""
+    """The reason why the adapter could not read a body."""
 
     TOO_LARGE = "too large"
-    #: It took too long, or the client left.
+    #: The body took too long, or the client disconnected.
     INCOMPLETE = "incomplete"
 
 
 @dataclass(frozen=True, slots=True)
 class ReadBody:
-    """Read the body, of at most `limit` bytes and in at most `seconds`, so that it can be read again.
+    """Read at most `limit` bytes of body in at most `seconds`; MLflow reads the same bytes again.
 
-    Send the bytes, or why there are none.
+    The result is the bytes, or an `Unread`.
     """
 
     limit: int
@@ -89,7 +83,7 @@ class ReadBody:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait for `future`. Send its result, or None if it takes longer than `seconds`."""
+    """Wait for `future`. The result is its verdict, or None if it takes longer than `seconds`."""
 
     future: Future[Allow | Deny]
     seconds: float
@@ -98,7 +92,7 @@ class Wait:
 Step = ShowQuery | ReadBody | Wait
 
 
-# What a flow returns
+# The results of a flow
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +106,16 @@ class Answer:
 
 @dataclass(slots=True)
 class Forward:
-    """How the request goes on to MLflow, and what the adapter reports of the answer."""
+    """A request for MLflow. The adapter reports here how MLflow answers it."""
 
     gate: Gate
     exchange: Exchange
     allow: Allow
     #: The path without the prefix.
     path: str
-    #: Names of headers (lower case) that MLflow doesn't get.
+    #: Lower-case names of headers that MLflow doesn't get.
     removed: frozenset[bytes]
-    #: Headers that MLflow gets besides.
+    #: Headers that MLflow gets in addition.
     added: Headers
 
     @property
@@ -144,10 +138,10 @@ class Forward:
         )
 
     def started(self, status: int, content_type: str) -> Sequence[tuple[str, str]]:
-        """Note that MLflow begins to answer; return the headers to add to the answer."""
+        """Note that MLflow starts to answer. Return the headers to add to the answer."""
         exchange, gate = self.exchange, self.gate
         exchange.started(status, content_type)
-        added = (*self.allow.headers, *gate.marks(exchange), *exchange.answer)
+        added = (*self.allow.headers, *gate.answer_headers(exchange), *exchange.answer)
         if self.allow.principal is not None:
             added = (_VARY, *added)
         if not gate.interceptors:
@@ -155,14 +149,14 @@ class Forward:
         return (*added, *gate.interceptors.on_response(exchange.view(), status))
 
     def over(self, *, broke_off: bool = False) -> None:
-        """Count and log the request: MLflow is done with it, or broke off."""
+        """Count and log the request, which MLflow has answered or (`broke_off`) failed to answer."""
         self.exchange.broke_off = broke_off
         self.gate.observer.over(self.exchange)
 
 
-#: On every answer to a key, so that no cache on the way gives it to somebody else.
+#: The header of every answer to a key. It keeps caches from giving the answer to another client.
 _VARY = ("Vary", "Authorization, Cookie, X-API-Key")
-#: Refusals that signing in would answer.
+#: Codes of refusals that a browser user resolves by signing in.
 _SIGN_IN = frozenset({"KEY_MISSING", "SESSION_ENDED"})
 HEADERS_TOO_LARGE = Deny(
     "HEADERS_TOO_LARGE",
@@ -172,10 +166,10 @@ HEADERS_TOO_LARGE = Deny(
 
 
 def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]:
-    """Decide on a request: return how it goes on to MLflow, or the gate's own answer."""
+    """Decide on a request. Return what to forward to MLflow, or the gate's own answer."""
     query = without_query_key(arrival.query)
     if query != arrival.query:
-        # First of all, because the server logs the query whatever happens next.
+        # This comes first because the server logs the query whatever happens next.
         yield ShowQuery(query)
     prefix, path = gate.prefixes.split(arrival.path)
     large = too_many(arrival.headers)
@@ -183,7 +177,7 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     request = Request(arrival.method, path or "/", arrival.query, arrival.headers, address)
     exchange = Exchange(request, prefix, request_id(request), arrival.began)
     if not gate.trusted:
-        gate.forwarded.notice(request)
+        gate.forwarded.check(request)
 
     verdict: Allow | Deny
     if arrival.mounted:
@@ -193,8 +187,8 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     else:
         step = gate.plan(request)
     if isinstance(step, NeedKey):
-        query_step = any_query(step)
-        verdict = gate.peek(query_step or step) or (yield from _ask(gate, query_step or step))
+        query_step = graphql.any_query(step)
+        verdict = gate.peek(query_step or step) or (yield from _look_up(gate, query_step or step))
         if query_step and isinstance(verdict, Allow):
             verdict = yield from _read_query(gate, step, verdict)
     elif isinstance(step, Allow) and (limit := body_limit(step.operation)):
@@ -221,24 +215,24 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     return forward
 
 
-def _ask(gate: Gate, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
-    """Get the verdict on a key that is not known here from another thread."""
-    if (refused := gate.refuse(need)) is not None:
-        return refused
-    found: Allow | Deny | None = yield Wait(gate.begin(need), gate.lookups.patience)
-    return found if found is not None else gate.late(need)
+def _look_up(gate: Gate, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
+    """Get the verdict on a key that needs a lookup, which runs in another thread."""
+    if (refusal := gate.refuse(need)) is not None:
+        return refusal
+    verdict: Allow | Deny | None = yield Wait(gate.begin_lookup(need), gate.lookups.patience)
+    return verdict if verdict is not None else gate.lookup_timed_out(need)
 
 
 def _read_query(gate: Gate, need: NeedKey, allow: Allow) -> Generator[Step, Any, Allow | Deny]:
-    """Read a GraphQL request: only its body tells what it reads, and a query from a mutation."""
+    """Read a GraphQL request's body, which alone tells a query from a mutation, and decide on it."""
     body: bytes | Unread = yield ReadBody(graphql.MAX_BODY, gate.body_seconds)
     if body is Unread.INCOMPLETE:
         return incomplete(need.operation)
-    return read_graphql(need, allow, body if isinstance(body, bytes) else None, gate.policy)
+    return graphql.read_graphql(need, allow, body if isinstance(body, bytes) else None, gate.policy)
 
 
 def _read_form(gate: Gate, public: Allow, limit: int) -> Generator[Step, Any, Allow | Deny]:
-    """Read the body of somebody without a key, so that MLflow's threads wait for none."""
+    """Read the body of a request without a key, so that no thread of MLflow's waits for it."""
     body: bytes | Unread = yield ReadBody(limit, gate.body_seconds)
     if body is Unread.TOO_LARGE:
         return too_large(public.operation)
@@ -246,7 +240,7 @@ def _read_form(gate: Gate, public: Allow, limit: int) -> Generator[Step, Any, Al
 
 
 def _refusal(gate: Gate, exchange: Exchange, deny: Deny, query: bytes, path: str) -> Answer:
-    """The answer for `deny`, which sends a browser that asks for a page to the sign-in page."""
+    """Return the answer for `deny`. A browser that asks for a page goes to the sign-in page."""
     request = exchange.request
     if deny.code in _SIGN_IN and browser.wants_page(request):
         location = browser.login_location(replace(request, query=query))
@@ -261,14 +255,14 @@ def _refusal(gate: Gate, exchange: Exchange, deny: Deny, query: bytes, path: str
 
 
 def _to_slash(gate: Gate, exchange: Exchange, query: bytes) -> Answer:
-    """The way from a bare prefix to its slash, below which MLflow's page finds its files."""
+    """Redirect from a bare prefix to the prefix with a slash, where MLflow's page finds its files."""
     location = slash_location(exchange.prefix) + (f"?{query.decode('latin-1')}" if query else "")
     return _answer(gate, exchange, Answer(308, (("Location", location), ("Content-Length", "0"))))
 
 
 def _answer(gate: Gate, exchange: Exchange, answer: Answer) -> Answer:
-    """`answer` as it is sent, with the headers that every answer has. Counts and logs the request."""
+    """Count and log the request. Return `answer` with the headers that every answer has."""
     exchange.status, exchange.sent = answer.status, len(answer.body)
     gate.observer.over(exchange)
     body = b"" if exchange.request.method == "HEAD" else answer.body
-    return Answer(answer.status, (*answer.headers, *gate.marks(exchange)), body)
+    return Answer(answer.status, (*answer.headers, *gate.answer_headers(exchange)), body)

@@ -1,10 +1,9 @@
-"""The parts that a verdict takes, and the steps to it that `flow` puts in order."""
+"""The steps to a verdict, which `flow` puts in order, and the parts that they need."""
 
 from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from mlflow_hokusai_auth.authorities import Authority
-from mlflow_hokusai_auth.core import credentials, operations
+from mlflow_hokusai_auth.core import credentials
 from mlflow_hokusai_auth.core.addresses import Network, client_address
 from mlflow_hokusai_auth.core.denials import CODES
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled
@@ -35,16 +34,16 @@ from mlflow_hokusai_auth.server.exchange import Exchange, Observer
 from mlflow_hokusai_auth.server.live_settings import Mode
 from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
 
-from . import graphql
+from .bodies import BODY_SECONDS, body_limit, too_large
 from .cors import Cors
+from .forwarded import ForwardedWarning
 from .interceptors import Interceptors
 from .limits import Limits, customer
 from .lookup_pool import LookupPool, RecentKeys
+from .outage import Outage
 
 _log = logging.getLogger(__name__)
 
-#: Seconds that a client is asked to wait, at most, while keys can't be checked.
-MAX_WAIT = 30.0
 MISMOUNTED = Deny(
     "MISCONFIGURED",
     "The server was given a root path, which hokusai-auth does not support. Its operator should "
@@ -61,67 +60,16 @@ _CROWDED = Deny(
     "Too many requests from your address wait for their keys to be checked. Try again in 5 s.",
     retry_after=5.0,
 )
-#: On every answer while nobody is asked for a key, so that it can't be overlooked.
+#: The header that every answer has in mode off, so that the mode can't be overlooked.
 _OFF = ("X-Hokusai-Auth-Mode", "off")
 
-#: Seconds in which a body that is read before the verdict must be there.
-BODY_SECONDS = 10.0
-#: Refusals in every mode: what MLflow could not answer either.
+#: Codes of refusals that hold in every mode, because MLflow could not answer such requests either.
 _ALWAYS = frozenset({"MISCONFIGURED", "HEADER_MALFORMED"})
-
-#: Bytes of a body that somebody without a key may send, by rule: a form with a key in it, and what
-#: GitHub reports; none for any other.
-BODY_LIMITS = {
-    "POST /hokusai/login": 4096,
-    "POST /hokusai/logout": 4096,
-    "POST /api/2.0/hokusai/keys/leaked": 2**20,
-}
-
-
-class Outage:
-    """How long to ask clients to wait: the longer keys can't be checked, the longer.
-
-    MLflow's client tries seven times, and after exactly as long as it is told: with a second or two
-    each time it would give up on an outage that its own growing pauses outlast.
-    """
-
-    def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
-        self._timer = timer
-        self._since: float | None = None
-
-    def wait(self) -> float:
-        """Seconds until the next try, spread so that clients do not come back all at once."""
-        now = self._timer()
-        since = self._since = self._since if self._since is not None else now
-        return random.uniform(1, 2) * min(max(now - since, 1.0), MAX_WAIT / 2)  # noqa: S311
-
-    def over(self) -> None:
-        """Keys can be checked."""
-        self._since = None
-
-
-class Forwarded:
-    """Warns, once, of a proxy whose word on the client's address is not taken."""
-
-    def __init__(self) -> None:
-        self._warned = False
-
-    def notice(self, request: Request) -> None:
-        """Look at `request`, which came straight from its address as far as the gate knows."""
-        if self._warned or request.header(b"x-forwarded-for") is None:
-            return
-        self._warned = True
-        _log.warning(
-            "A request from %s came with X-Forwarded-For, but HOKUSAI_AUTH_TRUSTED_PROXIES is empty. "
-            "If that is a proxy, name it there: else all clients behind it count as one address, and "
-            "one of them with wrong keys makes the others wait.",
-            request.address or "an unknown address",
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Everything that a verdict takes; `flow.flow` calls its methods in their order."""
+    """Everything that a verdict needs. `flow.flow` calls the methods in their order."""
 
     authority: Authority
     policy: Policy
@@ -130,34 +78,34 @@ class Gate:
     observer: Observer
     limits: Limits = field(default_factory=Limits)
     interceptors: Interceptors = Interceptors()  # noqa: RUF009 - frozen
-    #: What the operator says of the headers that MLflow gets.
+    #: The operator's rules for the headers that MLflow gets.
     headers: HeaderPolicy | None = None
-    #: Called with the id of each key that opens a request.
+    #: Called with the id of the key of each request that is allowed.
     count: Callable[[str], object] = str
     lookups: LookupPool = field(default_factory=LookupPool)
-    #: Keys that are looked up whatever else their address sends.
+    #: Keys that are looked up even if their address has sent many wrong keys.
     recent: RecentKeys = field(default_factory=RecentKeys)
     outage: Outage = field(default_factory=Outage)
-    #: Seconds in which a body that is read before the verdict must be there.
+    #: Seconds in which a body that is read before the verdict must arrive.
     body_seconds: float = BODY_SECONDS
-    #: Public rules that are not configured here -> what to tell whoever sends one. They read no body.
+    #: Public rules that are not configured -> the message of their refusal. Their body isn't read.
     absent: Mapping[str, str] = field(default_factory=dict)
-    #: Proxies whose word on the client's address is taken.
+    #: Proxies whose X-Forwarded-For is believed.
     trusted: tuple[Network, ...] = ()
-    forwarded: Forwarded = field(default_factory=Forwarded)
+    forwarded: ForwardedWarning = field(default_factory=ForwardedWarning)
     mode: Mode = field(default_factory=Mode)
-    #: The folders of experiments, by which paths of artifacts are judged.
+    #: The folders of experiments, which decide on the paths of artifacts.
     folders: ExperimentFolders = field(default_factory=ExperimentFolders)
 
     def address(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """The client's address, for a request from the socket address `peer`."""
+        """Return the client's address for a request from the socket address `peer`."""
         if not self.trusted:
-            return _alone(peer)
+            return _normalized(peer)
         forwarded = (value for name, value in headers if name == b"x-forwarded-for")
         return client_address(peer, forwarded, self.trusted)
 
     def plan(self, request: Request) -> Allow | Deny | NeedKey:
-        """The first half of the verdict; does no I/O."""
+        """Return the verdict, or the key that it needs. Does no I/O."""
         if name := malformed(request):
             return Deny(
                 "HEADER_MALFORMED",
@@ -178,7 +126,7 @@ class Gate:
         return step
 
     def peek(self, need: NeedKey) -> Allow | Deny | None:
-        """The verdict if the key is known here already, else None; does no I/O."""
+        """Return the verdict if memory knows the key, or None if it needs a lookup. Does no I/O."""
         principal = self.authority.peek(need.credential.key, need.address)
         if principal is None:
             return None
@@ -187,15 +135,15 @@ class Gate:
         verdict = self._settle(need, principal)
         return None if _may_change(need, verdict) else verdict
 
-    def ask(self, need: NeedKey) -> Allow | Deny:
-        """The verdict after asking the authority; blocks. An authority that fails never allows."""
+    def look_up(self, need: NeedKey) -> Allow | Deny:
+        """Ask the authority and return the verdict. Blocks. An authority that fails never allows."""
         try:
             principal = self.authority.lookup(need.credential.key, need.address)
             verdict = self._settle(need, principal)
             if need.request is not None and _may_change(need, verdict):
                 self.folders.read()
-                anew = plan(need.request, self.policy, self.folders.known)
-                verdict = self._settle(anew, principal) if isinstance(anew, NeedKey) else anew
+                step = plan(need.request, self.policy, self.folders.known)
+                verdict = self._settle(step, principal) if isinstance(step, NeedKey) else step
         except Throttled as error:
             return replace(_THROTTLED, retry_after=error.retry_after, operation=need.operation)
         except AuthorityUnavailable as error:
@@ -210,49 +158,58 @@ class Gate:
         return verdict
 
     def decide(self, need: NeedKey) -> Allow | Deny:
-        """The verdict of `peek`, `refuse` or `ask`; blocks as long as a request may wait at most."""
-        known = self.peek(need) or self.refuse(need)
-        if known is not None:
-            return known
+        """Return the verdict on a key from a form; `flow` takes the same steps for a request's key.
+
+        Blocks for at most `lookups.patience` seconds.
+        """
+        verdict = self.peek(need) or self.refuse(need)
+        if verdict is not None:
+            return verdict
         try:
-            return self.begin(need).result(self.lookups.patience)
+            return self.begin_lookup(need).result(self.lookups.patience)
         except futures.TimeoutError:
-            return self.late(need)
+            return self.lookup_timed_out(need)
 
     def refuse(self, need: NeedKey) -> Deny | None:
-        """The 429 for a new key from an address with too many wrong keys; None for any other."""
-        return None if need.credential.key in self.recent else self._too_often(need)
+        """Return the 429 for a new key from an address that sent too many wrong keys, or None."""
+        if need.credential.key in self.recent:
+            return None
+        wait = self.limits.over(need.address)
+        if wait is None:
+            return None
+        return _too_many(wait, need.operation, session=need.credential.session)
 
-    def begin(self, need: NeedKey) -> futures.Future[Allow | Deny]:
-        """The verdict to come of `ask`, in a thread.
+    def begin_lookup(self, need: NeedKey) -> futures.Future[Allow | Deny]:
+        """Start `look_up` in a thread and return its future verdict.
 
-        Keys that were good here lately have threads of their own, see `lookups`.
+        Keys that were good lately have threads of their own: see `lookup_pool`.
         """
         recent = need.credential.key in self.recent
         return self.lookups.begin(
-            # Refused when it is this key's turn, too: the keys before it may have been wrong.
-            lambda: self.refuse(need) or self.ask(need),
+            # Whether to refuse is decided again when it is this key's turn, because the keys before it
+            # may have been wrong.
+            lambda: self.refuse(need) or self.look_up(need),
             lambda: self.unavailable(need),
             customer(need.address),
             crowded=lambda: replace(_CROWDED, operation=need.operation),
             recent=recent,
         )
 
-    def late(self, need: NeedKey) -> Deny:
-        """The refusal of a request that `ask` has no answer for in time.
+    def lookup_timed_out(self, need: NeedKey) -> Deny:
+        """Return the 503 for a request whose lookup takes too long.
 
-        The thread of that goes on waiting; there are twice `lookups.THREADS` at most.
+        The lookup's thread keeps waiting; there are at most twice `lookup_pool.THREADS`.
         """
         _log.error("A request was refused with 503: no answer in %g s", self.lookups.patience)
         return self.unavailable(need)
 
     def unavailable(self, need: NeedKey, retry_after: float | None = None) -> Deny:
-        """The 503 for a key that no authority can check. `retry_after` is in seconds."""
+        """Return the 503 for a key that no authority can check. `retry_after` is in seconds."""
         wait = retry_after or self.outage.wait()
         return replace(_UNAVAILABLE, retry_after=wait, operation=need.operation)
 
     def conclude(self, exchange: Exchange, verdict: Allow | Deny) -> Allow | Deny:
-        """Apply the mode to `verdict`: only "enforce" refuses. Notes the verdict in `exchange`."""
+        """Apply the mode to `verdict`: only "enforce" refuses. Write the verdict to `exchange`."""
         exchange.decided = time.perf_counter()
         exchange.verdict = verdict
         request = exchange.request
@@ -262,13 +219,13 @@ class Gate:
         if isinstance(verdict, Deny):
             closed = exchange.operation.kind in CLOSED
             if verdict.code in _ALWAYS or self.mode.now == "enforce" or closed:
-                exchange.verdict = self._or_too_often(request, verdict)
+                exchange.verdict = self._count_wrong_key(request, verdict)
                 return exchange.verdict
             verdict = _let_pass(request, exchange.operation)
         return self._intercepted(exchange, verdict) if self.interceptors else verdict
 
-    def marks(self, exchange: Exchange) -> tuple[tuple[str, str], ...]:
-        """The headers that every answer has."""
+    def answer_headers(self, exchange: Exchange) -> tuple[tuple[str, str], ...]:
+        """Return the headers that every answer has."""
         request_id = ("X-Request-Id", exchange.request_id)
         return (request_id, _OFF) if self.mode.now == "off" else (request_id,)
 
@@ -290,8 +247,8 @@ class Gate:
             self.count(principal.key_id)
         return verdict
 
-    def _or_too_often(self, request: Request, deny: Deny) -> Deny:
-        """`deny`, counted if it is for a wrong key; 429 for an address that sent too many."""
+    def _count_wrong_key(self, request: Request, deny: Deny) -> Deny:
+        """Count `deny` if it is for a wrong key. Return it, or 429 if the address sent too many."""
         if CODES[deny.code].status != 401 or deny.code == "KEY_MISSING":
             return deny
         wait = self.limits.failed(request.address)
@@ -300,15 +257,9 @@ class Gate:
         refusal = _too_many(wait, deny.operation, session=deny.code == "SESSION_ENDED")
         return replace(refusal, principal=deny.principal)
 
-    def _too_often(self, need: NeedKey) -> Deny | None:
-        wait = self.limits.over(need.address)
-        if wait is None:
-            return None
-        return _too_many(wait, need.operation, session=need.credential.session)
-
 
 def _too_many(wait: float, operation: Operation | None, *, session: bool) -> Deny:
-    """The 429 for an address, in a browser user's words for a `session`; `wait` is in seconds."""
+    """Return the 429 for an address, with a next step for a browser if `session`. `wait`: seconds."""
     seconds = math.ceil(wait)
     next_step = (
         f"You may be signed out: reload this page in {seconds} s."
@@ -324,62 +275,18 @@ def _too_many(wait: float, operation: Operation | None, *, session: bool) -> Den
 
 
 def _let_pass(request: Request, operation: Operation) -> Allow:
-    # The key was not checked, but it must not go on to a provider for that.
-    found = credentials.find(request, outbound=operation.outbound, query_key=True)
-    return Allow(operation, None, credentials.ANYWHERE if isinstance(found, Deny) else found)
-
-
-def body_limit(operation: Operation) -> int | None:
-    """Bytes of a body that `operation` reads from somebody without a key; None if it takes a key."""
-    if operation.access is not Access.PUBLIC:
-        return None
-    return BODY_LIMITS.get(operation.rule, 0)
-
-
-def too_large(operation: Operation) -> Deny:
-    """The refusal of a body that is larger than `body_limit`."""
-    limit = body_limit(operation)
-    message = f"The limit is {limit} bytes here." if limit else "This route takes no body."
-    return Deny("BODY_TOO_LARGE", message, operation=operation)
-
-
-def incomplete(operation: Operation) -> Deny:
-    """The refusal of a body that ended early, or took too long."""
-    message = f"The body must arrive whole, within {BODY_SECONDS:g} seconds."
-    return Deny("BODY_TIMEOUT", message, operation=operation)
+    # Nobody checked the key, but MLflow's gateway must not send it to a provider all the same.
+    credential = credentials.find(request, outbound=operation.outbound, query_key=True)
+    if isinstance(credential, Deny):
+        credential = credentials.ANYWHERE
+    return Allow(operation, None, credential)
 
 
 def _may_change(need: NeedKey, verdict: Allow | Deny) -> bool:
-    """Whether `verdict` may be another one once the folders of experiments are read anew."""
+    """Return whether `verdict` may change once the folders of experiments are read again."""
     return need.operation.unsure and isinstance(verdict, Deny) and verdict.code == "SCOPE_MISSING"
 
 
-def any_query(need: NeedKey) -> NeedKey | None:
-    """`need`, of a GraphQL request, for the query that takes the least; None for another request.
-
-    Who may not send that one may send nothing there. Of others the body is read, as only that tells a
-    query from a mutation: see `read_graphql`.
-    """
-    operation = need.operation
-    if operation.kind != "graphql" or operation.access is not Access.WRITE:
-        return None
-    return replace(need, operation=operations.graphql(operation, ("__typename",)))
-
-
-def read_graphql(need: NeedKey, allow: Allow, body: bytes | None, policy: Policy) -> Allow | Deny:
-    """The verdict on the GraphQL request of `need` with this body, None for one that is too large.
-
-    `allow` is the verdict on `any_query`; with it the request has been counted already.
-    """
-    assert allow.principal is not None
-    fields = None if body is None else graphql.query_fields(body)
-    operation = operations.graphql(need.operation, fields)
-    verdict = settle(replace(need, operation=operation), allow.principal, time.time(), policy)
-    if isinstance(verdict, Allow):
-        return replace(allow, operation=operation)
-    return replace(verdict, principal=allow.principal, operation=operation)
-
-
 @lru_cache(maxsize=1024)
-def _alone(peer: str) -> str:
+def _normalized(peer: str) -> str:
     return client_address(peer, (), ())

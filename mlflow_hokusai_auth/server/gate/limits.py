@@ -1,7 +1,7 @@
-"""How often a key may be used, and how often an address may fail.
+"""Rate limits of keys, and of addresses that send wrong keys or sign in.
 
-Counted by the `limits` library in a moving window: in this process, or in Redis for all of a site's. A
-Redis that fails is left alone for a second at a time, and each process counts for itself meanwhile.
+The `limits` library counts in a moving window: in this process, or in Redis for all processes of a
+site. If Redis fails, it gets no question for a second, and each process counts for itself meanwhile.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mlflow_hokusai_auth.authorities.redis_client import BestEffortRedis, NoAnsw
 from mlflow_hokusai_auth.core.types import Allow, Deny
 from mlflow_hokusai_auth.server import metrics
 
-#: Attempts to sign in from one address, in any minute.
+#: Attempts to sign in that one address has in any minute.
 SIGN_INS_PER_MINUTE = 10
-#: Addresses that are told apart at a time; while there are more, all count as one.
+#: The largest number of addresses that are counted apart. All others count as one.
 MAX_ADDRESSES = 10_000
-#: Seconds that a question to Redis may take, name resolution included.
+#: Seconds that a request to Redis may take, name resolution included.
 BUDGET = 0.5
-#: Seconds by which the clock may be set back without counting anew.
+#: Seconds by which the clock may be set back before the counts start at zero.
 MAX_STEP = 60.0
 
 _Result = TypeVar("_Result")
@@ -37,10 +37,10 @@ _ALL_SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE * 30)
 
 
 class Limits:
-    """Counts requests, those with a good key in the Redis at `redis_url` if one is named.
+    """Counts requests with a good key (in the Redis at `redis_url`, if given), wrong keys and sign-ins.
 
-    More than `failures_per_minute` wrong keys from one address in a minute are too many; 0 for never.
-    Raises ValueError or ModuleNotFoundError for a URL that can't be used, as `shared.client` does.
+    An address may send `failures_per_minute` wrong keys; 0 stands for no limit. Raises ValueError or
+    ModuleNotFoundError for a URL that can't be used, as `redis_client.client` does.
     """
 
     def __init__(self, redis_url: str = "", *, failures_per_minute: int = 0) -> None:
@@ -61,21 +61,21 @@ class Limits:
                 wrap_exceptions=True,
             )
             self._shared = MovingWindowRateLimiter(storage)
-        self._patience = BestEffortRedis(BUDGET, "each process counts limits for itself")
+        self._redis = BestEffortRedis(BUDGET, "each process counts limits for itself")
 
     @property
     def does_io(self) -> bool:
-        """Whether `admit` may ask Redis, and so must not be called where nothing may block."""
+        """Whether `admit` sends requests to Redis, so that the event loop must not call it."""
         return self._shared is not None
 
     def admit(self, allow: Allow) -> Allow | Deny:
-        """`allow`, counted, with what is left of its key's limit; or the refusal if nothing is."""
+        """Count a request. Return `allow` with RateLimit headers, or a 429 beyond the limit."""
         principal = allow.principal
         if principal is None or principal.rate_limit_per_hour is None:
             return allow
         item = RateLimitItemPerHour(principal.rate_limit_per_hour)
         name = principal.key_id
-        admitted, left, reset = self._ask(
+        admitted, left, reset = self._with_limiter(
             lambda limiter: (limiter.hit(item, name), *_window(limiter, item, name))
         )
         headers = _headers(item.amount, left, reset)
@@ -91,18 +91,18 @@ class Limits:
         )
 
     def left(self, key_id: str, limit: int) -> tuple[int, int]:
-        """Requests left to a key of `limit` an hour, and seconds until one more is."""
+        """Return the requests left of `limit` an hour, and seconds until there is one more."""
         item = RateLimitItemPerHour(limit)
-        return self._ask(lambda limiter: _window(limiter, item, key_id))
+        return self._with_limiter(lambda limiter: _window(limiter, item, key_id))
 
     def failed(self, address: str) -> float | None:
-        """Count a wrong key from `address`; seconds to wait if there were too many, else None."""
+        """Count a wrong key from `address`. Return seconds to wait if there are too many, or None."""
         if self._failures is None:
             return None
         return self._count(self._failures, "failures", self._bucket(address))
 
     def over(self, address: str) -> float | None:
-        """Seconds to wait, 60 at most, if `address` sent too many wrong keys; None if it didn't.
+        """Return seconds to wait, at most 60, if `address` sent too many wrong keys; otherwise None.
 
         Counts nothing.
         """
@@ -115,9 +115,10 @@ class Limits:
         return self._wait(self._failures, "failures", name)
 
     def sign_in(self, address: str) -> float | None:
-        """Count an attempt to sign in; seconds to wait if there were too many, else None."""
+        """Count an attempt to sign in. Return seconds to wait if there are too many, or None."""
         wait = self._count(_SIGN_INS, "sign-ins", self._bucket(address))
-        # Only then for everybody, lest one address could keep all others out.
+        # An attempt beyond the address's limit doesn't count for everybody: otherwise one address could
+        # keep all others from signing in.
         return wait or self._count(_ALL_SIGN_INS, "sign-ins", "everybody")
 
     def _count(self, item: RateLimitItem, kind: str, name: str) -> float | None:
@@ -134,17 +135,17 @@ class Limits:
         crowded = len(self._addresses_storage.storage) >= MAX_ADDRESSES
         return "everybody else" if crowded else customer(address)
 
-    def _ask(self, question: Callable[[MovingWindowRateLimiter], _Result]) -> _Result:
+    def _with_limiter(self, question: Callable[[MovingWindowRateLimiter], _Result]) -> _Result:
         shared = self._shared
         if shared is not None:
             with contextlib.suppress(NoAnswer):
-                return self._patience.ask(lambda: question(shared))
+                return self._redis.ask(lambda: question(shared))
         return question(self._own())
 
     def _own(self) -> MovingWindowRateLimiter:
-        """What this process counts, begun anew if the clock was set back.
+        """Return the counts of this process, new ones if the clock was set back.
 
-        What was counted in a future by then would count until that is over, not for an hour.
+        The old counts are in the future then, and would hold until the clock has passed them.
         """
         before, self._counted_at = self._counted_at, time.time()
         if self._counted_at < before - MAX_STEP:
@@ -153,7 +154,7 @@ class Limits:
 
 
 def customer(address: str) -> str:
-    """`address`, or the network of one IPv6 customer, who may use any address of it."""
+    """Return `address`, or for IPv6 its /64: a customer can use any address of that network."""
     if ":" not in address:
         return address
     return str(ipaddress.ip_network((address, 64), strict=False))
@@ -165,7 +166,7 @@ def _window(limiter: MovingWindowRateLimiter, item: RateLimitItem, name: str) ->
 
 
 def _headers(limit: int, left: int, reset: int) -> tuple[tuple[str, str], ...]:
-    """As draft-ietf-httpapi-ratelimit-headers-06 has them, seconds as the unit of the last."""
+    """Return the headers of draft-ietf-httpapi-ratelimit-headers-06. `reset` is in seconds."""
     return (
         ("RateLimit-Limit", str(limit)),
         ("RateLimit-Remaining", str(left)),

@@ -1,7 +1,7 @@
-"""Threads that wait for the key authority, so that a slow one can't take those of MLflow.
+"""Threads for lookups, so that a slow authority can't occupy MLflow's threads.
 
-Keys that were good here lately have threads of their own, and no address has more than a quarter of
-the others: a flood of made-up keys keeps nobody else waiting.
+Keys that were good lately have threads of their own. One address gets at most a quarter of the other
+threads, so that its flood of made-up keys doesn't delay other clients.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import TypeVar
 
 from cachetools import TTLCache
 
-#: Threads of each process for keys that were good here lately; as many again for all others.
+#: Threads in each process for keys that were good lately, and as many for all other keys.
 THREADS = 8
-#: Requests that wait for one of these threads, or for what it does. A stall of the authority must not
-#: let them grow without end; each takes about 3 kB.
+#: The largest number of requests that wait for either group of threads. Each takes about 3 kB, and
+#: without a limit a stalled authority would let them grow without end.
 MAX_PENDING = 5000
-#: The part of the threads, and of the places of those who wait, that one address may have: a quarter.
+#: One address may have one part in SHARE of the threads, and of the places in the queue.
 SHARE = 4
-#: Keys that are remembered as good, and for how many seconds.
+#: The largest number of keys that are remembered as good, and the seconds for which they are.
 MAX_RECENT = 10_000
 RECENT = 86400.0
 
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class RecentKeys:
     """Keys that were good in this process within the last day, at most `size` of them.
 
-    Only digests are kept, under a secret of the process. `timer` is a monotonic clock, in seconds.
+    Only digests are kept, keyed with a secret of the process. `timer` is a monotonic clock in seconds.
     """
 
     def __init__(self, size: int = MAX_RECENT, timer: Callable[[], float] = time.monotonic) -> None:
@@ -46,7 +46,7 @@ class RecentKeys:
         self._digests: TTLCache[bytes, bool] = TTLCache(size, RECENT, timer)
 
     def add(self, key: str) -> None:
-        """Remember `key`, which is good now."""
+        """Remember that `key` is good now."""
         digest = self._digest(key)
         with self._lock:
             self._digests[digest] = True
@@ -62,7 +62,7 @@ class RecentKeys:
 
 
 class LookupPool:
-    """Questions to the authority, for whose answers requests wait up to `patience` seconds."""
+    """A bounded pool of threads. Requests wait up to `patience` seconds for the answers."""
 
     def __init__(self, patience: float = 10.0) -> None:
         self.patience = patience
@@ -78,10 +78,10 @@ class LookupPool:
         crowded: Callable[[], _Result] | None = None,
         recent: bool = False,
     ) -> Future[_Result]:
-        """Run `question` in a thread, for `address`, in the threads of `recent` keys or of the others.
+        """Run `question` in a thread, of those for `recent` keys or of the others.
 
-        The future resolves to `otherwise()` if no thread is free by the deadline, or no place to wait
-        for one is left; to `crowded()` if `address` has its quarter of the places already.
+        The future resolves to `otherwise()` if the queue is full or no thread is free by the deadline,
+        and to `crowded()` if `address` has its quarter of the queue already.
         """
         deadline = time.monotonic() + self.patience
         answer: Future[_Result] = Future()
@@ -90,7 +90,7 @@ class LookupPool:
             if not answer.set_running_or_notify_cancel():
                 return
             try:
-                # Nobody waits for the answer after that.
+                # After the deadline nobody waits for the answer.
                 answer.set_result(question() if time.monotonic() < deadline else otherwise())
             except BaseException as error:
                 answer.set_exception(error)
@@ -106,20 +106,20 @@ class _Lane:
 
     def __init__(self, name: str) -> None:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=name)
-        # Guards everything below. Never held while work is done.
+        # The lock guards everything below. No work is done under it.
         self._lock = threading.Lock()
-        #: What waits, by address; the address whose turn is next comes first.
+        #: Address -> its waiting work. The first address has the next turn.
         self._waiting: dict[str, deque[Callable[[], None]]] = {}
         self._running: Counter[str] = Counter()
-        #: What waits or runs.
+        #: Address -> how much of its work waits or runs.
         self._held: Counter[str] = Counter()
         self._pending = 0
         self._busy = 0
 
     def submit(self, address: str, work: Callable[[], None]) -> str | None:
-        """Do `work`, which doesn't raise, in a thread.
+        """Do `work`, which must not raise, in a thread.
 
-        Returns None, or, if there is no place for it, what is full: "address" or "all".
+        Return None, or if the queue is full, whether that is the address's part or "all" of it.
         """
         with self._lock:
             if self._pending >= MAX_PENDING:
@@ -141,7 +141,7 @@ class _Lane:
         if full is None and starts:
             try:
                 self._threads.submit(self._work, address, work)
-            except BaseException:  # no thread to be had
+            except BaseException:  # the process can't start a thread
                 with self._lock:
                     self._leave(address)
                     self._busy -= 1
@@ -170,7 +170,7 @@ class _Lane:
                 del counts[address]
 
     def _take(self) -> tuple[str, Callable[[], None]] | None:
-        """The work whose turn it is. An address that has its turn goes to the end."""
+        """Take the next work. Its address goes to the end of the line."""
         for address in self._waiting:
             if self._may_run(address):
                 queue = self._waiting.pop(address)

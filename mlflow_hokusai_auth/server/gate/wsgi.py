@@ -1,4 +1,4 @@
-"""The gate as a WSGI application around MLflow's Flask app. Translates; decides nothing."""
+"""The gate as a WSGI application around MLflow's Flask app. It decides nothing."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 def wsgi_gate(app: WSGIApplication, gate: Gate) -> WSGIApplication:
-    """`app` behind `gate`, at the root and under every prefix."""
+    """Return `app` behind `gate`, at the root and under every prefix."""
 
     def entry(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         began = time.perf_counter()
-        # A SCRIPT_NAME from outside would hide part of the path from the gate or from MLflow.
+        # A SCRIPT_NAME from the client would hide part of the path from the gate or from MLflow.
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         arrival = Arrival(
             environ["REQUEST_METHOD"],
@@ -47,32 +47,32 @@ def wsgi_gate(app: WSGIApplication, gate: Gate) -> WSGIApplication:
             environ.get("REMOTE_ADDR", ""),
             began,
         )
-        way = flow(gate, arrival)
+        steps = flow(gate, arrival)
         result: object = None
         while True:
             try:
-                step = way.send(result)
+                step = steps.send(result)
             except StopIteration as done:
-                found: Forward | Answer = done.value
+                outcome: Forward | Answer = done.value
                 break
-            result = _do(step, environ)
-        if isinstance(found, Answer):
-            start_response(_status(found.status), list(found.headers))
-            return [found.body] if found.body else []
-        environ["SCRIPT_NAME"] = found.exchange.prefix
-        # A prefix is ASCII, so it is as long in bytes.
-        environ["PATH_INFO"] = path[len(found.exchange.prefix) :]
-        for name in found.removed:
+            result = _take(step, environ)
+        if isinstance(outcome, Answer):
+            start_response(_status(outcome.status), list(outcome.headers))
+            return [outcome.body] if outcome.body else []
+        environ["SCRIPT_NAME"] = outcome.exchange.prefix
+        # A prefix is ASCII, so its length is the same in characters and in bytes.
+        environ["PATH_INFO"] = path[len(outcome.exchange.prefix) :]
+        for name in outcome.removed:
             del environ[_variable(name)]
-        for name, value in found.added:
+        for name, value in outcome.added:
             environ[_variable(name)] = value.decode("ascii")
-        return _forward(app, environ, start_response, found)
+        return _forward(app, environ, start_response, outcome)
 
     return entry
 
 
-def _do(step: Step, environ: Environ) -> object:
-    """Do what the flow asks for, and return the result."""
+def _take(step: Step, environ: Environ) -> object:
+    """Take a step of the flow, and return its result."""
     if isinstance(step, Wait):
         with contextlib.suppress(futures.TimeoutError):
             return step.future.result(step.seconds)
@@ -86,17 +86,17 @@ def _do(step: Step, environ: Environ) -> object:
 def _forward(
     app: WSGIApplication, environ: Environ, start_response: StartResponse, forward: Forward
 ) -> Iterable[bytes]:
-    """MLflow's answer, reported to `forward`."""
+    """Return MLflow's answer, and report it to `forward`."""
 
     def starting(status: str, sent: list[tuple[str, str]], *exc_info: Any) -> Any:
-        found = {name.lower(): value for name, value in sent}
-        added = forward.started(int(status.split()[0]), found.get("content-type", ""))
-        length = found.get("content-length", "")
+        headers = {name.lower(): value for name, value in sent}
+        added = forward.started(int(status.split()[0]), headers.get("content-type", ""))
+        length = headers.get("content-length", "")
         forward.exchange.sent = int(length) if length.isdecimal() else 0
         return start_response(status, [*sent, *added], *exc_info)
 
     def over(*, broke_off: bool = False) -> None:
-        # What this thread runs from here on is no longer the caller's.
+        # The thread serves other requests next.
         caller.current.set(caller.NOBODY)
         forward.over(broke_off=broke_off)
 
@@ -106,8 +106,7 @@ def _forward(
     except BaseException:
         over(broke_off=True)
         raise
-    # A file is sent by the server itself, which must see that it is one. No code of MLflow's runs
-    # for that.
+    # The server sends a file by itself if it sees the wrapper. No code of MLflow's runs meanwhile.
     file: type = environ.get("wsgi.file_wrapper", type(None))
     if isinstance(answer, file):
         over()
@@ -116,7 +115,7 @@ def _forward(
 
 
 class _Answer:
-    """What MLflow answers; `over` is called when the server closes it, also if MLflow fails at that."""
+    """MLflow's answer. When the server closes it, `over` is called, even if MLflow's `close` raises."""
 
     def __init__(self, answer: Iterable[bytes], over: Callable[[], object]) -> None:
         self._answer = answer
@@ -126,7 +125,7 @@ class _Answer:
         return iter(self._answer)
 
     def close(self) -> None:
-        """Called by the server after the last part, or instead of it (PEP 3333)."""
+        """Close MLflow's answer. The server calls this also if it stops before the end (PEP 3333)."""
         try:
             if close := getattr(self._answer, "close", None):
                 close()
@@ -135,9 +134,9 @@ class _Answer:
 
 
 def _read(environ: Environ, step: ReadBody) -> bytes | Unread:
-    """The body, which can be read again afterwards, or why there is none."""
+    """Read the body, so that MLflow can read it again. Return it or the reason why there is none."""
     length = environ.get("CONTENT_LENGTH") or "0"
-    # Chunked has no length; and of a number that long, Python would not make one.
+    # A chunked body has no length, and Python refuses to convert a number of thousands of digits.
     if environ.get("HTTP_TRANSFER_ENCODING") or not length.isdecimal() or len(length) > 12:
         return Unread.TOO_LARGE
     if int(length) > step.limit:
@@ -145,7 +144,7 @@ def _read(environ: Environ, step: ReadBody) -> bytes | Unread:
     with _deadline(environ, step.seconds):
         try:
             body: bytes = environ["wsgi.input"].read(int(length))
-        except OSError:  # the client left
+        except OSError:  # the client disconnected
             body = b""
     if len(body) < int(length):
         return Unread.INCOMPLETE
@@ -155,19 +154,19 @@ def _read(environ: Environ, step: ReadBody) -> bytes | Unread:
 
 @contextlib.contextmanager
 def _deadline(environ: Environ, seconds: float) -> Iterator[None]:
-    """End what is read from the client after `seconds`, where the server shows its socket.
+    """End reading from the client after `seconds`, if the server gives its socket.
 
-    gunicorn does, and would wait in `read`, with one of its workers, until its own timeout ends the
-    worker. waitress calls the application once the whole body is there.
+    gunicorn does. Otherwise its worker would wait in `read` until gunicorn's own timeout kills it.
+    waitress calls the application only when the whole body has arrived.
     """
     connection = environ.get("gunicorn.socket")
-    # To shut down one with TLS would end the encryption of the answer as well.
+    # Shutting down a TLS socket would end the encryption of the answer as well.
     if type(connection) is not socket.socket:
         yield
         return
 
     def end() -> None:
-        with contextlib.suppress(OSError):  # it is closed already
+        with contextlib.suppress(OSError):  # the socket is closed already
             connection.shutdown(socket.SHUT_RD)
 
     timer = threading.Timer(seconds, end)

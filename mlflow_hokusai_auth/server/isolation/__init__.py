@@ -1,1 +1,1 @@
-"""Hooks into what MLflow stores: they decide where a client may have it read and write."""
+"""Checks of the locations in MLflow's rows, which decide where clients may have it read and write."""

@@ -1,28 +1,15 @@
-"""Locations that clients send are judged where MLflow stores them.
+"""The check of locations that clients send, at the place where MLflow stores them.
 
-Whatever route they come by, experiments, model versions and traces' tags are rows of MLflow's tables,
-written by SQLAlchemy's mappers. These call `Stored` with the row that is about to be written, in its
-transaction, which an exception rolls back.
+By every route, an experiment, a model version or a trace's tag becomes a row of MLflow's tables, which
+SQLAlchemy's mappers write. The mappers call `Stored` with the row before they write it. An exception
+rolls back the row's transaction.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import sqlalchemy as sa
-from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
-from mlflow.store.tracking.dbmodels.models import (
-    SqlExperiment,
-    SqlLoggedModel,
-    SqlRun,
-    SqlTraceInfo,
-    SqlTraceTag,
-)
-from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION
-from mlflow.utils.uri import append_to_uri_path
 from sqlalchemy import event, inspect
 from sqlalchemy.engine import Connection
 
@@ -40,6 +27,7 @@ from mlflow_hokusai_auth.core.locations import (
 from mlflow_hokusai_auth.core.policy import Policy, is_admin
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server.upstream import tables
 from mlflow_hokusai_auth.server.upstream.artifact_roots import (
     SETTING,
     Watch,
@@ -47,10 +35,16 @@ from mlflow_hokusai_auth.server.upstream.artifact_roots import (
     local_place,
 )
 from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
+from mlflow_hokusai_auth.server.upstream.tables import (
+    DELETED,
+    TRACE_LOCATION,
+    TRACE_LOCATIONS,
+    SqlExperiment,
+    SqlModelVersion,
+    SqlRegisteredModel,
+    SqlTraceTag,
+)
 
-#: Tags that say where the files of a trace are, and of one that newer MLflow has archived.
-_OF_TRACES = frozenset({MLFLOW_ARTIFACT_LOCATION, "mlflow.trace.archiveLocation"})
-_DELETED = "Deleted_Internal"
 _WARNING = (
     "Warning",
     f'299 hokusai-auth "This location is outside the artifact roots of the server, which does not open '
@@ -60,7 +54,7 @@ _WARNING = (
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Refuses rows of MLflow's whose location the caller must not name."""
+    """Refuses MLflow's rows with a location that the caller may not choose."""
 
     roots: Roots
     policy: Policy
@@ -68,24 +62,24 @@ class Stored:
     folders: ExperimentFolders
 
     def install(self) -> None:
-        """See to every row that this process stores from now on."""
+        """Check every row that this process stores from now on."""
         for model, check in (
-            # First of all: a refused registration is logged with its name, too.
-            (SqlRegisteredModel, _name),
-            (SqlModelVersion, _name),
+            # Names come first, so that the log has the name of a refused registration, too.
+            (SqlRegisteredModel, _log_name),
+            (SqlModelVersion, _log_name),
             (SqlExperiment, self.experiment),
             (SqlModelVersion, self.version),
             (SqlTraceTag, self.trace_tag),
         ):
             for name in ("before_insert", "before_update"):
                 event.listen(model, name, check)
-        event.listen(SqlRegisteredModel, "before_delete", _name)
+        event.listen(SqlRegisteredModel, "before_delete", _log_name)
 
     def experiment(self, _: object, connection: Connection, row: SqlExperiment) -> None:
-        """Raise MlflowException if the row's location is not the caller's to name."""
+        """Raise MlflowException if the caller may not choose the row's location."""
         uri, before = _change(row, "artifact_location")
-        # MLflow makes up the location of a row that is stored already, and so has a number, but no
-        # location.
+        # MLflow makes up a location for an experiment without one after the first write of its row,
+        # because it needs the row's number.
         made_up = inspect(row).persistent and not before
         if not uri or (made_up and read(uri).parts[-1:] == (str(row.experiment_id),)):
             return
@@ -103,13 +97,13 @@ class Stored:
             )
 
     def version(self, _: object, connection: Connection, row: SqlModelVersion) -> None:
-        """Raise MlflowException if the row's source is not the caller's to name."""
-        if row.current_stage == _DELETED:  # whose source MLflow blots out
+        """Raise MlflowException if the caller may not choose the row's source."""
+        if row.current_stage == DELETED:  # MLflow overwrites the source of a deleted version
             return
         source, _ = _change(row, "source")
         storage, _ = _change(row, "storage_location")
         for uri in dict.fromkeys(filter(None, (source, storage))):
-            # MLflow has looked up what a reference to a model or version names.
+            # MLflow has replaced a reference to a model or version by the location that it names.
             derived = uri == storage != source and reference(read(row.source or ""))
             if derived or uri in PROMPT_SOURCES or self._passes(uri, "source"):
                 continue
@@ -125,21 +119,21 @@ class Stored:
                 )
 
     def trace_tag(self, _: object, connection: Connection, row: SqlTraceTag) -> None:
-        """Raise MlflowException if the row has a trace's files elsewhere than MLflow puts them."""
+        """Raise MlflowException if the row places a trace's files where MLflow would not."""
         uri, _before = _change(row, "value")
-        if row.key not in _OF_TRACES or not uri or self._passes(uri, "trace"):
+        if row.key not in TRACE_LOCATIONS or not uri or self._passes(uri, "trace"):
             return
-        if row.key != MLFLOW_ARTIFACT_LOCATION or uri != _of_trace(row.request_id, connection):
+        if row.key != TRACE_LOCATION or uri != _trace_location(row.request_id, connection):
             self.watch.refuse(
                 "LOCATION_REFUSED",
                 "trace",
                 uri,
-                "No client says where the files of a trace are, as MLflow does that itself. Leave the "
-                f"tag {row.key} out, and have no characters in the trace's id that make it a path.",
+                "A client can't choose where the files of a trace are; MLflow does. Leave out the tag "
+                f"{row.key}, and use a trace id without characters that make it a path.",
             )
 
     def _passes(self, uri: str, kind: str) -> bool:
-        """Whether the caller may store any `uri`; warns them of one that is not opened."""
+        """Return whether the caller may store any `uri`. Warn them if the server won't open it."""
         caller = callers.current.get()
         if not self.watch.looks or caller.principal is None:
             return True
@@ -149,8 +143,8 @@ class Stored:
         place = (
             local_place(uri) if is_local(uri) and "\0" not in uri else self.roots.place(location)
         )
-        known = reference(location) is not None or uri in PROMPT_SOURCES
-        if not known and self.roots.root_of(place) is None and caller.answer is not None:
+        opened = reference(location) is not None or uri in PROMPT_SOURCES
+        if not opened and self.roots.root_of(place) is None and caller.answer is not None:
             metrics.LOCATIONS.labels(kind, "stored").inc()
             if _WARNING not in caller.answer:
                 caller.answer.append(_WARNING)
@@ -158,23 +152,23 @@ class Stored:
 
     def _source_problem(self, uri: str, connection: Connection) -> str | None:
         location = read(uri)
-        # What is asked below grows with the square of its length.
+        # The query below grows with the square of the location's length.
         if location.odd:
             return location.odd
-        with _tracking(connection) as tracking:
+        with tables.tracking(connection) as tracking:
             if (named := reference(location)) is not None:
                 return _missing(named, tracking, connection)
             return source_problem(
                 uri,
                 self.roots,
-                _owners(location, tracking),
-                _versions(uri, connection),
+                tables.owner_locations(owners_named(location), tracking),
+                tables.version_locations(uri, connection),
                 _Experiments(self.folders, tracking),
             )
 
 
-def _name(_: object, __: Connection, row: SqlRegisteredModel | SqlModelVersion) -> None:
-    """Tell the decision log of the request which registered model, and which version, it is about."""
+def _log_name(_: object, __: Connection, row: SqlRegisteredModel | SqlModelVersion) -> None:
+    """Note the registered model's name, and the version's, for the decision log of the request."""
     named = callers.current.get().named
     if named is not None:
         named["model"] = str(row.name)
@@ -182,38 +176,23 @@ def _name(_: object, __: Connection, row: SqlRegisteredModel | SqlModelVersion) 
             named["version"] = str(row.version)
 
 
-def _of_trace(trace: str, connection: Connection) -> str | None:
-    """Where MLflow has the files of `trace`; None if its id makes no folder of its own."""
+def _trace_location(trace: str, connection: Connection) -> str | None:
+    """Return where MLflow keeps the files of `trace`; None if its id is not the name of one folder."""
     name = read(f"/{trace}")
     if name.odd or len(name.parts) != 1:
         return None
-    query = sa.select(SqlExperiment.artifact_location).join(
-        SqlTraceInfo, SqlTraceInfo.experiment_id == SqlExperiment.experiment_id
-    )
-    root = connection.execute(query.where(SqlTraceInfo.request_id == trace)).scalar()
-    return append_to_uri_path(root, "traces", trace, "artifacts") if root else None
+    return tables.trace_location(trace, connection)
 
 
 def _change(row: Any, name: str) -> tuple[str | None, str | None]:
-    """The value that the row's attribute is about to get, None if it stays; and the one before."""
+    """Return the attribute's new value (None if it stays the same) and its old one."""
     history = inspect(row).attrs[name].history
     return next(iter(history.added or ()), None), next(iter(history.deleted or ()), None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Lazily:
-    """Texts that a statement selects, read when they are gone through."""
-
-    connection: Connection
-    statement: sa.Select[Any]
-
-    def __iter__(self) -> Iterator[str]:
-        return (text for (text,) in self.connection.execute(self.statement) if text)
-
-
-@dataclass(frozen=True, slots=True)
 class _Experiments:
-    """The folders of experiments, read when they matter, as a transaction sees them."""
+    """The folders of experiments as a transaction sees them, read only when a decision needs them."""
 
     folders: ExperimentFolders
     connection: Connection
@@ -225,49 +204,13 @@ class _Experiments:
         return self.folders.read_by(self.connection).holds(place)
 
 
-@contextlib.contextmanager
-def _tracking(connection: Connection) -> Iterator[Connection]:
-    """A connection to the database of runs, which may be another than the registry's."""
-    from mlflow.server import handlers
-
-    engine = getattr(handlers._get_tracking_store(), "engine", None)
-    if engine is None or engine.url == connection.engine.url:
-        yield connection
-        return
-    with engine.connect() as other:
-        yield other
-
-
-def _owners(location: Location, tracking: Connection) -> Iterator[str]:
-    """The locations of the runs and logged models whose ids are in `location`."""
-    names = owners_named(location)
-    yield from _Lazily(tracking, sa.select(SqlRun.artifact_uri).where(SqlRun.run_uuid.in_(names)))
-    models = sa.select(SqlLoggedModel.artifact_location).where(SqlLoggedModel.model_id.in_(names))
-    yield from _Lazily(tracking, models)
-
-
-def _versions(uri: str, connection: Connection) -> _Lazily:
-    """The locations of registered versions at or above `uri`."""
-    whole = uri.rstrip("/")
-    ends = [i for i, letter in enumerate(whole) if letter == "/"] + [len(whole)]
-    above = [whole[:end] + slash for end in ends for slash in ("", "/") if whole[:end]]
-    column = SqlModelVersion.storage_location
-    there = SqlModelVersion.current_stage != _DELETED
-    return _Lazily(connection, sa.select(column).where(column.in_(above), there))
-
-
 def _missing(named: Reference, tracking: Connection, registry: Connection) -> str | None:
-    """Why `named` is no run, logged model or version that there is; None if it is one."""
+    """Return why `named` can't be registered if there is no such run, model or version."""
     if named.kind == "run":
-        query = sa.select(SqlRun.run_uuid).where(SqlRun.run_uuid == named.name)
-        found = tracking.execute(query).first()
+        exists = tables.has_run(named.name, tracking)
     elif named.kind == "model":
-        model = SqlLoggedModel.model_id
-        found = tracking.execute(sa.select(model).where(model == named.name)).first()
+        exists = tables.has_logged_model(named.name, tracking)
     else:
-        # By version, stage or alias: MLflow looks it up itself, and stores nothing if it finds none.
-        name = SqlModelVersion.name
-        found = registry.execute(
-            sa.select(name).where(name == named.name.partition("@")[0])
-        ).first()
-    return None if found else f"there is no such {named.kind}"
+        # The version, stage or alias isn't checked: MLflow stores no source if it finds none.
+        exists = tables.has_version(named.name.partition("@")[0], registry)
+    return None if exists else f"there is no such {named.kind}"

@@ -1,7 +1,7 @@
-"""At start, an operator is told which locations in MLflow's database lie outside the artifact roots.
+"""A report to the operator, at start, of locations in MLflow's database outside the artifact roots.
 
-Servers have experiments in buckets of their own by their administrators' will. These are not opened
-until a setting names them.
+Administrators give experiments buckets of their own. The server opens none of them until a setting
+names them.
 """
 
 from __future__ import annotations
@@ -13,35 +13,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-import sqlalchemy as sa
-from mlflow.store.db.db_types import DATABASE_ENGINES
-
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.locations import Roots, outside
 from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server.upstream import tables
 from mlflow_hokusai_auth.server.upstream.artifact_roots import SETTING
 
-#: What `mlflow server` tells its workers of its options.
-_TRACKING = "_MLFLOW_SERVER_FILE_STORE"
-_REGISTRY = "_MLFLOW_SERVER_REGISTRY_STORE"
-#: Lines at most, one for each folder.
+#: The largest number of lines in a report, with one line for each folder.
 MAX_LINES = 100
 
 _log = logging.getLogger(__name__)
-#: Open, and so locked, for as long as this process lives.
+#: The lock file, which stays open and so locked as long as this process lives.
 _claim: IO[str] | None = None
 
 
-def tell(roots: Roots, configured: Sequence[str]) -> None:
-    """Log those locations, from a thread, in one of the processes that serve."""
+def log_in_thread(roots: Roots, configured: Sequence[str]) -> None:
+    """Log the report from a thread, in one of the server's processes."""
     if _is_first():
         threading.Thread(
-            target=_tell, args=(roots, configured), name="hokusai-auth-outside", daemon=True
+            target=_log_report, args=(roots, configured), name="hokusai-auth-outside", daemon=True
         ).start()
 
 
 def _is_first() -> bool:
-    """Whether this process is the one of all workers that tells."""
+    """Return whether this process is the first worker that asks, which logs the report."""
     global _claim
     folder = os.environ.get(metrics.DIRECTORY)
     if not folder:
@@ -58,12 +53,12 @@ def _is_first() -> bool:
     return True
 
 
-def _tell(roots: Roots, configured: Sequence[str]) -> None:
+def _log_report(roots: Roots, configured: Sequence[str]) -> None:
     try:
-        lines = report(_stored(), roots, configured)
+        lines = report(tables.stored_locations(), roots, configured)
     except Exception as error:
         _log.warning(
-            "Locations outside the artifact roots were not looked for: %s", redact(str(error))
+            "Locations outside the artifact roots could not be listed: %s", redact(str(error))
         )
         return
     for line in lines:
@@ -73,17 +68,17 @@ def _tell(roots: Roots, configured: Sequence[str]) -> None:
 def report(
     uris: Iterator[tuple[str, str]], roots: Roots, configured: Sequence[str]
 ) -> Iterator[str]:
-    """The lines to log of `uris`, which are as `core.locations.outside` takes them."""
+    """Yield the lines of the report on `uris`, which `core.locations.outside` describes."""
     folders, more = outside(uris, roots, MAX_LINES - 2)
     if not folders:
         return
     yield (
-        "These folders are outside the artifact roots, so that what is in them is not opened (mode "
-        "observe opens and counts it):"
+        "These folders are outside the artifact roots, so the server does not open artifacts in them "
+        "(mode observe opens and counts them):"
     )
     for folder, count in folders:
         yield f"outside the artifact roots: {_plain(folder)} ({count} experiments or versions)"
-    # A comma would divide it in two, and all of this machine is no root.
+    # The setting can't hold a comma, and "/" would make the whole machine a root.
     named = [_plain(folder) for folder, _ in folders if folder != "/" and "," not in folder]
     yield (
         f"{f'There are {more} more. ' if more else ''}Clients may have chosen some of them: look at "
@@ -94,29 +89,3 @@ def report(
 
 def _plain(folder: str) -> str:
     return ascii(redact(folder))[1:-1][:300]
-
-
-def _stored() -> Iterator[tuple[str, str]]:
-    """The locations in MLflow's databases: of experiments, with their number; of versions, with ""."""
-    from mlflow.store.db.utils import create_sqlalchemy_engine
-    from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
-    from mlflow.store.tracking.dbmodels.models import SqlExperiment
-
-    tracking = os.environ.get(_TRACKING, "")
-    version = sa.func.coalesce(SqlModelVersion.storage_location, SqlModelVersion.source)
-    queries = (
-        (tracking, sa.select(SqlExperiment.artifact_location, SqlExperiment.experiment_id)),
-        (os.environ.get(_REGISTRY) or tracking, sa.select(version, sa.null()).distinct()),
-    )
-    for uri, query in queries:
-        # MLflow's store of files is no database.
-        if not uri.startswith(tuple(DATABASE_ENGINES)):
-            continue
-        engine = create_sqlalchemy_engine(uri)
-        try:
-            with engine.connect() as connection:
-                for location, number in connection.execution_options(yield_per=1000).execute(query):
-                    if location:
-                        yield str(location), "" if number is None else str(number)
-        finally:
-            engine.dispose()

@@ -1,1 +1,1 @@
-"""Everything that knows the insides of MLflow and of its web servers: the list for an upgrade."""
+"""The only modules that depend on private parts of MLflow or its web servers: the upgrade list."""

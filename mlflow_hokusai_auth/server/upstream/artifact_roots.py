@@ -1,4 +1,4 @@
-"""The artifact roots of this server, and what happens to a location outside them."""
+"""The artifact roots of this server, and the refusal of a location outside them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.server.live_settings import Mode
 from mlflow_hokusai_auth.store.dry_run import WouldRefuse
 
-#: What `mlflow server` tells its workers of its options.
+#: Variables in which `mlflow server` passes its options to its workers.
+TRACKING = "_MLFLOW_SERVER_FILE_STORE"
+REGISTRY = "_MLFLOW_SERVER_REGISTRY_STORE"
 DESTINATION = "_MLFLOW_SERVER_ARTIFACT_DESTINATION"
 DEFAULT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 SERVES = "_MLFLOW_SERVER_SERVE_ARTIFACTS"
@@ -32,29 +34,32 @@ _log = logging.getLogger(__name__)
 
 
 def is_local(uri: str) -> bool:
-    """Whether MLflow takes `uri` for a path on this machine."""
+    """Return whether MLflow reads `uri` as a path on this machine."""
     return get_uri_scheme(uri) in ("", "file")
 
 
 def local_place(uri: str) -> Location:
-    """The folder that MLflow opens for a local `uri`, links followed. Raises ValueError for a NUL."""
+    """Return the folder that MLflow opens for a local `uri`, with links followed.
+
+    Raises ValueError if the URI has a NUL.
+    """
     return real_folder(local_file_uri_to_path(uri))
 
 
 def real_folder(path: str) -> Location:
-    """The folder or file at `path`, with links followed. Raises ValueError for a NUL."""
+    """Return the folder or file at `path`, with links followed. Raises ValueError for a NUL."""
     return _folder(os.path.realpath(path))
 
 
 def _folder(path: str) -> Location:
-    # Not `read`: MLflow has decoded the path, so that nothing in it is special any more.
+    # `read` would decode the path a second time, after MLflow.
     return Location("file", "", Path(path).parts[1:])
 
 
 def load(extra: Iterable[str], environ: Mapping[str, str] = os.environ) -> Roots:
-    """The roots that the options of `mlflow server` in `environ`, and `extra`, name.
+    """Return the roots that `extra` and the options of `mlflow server` in `environ` name.
 
-    Raises ValueError for an option that locations can't be compared with.
+    Raises ValueError if locations can't be compared with one of them.
     """
     aliases: list[tuple[Location, Location]] = []
 
@@ -76,14 +81,14 @@ def load(extra: Iterable[str], environ: Mapping[str, str] = os.environ) -> Roots
         places.append(place(destination, "--artifacts-destination"))
         served = places[-1] if environ.get(SERVES) == "true" else None
     if served is not None:
-        # As jobs' clients open it.
+        # The clients of jobs open artifacts by this URI.
         aliases.append((read("mlflow-artifacts:/"), served))
     if default := environ.get(DEFAULT_ROOT):
         base = place(default, "--default-artifact-root")
         if served is not None and (base.scheme in ("http", "https", "mlflow-artifacts")):
-            named, base = base, Roots((), served=served).place(base)
-            aliases.append((named, base))
-        # What is below another root is no root of its own, lest one is above the other.
+            proxied, base = base, Roots((), served=served).place(base)
+            aliases.append((proxied, base))
+        # A folder below a root is no root of its own, so that no root contains another.
         if not any(inside(base, root) for root in places):
             places.append(base)
     return Roots(tuple(dict.fromkeys(places)), tuple(aliases), base, served)
@@ -91,25 +96,25 @@ def load(extra: Iterable[str], environ: Mapping[str, str] = os.environ) -> Roots
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Refuses locations, or lets them pass and counts them, as the mode says."""
+    """Refuses locations in mode enforce, and only counts them in mode observe."""
 
     mode: Mode
-    #: Called for each that mode observe lets pass.
+    #: Called for each location that mode observe lets pass.
     observed: Callable[[WouldRefuse], object] = repr
 
     @property
     def looks(self) -> bool:
-        """Whether locations are looked at."""
+        """Whether the mode needs a check of locations."""
         return self.mode.now != "off"
 
     def refuse(self, code: str, kind: str, uri: str, message: str) -> None:
-        """Refuse to store or open `uri` with `code`, or only count that.
+        """Refuse with `code` to store or open `uri`, or only count it.
 
         Raises MlflowException, which MLflow answers with 403.
         """
         caller = callers.current.get()
-        who = caller.principal
-        key_id, owner = (who.key_id, who.owner) if who else ("", "")
+        principal = caller.principal
+        key_id, owner = (principal.key_id, principal.owner) if principal else ("", "")
         enforced = self.mode.now == "enforce"
         metrics.LOCATIONS.labels(kind, "refused" if enforced else "observed").inc()
         _log.warning(
@@ -133,5 +138,5 @@ class Watch:
 
 
 def shown(uri: str) -> str:
-    """`uri` for a log: on one line, of bounded length, without a key or a password."""
+    """Return `uri` for a log: one line of at most 300 characters, without a key or a password."""
     return ascii(redact(str(read(uri))))[:300]

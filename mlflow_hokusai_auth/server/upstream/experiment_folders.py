@@ -1,8 +1,8 @@
-"""The folders of MLflow's experiments, which paths of artifacts are judged by, kept in this process.
+"""The folders of MLflow's experiments in this process's memory, which decide on artifact paths.
 
-Experiments are made by any process that serves. So the folders are read anew before a request is
-refused for a path that is in none of those that are known here: a new experiment's counts everywhere
-with the first request that depends on it. Nothing else waits for the database.
+Any process of the server may create an experiment. Before a process refuses a path that is in no known
+folder, it therefore reads the folders again: a new folder counts everywhere from the first request
+that depends on it. No other request waits for the database.
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from mlflow_hokusai_auth.core.folders import BY_NUMBER, Folders
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.locations import Roots
 
-from .artifact_roots import DEFAULT_ROOT
-
-#: What `mlflow server` tells its workers of its options.
-TRACKING = "_MLFLOW_SERVER_FILE_STORE"
+from .artifact_roots import DEFAULT_ROOT, TRACKING
 
 _log = logging.getLogger(__name__)
 
 
 class ExperimentFolders:
-    """Reads the folders of experiments from MLflow's database, and keeps them in `known`."""
+    """Reads the folders of experiments from MLflow's database and keeps them in `known`."""
 
     def __init__(
         self,
@@ -41,58 +37,55 @@ class ExperimentFolders:
         self._environ = environ
         self._timer = timer
         self._empty = Folders(roots.served, roots.base) if roots else BY_NUMBER
-        #: The locations that were read, and the folders that they are. One value: threads replace it.
+        #: The locations from the database, and their folders: one value, which threads replace.
         self._read: tuple[frozenset[str], Folders] = (frozenset(), self._empty)
         self._reading = threading.Lock()
         self._began = float("-inf")
 
     @property
     def known(self) -> Folders:
-        """The folders as they were read last."""
+        """The folders of the last reading."""
         return self._read[1]
 
     def begin(self) -> None:
-        """Read them for the first time, in a thread."""
-        # Its lock may be held at the moment.
+        """Start a thread that reads the folders for the first time."""
+        # Another thread may hold the lock when the process forks.
         os.register_at_fork(after_in_child=self._forget_lock)
         threading.Thread(target=self._try, name="hokusai-auth-folders", daemon=True).start()
 
     def read(self) -> None:
-        """Read them from the database, unless somebody has done so since this was called.
+        """Read the folders, unless another thread began to read them after this call.
 
         Blocks. Raises SQLAlchemyError or MlflowException if the database fails.
         """
-        from mlflow.store.db.db_types import DATABASE_ENGINES
-        from mlflow.store.db.utils import create_sqlalchemy_engine
+        from . import tables
 
         database = self._environ.get(TRACKING, "")
-        # MLflow's store of files is no database.
-        if not database.startswith(tuple(DATABASE_ENGINES)):
+        if not tables.is_database(database):
             return
         called = self._timer()
-        # One at a time, which those who wait take for theirs.
+        # One thread reads at a time, and the threads that wait use its result.
         with self._reading:
             if self._began > called:
                 return
             began = self._timer()
-            engine = create_sqlalchemy_engine(database)
-            try:
-                with engine.connect() as connection:
-                    self.read_by(connection)
-            finally:
-                engine.dispose()
+            with tables.connect(database) as connection:
+                self.read_by(connection)
             self._began = began
 
     def read_by(self, connection: Connection) -> Folders:
-        """Read them by a connection to the database of experiments; returns what was read."""
-        uris = frozenset(str(uri) for (uri,) in connection.execute(self._query()) if uri)
-        before, known = self._read
+        """Read the folders by a connection to the database of experiments, and return them."""
+        from . import tables
+
+        default_root = self._environ.get(DEFAULT_ROOT, "")
+        uris = frozenset(map(str, tables.chosen_folders(connection, default_root)))
+        before, folders = self._read
         if not uris >= before:
-            before, known = frozenset(), self._empty
+            before, folders = frozenset(), self._empty
         if new := uris - before:
-            known = known.adding(new, self._roots)
-        self._read = (uris, known)
-        return known
+            folders = folders.adding(new, self._roots)
+        self._read = (uris, folders)
+        return folders
 
     def _try(self) -> None:
         try:
@@ -102,17 +95,3 @@ class ExperimentFolders:
 
     def _forget_lock(self) -> None:
         self._reading = threading.Lock()
-
-    def _query(self) -> sa.Select[tuple[str]]:
-        """The statement for the locations that MLflow did not make up by an experiment's number."""
-        from mlflow.store.tracking.dbmodels.models import SqlExperiment
-        from mlflow.utils.uri import append_to_uri_path, resolve_uri_if_local
-
-        query = sa.select(SqlExperiment.artifact_location)
-        default = self._environ.get(DEFAULT_ROOT, "")
-        root = resolve_uri_if_local(default).rstrip("/") + "/"
-        if not default or append_to_uri_path(root, "1") != f"{root}1":
-            return query
-        # What it makes up is judged without a look-up, and most locations are of that kind.
-        number = sa.cast(SqlExperiment.experiment_id, sa.String(20))
-        return query.where(SqlExperiment.artifact_location != sa.literal(root) + number)

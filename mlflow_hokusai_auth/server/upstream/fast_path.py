@@ -1,8 +1,8 @@
-"""A shorter way to MLflow's Flask routes than through the FastAPI application around them.
+"""A fast path to MLflow's Flask routes, past the FastAPI application around them.
 
-There MLflow 3.17 runs two `BaseHTTPMiddleware` layers, with a task and streams of their own for each
-request, and tries all of FastAPI's routes: together that takes longer than many a handler. The gate has
-matched the route already. Kept are MLflow's own security middlewares, in their order.
+In that application MLflow 3.17 runs two `BaseHTTPMiddleware` layers, each with a task and streams for
+every request, and tries all of FastAPI's routes. Together that takes longer than many handlers, and the
+gate has matched the route already. The fast path keeps MLflow's security middlewares in their order.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
-#: MLflow's middlewares, by the names of their functions, that do nothing: the first for requests
-#: without its header, while workspaces are off; the second for other routes than /gateway/.
+#: Functions of MLflow's middlewares that the fast path leaves out. The first does nothing for requests
+#: without its header while workspaces are off, and the second nothing for routes outside /gateway/.
 _IDLE = frozenset({"workspace_context_middleware", "gateway_timing_middleware"})
 _WORKSPACE = b"x-mlflow-workspace"
 
 
 class FastPath:
-    """`app` answers what `fits`, exactly as MLflow's whole application does."""
+    """`app` answers requests that fit exactly as MLflow's whole application does."""
 
     def __init__(self, app: ASGIApp, rules: frozenset[str]) -> None:
         self.app = app
         self._rules = rules
 
     def fits(self, operation: Operation, request: Request) -> bool:
-        """Whether the request is one for Flask, and none of the middlewares left out would act."""
+        """Return whether Flask answers the request and no middleware that is left out would act."""
         return operation.rule in self._rules and request.header(_WORKSPACE) is None
 
 
 def build(fastapi_app: FastAPI, flask_app: flask.Flask) -> FastPath | None:
-    """The short way, or None where the installed MLflow is not built as it is known to be."""
+    """Return the fast path, or None if the installed MLflow is not built as this module expects."""
     from starlette.middleware.base import BaseHTTPMiddleware
     from starlette.routing import Mount
 

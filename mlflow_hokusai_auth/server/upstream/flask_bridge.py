@@ -1,6 +1,6 @@
-"""From ASGI to a WSGI application (PEP 3333), by one hop to a thread and back for a short answer.
+"""A bridge from ASGI to a WSGI application (PEP 3333). A short answer takes one hop to a thread.
 
-Starlette's bridge, which MLflow uses, is deprecated and takes a task, a stream and three hops for each.
+Starlette's bridge, which MLflow uses, is deprecated. It takes a task, a stream and three hops.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
     from starlette.types import Message, Receive, Scope, Send
 
-#: As many requests at once as Starlette's bridge has threads for.
+#: The number of threads, as in Starlette's bridge.
 THREADS = 40
-#: Bytes up to which an answer that tells its length is sent in one piece.
+#: The largest answer, in bytes, that is sent in one piece if it has a Content-Length.
 SHORT = 65536
 
 Headers = list[tuple[bytes, bytes]]
 
 
 class FlaskBridge:
-    """Calls `app` in a thread for each request, once its body is there.
+    """Calls `app` in a thread for each request when its whole body has arrived.
 
-    No thread waits for a client: of a longer answer each chunk is fetched once the last one is sent.
+    No thread waits for a client: each chunk of a longer answer is fetched after the last one is sent.
     """
 
     def __init__(self, app: WSGIApplication) -> None:
@@ -47,7 +47,7 @@ class FlaskBridge:
                 break
         steps = self._steps(environ_of(scope, b"".join(chunks)))
         del chunks
-        # The context has who the caller is.
+        # The context holds the caller.
         run = contextvars.copy_context().run
         loop = asyncio.get_running_loop()
         more = True
@@ -58,10 +58,10 @@ class FlaskBridge:
                     await send(message)
                     more = message.get("more_body", False)
                 if more and left is None:
-                    # All of the request is there, so what comes now is that its client has left.
+                    # The whole request has arrived, so the next message is the client's disconnect.
                     left = asyncio.ensure_future(receive())
         except asyncio.CancelledError:
-            more = False  # a thread may still be at it, after which nothing refers to it
+            more = False  # a thread may still run the generator, which closes when that ends
             raise
         finally:
             if left is not None:
@@ -70,7 +70,7 @@ class FlaskBridge:
                 await loop.run_in_executor(self._threads, run, steps.close)
 
     def _steps(self, environ: dict[str, Any]) -> Generator[list[Message], None, None]:
-        """Call the application; what to send of its answer, step by step, the last one without more."""
+        """Call the application. Yield the messages of its answer; only the last has no `more_body`."""
         start: Message = {"type": "http.response.start"}
         begun = False
 
@@ -107,7 +107,7 @@ def _has_left(message: asyncio.Future[Message]) -> bool:
 
 
 def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:
-    """The WSGI environ of an HTTP request, whose `root_path` is empty."""
+    """Return the WSGI environ of an HTTP request whose `root_path` is empty."""
     server = scope.get("server") or ("localhost", 80)
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope["method"],
@@ -134,7 +134,7 @@ def environ_of(scope: Scope, body: bytes) -> dict[str, Any]:
 
 
 def _variable(name: bytes) -> str:
-    # Clients choose names, so only short ones are kept.
+    # Clients choose the names, so the cache keeps only short ones.
     return _short_variable(name) if len(name) <= 64 else _spelt(name)
 
 

@@ -1,9 +1,9 @@
-"""MLflow opens artifacts in this server's roots only, whatever location is stored.
+"""The confinement of MLflow's artifact repositories to this server's roots, whatever rows say.
 
-MLflow has one place where it makes the object that reads and writes artifacts: the registry's
-`get_artifact_repository`. It is wrapped there, and each object that it makes checks the paths that it
-gets: MLflow reads below its artifacts' destination by the path of a stored `mlflow-artifacts:` URI,
-and before 3.17 it follows a `..` in it.
+MLflow makes every object that reads and writes artifacts in the registry's `get_artifact_repository`.
+This module wraps that method, and each repository that it returns checks the paths that it gets:
+MLflow reads below its artifacts' destination by the path of a stored `mlflow-artifacts:` URI, and
+before 3.17 it follows a `..` in that path.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from .artifact_roots import (
 )
 
 _REGISTRY = artifact_repository_registry._artifact_repository_registry
-#: Which resolve a name, and come back for what it resolves to.
+#: Schemes whose repository resolves a name, and asks the registry again for the location.
 _REFERENCES = ("runs", "models")
-#: What MLflow calls a path below a repository's root.
+#: MLflow's names for the argument that is a path below a repository's root.
 _PATHS = ("path", "artifact_path", "remote_file_path")
 
 
 def confine(roots: Roots, watch: Watch) -> None:
-    """Let MLflow open what is in `roots` only, in this process, from now on."""
+    """Let MLflow in this process open only artifacts in `roots` from now on."""
     inner = _REGISTRY.get_artifact_repository
-    # The tests put more than one application together.
+    # Tests assemble several applications in one process, and only one wrapper may remain.
     inner = getattr(inner, "__wrapped__", inner)
     opener = Opener(roots, watch)
 
@@ -51,17 +51,17 @@ def confine(roots: Roots, watch: Watch) -> None:
         opener.check(artifact_uri)
         return opener.confined(inner(artifact_uri, *args, **kwargs))
 
-    # On the instance: the function that MLflow's modules have imported by its name calls it there.
+    # MLflow's modules import a function by name, which calls this method on the instance.
     _REGISTRY.get_artifact_repository = get_artifact_repository
-    # Before 3.17 this helper makes a response of an exception, as a route does, and its callers then
-    # take that for a repository: a refusal would be a 500.
+    # Before 3.17 this helper turns an exception into a response, as a route does. Its callers take the
+    # response for a repository, so that a refusal would become a 500.
     helper = handlers._get_artifact_repo
     handlers._get_artifact_repo = getattr(helper, "__wrapped__", helper)
 
 
 @dataclass(frozen=True, slots=True)
 class Opener:
-    """Says which artifact repositories may be opened, and confines them to the roots."""
+    """Decides which artifact repositories MLflow may open, and confines them to the roots."""
 
     roots: Roots
     watch: Watch
@@ -84,8 +84,8 @@ class Opener:
             place = local_place(path)
         except ValueError:
             return "it has a NUL in it"
-        known = self.roots.root_of(place) is not None
-        return None if known else "it is outside the server's artifact roots"
+        allowed = self.roots.root_of(place) is not None
+        return None if allowed else "it is outside the server's artifact roots"
 
     def _refuse(self, uri: str, problem: str) -> None:
         self.watch.refuse(
@@ -97,11 +97,11 @@ class Opener:
         )
 
     def confined(self, repository: Any) -> Any:
-        """`repository`, which raises MlflowException for a path that leads out of its root."""
+        """Return `repository`, which from now on refuses paths that lead out of its root."""
         kind = type(repository)
         if getattr(repository, "repo", None) is None and kind not in self._classes.values():
-            # A class of its own, and no attributes: these would make a cycle, in which the repository's
-            # threads would outlive their use.
+            # The methods go into a new class. As attributes of the repository they would make a cycle,
+            # and the repository's threads would live until the next garbage collection.
             if kind not in self._classes:
                 self._classes[kind] = self._class(kind)
             repository.__class__ = self._classes[kind]
@@ -111,12 +111,13 @@ class Opener:
         methods: dict[str, Any] = {}
         for name in dir(kind):
             method = inspect.getattr_static(kind, name)
-            # What MLflow's base class does it does by the others.
+            # The methods of MLflow's base class call the others, which check the path.
             if not inspect.isfunction(method) or method.__module__ == artifact_repo.__name__:
                 continue
             parameters = inspect.signature(method).parameters
-            if found := next((each for each in _PATHS if each in parameters), None):
-                methods[name] = self._guarded(method, list(parameters).index(found), found)
+            if argument := next((path for path in _PATHS if path in parameters), None):
+                place = list(parameters).index(argument)
+                methods[name] = self._guarded(method, place, argument)
         return type(kind)(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
 
     def _guarded(self, method: Callable[..., Any], place: int, name: str) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
-"""Every route that an MLflow server answers, to check that `core.routes` has a row for each.
+"""The routes that an MLflow server answers; `core.routes` must have a row for each.
 
-`python -m mlflow_hokusai_auth.server.upstream.routes` prints those of the installed MLflow.
+`python -m mlflow_hokusai_auth.server.upstream.routes` prints the routes of the installed MLflow.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from . import apps
 
 #: (method, rule, origin): origin is "flask", or "native" for FastAPI's own routes.
 Route = tuple[str, str, str]
@@ -17,10 +19,10 @@ _FLASK_SEGMENT = re.compile(r"<(\w+)>")
 
 
 def mlflow_routes(flask_app: Any, fastapi_app: Any | None = None) -> list[Route]:
-    """The routes of an MLflow server, sorted, once each, as the app that has them spells them.
+    """Return the routes of an MLflow server, sorted, without duplicates, in the framework's spelling.
 
     `fastapi_app` is None under gunicorn and waitress, which serve the Flask app alone. HEAD and
-    OPTIONS are left out where the framework adds them by itself, next to another method.
+    OPTIONS are left out next to another method, because the framework adds them by itself.
     """
     routes = set(_flask_routes(flask_app))
     if fastapi_app is not None:
@@ -29,21 +31,18 @@ def mlflow_routes(flask_app: Any, fastapi_app: Any | None = None) -> list[Route]
 
 
 def installed_routes() -> list[Route]:
-    """The routes of the installed MLflow, as its server under uvicorn has them."""
-    # Imported here, as both set up a whole server.
-    from mlflow.server import app
-    from mlflow.server.fastapi_app import create_fastapi_app
-
-    return mlflow_routes(app, create_fastapi_app(app))
+    """Return the routes of the installed MLflow's server under uvicorn."""
+    app = apps.flask_app()
+    return mlflow_routes(app, apps.fastapi_app(app))
 
 
 def native_routes(fastapi_app: Any) -> Iterator[Route]:
-    """FastAPI's own routes, in the order in which it tries them."""
+    """Yield FastAPI's own routes in the order in which FastAPI tries them."""
     return _native_routes(fastapi_app.router.routes)
 
 
 def template(rule: str) -> str:
-    """`rule` as `core.routes` spells it: Flask's `<x>` and `<path:x>` become `{x}`, `{x:path}`."""
+    """Return `rule` in the spelling of `core.routes`: `{x}` for `<x>`, `{x:path}` for `<path:x>`."""
     return _FLASK_SEGMENT.sub(r"{\1}", _FLASK_PATH.sub(r"{\1:path}", rule))
 
 
@@ -57,8 +56,8 @@ def _flask_routes(app: Any) -> Iterator[Route]:
 def _native_routes(routes: Iterable[Any]) -> Iterator[Route]:
     for route in routes:
         if hasattr(route, "effective_route_contexts"):
-            # FastAPI 0.165 keeps an included router as one entry, which makes its routes, with
-            # their prefixes, on demand.
+            # FastAPI 0.165 keeps an included router as one entry, which makes its routes with their
+            # prefixes on demand.
             yield from _native_routes(route.effective_route_contexts())
             continue
         route = getattr(route, "starlette_route", None) or route
@@ -68,7 +67,7 @@ def _native_routes(routes: Iterable[Any]) -> Iterator[Route]:
 
 
 if __name__ == "__main__":
-    from mlflow.version import VERSION
+    from mlflow import __version__
 
     for line in sorted({f"{method} {template(rule)}" for method, rule, _ in installed_routes()}):
-        print(VERSION, line)
+        print(__version__, line)

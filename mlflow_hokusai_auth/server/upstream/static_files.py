@@ -1,8 +1,8 @@
 """MLflow's static files: the server serves those that the installed wheel of MLflow lists.
 
-Under `/static-files/` they are public, as all who have that version of MLflow have the same ones. The
-server serves no other file from their folder, because browsers show them on this server's own origin: a
-file that somebody has put there would run with the rights of whoever is signed in.
+Under `/static-files/` they are public, because everybody who installs that version of MLflow has them.
+The server serves no other file from their folder: browsers load the files on this server's own origin,
+where a file that somebody has added would run with the rights of the signed-in user.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 import flask
 
 _FOLDER = ("mlflow", "server", "js", "build")
-#: Flask's endpoints for static files, with what they call the path: MLflow's own, and Flask's.
+#: Flask endpoint for static files -> the name of its path argument. MLflow has one, and Flask one.
 _ENDPOINTS = {"serve_static_file": "path", "static": "filename"}
 
 _log = logging.getLogger(__name__)
 
 
-def listed() -> frozenset[str]:
-    """Paths, below the folder of static files, of those that the installed MLflow came with."""
+def packaged() -> frozenset[str]:
+    """Return the static files in the installed wheel of MLflow, by their path below their folder."""
     try:
         files = distribution("mlflow").files or ()
     except PackageNotFoundError:
@@ -32,17 +32,17 @@ def listed() -> frozenset[str]:
 
 
 def public_paths() -> frozenset[str]:
-    """The paths of those files on the server, for `Policy.static_files`."""
-    return frozenset(f"/static-files/{name}" for name in listed())
+    """Return the URL paths of the packaged files, for `Policy.static_files`."""
+    return frozenset(f"/static-files/{name}" for name in packaged())
 
 
 def install(app: flask.Flask) -> None:
-    """Let `app`, which is MLflow's, answer 404 for any other static file."""
-    known = listed()
-    if not known:
+    """Let MLflow's Flask application `app` answer 404 for a static file that isn't packaged."""
+    files = packaged()
+    if not files:
         _log.warning(
-            "MLflow is not installed from a wheel, so its pages are not served: nothing tells which of "
-            "the files in %s are its own. Install mlflow with pip.",
+            "MLflow is not installed from a wheel, so its pages are not served: no list says which "
+            "files in %s are MLflow's own. Install mlflow with pip.",
             app.static_folder,
         )
 
@@ -50,23 +50,23 @@ def install(app: flask.Flask) -> None:
     def refuse_unlisted() -> None:
         request = flask.request
         name = _ENDPOINTS.get(request.endpoint or "")
-        if name is not None and (request.view_args or {}).get(name) not in known:
+        if name is not None and (request.view_args or {}).get(name) not in files:
             flask.abort(404)
 
 
 def may_be_written() -> str | None:
-    """What to warn an operator of, if the user that this process runs as may write those files."""
+    """Return a warning for the operator if this process's user may write the static files, or None."""
     import mlflow
 
     folder = Path(str(mlflow.__file__)).parent / "server" / "js" / "build"
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         return None
-    who = (
+    reason = (
         "the server runs as root, who may write every file"
         if hasattr(os, "geteuid") and os.geteuid() == 0
         else "the server's user may write the files"
     )
     return (
-        f"{who}, MLflow's pages in {folder} among them. What is written there runs in the browsers of "
-        "those who are signed in. Run the server as a user who may only read its programs."
+        f"{reason}, MLflow's pages in {folder} among them. A file written there runs in the browsers "
+        "of signed-in users. Run the server as a user who may only read its programs."
     )

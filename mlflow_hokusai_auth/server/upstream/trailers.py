@@ -1,7 +1,7 @@
-"""Trailers are not headers.
+"""A patch of uvicorn, so that it doesn't add trailers to the headers.
 
-A chunked body may be followed by more header fields, the trailers (RFC 9112, 7.1.2). uvicorn's protocol
-for httptools appends them to the list of headers that the application has already: a key or a client's
+More header fields, the trailers, may follow a chunked body (RFC 9112, 7.1.2). uvicorn's protocol for
+httptools appends them to the list of headers that the application already has. A key or a client's
 address could then come after the body, where no proxy in front removes it. The other servers (uvicorn
 with h11, gunicorn, waitress) drop trailers themselves.
 """
@@ -15,8 +15,7 @@ import os
 import sys
 from typing import Any
 
-#: uvicorn's module for httptools. uvicorn imports it before it makes the application, and only if the
-#: protocol is used.
+#: uvicorn's module for httptools. uvicorn imports it only to use it, before it makes the application.
 MODULE = "uvicorn.protocols.http.httptools_impl"
 
 _REQUEST = (
@@ -26,41 +25,41 @@ _REQUEST = (
 
 
 class _Complete(list[tuple[bytes, bytes]]):
-    """The headers of a complete head. Appending does nothing."""
+    """The headers of a complete head, to which nothing can be appended."""
 
     def append(self, item: tuple[bytes, bytes]) -> None:
         """Drop `item`, a trailer."""
 
 
 def ignore() -> bool:
-    """Make uvicorn's protocol for httptools drop trailers, in this process.
+    """Make uvicorn's protocol for httptools drop trailers in this process.
 
-    Returns False if this uvicorn is made otherwise, and would still give them to the application.
+    Return False if this version of uvicorn can't be patched and gives trailers to the application.
     """
     try:
         protocol: Any = importlib.import_module(MODULE).HttpToolsProtocol
         if not _dropped(protocol):
             _patch(protocol)
         return _dropped(protocol)
-    except Exception:  # whatever another version raises
+    except Exception:  # another version of uvicorn may raise anything
         return False
 
 
 def prepare() -> None:
-    """Tell uvicorn to use h11, by `UVICORN_HTTP`, if trailers can't be kept out of httptools.
+    """Set `UVICORN_HTTP` to h11 if httptools can't be patched, unless the operator has set it.
 
-    For the process that starts the workers; a choice of the operator's in that variable stays.
+    The process that starts the workers calls this.
     """
     if importlib.util.find_spec("httptools") and not ignore():
         os.environ.setdefault("UVICORN_HTTP", "h11")
 
 
 def check() -> None:
-    """Drop trailers in a worker of uvicorn's. Raises ValueError if httptools is used and can't."""
+    """Patch httptools in a worker of uvicorn. Raises ValueError if it is used and can't be patched."""
     if MODULE in sys.modules and not ignore():
         raise ValueError(
-            "this version of uvicorn gives the application what follows a body as if it were a header, "
-            "which could be a key. Start the server with --uvicorn-opts '--http h11', or install "
+            "this version of uvicorn adds trailers, the fields after a chunked body, to the headers. "
+            "One of them could be a key. Start the server with --uvicorn-opts '--http h11', or install "
             "another version of uvicorn."
         )
 
@@ -70,7 +69,7 @@ def _patch(protocol: Any) -> None:
 
     @functools.wraps(complete)
     def on_headers_complete(self: Any) -> None:
-        # The application keeps the list that it has in its scope; what comes later goes to this one.
+        # The application keeps the list in its scope, and uvicorn appends trailers to this other list.
         self.headers = _Complete(self.headers)
         complete(self)
 
@@ -78,7 +77,7 @@ def _patch(protocol: Any) -> None:
 
 
 def _dropped(protocol: Any) -> bool:
-    """Feed `protocol` a request with a trailer, and return whether its scope stays without it."""
+    """Feed `protocol` a request with a trailer. Return whether the trailer stays out of its scope."""
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
@@ -91,11 +90,11 @@ def _dropped(protocol: Any) -> bool:
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:
-    """Stand for the application, which is not called."""
+    """Take the application's place. Nobody calls it."""
 
 
 class _Loop:
-    """Takes the place of the event loop, and runs nothing."""
+    """Takes the event loop's place, and runs nothing."""
 
     def create_task(self, coroutine: Any, **_: Any) -> _Task:
         coroutine.close()
@@ -104,4 +103,4 @@ class _Loop:
 
 class _Task:
     def add_done_callback(self, _: Any) -> None:
-        """Forget the callback: the task has no end."""
+        """Ignore the callback, because the task never ends."""

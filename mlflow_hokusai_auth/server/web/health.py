@@ -21,6 +21,7 @@ import flask
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, HokusaiAuthError
 from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.server.upstream import stores
 from mlflow_hokusai_auth.store.keys import LocalStore
 
 #: Seconds for which what was found is told again.
@@ -121,30 +122,18 @@ def _migrations(store: LocalStore) -> str:
 
 
 def _mlflow_store() -> str:
-    from mlflow.server.handlers import _get_tracking_store
-
-    try:
-        from mlflow.utils.workspace_context import set_server_request_workspace
-    except ImportError:  # MLflow before workspaces
-        pass
-    else:
-        # Of this thread only. With --enable-workspaces the store does not answer without one.
-        set_server_request_workspace("default")
-    _get_tracking_store().search_experiments(max_results=1)
+    stores.query_tracking_store()
     return "answers"
 
 
 def _artifact_root() -> str:
-    from mlflow.server import handlers
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
-    if not handlers._is_serving_proxied_artifacts():
+    served = stores.served_artifacts()
+    if served is None:
         return "not served here"
-    repository = handlers._get_artifact_repo_mlflow_artifacts()
-    if isinstance(repository, LocalArtifactRepository):
-        return _look_at(Path(repository.artifact_dir))
+    if isinstance(served, Path):
+        return _look_at(served)
     # A folder that nobody has: the whole of a large store would take minutes to list.
-    repository.list_artifacts("hokusai-auth-health")
+    served.list_artifacts("hokusai-auth-health")
     return "can be listed"
 
 

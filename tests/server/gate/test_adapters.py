@@ -1,4 +1,4 @@
-"""Both adapters from one set of requests: the same verdict, and MLflow called for ALLOW only."""
+"""Both adapters give the same verdict on each request, and call MLflow for ALLOW only."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ from tests.server.sentinel import (
 
 try:
     import tomllib
-except ImportError:  # Python 3.10, where pytest brings tomli along
+except ImportError:  # Python 3.10, where pytest installs tomli
     import tomli as tomllib
 
 VECTORS = tomllib.loads(
@@ -88,7 +88,7 @@ def clock() -> Iterator[None]:
 
 
 def inner_headers(answer: Answer) -> list[tuple[str, str]]:
-    """What MLflow was sent, names in lower case; sorted for WSGI, which has no order."""
+    """The headers that MLflow got, with names in lower case; sorted for WSGI, which has no order."""
     if "headers" in answer.inner:
         return [(n.decode("latin-1"), v.decode("latin-1")) for n, v in answer.inner["headers"]]
     return sorted(
@@ -110,14 +110,14 @@ class Case:
     wire: Wire
     status: int
     code: str
-    #: Whom MLflow is told that the caller is.
+    #: The caller that MLflow gets.
     kind: str | None
     lost: tuple[str, ...]
     adapters: tuple[Adapter, ...]
 
 
 def fill(text: str) -> str:
-    """`text` with keys, letters and base64 in the places that are marked for them."""
+    """Return `text` with keys, letters and base64 in place of its marks."""
     text = re.sub(r"\{a\*(\d+)\}", lambda match: "a" * int(match[1]), text)
     text = re.sub(r"\{(\w+)\}", lambda match: KEYS[match[1]], text)
     return re.sub(
@@ -182,7 +182,7 @@ def check_forwarding(case: Case, answer: Answer) -> None:
     path = answer.inner.get("path") or (
         answer.inner["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
     )
-    # MLflow might pass the headers of a route that nobody knows on to somebody.
+    # MLflow might forward the headers of an unknown route to another host.
     unlisted = not classify(case.wire.method, path).rule
     lost = ("x-api-key", "authorization") if unlisted else case.lost
     expected = [
@@ -203,7 +203,7 @@ def check_forwarding(case: Case, answer: Answer) -> None:
 
 
 def test_every_vector_that_a_request_can_express_has_a_case() -> None:
-    # 15 and 17 are about bytes on a connection, 24 about time; they have tests of their own.
+    # Vectors 15 and 17 are about bytes on a connection, 24 about time. They have tests of their own.
     numbers = {int(case["id"][:2]) for case in VECTORS["case"]}
     assert numbers == set(range(1, 28)) - {15, 17, 24}
 
@@ -277,7 +277,7 @@ def test_cors_can_be_for_all_or_for_none(adapter: Adapter) -> None:
 
 
 @both
-def test_the_query_key_can_be_switched_off_and_still_reaches_nobody(adapter: Adapter) -> None:
+def test_query_key_can_be_switched_off_and_still_reaches_nobody(adapter: Adapter) -> None:
     off = make_gate(policy=Policy(query_key=False))
     wire = Wire(target=f"/version?api_key={READ}&x=1")
     assert adapter(wire, off).code == "KEY_MISSING"
@@ -289,7 +289,7 @@ def test_the_query_key_can_be_switched_off_and_still_reaches_nobody(adapter: Ada
 # Forwarding
 
 
-#: A query, and what is left of it without the key.
+#: A query, and the same query without its key.
 QUERIES = {
     "api_key=@KEY@": "",
     "x=%2F+1&api_key=@KEY@&&y=\u00e9&x": "x=%2F+1&&y=\u00e9&x",
@@ -302,7 +302,7 @@ QUERIES = {
 
 
 @both
-def test_mlflow_and_the_log_see_the_query_without_the_key(adapter: Adapter) -> None:
+def test_mlflow_and_the_log_get_the_query_without_its_key(adapter: Adapter) -> None:
     wrong = []
     for (query, scrubbed), method in product(QUERIES.items(), ("GET", "POST")):
         target = "/mlflow/version?" + query.replace("@KEY@", READ)
@@ -320,7 +320,7 @@ def test_mlflow_and_the_log_see_the_query_without_the_key(adapter: Adapter) -> N
     assert not wrong, "\n".join(wrong)
 
 
-def test_asgi_takes_the_alias_off_path_and_raw_path_once() -> None:
+def test_asgi_removes_the_prefix_from_path_and_raw_path_once() -> None:
     cases = {
         "/version": ("/version", b"/version"),
         "/mlflow/version": ("/version", b"/version"),
@@ -335,12 +335,12 @@ def test_asgi_takes_the_alias_off_path_and_raw_path_once() -> None:
         assert (inner["path"], inner["raw_path"], inner["root_path"]) == (path, raw, "")
 
 
-def test_asgi_copes_without_raw_path() -> None:
+def test_asgi_works_without_raw_path() -> None:
     inner = through_asgi(with_key("read", "GET", "/mlflow/static-files/a%20b"), raw_path=None).inner
     assert (inner["path"], inner["raw_path"]) == ("/static-files/a b", b"/static-files/a%20b")
 
 
-def test_asgi_leaves_the_scope_of_the_server_alone_but_for_the_query() -> None:
+def test_asgi_changes_nothing_but_the_query_in_the_server_s_scope() -> None:
     wire = with_key("read", "GET", f"/mlflow/version?api_key={READ}", ("X-Hokusai-User-Id", "root"))
     expected = {**scope_of(wire), "query_string": b""}
     assert through_asgi(wire).outer == expected
@@ -361,7 +361,7 @@ def test_asgi_refuses_a_root_path() -> None:
         assert answer.header("retry-after")
 
 
-def test_wsgi_takes_the_alias_off_once() -> None:
+def test_wsgi_removes_the_prefix_once() -> None:
     for target, script, path in [
         ("/version", "", "/version"),
         ("/mlflow/version", "/mlflow", "/version"),
@@ -372,7 +372,7 @@ def test_wsgi_takes_the_alias_off_once() -> None:
         assert (inner["SCRIPT_NAME"], inner["PATH_INFO"]) == (script, path)
 
 
-def test_wsgi_joins_a_script_name_before_it_decides() -> None:
+def test_wsgi_decides_on_script_name_and_path_together() -> None:
     expected = {
         ("/x", "/health"): "KEY_MISSING",
         ("/health", ""): "ALLOW",
@@ -389,7 +389,7 @@ def test_wsgi_joins_a_script_name_before_it_decides() -> None:
 
 
 @both
-def test_bare_prefix_leads_to_its_slash(adapter: Adapter) -> None:
+def test_bare_prefix_redirects_to_its_slash(adapter: Adapter) -> None:
     for target, location in {
         "/mlflow": "mlflow/",
         "/api/mlflow": "mlflow/",
@@ -420,14 +420,14 @@ def test_headers_arrive_as_they_were_sent(adapter: Adapter) -> None:
 
 
 @both
-def test_identity_is_ascii_whatever_the_owner_is_called(adapter: Adapter) -> None:
+def test_identity_headers_are_ascii_for_every_owner(adapter: Adapter) -> None:
     odd = Principal("key_read", "Zoë\r\nX-Evil: 1 %", frozenset({"mlflow:read"}))
     answer = adapter(with_key("read"), make_gate(Memory({"read": odd})))
     assert dict(inner_headers(answer))["x-hokusai-user-id"] == "Zo%C3%AB%0D%0AX-Evil: 1 %25"
 
 
 @both
-def test_a_provider_sees_its_own_credential_and_nothing_of_ours(adapter: Adapter) -> None:
+def test_provider_gets_its_own_credential_and_none_of_ours(adapter: Adapter) -> None:
     for method, target, kind in [
         ("POST", "/gateway/mlflow/v1/chat/completions", "write"),
         ("POST", "/mlflow/gateway/proxy/openai/v1/models", "write"),
@@ -439,14 +439,14 @@ def test_a_provider_sees_its_own_credential_and_nothing_of_ours(adapter: Adapter
         assert KEYS[kind] not in repr(answer.inner)
 
 
-def test_asgi_tells_mlflow_the_owner() -> None:
+def test_asgi_gives_mlflow_the_owner() -> None:
     inner = through_asgi(with_key("read"), state={"shared": 1}).inner
     assert inner["state"] == {"shared": 1, "username": owner("read")}
     assert through_asgi(Wire(target="/health"), state={}).inner["state"] == {}
 
 
 @both
-def test_the_caller_of_one_request_is_not_the_caller_of_the_next(adapter: Adapter) -> None:
+def test_caller_of_one_request_is_not_the_caller_of_the_next(adapter: Adapter) -> None:
     seen = []
 
     original = asgi.callers.current
@@ -465,11 +465,11 @@ def test_the_caller_of_one_request_is_not_the_caller_of_the_next(adapter: Adapte
     assert [caller.principal for caller in callers] == [PRINCIPALS["admin"], None]
 
 
-# What is not HTTP
+# Scopes other than HTTP
 
 
 def websocket(wire: Wire) -> tuple[list[Any], list[Any]]:
-    """What the server was sent and what MLflow was called with, for a websocket."""
+    """The messages that the server got, and the scopes that MLflow got, for a websocket."""
     called: list[Any] = []
     sent: list[Any] = []
 
@@ -485,13 +485,13 @@ def websocket(wire: Wire) -> tuple[list[Any], list[Any]]:
     return sent, called
 
 
-def test_websocket_takes_admin() -> None:
+def test_websocket_needs_admin() -> None:
     closed = [{"type": "websocket.close", "code": 1008}]
     for target in ("/health", "/version", "/", "/mlflow/health", "/mlflow"):
         for kind in ("read", "write", "typo"):
             assert websocket(with_key(kind, "", target)) == (closed, []), (target, kind)
         assert websocket(Wire("", target)) == (closed, []), target
-    # Not even what looks like a preflight gets through.
+    # A handshake that looks like a preflight is refused, too.
     headers = (("Origin", UI), ("Access-Control-Request-Method", "GET"))
     assert websocket(Wire("", "/x", headers))[1] == []
 
@@ -500,12 +500,12 @@ def test_websocket_with_an_admin_key_is_forwarded() -> None:
     sent, called = websocket(with_key("admin", "", "/mlflow/x"))
     assert sent == []
     assert [(scope["type"], scope["path"]) for scope in called] == [("websocket", "/x")]
-    # To the bare prefix no redirect is sent, which would be HTTP.
+    # The bare prefix gets no redirect, because that would be HTTP.
     sent, _ = websocket(with_key("admin", "", "/mlflow"))
     assert [message for message in sent if message["type"].startswith("http")] == []
 
 
-def test_lifespan_is_forwarded_and_its_end_is_told_after_what_is_left_to_do(
+def test_lifespan_is_forwarded_and_ends_after_the_last_writes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     happened: list[object] = []
@@ -529,7 +529,7 @@ def test_lifespan_is_forwarded_and_its_end_is_told_after_what_is_left_to_do(
     assert caplog.text.count("OSError: disk full") == 2
 
 
-def test_process_ends_although_what_is_left_to_do_stalls(
+def test_process_ends_although_the_last_writes_stall(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(asgi, "MAX_END", 0.1)
@@ -549,7 +549,7 @@ def test_process_ends_although_what_is_left_to_do_stalls(
     free.set()
 
 
-def test_unknown_kind_of_scope_is_refused() -> None:
+def test_unknown_scope_type_is_refused() -> None:
     async def unreachable(*_: Any) -> None:
         pytest.fail("the gate let it pass")
 
@@ -565,7 +565,7 @@ def test_unknown_kind_of_scope_is_refused() -> None:
 SHARED_FAULTS = [
     (Gate, "plan"),
     (Gate, "peek"),
-    (Gate, "ask"),
+    (Gate, "look_up"),
     (Gate, "conclude"),
     (gate, "plan"),
     (gate, "settle"),
@@ -587,7 +587,7 @@ SHARED_FAULTS = [
     (flow, "Forward"),
     (flow, "Answer"),
 ]
-#: Each module's own.
+#: The same names in each module.
 ADAPTER_FAULTS = {
     "asgi": [(asgi, "flow"), (asgi, "raw_without"), (asgi, "callers")],
     "wsgi": [(wsgi, "flow"), (wsgi, "_headers"), (wsgi, "_set_query"), (wsgi, "caller")],
@@ -599,7 +599,7 @@ class Fault(Exception):
 
 
 class _Broken:
-    """Stands for a function or an object, and raises when it is used."""
+    """Takes the place of a function or an object, and raises when it is used."""
 
     def __init__(self) -> None:
         self.used = 0
@@ -640,14 +640,14 @@ def test_mlflow_is_not_called_whatever_fails() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# Any request at all: tests/adversarial/test_grammar.py, but for the query that a server logs
+# tests/adversarial/test_grammar.py has all kinds of requests; here is the query that a server logs
 
 
 @both
-def test_no_key_in_the_query_gets_through_nor_stays_in_the_log(adapter: Adapter) -> None:
+def test_query_key_reaches_neither_mlflow_nor_the_log(adapter: Adapter) -> None:
     wrong = []
     for wire in {one.wire for case in VECTORS["case"] for one in expand(case)}:
-        # A key in a path is no key, and stays.
+        # A key in a path is not a credential, and stays.
         path = wire.target.partition("?")[0].replace(READ, "x")
         answer = adapter(replace(wire, target=f"{path}?a=1&api_key={READ}&%61pi_key=x"))
         for seen in filter(None, (answer.inner, answer.outer)):
@@ -679,11 +679,11 @@ def test_prefixes_split_as_werkzeugs_dispatcher_does(prefixes: list[str], path: 
     assert list(Prefixes(prefixes).split(path)) == dispatcher(environ, lambda *_: None)
 
 
-# The answer comes from the cache too
+# Answers from the cache
 
 
 @both
-def test_cached_identity_is_no_cached_verdict(adapter: Adapter) -> None:
+def test_cached_principal_gets_a_new_verdict(adapter: Adapter) -> None:
     cached = make_gate()
     deadline = time.monotonic() + 30
     while cached.authority.peek(READ, "") is None:
@@ -695,7 +695,7 @@ def test_cached_identity_is_no_cached_verdict(adapter: Adapter) -> None:
 
 
 @both
-def test_authority_is_told_the_client_s_address(adapter: Adapter) -> None:
+def test_authority_gets_the_client_s_address(adapter: Adapter) -> None:
     others = [(name, "203.0.113.9") for name in ("X-Real-IP", "Forwarded", "X-Forwarded")]
     forwarded = (others[0], ("X-Forwarded-For", "203.0.113.1, 198.51.100.7"), *others[1:])
     wire = with_key("read", "GET", "/version", *forwarded)
@@ -706,6 +706,6 @@ def test_authority_is_told_the_client_s_address(adapter: Adapter) -> None:
     ):
         backend = Memory()
         gate = make_gate(backend, trusted=networks(trusted))
-        # Each adapter looks at one of the two.
+        # Each adapter reads one of the two.
         adapter(wire, gate, client=(peer, 1234), REMOTE_ADDR=peer)
         assert backend.addresses == [address], (trusted, peer)

@@ -1,4 +1,4 @@
-"""Each request is told of once, whatever becomes of it; and what else adapters hand on."""
+"""The observer gets each request once, whatever its outcome; and the rest that adapters pass on."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ PAGE = ("Accept", "text/html")
 
 
 @dataclass
-class Told:
-    """An observer that keeps what it is told of."""
+class Observing:
+    """An observer that keeps the exchanges it gets."""
 
     exchanges: list[Exchange] = field(default_factory=list)
     debug_headers = False
@@ -61,26 +61,31 @@ class Told:
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def observer() -> Observing:
+    return Observing()
 
 
 @pytest.fixture
-def gate(told: Told) -> Gate:
-    return make_gate(observer=told)
+def gate(observer: Observing) -> Gate:
+    return make_gate(observer=observer)
 
 
 @both
-def test_each_request_is_told_of_once(adapter: Adapter) -> None:
+def test_each_request_is_observed_once(adapter: Adapter) -> None:
     for wire, status, passed in (
         (READ, 200, True),
         (Wire(), 401, False),
         (with_key("read", "POST", "/api/2.0/mlflow/runs/create"), 403, False),
         (with_key("read", "GET", "/api/mlflow"), 308, False),
     ):
-        told = Told()
-        assert adapter(wire, make_gate(observer=told)).status == status, wire
-        found = (told.one.status, told.one.passed, told.one.broke_off, told.one.answered > 0)
+        observer = Observing()
+        assert adapter(wire, make_gate(observer=observer)).status == status, wire
+        found = (
+            observer.one.status,
+            observer.one.passed,
+            observer.one.broke_off,
+            observer.one.answered > 0,
+        )
         assert found == (status, passed, False, passed), wire
 
 
@@ -99,10 +104,12 @@ def wsgi_ask(gate: Gate, app: Any, wire: Wire = READ, **extra: Any) -> Any:
 
 
 class Broken(Exception):
-    """What MLflow raises here."""
+    """An exception of MLflow's."""
 
 
-def test_request_that_mlflow_breaks_off_is_told_of_and_raised(gate: Gate, told: Told) -> None:
+def test_request_that_mlflow_breaks_off_is_observed_and_raises(
+    gate: Gate, observer: Observing
+) -> None:
     async def asgi_app(*_: Any) -> None:
         raise Broken
 
@@ -110,24 +117,24 @@ def test_request_that_mlflow_breaks_off_is_told_of_and_raised(gate: Gate, told: 
         raise Broken
 
     for ask, app in ((asgi_ask, asgi_app), (wsgi_ask, wsgi_app)):
-        told.exchanges.clear()
+        observer.exchanges.clear()
         with pytest.raises(Broken):
             ask(gate, app)
-        assert told.one.broke_off and told.one.passed
+        assert observer.one.broke_off and observer.one.passed
 
 
-def test_answer_in_pieces_is_told_of_at_its_end(gate: Gate, told: Told) -> None:
+def test_answer_in_pieces_is_observed_at_its_end(gate: Gate, observer: Observing) -> None:
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [("Content-Length", "7")])
         return iter([b"abc", b"defg"])
 
     answer = wsgi_ask(gate, app)
-    assert list(answer) == [b"abc", b"defg"] and told.exchanges == []
+    assert list(answer) == [b"abc", b"defg"] and observer.exchanges == []
     answer.close()
-    assert told.one.sent == 7
+    assert observer.one.sent == 7
 
 
-def test_file_reaches_the_server_as_one(gate: Gate, told: Told) -> None:
+def test_file_reaches_the_server_in_its_wrapper(gate: Gate, observer: Observing) -> None:
     made = FileWrapper(io.BytesIO(b"abc"))
 
     def app(environ: Any, start_response: Any) -> FileWrapper:
@@ -136,7 +143,7 @@ def test_file_reaches_the_server_as_one(gate: Gate, told: Told) -> None:
 
     file_wrapper = {"wsgi.file_wrapper": FileWrapper}
     assert wsgi_ask(gate, app, **file_wrapper) is made
-    assert told.one.sent == 0
+    assert observer.one.sent == 0
 
 
 class _Fails:
@@ -155,7 +162,7 @@ class _Fails:
             raise Broken
 
 
-def test_a_thread_that_served_somebody_is_nobody_s_afterwards(gate: Gate, told: Told) -> None:
+def test_thread_has_no_caller_after_a_request(gate: Gate, observer: Observing) -> None:
     seen: list[str] = []
 
     def see() -> None:
@@ -180,7 +187,7 @@ def test_a_thread_that_served_somebody_is_nobody_s_afterwards(gate: Gate, told: 
     }
 
     def serve(make: Any, wire: Wire) -> None:
-        """As a server does, which answers an error with 500 and goes on."""
+        """Call it as a server does, which answers an exception with 500."""
 
         def app(environ: Any, start_response: Any) -> Any:
             see()
@@ -196,17 +203,17 @@ def test_a_thread_that_served_somebody_is_nobody_s_afterwards(gate: Gate, told: 
     wrong = {}
     with ThreadPoolExecutor(1) as thread:
         for name, (make, sending) in answers.items():
-            told.exchanges.clear()
+            observer.exchanges.clear()
             seen.clear()
             thread.submit(serve, make, READ).result()
             thread.submit(serve, lambda: [b""], Wire("GET", "/health")).result()
             wanted = [ALICE, *sending, "nobody", "nobody", "nobody"]
-            if seen != wanted or len(told.exchanges) != 2:
-                wrong[name] = (list(seen), len(told.exchanges))
+            if seen != wanted or len(observer.exchanges) != 2:
+                wrong[name] = (list(seen), len(observer.exchanges))
     assert wrong == {}
 
 
-def test_answer_of_mlflow_is_told(gate: Gate, told: Told) -> None:
+def test_answer_of_mlflow_is_observed(gate: Gate, observer: Observing) -> None:
     for status, content_type, host in (
         (403, "text/plain", True),
         (403, "text/plain; charset=utf-8", True),
@@ -232,15 +239,15 @@ def test_answer_of_mlflow_is_told(gate: Gate, told: Told) -> None:
             start_response(line, headers)
             return [b"abcdefg"]
 
-        told.exchanges.clear()
+        observer.exchanges.clear()
         asgi_ask(gate, asgi_app)
         wsgi_ask(gate, wsgi_app).close()
-        found = [(one.status, one.host_refusal, one.sent) for one in told.exchanges]
+        found = [(one.status, one.host_refusal, one.sent) for one in observer.exchanges]
         assert found == [(status, host, 7)] * 2, content_type
 
 
 @both
-def test_headers_are_shown_if_the_operator_wants(
+def test_headers_are_logged_if_the_operator_wants(
     adapter: Adapter, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = with_key("read", "GET", "/version", ("X-Tenant", "a"))
@@ -254,7 +261,7 @@ def test_headers_are_shown_if_the_operator_wants(
 
 
 @both
-def test_way_to_the_sign_in_stays_below_the_prefix(adapter: Adapter) -> None:
+def test_redirect_to_the_sign_in_stays_below_the_prefix(adapter: Adapter) -> None:
     session_that_ended = (
         ("Cookie", f"{browser.LOOPBACK_COOKIE}={keys.session_token()}"),
         ("Host", "127.0.0.1:5000"),
@@ -274,7 +281,7 @@ def test_empty_path_is_the_root(adapter: Adapter) -> None:
     assert answer.status == 200 and answer.inner is not None
 
 
-def test_mlflow_receives_what_was_read_and_then_what_comes(gate: Gate) -> None:
+def test_mlflow_receives_the_read_bytes_and_then_the_rest(gate: Gate) -> None:
     body = GRAPHQL_READ
     coming = [
         {"type": "http.request", "body": body[:9], "more_body": True},
@@ -292,7 +299,7 @@ def test_mlflow_receives_what_was_read_and_then_what_comes(gate: Gate) -> None:
         await send({"type": "http.response.body"})
 
     asgi_ask(gate, app, receive, with_key("read", "POST", "/graphql"))
-    # In one piece, which is kept once.
+    # The body comes in one piece and is kept once.
     whole = {"type": "http.request", "body": body, "more_body": False}
     assert received == [whole, coming[2]]
 
@@ -306,7 +313,7 @@ def test_request_without_a_length_has_no_body(gate: Gate) -> None:
     assert b"".join(wsgi_ask(gate, app, form, **{"wsgi.input": io.BytesIO()})) == b""
 
 
-def test_key_in_the_query_is_cut_out_wherever_the_server_repeats_it(gate: Gate) -> None:
+def test_query_key_is_removed_wherever_the_server_repeats_the_query(gate: Gate) -> None:
     called: list[Any] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -325,27 +332,27 @@ def test_key_in_the_query_is_cut_out_wherever_the_server_repeats_it(gate: Gate) 
 
 
 @both
-def test_owner_of_the_key_is_told_and_uses_are_counted(adapter: Adapter) -> None:
+def test_owner_of_the_key_is_logged_and_uses_are_counted(adapter: Adapter) -> None:
     for kind, method, code, owner, counted in (
         ("write", "POST", "", "key_write", ["key_write"]),
-        # Known, but not let in: the log names it, and it is no use of the key.
+        # A refused key is in the log, but doesn't count as used.
         ("read", "POST", "SCOPE_MISSING", "key_read", []),
         ("revoked", "GET", "KEY_REVOKED", "key_revoked", []),
         ("unknown", "GET", "KEY_UNKNOWN", "", []),
     ):
         uses: list[str] = []
-        told = Told()
+        observer = Observing()
         path = "/version" if method == "GET" else "/api/2.0/mlflow/runs/create"
         with clock_at_now():
-            adapter(with_key(kind, method, path), make_gate(observer=told, count=uses.append))
-        verdict = told.one.verdict
+            adapter(with_key(kind, method, path), make_gate(observer=observer, count=uses.append))
+        verdict = observer.one.verdict
         assert verdict is not None
         assert getattr(verdict, "code", "") == code, kind
         assert (verdict.principal.key_id if verdict.principal else "") == owner, kind
         assert uses == counted, kind
 
 
-def test_short_way_is_taken_by_what_fits(gate: Gate) -> None:
+def test_request_that_fits_takes_the_fast_path(gate: Gate) -> None:
     ways: list[str] = []
 
     def way(name: str) -> Any:

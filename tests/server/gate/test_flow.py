@@ -1,4 +1,4 @@
-"""The way of a request, without an adapter; and that an adapter decides nothing."""
+"""The flow of a request without an adapter; and adapters decide nothing."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def clock() -> Iterator[None]:
 
 
 def take(wire: Wire, gate: Gate, *bodies: bytes | Unread) -> tuple[list[Any], Forward | Answer]:
-    """What the flow of `wire` asks for, answered with `bodies`; and what it returns."""
+    """Drive the flow of `wire`, with `bodies` as results. Return its steps and its outcome."""
     scope, left = scope_of(wire), list(bodies)
-    way = flow.flow(
+    driven = flow.flow(
         gate,
         Arrival(
             wire.method,
@@ -63,7 +63,7 @@ def take(wire: Wire, gate: Gate, *bodies: bytes | Unread) -> tuple[list[Any], Fo
     reply: Any = None
     while True:
         try:
-            step = way.send(reply)
+            step = driven.send(reply)
         except StopIteration as done:
             assert not left, "the flow read less than it should"
             return steps, done.value
@@ -79,13 +79,13 @@ def outcome(found: Forward | Answer) -> object:
     return "forward" if isinstance(found, Forward) else found.status
 
 
-def test_each_way_asks_for_what_it_takes_and_no_more() -> None:
+def test_each_request_takes_the_steps_that_it_needs_and_no_more() -> None:
     gate = make_gate()
     assert [type(step) for step in take(READ, gate)[0]] == [Wait]
     wait_until(lambda: take(READ, gate)[0] == [])
     wrong = []
     for wire, bodies, steps, expected in (
-        # A known key takes no I/O, and neither does the refusal of a request without one.
+        # Neither a known key nor the refusal of a request without one needs I/O.
         (READ, [], [], "forward"),
         (Wire(), [], [], 401),
         (Wire("GET", "/health"), [], [], "forward"),
@@ -107,7 +107,7 @@ def test_each_way_asks_for_what_it_takes_and_no_more() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_which_refusals_hold_in_every_mode() -> None:
+def test_some_refusals_hold_in_every_mode() -> None:
     large = Wire(headers=tuple((f"X-{number}", "") for number in range(101)))
     large_sign_in = Wire("GET", "/hokusai/keys", large.headers)
     malformed = Wire(headers=(("Host", "["),))
@@ -116,11 +116,11 @@ def test_which_refusals_hold_in_every_mode() -> None:
     for mode in MODES:
         gate = make_gate(mode=Mode(mode), absent={leak_reports.RULE: leak_reports.ABSENT})
         for wire, expected in (
-            # MLflow may take what the gate does not, but our own routes stay closed.
+            # Mode off and observe leave it to MLflow, but our own routes stay closed.
             (large, 431 if mode == "enforce" else "forward"),
             (large_sign_in, 401 if mode == "off" else 431),
             (malformed, 400),
-            # Nothing is read of it.
+            # Its body is not read.
             (report, 404),
         ):
             steps, found = take(wire, gate)
@@ -129,18 +129,18 @@ def test_which_refusals_hold_in_every_mode() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_answer_that_comes_too_late_is_503() -> None:
+def test_lookup_that_takes_too_long_is_503() -> None:
     scope = scope_of(READ)
     arrival = Arrival("GET", "/version", b"", tuple(scope["headers"]), "192.0.2.1", 0.0)
-    way = flow.flow(make_gate(), arrival)
-    assert isinstance(way.send(None), Wait)
+    driven = flow.flow(make_gate(), arrival)
+    assert isinstance(driven.send(None), Wait)
     with pytest.raises(StopIteration) as done:
-        way.send(None)
+        driven.send(None)
     assert done.value.value.status == 503
 
 
 def test_every_refusal_knows_its_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decision log has the operation, and closed operations are told by it in every mode."""
+    """The decision log needs the operation, and every mode does, to keep closed ones closed."""
     concluded: list[Allow | Deny] = []
     conclude = Gate.conclude
 
@@ -174,7 +174,7 @@ def imports(module: Any) -> set[str]:
 def test_adapters_decide_nothing() -> None:
     for module in (asgi, wsgi):
         found = imports(module)
-        # But for the path without its prefix, as bytes.
+        # The path's bytes without the prefix are the exception.
         of_core = {name for name in found if "mlflow_hokusai_auth.core" in name}
         assert of_core <= {"mlflow_hokusai_auth.core.prefixes.raw_without"}, module
         assert {name for name in found if name.startswith("gate.")} == {"gate.Gate"}, module
@@ -185,5 +185,5 @@ def length(function: Callable[..., Any]) -> int:
     return len(lines)
 
 
-def test_the_way_is_one_short_function() -> None:
+def test_flow_is_one_short_function() -> None:
     assert length(flow.flow) <= 60

@@ -1,4 +1,4 @@
-"""How the gate bears an authority that does not answer."""
+"""The gate with an authority that does not answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mlflow_hokusai_auth.core.types import (
 from mlflow_hokusai_auth.server.gate import lookup_pool as module
 from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
 from mlflow_hokusai_auth.server.gate.cors import Cors
-from mlflow_hokusai_auth.server.gate.gate import MAX_WAIT, Gate, Outage
+from mlflow_hokusai_auth.server.gate.gate import Gate
 from mlflow_hokusai_auth.server.gate.lookup_pool import (
     MAX_PENDING,
     SHARE,
@@ -37,6 +37,7 @@ from mlflow_hokusai_auth.server.gate.lookup_pool import (
     LookupPool,
     RecentKeys,
 )
+from mlflow_hokusai_auth.server.gate.outage import MAX_WAIT, Outage
 from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
 from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 from tests.harness import wait_until
@@ -44,7 +45,7 @@ from tests.server.both_ways import ask
 
 
 class Stuck:
-    """An authority that answers nobody until it is told to."""
+    """An authority that does not answer until a test lets it."""
 
     name = "stuck"
 
@@ -86,7 +87,7 @@ def request() -> dict[str, Any]:
     }
 
 
-def test_nobody_waits_for_ever_and_more_than_there_are_threads_do_not_either() -> None:
+def test_more_requests_than_threads_do_not_wait_for_ever() -> None:
     authority, lookups = Stuck(), LookupPool(0.3)
     gate = app_behind(authority, lookups=lookups)
 
@@ -102,7 +103,7 @@ def test_nobody_waits_for_ever_and_more_than_there_are_threads_do_not_either() -
     assert asyncio.run(many())[0] == 200
 
 
-def test_nobody_waits_for_ever_under_wsgi_either() -> None:
+def test_requests_do_not_wait_for_ever_under_wsgi() -> None:
     authority, lookups = Stuck(), LookupPool(0.05)
     gate = Gate(authority, Policy(), Prefixes(()), Cors((), ""), DecisionLog(), lookups=lookups)
 
@@ -147,7 +148,7 @@ def test_queue_for_a_stuck_authority_is_bounded_and_given_up(
     assert f"{MAX_PENDING} wait for the authority" in caplog.text
     now[0] = lookups.patience
     free.set()
-    # Those that had no thread in time are not asked for nobody.
+    # Lookups without a thread in time are skipped, because nobody waits for them.
     assert {one.result(60) for one in begun} == {"answer", "otherwise"}
     assert len(done) == THREADS
     assert lookups.begin(lambda: "anew", str).result(60) == "anew"
@@ -174,7 +175,7 @@ def test_an_address_has_a_quarter_of_the_threads_and_of_the_places() -> None:
     for _ in range(THREADS // SHARE):
         assert running.acquire(timeout=60)
     assert begin("192.0.2.1").result(0) == "crowded"
-    # Others don't wait behind them, and keys that were good lately have threads of their own.
+    # Other addresses don't wait behind them, and keys that were good lately have their own threads.
     for number in range(2, 5):
         begun += [begin(f"192.0.2.{number}") for _ in range(THREADS // SHARE)]
     for _ in range(THREADS - THREADS // SHARE):
@@ -182,13 +183,13 @@ def test_an_address_has_a_quarter_of_the_threads_and_of_the_places() -> None:
     assert Counter(asked) == {f"192.0.2.{n}": THREADS // SHARE for n in range(1, 5)}
     begun.append(begin("192.0.2.1", recent=True))
     assert running.acquire(timeout=60)
-    # Nobody has a second turn before everybody who waits has had one.
+    # No address has a second turn before each waiting address has had one.
     begun += [begin("198.51.100.1"), begin("198.51.100.2")]
     free.set()
     assert {one.result(60) for one in begun} == {"answer"}
     turns = [asked.index(f"198.51.100.{n}") for n in (1, 2)]
     assert max(turns) < share, turns
-    # Nothing is left of them.
+    # The queue keeps no entry of them.
     wait_until(lambda: lookups._new._busy == 0)
     assert not lookups._new._held and not lookups._new._running and not lookups._new._waiting
 
@@ -203,10 +204,10 @@ def test_an_address_that_has_its_places_gets_429_and_others_wait(
 
     def begin(address: str) -> Future[Allow | Deny]:
         credential = Credential(keys.generate(), ("X-API-Key",))
-        return gate.begin(NeedKey(credential, operation, address))
+        return gate.begin_lookup(NeedKey(credential, operation, address))
 
     first = begin("2001:db8::1")
-    # Any address of the same customer's network counts as the same.
+    # All addresses of a customer's network count as one.
     refused = begin("2001:db8::2").result(0)
     assert isinstance(refused, Deny) and refused.code == "RATE_LIMITED"
     assert refused.retry_after == 5 and "wait for their keys" in refused.message
@@ -215,7 +216,7 @@ def test_an_address_that_has_its_places_gets_429_and_others_wait(
     assert isinstance(first.result(60), Allow) and isinstance(other.result(60), Allow)
 
 
-def test_who_no_longer_waits_is_not_asked_for() -> None:
+def test_lookup_is_skipped_when_its_request_no_longer_waits() -> None:
     free, asked = threading.Event(), []
     lookups = LookupPool()
     first = [lookups.begin(lambda: free.wait(60), bool) for _ in range(THREADS // SHARE)]
@@ -227,7 +228,7 @@ def test_who_no_longer_waits_is_not_asked_for() -> None:
     assert asked == ["last"]
 
 
-def test_keys_are_remembered_for_a_day_and_so_many_of_them() -> None:
+def test_a_bounded_number_of_keys_is_remembered_for_a_day() -> None:
     now = [0.0]
     recent = RecentKeys(size=3, timer=lambda: now[0])
     for number in range(4):
@@ -241,7 +242,7 @@ def test_keys_are_remembered_for_a_day_and_so_many_of_them() -> None:
     assert b"key 3" not in b"".join(recent._digests)
 
 
-def test_question_that_gets_no_thread_takes_no_place() -> None:
+def test_lookup_without_a_thread_leaves_the_queue() -> None:
     lookups = LookupPool()
     lookups._new._threads.shutdown()
     for _ in range(MAX_PENDING + 1):
@@ -249,7 +250,7 @@ def test_question_that_gets_no_thread_takes_no_place() -> None:
             lookups.begin(str, str)
 
 
-def test_the_longer_an_outage_is_the_longer_clients_are_asked_to_wait() -> None:
+def test_clients_are_asked_to_wait_longer_in_a_longer_outage() -> None:
     now = 100.0
     outage = Outage(lambda: now)
     waits = []
@@ -257,7 +258,7 @@ def test_the_longer_an_outage_is_the_longer_clients_are_asked_to_wait() -> None:
         waits.append(outage.wait())
         now += waits[-1]
     assert 1 <= waits[0] <= 2
-    # More than the outage of a database that is restarted, less than for ever.
+    # The waits cover the restart of a database, but have an end.
     assert sum(waits) > 60 and max(waits) <= MAX_WAIT
     outage.over()
     assert outage.wait() <= 2

@@ -1,4 +1,4 @@
-"""Which root fields a GraphQL body reads, and which keys may read them."""
+"""The root fields that a GraphQL body reads, and the keys that may read them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_root_fields_of_queries() -> None:
             ("{ x: a { ...F } } fragment F on T { inside }", {"a"}),
             ("{ ... on Query { a ... @include(if: true) { b } } }", {"a", "b"}),
             ("{ a @skip(if: true) }", {"a"}),
-            # MLflow refuses these two; here they must only end.
+            # MLflow refuses these two; the parser only has to end.
             ("{ ...F } fragment F on Query { a ...G } fragment G on Query { b ...F }", {"a", "b"}),
             ("{ ...F } fragment F on Query { a } fragment F on Query { b }", {"a", "b"}),
             ("{ __schema { types { name } } __typename }", {"__schema", "__typename"}),
@@ -51,7 +51,7 @@ def test_root_fields_of_queries() -> None:
 def test_everything_else_counts_as_a_change() -> None:
     others = (
         body('mutation { testMutation(inputString: "x") { output } }'),
-        # MLflow decides by operationName which of the two it carries out.
+        # MLflow chooses by operationName which of the two it executes.
         body("query A { a } mutation B { b }", operationName="A"),
         body("subscription { a }"),
         body("fragment F on T { a }"),
@@ -84,7 +84,7 @@ def test_every_body_has_an_answer(text: bytes) -> None:
     assert query_fields(text) is None or json.loads(text)["query"]
 
 
-def test_who_may_send_which_query() -> None:
+def test_scope_decides_which_queries_a_key_may_send() -> None:
     route = operations.classify("POST", "/graphql")
 
     def may(scope: str, *names: str) -> bool:
@@ -110,7 +110,7 @@ def test_who_may_send_which_query() -> None:
     ] == []
 
 
-def test_fields_read_what_rest_gives_to_the_same_key() -> None:
-    """A field's kinds are kinds of the table of routes, so a slip of the pen would open nothing."""
+def test_graphql_fields_read_what_rest_gives_to_the_same_key() -> None:
+    """A field's kinds come from the table of routes, so that a typo opens nothing."""
     kinds = {operation.kind for operation in operations.rules()}
     assert {kind for found in QUERY_FIELDS.values() for kind in found} <= kinds

@@ -1,4 +1,4 @@
-"""HOKUSAI_AUTH_FORWARD_HEADERS and _REMOVE_HEADERS, from the setting to what MLflow is called with."""
+"""HOKUSAI_AUTH_FORWARD_HEADERS and _REMOVE_HEADERS, from the setting to the headers MLflow gets."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_mlflow_gets_the_headers_that_the_setting_names(adapter: Adapter) -> Non
         answer = adapter(WIRE, gate)
         assert answer.status == 200
         got = inner_headers(answer)
-        # MLflow is told the caller's identity by the gate alone.
+        # Only the gate gives MLflow the identity headers.
         assert [item for item in got if item[0].startswith("x-hokusai-")] == identity_of("read")
         names = {name.replace("_", "-") for name, _ in got if not name.startswith("x-hokusai-")}
         assert names - {"x-tenant-id"} == reaches, (setting, value)
@@ -58,7 +58,7 @@ def test_mlflow_gets_the_headers_that_the_setting_names(adapter: Adapter) -> Non
 
 
 @both
-def test_key_counts_although_mlflow_does_not_get_it(adapter: Adapter) -> None:
+def test_key_is_checked_although_mlflow_does_not_get_it(adapter: Adapter) -> None:
     gate = make_gate(headers=settings.HeaderPolicy(remove=("x-api-key",)))
     answer = adapter(WIRE, gate)
     assert answer.status == 200

@@ -1,4 +1,4 @@
-"""Interceptors: what they may do, and that nothing they do breaks a request."""
+"""Interceptors can add headers and refuse, and cannot break a request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VIEW = RequestView("GET", "/version", "", "id-1", "GET /version", "key_1", "me",
 
 
 def answering(request: Any = None, response: Any = None) -> SimpleNamespace:
-    """One that gives these answers, or raises them."""
+    """An interceptor that returns these answers, or raises them."""
 
     def give(answer: Any) -> Any:
         if isinstance(answer, Exception):
@@ -51,7 +51,7 @@ def errors(name: str) -> float:
     return float(metrics.INTERCEPTOR_ERRORS.labels(name)._value.get())
 
 
-def test_all_are_asked_in_order_and_heard() -> None:
+def test_interceptors_are_called_in_order_and_all_count() -> None:
     asked: list[str] = []
 
     def one(name: str) -> SimpleNamespace:
@@ -71,14 +71,14 @@ def test_all_are_asked_in_order_and_heard() -> None:
     assert both_of_them.on_response(VIEW, 201) == [("X-Status", "a 201"), ("X-Status", "b 201")]
 
 
-def test_one_may_have_either_method_only() -> None:
+def test_interceptor_may_have_one_method_only() -> None:
     found = Interceptors((("none", object()), ("some", answering({"X-A": "1"}, None))))
     assert found.on_request(VIEW) == [("X-A", "1")]
     assert found.on_response(VIEW, 200) == []
     assert not Interceptors() and found
 
 
-def test_the_first_refusal_ends_it() -> None:
+def test_first_refusal_of_an_interceptor_counts() -> None:
     def never(view: RequestView) -> None:
         pytest.fail("asked although the request is refused")
 
@@ -92,7 +92,7 @@ def test_the_first_refusal_ends_it() -> None:
     assert found.on_request(VIEW) == Deny("INTERCEPTED", "Not on Sundays.")
 
 
-def test_a_response_that_has_begun_can_t_be_refused() -> None:
+def test_response_that_has_begun_can_not_be_refused() -> None:
     found = Interceptors((("a", answering(None, Refusal("too late"))),), refuse_on_error=True)
     assert found.on_response(VIEW, 200) == []
 
@@ -123,7 +123,7 @@ NO_HEADERS: list[Any] = [
     *({name: "a"} for name in ("Content-Length", "transfer-encoding", "Connection", "HOST")),
     *({name: "a"} for name in ("Set-Cookie", "X-Hokusai-User-Id", "x_hokusai_user_id")),
     {"Content_Length": "a"},
-    # One bad header takes the others of its answer along.
+    # One bad header makes the whole answer invalid.
     {"X-Good": "1", "Host": "evil"},
     "X-A: a",
     ["X-A"],
@@ -131,7 +131,7 @@ NO_HEADERS: list[Any] = [
 ]
 
 
-def test_wrong_headers_are_not_added() -> None:
+def test_invalid_headers_are_not_added() -> None:
     good = answering({"X-G": "1"})
     wrong = []
     for answer in NO_HEADERS:
@@ -147,7 +147,7 @@ def test_wrong_headers_are_not_added() -> None:
 
 
 @both
-def test_what_is_added_reaches_mlflow_and_the_client(adapter: Adapter) -> None:
+def test_added_headers_reach_mlflow_and_the_client(adapter: Adapter) -> None:
     one = answering({"X-Site": "for MLflow"}, {"X-Seen": "for the client"})
     answer = adapter(with_key("read"), make_gate(interceptors=Interceptors((("a", one),))))
     assert answer.status == 200
@@ -169,7 +169,7 @@ def test_refused_request_does_not_reach_mlflow(adapter: Adapter) -> None:
 
 
 @both
-def test_request_without_a_key_does_not_get_past_them_either(adapter: Adapter) -> None:
+def test_request_without_a_key_does_not_bypass_interceptors(adapter: Adapter) -> None:
     found = Interceptors((("a", answering(Refusal("No."))),))
     for mode in ("observe", "off"):
         gate = make_gate(interceptors=found, mode=Mode(mode))
@@ -179,7 +179,7 @@ def test_request_without_a_key_does_not_get_past_them_either(adapter: Adapter) -
 
 
 @both
-def test_they_see_no_key_and_only_what_the_gate_allows(adapter: Adapter) -> None:
+def test_interceptors_see_no_key_and_only_allowed_requests(adapter: Adapter) -> None:
     seen: list[RequestView] = []
     gate = make_gate(interceptors=Interceptors((("a", SimpleNamespace(on_request=seen.append)),)))
     target = f"/mlflow/version?api_key={KEYS['read']}"
@@ -223,8 +223,8 @@ one = Added()
 """
 
 
-def test_installed_ones_are_loaded_by_name(install: Callable[..., None]) -> None:
-    # There are none here.
+def test_installed_interceptors_are_loaded_by_name(install: Callable[..., None]) -> None:
+    # No interceptor is installed.
     assert not load(refuse_on_error=False)
     install("interceptors_b", GOOD, b="interceptors_b:Added", c="interceptors_b:one")
     install(
@@ -236,7 +236,7 @@ def test_installed_ones_are_loaded_by_name(install: Callable[..., None]) -> None
     assert found.on_request(VIEW) == [("X-Module", "a"), ("X-Class", "Added"), ("X-Class", "Added")]
 
 
-def test_one_that_can_t_be_loaded_stops_the_start(
+def test_interceptor_that_can_not_be_loaded_stops_the_start(
     install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = []
@@ -251,7 +251,7 @@ def test_one_that_can_t_be_loaded_stops_the_start(
         names.append(f"broken_{len(names)}")
         value = value if value.startswith("no") else module + value
         install(module, text, **{names[-1]: value})
-        # Of all that are installed by now, this one.
+        # Several are installed by now; the message names this one.
         monkeypatch.setattr(
             interceptors,
             "entry_points",

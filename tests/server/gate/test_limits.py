@@ -1,4 +1,4 @@
-"""How often is too often: for a key, for an address, and when Redis, which counts for all, is gone."""
+"""Rate limits of keys and of addresses, with Redis and without it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mlflow_hokusai_auth.server.gate.limits import SIGN_INS_PER_MINUTE, Limits
 from tests.conftest import redis_server
 from tests.harness import free_port
 
-#: After so many in a row nobody waits for Redis any more.
+#: After this many failures in a row no request waits for Redis.
 FAILURES = 5
 OPERATION = Operation(Access.READ, "runs", "GET /x")
-#: The beginning of a minute and of an hour.
+#: The start of a minute and of an hour.
 START = 1_800_000_000 - 1_800_000_000 % 3600
 
 
@@ -58,7 +58,7 @@ def limits(request: pytest.FixtureRequest) -> Limits:
 # Keys
 
 
-def test_a_key_is_served_as_often_as_its_limit_says(limits: Limits) -> None:
+def test_key_is_served_as_often_as_its_limit_says(limits: Limits) -> None:
     assert admitted(limits, 3, 10) == 3
     refused = limits.admit(allow(3))
     assert isinstance(refused, Deny)
@@ -69,12 +69,12 @@ def test_a_key_is_served_as_often_as_its_limit_says(limits: Limits) -> None:
     assert admitted(limits, 4, 10) == 4
 
 
-def test_a_clock_that_is_set_back_begins_anew(clock: time_machine.Traveller) -> None:
+def test_counts_start_at_zero_when_the_clock_is_set_back(clock: time_machine.Traveller) -> None:
     limits = Limits()
     assert admitted(limits, 3, 10) == 3
     clock.shift(-30)
     assert admitted(limits, 3, 1) == 0
-    # What was counted in a future by then would count until that is over.
+    # Counts in the future would hold until the clock has passed them.
     clock.shift(-3600)
     assert admitted(limits, 3, 10) == 3
 
@@ -83,7 +83,7 @@ def test_the_hour_moves_with_the_clock(limits: Limits, clock: time_machine.Trave
     assert admitted(limits, 3, 1) == 1
     clock.shift(1800)
     assert admitted(limits, 3, 3) == 2
-    # Not all at once at the full hour, as by the calendar, but one by one an hour after each.
+    # Requests come back one by one, an hour after each, and not all at the full hour.
     clock.shift(1799)
     assert admitted(limits, 3, 1) == 0
     clock.shift(2)
@@ -92,7 +92,9 @@ def test_the_hour_moves_with_the_clock(limits: Limits, clock: time_machine.Trave
     assert admitted(limits, 3, 3) == 2
 
 
-def test_an_answer_tells_what_is_left(limits: Limits, clock: time_machine.Traveller) -> None:
+def test_answer_says_how_many_requests_are_left(
+    limits: Limits, clock: time_machine.Traveller
+) -> None:
     first = limits.admit(allow(2, headers=(("Sunset", "x"),)))
     assert isinstance(first, Allow)
     assert first.headers[0] == ("Sunset", "x")
@@ -109,7 +111,9 @@ def test_an_answer_tells_what_is_left(limits: Limits, clock: time_machine.Travel
     assert headers(limits.admit(allow(2))) == {"Limit": "2", "Remaining": "0", "Reset": "600"}
 
 
-def test_to_ask_what_is_left_costs_nothing(limits: Limits, clock: time_machine.Traveller) -> None:
+def test_reading_the_rest_of_a_limit_counts_nothing(
+    limits: Limits, clock: time_machine.Traveller
+) -> None:
     for _ in range(5):
         assert limits.left("key_1", 2)[0] == 2
     limits.admit(allow(2))
@@ -117,7 +121,7 @@ def test_to_ask_what_is_left_costs_nothing(limits: Limits, clock: time_machine.T
         assert limits.left("key_1", 2) == (1, 3600)
 
 
-def test_what_has_no_limit_is_not_counted() -> None:
+def test_key_without_a_limit_is_not_counted() -> None:
     limits = Limits()
     for free in (allow(None), Allow(OPERATION)):
         for _ in range(100):
@@ -125,7 +129,7 @@ def test_what_has_no_limit_is_not_counted() -> None:
     assert not limits._keys.storage.events  # type: ignore[attr-defined]
 
 
-def test_threads_count_together(limits: Limits) -> None:
+def test_threads_share_a_count(limits: Limits) -> None:
     with ThreadPoolExecutor(8) as pool:
         counts = pool.map(lambda _: admitted(limits, 50, 20), range(8))
     assert sum(counts) == 50
@@ -134,7 +138,7 @@ def test_threads_count_together(limits: Limits) -> None:
 # Redis
 
 
-def test_only_with_redis_a_count_takes_time(redis_url: str) -> None:
+def test_counting_does_io_only_with_redis(redis_url: str) -> None:
     assert not Limits().does_io
     assert Limits(redis_url).does_io
 
@@ -147,7 +151,7 @@ def test_servers_that_share_a_redis_share_a_count(redis_url: str) -> None:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
-    """How long at most each request waited for Redis that waited for it."""
+    """The timeouts, in seconds, of the requests that waited for Redis."""
     found: list[float | None] = []
     result = Future.result
 
@@ -167,7 +171,7 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(redis_client, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    # A Redis that is there may be as slow as the machine.
+    # A working Redis may be as slow as the machine.
     monkeypatch.setattr(module, "BUDGET", 60.0)
     port = free_port()
     limits = Limits(f"redis://:hunter2@127.0.0.1:{port}/0")
@@ -177,10 +181,10 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
         assert limits.left("key_1", 100)[0] == 90
     waits.clear()
     assert admitted(limits, 100, 150) == 100
-    breaker = limits._patience._breaker
+    breaker = limits._redis._breaker
     assert not breaker.closed and len(waits) == FAILURES
     ends = time.monotonic() + 60
-    for _ in range(2):  # It is asked again now and then, and that it still fails is no news.
+    for _ in range(2):  # It is tried again now and then, and a repeated failure is not logged.
         now[0] += COOL_DOWN
         assert admitted(limits, 100, 1) == 0
         while breaker.probing and time.monotonic() < ends:
@@ -191,7 +195,7 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
             now[0] += COOL_DOWN
             limits.left("key_1", 100)
             time.sleep(0.01)
-        # This one knows of nothing, so all that it counts is new.
+        # This Redis is empty, so its counts start at zero.
         assert admitted(limits, 100, 10) == 10
         assert Limits(f"redis://:hunter2@127.0.0.1:{port}/0").left("key_1", 100)[0] == 90
     logged = [record for record in caplog.records if record.name == redis_client.__name__]
@@ -200,7 +204,7 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
     assert "hunter2" not in caplog.text and str(port) not in caplog.text
 
 
-def test_few_requests_wait_for_a_redis_that_never_answers_and_none_for_long(
+def test_few_requests_wait_briefly_for_a_redis_that_never_answers(
     waits: list[float | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUDGET", 0.05)
@@ -220,7 +224,7 @@ def test_server_starts_without_its_redis() -> None:
 
 
 def failures(limits: Limits, address: str, times: int) -> int:
-    """How many of `times` wrong keys from `address` were not too many."""
+    """Count `times` wrong keys from `address`. Return how many were within the limit."""
     return sum(limits.failed(address) is None for _ in range(times))
 
 
@@ -231,12 +235,12 @@ def test_wrong_keys_are_counted_by_address(clock: time_machine.Traveller) -> Non
     assert wait is not None and 1 <= wait <= 60
     assert failures(limits, "192.0.2.2", 20) == 5
     assert failures(limits, "", 20) == 5
-    # What was refused is not counted, so that who tries on is served again as well.
+    # Refused requests don't count, so that a client that keeps trying is served again.
     clock.shift(120)
     assert failures(limits, "192.0.2.1", 20) == 5
 
 
-def test_to_ask_whether_an_address_is_over_counts_nothing(
+def test_checking_an_address_counts_nothing(
     clock: time_machine.Traveller,
 ) -> None:
     limits = Limits(failures_per_minute=2)
@@ -253,7 +257,7 @@ def test_to_ask_whether_an_address_is_over_counts_nothing(
     assert Limits().over("192.0.2.1") is None
 
 
-def test_the_minute_of_an_address_moves(clock: time_machine.Traveller) -> None:
+def test_minute_of_an_address_moves_with_the_clock(clock: time_machine.Traveller) -> None:
     limits = Limits(failures_per_minute=10)
     clock.shift(58)
     assert failures(limits, "192.0.2.1", 20) == 10
@@ -263,7 +267,7 @@ def test_the_minute_of_an_address_moves(clock: time_machine.Traveller) -> None:
     assert 3 < failures(limits, "192.0.2.1", 20) < 7
 
 
-def test_without_a_setting_failures_are_not_counted() -> None:
+def test_wrong_keys_are_not_counted_without_a_setting() -> None:
     limits = Limits()
     assert failures(limits, "192.0.2.1", 1000) == 1000
     assert not limits._addresses_storage.storage
@@ -284,7 +288,7 @@ def test_network_of_an_ipv6_customer_counts_as_one() -> None:
         assert (limits.sign_in(other) is not None) is together, (one, other)
 
 
-def test_crowd_of_addresses_takes_no_more_memory_and_counts_as_one(
+def test_addresses_beyond_the_limit_count_as_one_and_take_no_memory(
     clock: time_machine.Traveller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_ADDRESSES", 50)
@@ -294,14 +298,14 @@ def test_crowd_of_addresses_takes_no_more_memory_and_counts_as_one(
     kept = limits._addresses_storage
     assert len(kept.storage) <= 51 and len(kept.locks) <= 51 and len(kept.expirations) <= 51
     clock.shift(180)
-    # The storage forgets in a thread that the next count starts.
+    # The next count starts the thread in which the storage forgets.
     ends = time.perf_counter() + 60
     while len(kept.storage) > 10 and time.perf_counter() < ends:
         limits.failed("198.51.100.1")
     assert failures(limits, "192.0.2.1", 9) == 5
 
 
-def test_signing_in_is_counted_by_address(clock: time_machine.Traveller) -> None:
+def test_sign_ins_are_counted_by_address(clock: time_machine.Traveller) -> None:
     limits = Limits()
     waits = [limits.sign_in("192.0.2.1") for _ in range(2 * SIGN_INS_PER_MINUTE)]
     assert waits[:SIGN_INS_PER_MINUTE] == [None] * SIGN_INS_PER_MINUTE

@@ -1,4 +1,4 @@
-"""Every answer of an authority against what is known already, who is asked, and the mode.
+"""Every answer of an authority, with every state of the cache, every backend and every mode.
 
 The authority is the stand-in, over HTTP; the gate is the one that a server builds from its settings.
 """
@@ -24,7 +24,7 @@ from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.server.forked import watchers_rest
 from tests.standin import Standin
 
-#: What the service does -> the code of the refusal of a key that is not known here yet.
+#: The service's behaviour -> the code of the refusal of a key that the cache doesn't have.
 ANSWERS = {
     "strict": None,
     "401": "KEY_UNKNOWN",
@@ -35,9 +35,9 @@ ANSWERS = {
         "AUTHORITY_UNAVAILABLE",
     ),
 }
-#: What is said of the key, and so no outage for which a key that was known is served on.
+#: Answers about the key: unlike an outage they end the use of a stale entry.
 ANSWERED = ["400", "403", "404", "422", "empty"]
-#: Nothing is known; it is known; it was known and is stale, without and with stale_if_error.
+#: The cache has no entry; a fresh one; a stale one, without and with stale_if_error.
 KNOWLEDGE = ["unknown", "known", "stale", "stale but allowed"]
 
 
@@ -71,7 +71,7 @@ def behave(service: Standin, answer: str) -> None:
 
 @contextlib.contextmanager
 def served(service: Standin, store: LocalStore, **environ: str) -> Iterator[Gate]:
-    """A gate that knows of no key yet, and the service as it should be, with no call made."""
+    """A gate with an empty cache, and a working service without calls."""
     service.calls.clear()
     service.behave("strict")
     environ = {"SERVICE_URL": service.url, "SERVICE_TIMEOUT": "10", **environ}
@@ -87,13 +87,13 @@ def served(service: Standin, store: LocalStore, **environ: str) -> Iterator[Gate
             DecisionLog(),
             mode=Mode(config.mode),
         )
-    # Listen again, if it was gone.
+    # The service listens again if it was gone.
     service.go()
     service.come_back()
 
 
 def ask(gate: Gate, key: str) -> str | None:
-    """The code of the refusal, or None for a request that may pass."""
+    """The code of the refusal, or None for an allowed request."""
     request = Request("GET", "/version", b"", ((b"x-api-key", key.encode()),), "127.0.0.1")
     step = gate.plan(request)
     verdict = gate.decide(step) if isinstance(step, NeedKey) else step
@@ -101,7 +101,7 @@ def ask(gate: Gate, key: str) -> str | None:
     return None if isinstance(verdict, Allow) else verdict.code
 
 
-def test_answer_by_backend_and_knowledge(service: Standin, store: LocalStore) -> None:
+def test_refusal_depends_on_backend_and_cache(service: Standin, store: LocalStore) -> None:
     own = store.create(owner="operator", scopes=["mlflow:admin"])[1]
     wrong = []
     for answer, backend, knowledge in product(ANSWERS, ["service", "local,service"], KNOWLEDGE):
@@ -111,7 +111,7 @@ def test_answer_by_backend_and_knowledge(service: Standin, store: LocalStore) ->
             "STALE_IF_ERROR": "60" if knowledge == "stale but allowed" else "0",
         }
         expected = None if knowledge == "known" else ANSWERS[answer]
-        # To be throttled may be all that a key hears which was revoked.
+        # The service may answer a revoked key with nothing but 429.
         if knowledge == "stale but allowed" and answer not in ANSWERED:
             expected = None if expected == "AUTHORITY_UNAVAILABLE" else expected
         with served(service, store, **environ) as gate:
@@ -119,7 +119,7 @@ def test_answer_by_backend_and_knowledge(service: Standin, store: LocalStore) ->
             before = None if knowledge == "unknown" else ask(gate, key)
             behave(service, answer)
             found = [before, ask(gate, key)]
-            # An operator's own key needs no service.
+            # A key in the local store needs no service.
             found.append(ask(gate, own) if backend == "local,service" else None)
         if found != [None, expected, None]:
             wrong.append(f"{answer}, {backend}, {knowledge}: {found}, not {expected}")
@@ -133,7 +133,7 @@ def test_only_enforce_refuses(service: Standin, store: LocalStore) -> None:
             key = service.add()
             behave(service, answer)
             found = ask(gate, key), bool(service.calls)
-        # One that is gone can't tell whether it was called.
+        # A service that is gone can't count its calls.
         if found != (None, mode == "observe" and answer != "gone"):
             wrong.append(f"{answer}, {mode}: {found}")
     assert not wrong, "\n".join(wrong)

@@ -1,4 +1,4 @@
-"""What becomes of a verdict: by the mode, and by how often an address failed."""
+"""The mode, and the wrong keys of an address, change a verdict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlflow_hokusai_auth.server.live_settings import Mode
 from tests.server.sentinel import KEYS, Adapter, Memory, Wire, both, make_gate, with_key
 
 CREATE = "/api/2.0/mlflow/experiments/create"
-#: What stays closed, in spellings that some router may understand.
+#: The closed operations, in spellings that some router may accept.
 CLOSED = [
     f"{start}{path}"
     for path in ("/api/2.0/hokusai/keys", "/ajax-api/3.0/mlflow/assistant/message")
@@ -24,7 +24,7 @@ CLOSED = [
 
 
 @both
-def test_each_mode(adapter: Adapter) -> None:
+def test_each_mode_allows_and_refuses_what_it_says(adapter: Adapter) -> None:
     for mode in MODES:
         gate = make_gate(mode=Mode(mode), policy=Policy())
         for wire, code in (
@@ -43,7 +43,7 @@ def test_each_mode(adapter: Adapter) -> None:
 
 
 @both
-def test_assistant_is_for_administrators_in_a_mode_for_all(adapter: Adapter) -> None:
+def test_assistant_needs_an_administrator_in_every_mode(adapter: Adapter) -> None:
     path = "/ajax-api/3.0/mlflow/assistant/message"
     for mode in ("observe", "off"):
         gate = make_gate(mode=Mode(mode), policy=Policy(assistant=True))
@@ -53,7 +53,7 @@ def test_assistant_is_for_administrators_in_a_mode_for_all(adapter: Adapter) -> 
 
 
 @both
-def test_keys_that_nobody_could_tell_apart_do_not_go_on_to_a_provider(adapter: Adapter) -> None:
+def test_two_keys_at_once_do_not_reach_a_provider(adapter: Adapter) -> None:
     read = ("X-API-Key", KEYS["read"])
     others = (("Authorization", f"Bearer {KEYS['write']}"), read)
     sent = [*((read, other) for other in others), (("X_API_Key", KEYS["read"]),)]
@@ -76,7 +76,7 @@ def test_only_wrong_keys_are_counted_against_an_address(adapter: Adapter) -> Non
 
 
 @both
-def test_a_page_that_goes_on_asking_after_its_session_is_told_to_reload(adapter: Adapter) -> None:
+def test_page_whose_session_has_ended_is_asked_to_reload(adapter: Adapter) -> None:
     gate = make_gate(limits=Limits(failures_per_minute=1))
     cookie = ("Cookie", f"hokusai_session={keys.session_token()}")
     wire = Wire("GET", "/version", (("Host", "localhost"), cookie))
@@ -86,7 +86,7 @@ def test_a_page_that_goes_on_asking_after_its_session_is_told_to_reload(adapter:
 
 
 class Forgetful(Memory):
-    """An authority whose answers nobody keeps, and which counts the questions."""
+    """An authority without a cache, which counts its lookups."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Forgetful(Memory):
 
 
 @both
-def test_new_keys_of_an_address_with_too_many_wrong_ones_are_not_looked_up(
+def test_new_keys_of_an_address_with_too_many_wrong_keys_are_not_looked_up(
     adapter: Adapter,
 ) -> None:
     authority = Forgetful()
@@ -110,26 +110,26 @@ def test_new_keys_of_an_address_with_too_many_wrong_ones_are_not_looked_up(
     wrong = [Wire(headers=(("X-API-Key", keys.generate()),)) for _ in range(9)]
     assert [adapter(wire, gate).status for wire in wrong] == [401, 401] + [429] * 7
     assert len(authority.asked) == 3
-    # A good key that is new here waits; one that was good lately is looked up.
+    # A good key that is new to this process waits; one that was good lately is looked up.
     for _ in range(3):
         answer = adapter(with_key("other"), gate)
         (wait,) = answer.header("retry-after")
         assert answer.status == 429 and 1 <= int(wait) <= 60
         assert adapter(with_key("read"), gate).status == 200
     assert authority.asked[3:] == [KEYS["read"]] * 3
-    # A key is not remembered for being refused for what it may not do, nor forgotten for it.
+    # A refusal for a missing scope does not change whether a key is remembered.
     assert adapter(with_key("read", "POST", CREATE), gate).code == "SCOPE_MISSING"
 
 
 @both
-def test_a_key_that_ended_is_not_remembered_as_good(adapter: Adapter) -> None:
+def test_ended_key_is_not_remembered_as_good(adapter: Adapter) -> None:
     gate = make_gate(authority=Forgetful(), limits=Limits(failures_per_minute=2))
     assert [adapter(with_key("revoked"), gate).status for _ in range(3)] == [401, 401, 429]
     assert KEYS["revoked"] not in gate.recent
 
 
 @both
-def test_a_proxy_that_is_not_trusted_is_told_of_once(
+def test_untrusted_proxy_is_warned_of_once(
     adapter: Adapter, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(headers=(("X-API-Key", KEYS["read"]), ("X-Forwarded-For", "203.0.113.7")))

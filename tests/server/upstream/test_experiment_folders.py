@@ -1,4 +1,4 @@
-"""The folders of experiments are read when a refusal depends on them, and not otherwise."""
+"""The folders of experiments are read only if a refusal depends on them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SUPPLIER = {"write": Principal("key_write", "x", frozenset({"model:write"}))}
 
 
 class Database:
-    """MLflow's table of experiments, and the statements that were sent there."""
+    """MLflow's table of experiments."""
 
     def __init__(self, path: Path) -> None:
         self.uri = f"sqlite:///{path}"
@@ -54,7 +54,7 @@ class Database:
 
 
 class Counted(ExperimentFolders):
-    """Counts how often the database was asked."""
+    """Counts the readings of the database."""
 
     reads = 0
 
@@ -79,11 +79,11 @@ def places(folders: ExperimentFolders) -> set[str]:
     return {"/".join(key[4:]) for key in folders.known.exact}
 
 
-def test_the_folders_are_those_that_mlflow_did_not_make_by_number(
+def test_folders_leave_out_those_that_mlflow_made_by_number(
     database: Database, folders: Counted
 ) -> None:
     database.add("mlflow-artifacts:/1", "mlflow-artifacts:/2", None, "mlflow-artifacts:/team/a")
-    # Whose number is another, or who has it in another folder.
+    # These have another number, or the number in another folder.
     database.add("mlflow-artifacts:/77", "mlflow-artifacts:/team/6", "/srv/artifacts/b", "s3://x/c")
     folders.read()
     assert places(folders) == {"team/a", "77", "team/6", "b", ""}
@@ -96,13 +96,13 @@ def test_the_folders_are_those_that_mlflow_did_not_make_by_number(
     assert folders.known is known
 
 
-def test_they_are_read_when_the_app_starts(database: Database, folders: Counted) -> None:
+def test_folders_are_read_when_the_app_starts(database: Database, folders: Counted) -> None:
     database.add("mlflow-artifacts:/team/a")
     folders.begin()
     wait_until(lambda: places(folders) == {"team/a"})
 
 
-def test_a_server_without_a_database_of_experiments_reads_nothing() -> None:
+def test_server_without_a_database_of_experiments_reads_nothing() -> None:
     for uri in ("", "./mlruns", "file:///x"):
         folders = Counted(ROOTS, {TRACKING: uri})
         before = Counted.reads
@@ -110,7 +110,7 @@ def test_a_server_without_a_database_of_experiments_reads_nothing() -> None:
         assert Counted.reads == before
 
 
-def test_those_who_wait_take_one_reading_for_theirs(database: Database) -> None:
+def test_waiting_threads_share_one_reading(database: Database) -> None:
     entered, go_on = threading.Event(), threading.Event()
     ticks = itertools.count()
     called = threading.Semaphore(0)
@@ -131,7 +131,7 @@ def test_those_who_wait_take_one_reading_for_theirs(database: Database) -> None:
         first = pool.submit(folders.read)
         assert entered.wait(60)
         database.add("mlflow-artifacts:/late")
-        # Asked for after the first reading began, so that it is not enough for them.
+        # These calls came after the first reading began, so its result may be too old for them.
         others = [pool.submit(folders.read) for _ in range(8)]
         for _ in range(2 + 8):
             assert called.acquire(timeout=60)
@@ -143,24 +143,26 @@ def test_those_who_wait_take_one_reading_for_theirs(database: Database) -> None:
 
 
 @both
-def test_a_new_experiment_counts_with_the_first_request_that_depends_on_it(
+def test_new_experiment_counts_from_the_first_request_that_depends_on_it(
     adapter: Adapter, database: Database, folders: Counted
 ) -> None:
     gate = make_gate(Memory(SUPPLIER), folders=folders)
-    name = uuid4().hex[1:]  # no run's
+    name = uuid4().hex[1:]  # not the id of a run
     path = f"{ARTIFACTS}/{name}/traces/exp1/{RUN}/artifacts/model"
     wires = [with_key("write", method, path) for method in ("PUT", "DELETE", "GET")]
     before = Counted.reads
     assert [adapter(wire, gate).code for wire in wires] == ["SCOPE_MISSING"] * 3
     assert Counted.reads == before + 3
-    # By another process.
+    # Another process makes the experiment.
     database.add(f"mlflow-artifacts:/{name}/traces/exp1")
     assert [adapter(wire, gate).status for wire in wires] == [200] * 3
     assert Counted.reads == before + 4
 
 
 @both
-def test_what_needs_no_look_up_does_none(adapter: Adapter, folders: Counted) -> None:
+def test_request_that_needs_no_folders_does_not_read_them(
+    adapter: Adapter, folders: Counted
+) -> None:
     gate = make_gate(Memory(SUPPLIER), folders=folders)
     rows = [
         ("PUT", f"/77/{RUN}/artifacts/traces/x", 200),
@@ -174,7 +176,7 @@ def test_what_needs_no_look_up_does_none(adapter: Adapter, folders: Counted) -> 
     for method, path, status in rows:
         answer = adapter(with_key("write", method, f"{ARTIFACTS}{path}"), gate)
         assert answer.status == status, (method, path)
-    # Nor where it would help nobody: without a key, or with one that may do all.
+    # A reading would not change the verdict without a key, or with one that may do everything.
     staff = make_gate(folders=folders)
     for kind, status in (("write", 200), ("unknown", 401), ("admin", 200)):
         answer = adapter(with_key(kind, "DELETE", f"{ARTIFACTS}/new"), staff)
@@ -183,7 +185,7 @@ def test_what_needs_no_look_up_does_none(adapter: Adapter, folders: Counted) -> 
 
 
 @both
-def test_a_database_that_fails_opens_nothing(adapter: Adapter, tmp_path: Path) -> None:
+def test_failing_database_opens_nothing(adapter: Adapter, tmp_path: Path) -> None:
     folders = Counted(ROOTS, {TRACKING: f"sqlite:///{tmp_path}/mlflow.db"})  # without tables
     gate = make_gate(Memory(SUPPLIER), folders=folders)
     answer = adapter(with_key("write", "GET", f"{ARTIFACTS}/new/traces/tr-1"), gate)

@@ -1,4 +1,4 @@
-"""The shorter way to Flask answers as MLflow's whole application does."""
+"""The fast path to Flask answers as MLflow's whole application does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.harness import environment
 
 @pytest.mark.long  # thousands of requests
 @pytest.mark.parametrize("origins", ["https://allowed.example", "*", ""])
-def test_answers_are_the_same_in_status_headers_and_body(tmp_path: Path, origins: str) -> None:
+def test_fast_path_gives_the_same_status_headers_and_body(tmp_path: Path, origins: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.server.both_ways", str(tmp_path), origins],
         env=environment(tmp_path),
@@ -69,7 +69,7 @@ def elsewhere(whole: FastAPI) -> None:
     whole.router.routes[-1] = Mount("/elsewhere", mount.app)
 
 
-#: What an MLflow to come might have, and the short way would leave out.
+#: Parts that a future MLflow might have, and that the fast path would leave out.
 CHANGES: dict[str, Callable[[FastAPI], object]] = {
     "a middleware that is not known": lambda whole: whole.add_middleware(
         BaseHTTPMiddleware, dispatch=foreign
@@ -82,7 +82,7 @@ CHANGES: dict[str, Callable[[FastAPI], object]] = {
 }
 
 
-def test_there_is_no_short_way_if_mlflow_is_built_otherwise() -> None:
+def test_fast_path_is_off_if_mlflow_is_built_otherwise() -> None:
     for name, change in CHANGES.items():
         whole = create_fastapi_app(flask_app)
         change(whole)
@@ -90,6 +90,6 @@ def test_there_is_no_short_way_if_mlflow_is_built_otherwise() -> None:
 
 
 @pytest.mark.skipif(VERSION < (3, 10), reason="MLflow has no workspaces before 3.10")
-def test_there_is_no_short_way_with_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_path_is_off_with_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
     assert fast_path.build(create_fastapi_app(flask_app), flask_app) is None

@@ -56,7 +56,7 @@ names = st.sampled_from(
     server=st.sampled_from([None, ("h", 1)]),
     body=st.binary(max_size=9),
 )
-def test_environ_is_that_of_starlette(
+def test_environ_is_the_same_as_starlette_s(
     path: str, query: str, headers: Any, client: Any, server: Any, body: bytes
 ) -> None:
     wsgi = pytest.importorskip("starlette.middleware.wsgi")
@@ -64,17 +64,17 @@ def test_environ_is_that_of_starlette(
     scope |= {"client": client, "server": server}
     try:
         expected = wsgi.build_environ(scope, body)
-    except UnicodeEncodeError:  # a lone surrogate, which no request has
+    except UnicodeEncodeError:  # a lone surrogate can't be in a request
         return
     found = environ_of(scope, body)
     assert found.pop("wsgi.input").read() == expected.pop("wsgi.input").read()
-    # PEP 3333 has a text there.
+    # PEP 3333 requires a string here.
     expected["SERVER_PORT"] = str(expected["SERVER_PORT"])
     del found["wsgi.errors"], expected["wsgi.errors"]
     assert found == expected
 
 
-def test_only_short_names_of_headers_are_kept() -> None:
+def test_only_short_header_names_are_cached() -> None:
     before = flask_bridge._short_variable.cache_info().misses
     assert environ_of({**GET, "headers": [(b"x" * 65, b"1")]}, b"")["HTTP_" + "X" * 65] == "1"
     assert flask_bridge._short_variable.cache_info().misses == before
@@ -85,7 +85,7 @@ def answer(app: Callable[..., Any], scope: dict[str, Any] = GET) -> tuple[Any, .
 
 
 async def no_body() -> dict[str, Any]:
-    """All that a client sends which stays and has no body."""
+    """The messages of a client that stays and sends no body."""
     return {"type": "http.request"}
 
 
@@ -105,7 +105,7 @@ def test_answer_has_its_status_headers_and_body() -> None:
 
 
 class Closing:
-    """A response that is an iterator, notes where it is, and whether it was closed."""
+    """A response that is an iterator. It notes its position, and whether it was closed."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -153,7 +153,7 @@ def test_response_is_closed_for_a_client_that_is_gone() -> None:
     assert made.closed
 
 
-def test_no_more_of_an_answer_is_made_for_a_client_that_leaves() -> None:
+def test_answer_stops_when_its_client_leaves() -> None:
     made = Closing(iter([b"abc"] * 1000))
     gone = asyncio.Event()
     sent: list[dict[str, Any]] = []
@@ -165,7 +165,7 @@ def test_no_more_of_an_answer_is_made_for_a_client_that_leaves() -> None:
         await gone.wait()
         return {"type": "http.disconnect"}
 
-    async def send(message: dict[str, Any]) -> None:  # which does nothing for who is gone
+    async def send(message: dict[str, Any]) -> None:  # does nothing for a client that is gone
         sent.append(message)
         if len(sent) == 5:
             gone.set()
@@ -174,7 +174,7 @@ def test_no_more_of_an_answer_is_made_for_a_client_that_leaves() -> None:
     assert made.closed and len(sent) < 10
 
 
-def test_nothing_waits_for_a_client_that_stayed_to_the_end() -> None:
+def test_no_task_is_left_after_a_client_that_stayed_to_the_end() -> None:
     async def whole() -> None:
         messages, waiting = [{"type": "http.request"}], asyncio.Event()
 
@@ -188,7 +188,7 @@ def test_nothing_waits_for_a_client_that_stayed_to_the_end() -> None:
             raise AssertionError
 
         async def send(message: dict[str, Any]) -> None:
-            await asyncio.sleep(0)  # else nothing would begin to wait
+            await asyncio.sleep(0)  # lets the other tasks start
 
         await FlaskBridge(responding(iter([b"abc"] * 3)))(GET, receive, send)
         await asyncio.wait_for(waiting.wait(), 60)
@@ -226,7 +226,7 @@ def test_request_can_be_cancelled_while_its_answer_is_being_made() -> None:
     assert closed.wait(60)
 
 
-def test_clients_that_read_slowly_keep_nobody_waiting() -> None:
+def test_slow_clients_do_not_delay_others() -> None:
     slow = THREADS + 2
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
@@ -254,7 +254,7 @@ def test_clients_that_read_slowly_keep_nobody_waiting() -> None:
     asyncio.run(all_of_them())
 
 
-def test_chunks_arrive_as_they_are_made_and_no_faster_than_they_are_taken() -> None:
+def test_chunks_arrive_as_they_are_made_and_as_fast_as_they_are_read() -> None:
     taken = threading.Semaphore(0)
     made: list[int] = []
 
@@ -265,7 +265,7 @@ def test_chunks_arrive_as_they_are_made_and_no_faster_than_they_are_taken() -> N
             for number in range(5):
                 made.append(number)
                 yield bytes([number])
-                # Handed over, and not merely put aside, before the next one is made.
+                # The server gets each chunk before the next one is made.
                 assert taken.acquire(timeout=60)
 
         return chunks()
@@ -281,7 +281,7 @@ def test_chunks_arrive_as_they_are_made_and_no_faster_than_they_are_taken() -> N
 
 
 def messages(app: Callable[..., Any]) -> list[tuple[bytes, bool]]:
-    """Body and more_body of what is sent after the start, which comes first and once."""
+    """The body and more_body of each message after the start, which comes first and once."""
     sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
@@ -327,7 +327,7 @@ def test_error_replaces_an_answer_that_has_not_begun_and_breaks_off_one_that_has
     assert answer(fails(1))[0] == "LookupError"
 
 
-def test_client_that_hangs_up_before_its_body_is_there_gets_nothing_done() -> None:
+def test_request_whose_client_leaves_before_its_end_is_dropped() -> None:
     called = []
     messages = [
         {"type": "http.request", "body": b"ha", "more_body": True},

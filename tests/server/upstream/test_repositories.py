@@ -1,4 +1,4 @@
-"""What MLflow may open, whatever checks of its own a version of it has."""
+"""MLflow opens only artifacts in the roots, whatever checks its version has."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECRET = "canary"
 
 
 class Trusting(LocalArtifactRepository):
-    """As in MLflow 3.4, and as another package's may be: checks nothing."""
+    """A repository without checks, as in MLflow 3.4 and perhaps in other packages."""
 
     def list_artifacts(self, path: str | None = None) -> Any:
         return sorted(one.name for one in Path(self.artifact_dir, path or "").iterdir())
@@ -46,7 +46,7 @@ class Trusting(LocalArtifactRepository):
 
 
 class Remote(ArtifactRepository):
-    """A store elsewhere, which would take any path."""
+    """A remote store, which accepts any path."""
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None: ...
 
@@ -101,13 +101,13 @@ def test_no_path_leads_out_of_a_repository(root: Path) -> None:
     remote = opener(root).confined(Remote("s3://bucket/team"))
     with pytest.raises(MlflowException, match="LOCATION_REFUSED"):
         remote.list_artifacts("../other")
-    # Through MLflow's own methods, too, which call these.
+    # MLflow's own methods call these, so they are checked, too.
     with pytest.raises(MlflowException, match="LOCATION_REFUSED"):
         remote.download_artifacts("a/../../b", str(root))
     assert remote.list_artifacts("a") == []
 
 
-def test_what_may_be_opened(root: Path) -> None:
+def test_only_locations_in_the_roots_may_be_opened(root: Path) -> None:
     rows = {
         str(root): True,
         f"file://{root}/in": True,
@@ -143,7 +143,9 @@ def test_what_may_be_opened(root: Path) -> None:
         opener(root, mode).confined(Trusting(str(root))).list_artifacts("../out")
 
 
-def test_the_roots_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_come_from_the_server_s_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "real").mkdir()
     (tmp_path / "linked").symlink_to(tmp_path / "real")

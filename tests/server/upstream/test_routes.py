@@ -1,4 +1,4 @@
-"""Every route is found, however it was added; and printed as the table of routes spells it."""
+"""Every route is found, however it was added, and printed in the spelling of the table of routes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_routes_of_both_frameworks_are_found() -> None:
 def test_program_prints_the_routes_of_the_installed_mlflow(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # What imports it, gets nothing printed.
+    # An import prints nothing.
     runpy.run_module(mlflow_routes.__module__, run_name="imported")
     assert capsys.readouterr().out == ""
     runpy.run_module(mlflow_routes.__module__, run_name="__main__")

@@ -1,4 +1,4 @@
-"""Sockets, made as uvicorn makes them for several workers, do not hold answers back."""
+"""Sockets that uvicorn makes for several workers send answers at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_accepted_connections_send_at_once_and_nothing_else_is_touched() -> None
         before = len(list(OPEN.iterdir()))
         send_at_once()
         assert len(list(OPEN.iterdir())) == before
-        # As uvicorn does, in each worker and after it has made the application.
+        # uvicorn does this in each worker, after it has made the application.
         listening.listen()
         with socket.create_connection(listening.getsockname()):
             accepted, _ = listening.accept()

@@ -1,4 +1,4 @@
-"""Where uvicorn can't be made to drop trailers, it serves with h11, or a worker does not start."""
+"""If uvicorn can't be patched to drop trailers, it serves with h11 or a worker does not start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlflow_hokusai_auth.server.upstream import trailers
 
 
 class Elsewhere:
-    """A protocol as another uvicorn may have it: its scope is not what it appends to `headers`."""
+    """A protocol of another uvicorn, which keeps a trailer although `headers` is replaced."""
 
     def __init__(self, **_: Any) -> None:
         self.cycle = self
@@ -23,7 +23,7 @@ class Elsewhere:
     def data_received(self, data: bytes) -> None: ...
 
 
-def test_httptools_drops_trailers_however_often_it_is_told() -> None:
+def test_httptools_drops_trailers_after_one_patch_or_more() -> None:
     assert trailers.ignore()
     protocol: Any = sys.modules[trailers.MODULE].HttpToolsProtocol
     patched = protocol.on_headers_complete
@@ -32,7 +32,7 @@ def test_httptools_drops_trailers_however_often_it_is_told() -> None:
     trailers.check()
 
 
-def test_another_uvicorn_serves_with_h11(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uvicorn_that_can_not_be_patched_serves_with_h11(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UVICORN_HTTP", raising=False)
     trailers.prepare()
     assert "UVICORN_HTTP" not in os.environ
@@ -40,9 +40,9 @@ def test_another_uvicorn_serves_with_h11(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(f"{trailers.MODULE}.HttpToolsProtocol", made_otherwise)
         trailers.prepare()
         assert os.environ.pop("UVICORN_HTTP") == "h11"
-        # The operator chose httptools all the same.
+        # The operator's choice of httptools stays.
         with pytest.raises(ValueError, match="--http h11"):
             trailers.check()
-    # A worker that serves with h11 has not imported the other.
+    # A worker that serves with h11 does not import httptools.
     monkeypatch.delitem(sys.modules, trailers.MODULE)
     trailers.check()

@@ -1,8 +1,8 @@
-"""MLflow's server-side jobs open artifacts in this server's roots only, too.
+"""The confinement of MLflow's server-side jobs to this server's artifact roots.
 
-They run in processes of their own, where nothing else of the server's part is, on the server's
-machine and with its role in a cloud; and what they open stands in rows that clients have made, such as
-a trace's tags. On MLflow before 3.17 they would also send the jobs' credential to any http(s) host.
+Jobs run in processes of their own, without the rest of the server, but on its machine and with its role
+in a cloud. The locations that they open come from clients, for example in a trace's tags. Before
+MLflow 3.17 a job would also send its credential to any http(s) host.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from mlflow.store.artifact import artifact_repository_registry
 
 
 def install() -> None:
-    """Confine this process when it opens the first artifacts.
+    """Confine this process when it opens artifacts for the first time.
 
-    Called while MLflow is imported: what the server's part needs of MLflow can't be imported yet.
+    This runs during `import mlflow`, when the modules that the confinement needs can't be imported yet.
     """
-    # Numbers of a process that lives for one job would stay, in files, until the server ends.
+    # The metric files of a process that lives for one job would stay until the server ends.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     registry = artifact_repository_registry._artifact_repository_registry
     inner = registry.get_artifact_repository

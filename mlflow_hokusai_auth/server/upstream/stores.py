@@ -1,0 +1,45 @@
+"""MLflow's tracking store and artifact repository, as its request handlers make them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+    from sqlalchemy.engine import Engine
+
+
+def tracking_engine() -> Engine | None:
+    """Return the engine of the tracking store; None if the store is not a database."""
+    from mlflow.server import handlers
+
+    engine: Engine | None = getattr(handlers._get_tracking_store(), "engine", None)
+    return engine
+
+
+def query_tracking_store() -> None:
+    """Read one experiment. Raises MLflow's or SQLAlchemy's exception if the store fails."""
+    from mlflow.server.handlers import _get_tracking_store
+
+    try:
+        from mlflow.utils.workspace_context import set_server_request_workspace
+    except ImportError:  # MLflow before workspaces
+        pass
+    else:
+        # With --enable-workspaces the store needs a workspace. This one holds for this thread only.
+        set_server_request_workspace("default")
+    _get_tracking_store().search_experiments(max_results=1)
+
+
+def served_artifacts() -> Path | ArtifactRepository | None:
+    """Return the folder or the repository whose artifacts MLflow serves; None if it serves none."""
+    from mlflow.server import handlers
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    if not handlers._is_serving_proxied_artifacts():
+        return None
+    repository: ArtifactRepository = handlers._get_artifact_repo_mlflow_artifacts()
+    if isinstance(repository, LocalArtifactRepository):
+        return Path(repository.artifact_dir)
+    return repository

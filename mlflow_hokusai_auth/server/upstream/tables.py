@@ -1,0 +1,156 @@
+"""MLflow's database: the models of its tables, and every query that the server sends to them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.store.db.utils import create_sqlalchemy_engine
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
+from mlflow.store.tracking.dbmodels.models import (
+    SqlExperiment,
+    SqlLoggedModel,
+    SqlRun,
+    SqlTraceInfo,
+    SqlTraceTag,
+)
+from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION
+from mlflow.utils.uri import append_to_uri_path, resolve_uri_if_local
+from sqlalchemy.engine import Connection
+
+from . import stores
+from .artifact_roots import REGISTRY, TRACKING
+
+__all__ = [
+    "DELETED",
+    "TRACE_LOCATION",
+    "TRACE_LOCATIONS",
+    "SqlExperiment",
+    "SqlModelVersion",
+    "SqlRegisteredModel",
+    "SqlTraceTag",
+]
+
+#: The stage of a model version that MLflow has deleted; its row stays.
+DELETED = "Deleted_Internal"
+#: The tag that holds the location of a trace's files.
+TRACE_LOCATION = MLFLOW_ARTIFACT_LOCATION
+#: That tag, and the one for the files of a trace that newer versions of MLflow have archived.
+TRACE_LOCATIONS = frozenset({TRACE_LOCATION, "mlflow.trace.archiveLocation"})
+
+
+def is_database(uri: str) -> bool:
+    """Return whether a store's `uri` names a database, and not a folder of files."""
+    return uri.startswith(tuple(DATABASE_ENGINES))
+
+
+@contextlib.contextmanager
+def connect(uri: str) -> Iterator[Connection]:
+    """Connect to the database at `uri`, with an engine that is disposed of afterwards."""
+    engine = create_sqlalchemy_engine(uri)
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def tracking(registry: Connection) -> Iterator[Connection]:
+    """Connect to the database of runs: by `registry` itself, if the model registry is in it too."""
+    engine = stores.tracking_engine()
+    if engine is None or engine.url == registry.engine.url:
+        yield registry
+        return
+    with engine.connect() as connection:
+        yield connection
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The texts that a statement selects, read when they are iterated over."""
+
+    connection: Connection
+    statement: sa.Select[Any]
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for (text,) in self.connection.execute(self.statement) if text)
+
+
+def stored_locations() -> Iterator[tuple[str, str]]:
+    """Yield the locations of experiments with their number, and of model versions with ""."""
+    database = os.environ.get(TRACKING, "")
+    version = sa.func.coalesce(SqlModelVersion.storage_location, SqlModelVersion.source)
+    queries = (
+        (database, sa.select(SqlExperiment.artifact_location, SqlExperiment.experiment_id)),
+        (os.environ.get(REGISTRY) or database, sa.select(version, sa.null()).distinct()),
+    )
+    for uri, query in queries:
+        if not is_database(uri):
+            continue
+        with connect(uri) as connection:
+            for location, number in connection.execution_options(yield_per=1000).execute(query):
+                if location:
+                    yield str(location), "" if number is None else str(number)
+
+
+def chosen_folders(connection: Connection, default_root: str) -> Texts:
+    """The locations of experiments, without those that MLflow made up by an experiment's number."""
+    query = sa.select(SqlExperiment.artifact_location)
+    root = resolve_uri_if_local(default_root).rstrip("/") + "/"
+    if default_root and append_to_uri_path(root, "1") == f"{root}1":
+        # A location with a number is judged without a query, and most locations are of that kind.
+        number = sa.cast(SqlExperiment.experiment_id, sa.String(20))
+        query = query.where(SqlExperiment.artifact_location != sa.literal(root) + number)
+    return Texts(connection, query)
+
+
+def trace_location(trace: str, connection: Connection) -> str | None:
+    """Return where MLflow keeps the files of the trace with this id; None if there is no such trace."""
+    query = sa.select(SqlExperiment.artifact_location).join(
+        SqlTraceInfo, SqlTraceInfo.experiment_id == SqlExperiment.experiment_id
+    )
+    root = connection.execute(query.where(SqlTraceInfo.request_id == trace)).scalar()
+    return append_to_uri_path(root, "traces", trace, "artifacts") if root else None
+
+
+def owner_locations(ids: Iterable[str], connection: Connection) -> Iterator[str]:
+    """Yield the locations of the runs and of the logged models with these ids."""
+    ids = tuple(ids)
+    yield from Texts(connection, sa.select(SqlRun.artifact_uri).where(SqlRun.run_uuid.in_(ids)))
+    models = sa.select(SqlLoggedModel.artifact_location).where(SqlLoggedModel.model_id.in_(ids))
+    yield from Texts(connection, models)
+
+
+def version_locations(uri: str, connection: Connection) -> Texts:
+    """The locations of model versions at or above `uri`."""
+    whole = uri.rstrip("/")
+    ends = [i for i, letter in enumerate(whole) if letter == "/"] + [len(whole)]
+    above = [whole[:end] + slash for end in ends for slash in ("", "/") if whole[:end]]
+    column = SqlModelVersion.storage_location
+    kept = SqlModelVersion.current_stage != DELETED
+    return Texts(connection, sa.select(column).where(column.in_(above), kept))
+
+
+def has_run(run_id: str, connection: Connection) -> bool:
+    """Return whether there is a run with this id."""
+    return _has(connection, SqlRun.run_uuid, run_id)
+
+
+def has_logged_model(model_id: str, connection: Connection) -> bool:
+    """Return whether there is a logged model with this id."""
+    return _has(connection, SqlLoggedModel.model_id, model_id)
+
+
+def has_version(name: str, connection: Connection) -> bool:
+    """Return whether the registered model `name` has a version."""
+    return _has(connection, SqlModelVersion.name, name)
+
+
+def _has(connection: Connection, column: Any, value: str) -> bool:
+    return connection.execute(sa.select(column).where(column == value)).first() is not None
