@@ -221,11 +221,11 @@ def revoke(key_id: str, wait: bool, force: bool, as_json: bool) -> None:
 
         described = describe(store.revoke(key_id, actor(), force=force))
     if wait:
-        from mlflow_hokusai_auth.server.web.keys_api import SETTLED
+        from mlflow_hokusai_auth.server.web.keys_api import REVOKED_EVERYWHERE
 
         # Nobody need be asked: what a server's process has cached counts for less than this, unless
         # the store confirmed since then that nothing changed.
-        time.sleep(SETTLED)
+        time.sleep(REVOKED_EVERYWHERE)
     _show(described, as_json)
 
 

@@ -29,20 +29,20 @@ _MODELS = (
     schemas.Error,
 )
 _ERRORS = {
-    "400": "A parameter, the body, or the way in which the key was sent is wrong.",
-    "401": "No key, or not a good one.",
-    "403": "The key may not do this, or not from there.",
+    "400": "A parameter, the body or the way in which the key was sent is wrong.",
+    "401": "The key is missing or not valid.",
+    "403": "The key may not do this, or not from this address.",
     "404": "There is no such key.",
-    "409": "The key is not in a state in which this can be done.",
+    "409": "The state of the key does not allow this.",
     "429": "Too many requests; Retry-After says how long to wait.",
-    "503": "Keys can't be checked, or the store can't be used, for the moment.",
+    "503": "Keys can't be checked, or the key store can't be used, at the moment.",
 }
 _ALWAYS = ("400", "401", "403", "429", "503")
 
 
 @lru_cache(maxsize=1)
 def document() -> dict[str, Any]:
-    """The description, as JSON has it."""
+    """The OpenAPI document, ready for JSON."""
     _, definitions = models_json_schema(
         [(model, "validation") for model in _MODELS], ref_template=_REF
     )
@@ -64,12 +64,12 @@ def document() -> dict[str, Any]:
         "security": [{"key": []}, {"bearer": []}],
         "paths": {
             f"{_BASE}/whoami": {
-                "get": _operation("whoami", "What the key in use is and may do.", schemas.Identity)
+                "get": _operation("whoami", "The key in use, and what it may do.", schemas.Identity)
             },
             f"{_BASE}/keys": {
                 "get": _operation(
                     "listKeys",
-                    "Keys, the newest first.",
+                    "Keys, newest first.",
                     schemas.KeyPage,
                     parameters=_filters(),
                 ),
@@ -80,7 +80,7 @@ def document() -> dict[str, Any]:
             f"{_BASE}/keys/import": {
                 "post": _operation(
                     "importKey",
-                    "Take in a key that was handed out before.",
+                    "Import an existing key.",
                     schemas.Key,
                     "201",
                     body=schemas.ExistingKey,
@@ -90,7 +90,7 @@ def document() -> dict[str, Any]:
             f"{_BASE}/keys/export": {
                 "get": _operation(
                     "exportKeys",
-                    "Every key without its secret, one JSON object a line.",
+                    "All keys, without the keys themselves: one JSON object per line.",
                     None,
                     media="application/x-ndjson",
                 ),
@@ -107,7 +107,7 @@ def document() -> dict[str, Any]:
                 ),
                 "delete": _operation(
                     "revokeKey",
-                    "End a key for good.",
+                    "Revoke a key for good.",
                     schemas.Key,
                     errors=("404", "409"),
                     parameters=[
@@ -115,13 +115,13 @@ def document() -> dict[str, Any]:
                             "wait",
                             "query",
                             {"type": "boolean"},
-                            "Answer once it is refused by every server process.",
+                            "Answer only once every server process refuses the key.",
                         ),
                         _parameter(
                             "force",
                             "query",
                             {"type": "boolean"},
-                            "Even the last key that may manage keys.",
+                            "Revoke even the last key that may manage keys.",
                         ),
                     ],
                 ),
@@ -130,7 +130,7 @@ def document() -> dict[str, Any]:
                 "parameters": [key_id],
                 "post": _operation(
                     "rotateKey",
-                    "Replace a key; the old one goes on for a while. A key may replace itself.",
+                    "Replace a key; the old one stays valid for a while. A key may replace itself.",
                     schemas.ReplacingKey,
                     "201",
                     body=schemas.Rotation,
@@ -152,13 +152,13 @@ def document() -> dict[str, Any]:
                             "Github-Public-Key-Identifier",
                             "header",
                             {"type": "string"},
-                            "Which key signed.",
+                            "The identifier of the signing key.",
                         ),
                         _parameter(
                             "Github-Public-Key-Signature",
                             "header",
                             {"type": "string"},
-                            "ECDSA over the body, DER in base64.",
+                            "The ECDSA signature of the body, DER in base64.",
                         ),
                     ],
                     "requestBody": _content({"type": "array", "items": {"type": "object"}}),
@@ -195,7 +195,7 @@ def _operation(
     }
     for code in sorted({*_ALWAYS, *errors}):
         described = _ERRORS.get(code, "The body is too large.")
-        # A path that is none at all is answered by MLflow, in its own words.
+        # MLflow itself answers 404 for a path without a route, in its own form.
         schema = {"type": "object"} if code == "404" else _ref(schemas.Error)
         responses[code] = {"description": described, **_content(schema)}
     operation: dict[str, Any] = {"operationId": name, "summary": summary, "responses": responses}
@@ -209,19 +209,24 @@ def _operation(
 def _filters() -> list[dict[str, Any]]:
     text = {"type": "string", "maxLength": 255}
     return [
-        _parameter("owner", "query", text, "Exactly this owner."),
+        _parameter("owner", "query", text, "Only keys of exactly this owner."),
         _parameter(
-            "environment", "query", {"type": "string", "enum": list(ENVIRONMENTS)}, "Of this one."
+            "environment",
+            "query",
+            {"type": "string", "enum": list(ENVIRONMENTS)},
+            "Only keys of this environment.",
         ),
-        _parameter("state", "query", {"type": "string", "enum": list(STATES)}, "In this state."),
-        _parameter("query", "query", text, "A part of the owner, the name or the id."),
+        _parameter(
+            "state", "query", {"type": "string", "enum": list(STATES)}, "Only keys in this state."
+        ),
+        _parameter("query", "query", text, "Only keys with this text in their owner, name or id."),
         _parameter(
             "max_results",
             "query",
             {"type": "integer", "minimum": 1, "maximum": MAX_RESULTS, "default": 100},
-            "Keys on a page.",
+            "The number of keys on a page.",
         ),
-        _parameter("page_token", "query", text, "next_page_token of the page before."),
+        _parameter("page_token", "query", text, "The next_page_token of the previous page."),
     ]
 
 
