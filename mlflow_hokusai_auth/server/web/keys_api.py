@@ -97,9 +97,7 @@ def blueprint(
     def rotate_key(key_id: str) -> tuple[flask.Response, int]:
         caller = callers.principal()
         if key_id != caller.key_id and not policy.is_admin(caller, gate.policy):
-            raise Forbidden(
-                "A key may be rotated by itself, or by a key with mlflow:admin."
-            )
+            raise Forbidden("A key may be rotated by itself, or by a key with mlflow:admin.")
         _check_rotation_limit(caller, store, gate)
         # The body counts with any Content-Type: if it were ignored, a leaked key would live for a day.
         body = schemas.parse(schemas.Rotation, _json() if flask.request.get_data() else {})
