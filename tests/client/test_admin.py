@@ -187,9 +187,7 @@ def test_export_is_read_lazily(api: Api, client: HokusaiAuthClient) -> None:
         next(client.export_keys())
 
 
-def test_broken_export_raises(
-    api: Api, client: HokusaiAuthClient
-) -> None:
+def test_broken_export_raises(api: Api, client: HokusaiAuthClient) -> None:
     line = json.dumps(RECORD).encode() + b"\n"
     for body, length in ((line, len(line) + 1), (line + b'{"key_', None)):
         extra = {"Connection": "close", "Content-Length": length and str(length)}
@@ -222,9 +220,7 @@ def test_key_id_is_one_path_segment(api: Api, client: HokusaiAuthClient) -> None
         assert api.last.query == {}, key_id
 
 
-def test_refusal_raises_the_servers_message(
-    api: Api, client: HokusaiAuthClient
-) -> None:
+def test_refusal_raises_the_servers_message(api: Api, client: HokusaiAuthClient) -> None:
     for status in (400, 403, 404, 409, 429, 503):
         api.on("GET keys/key_1", status, {"error_code": "BAD_REQUEST", "message": f"No {status}."})
         with pytest.raises(RestException, match=rf"No {status}\.") as caught:
@@ -255,7 +251,9 @@ def test_only_reads_are_retried(
     assert [asked.method for asked in api.asked] == ["POST"] * 3 + ["GET"] * 2
 
 
-def test_nothing_is_created_without_a_server(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_created_without_a_server(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     for uri in ("sqlite:///mlflow.db", "./mlruns", ""):

@@ -34,7 +34,9 @@ def test_no_key_and_no_warning_if_nothing_is_configured(
     assert not caplog.text
 
 
-def test_sources_have_an_order(hokusai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_have_an_order(
+    hokusai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     in_env, in_file, in_profile, in_config = (keys.generate() for _ in range(4))
     before = dict(os.environ)
     write(hokusai / "config", f"[default]\napi_endpoint = https://x/%s\napi_key = {in_config}\n")
@@ -140,9 +142,7 @@ def test_unusable_source_warns_once_and_no_later_one_is_used(
     assert profile.api_key() == made
 
 
-def test_malformed_config_is_not_quoted(
-    hokusai: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_malformed_config_is_not_quoted(hokusai: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = keys.generate()
     write(hokusai / "config", f"api_key = {made}\n")
     assert profile.api_key() is None
@@ -150,7 +150,9 @@ def test_malformed_config_is_not_quoted(
     assert made not in caplog.text
 
 
-def test_missing_home_gives_no_key(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_home_no_key(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for home in ("/nowhere", ""):
         monkeypatch.setenv("HOME", home)
         assert profile.api_key() is None

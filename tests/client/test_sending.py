@@ -161,9 +161,7 @@ def test_key_is_not_forwarded_to_another_origin(
             assert "another origin" in warning.getMessage()
 
 
-def test_key_is_forwarded_within_its_origin(
-    tracking: Server, key: str, way: None
-) -> None:
+def test_key_is_forwarded_within_its_origin(tracking: Server, key: str, way: None) -> None:
     for place, sent in (
         ("/api/mlflow/there", [key]),
         (f"{tracking.origin}/there", [key]),

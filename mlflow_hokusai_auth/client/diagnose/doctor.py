@@ -216,7 +216,9 @@ def check_header_providers(results: Results) -> Outcome:
         ]
     if not refused:
         return True, "; ".join(reports), ""
-    found = f"{'; '.join(reports)}. MLflow joins that to the key or sends both, and the server refuses it"
+    found = (
+        f"{'; '.join(reports)}. MLflow joins that to the key or sends both: the server refuses it"
+    )
     return (
         False,
         found,

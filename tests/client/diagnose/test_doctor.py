@@ -195,7 +195,9 @@ def test_unusable_source_fails(api: Api, failure: Any, monkeypatch: pytest.Monke
     ]  # fmt: skip
 
 
-def test_damaged_key_fails(api: Api, key: str, failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_key_fails(
+    api: Api, key: str, failure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     swapped = "a" if key[20] != "a" else "b"
     for at, put, why in (
         (20, swapped, "checksum"),
@@ -345,7 +347,9 @@ def test_origin_not_on_the_list_fails(
     assert [asked.path for asked in api.asked] == [f"{PREFIX}/health"]
 
 
-def test_plain_http_over_the_network_fails(api: Api, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_http_over_the_network_fails(
+    api: Api, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The server is its own proxy, so that the host need not be resolved.
     monkeypatch.setenv("http_proxy", api.origin)
     api.answers["GET http://registry.example.com/health"] = (200, b"OK")
@@ -645,16 +649,14 @@ def test_malformed_answer_gives_no_traceback(api: Api, run: Any) -> None:
             assert result.exit_code == 1 and "Check MLFLOW_TRACKING_URI" in result.stdout, strange
 
 
-def test_whoami_prints_only_known_fields(
-    api: Api, run: Any, key: str, retries: None
-) -> None:
+def test_whoami_prints_only_known_fields(api: Api, run: Any, key: str, retries: None) -> None:
     body = {"error_code": "UNAUTHENTICATED", "message": f"Unknown:\n{key}"}
     api.on("GET whoami", 503, body)
     for arguments in ((), ("--json",)):
         result = run("whoami", *arguments)
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr == (
-            "hokusai-auth: UNAUTHENTICATED: Unknown: ***\n`hokusai-auth doctor` finds out why.\n"
+            "hokusai-auth: UNAUTHENTICATED: Unknown: ***\nRun `hokusai-auth doctor` to find out why.\n"
         )
     assert len(api.asked) == 2
     mlflow.set_tracking_uri("./mlruns")

@@ -193,9 +193,7 @@ def test_key_that_may_not_delete_makes_nothing(run: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["runs/log-metric", "PUT ", "model-versions/create", "alias"])
-def test_failed_step_leaves_nothing(
-    text: str, way: Between, live: Server, run: Any
-) -> None:
+def test_failed_step_leaves_nothing(text: str, way: Between, live: Server, run: Any) -> None:
     way.on[text] = lambda _: (500, {}, b"down")
     for scope in ("mlflow:write", "model:write"):
         _, checks = run(way.origin, live.key(scope), code=1)
@@ -221,7 +219,9 @@ def test_undeleted_objects_are_named(way: Between, live: Server, run: Any) -> No
     _, checks = run(way.origin, live.key("mlflow:write"), code=1)
     assert failed(checks) == ["clean up"]
     name = checks["registered model"]["found"]
-    assert checks["clean up"]["fix"] == f"Delete what there is of: registered model {name}."
+    assert (
+        checks["clean up"]["fix"] == f"Delete these, as far as they exist: registered model {name}."
+    )
     # The rest is gone, and the test deletes this.
     assert "experiment" not in checks["clean up"]["found"].split("registered model")[0]
     body = json.dumps({"name": name}).encode()
@@ -385,7 +385,9 @@ def test_key_is_sent_only_to_the_origin_of_the_url(
     assert other.seen and not other.saw(key)
 
 
-def test_no_artifact_is_sent_to_another_host(way: Between, live: Server, other: Any, run: Any) -> None:
+def test_no_artifact_is_sent_to_another_host(
+    way: Between, live: Server, other: Any, run: Any
+) -> None:
     def elsewhere(forward: Callable[[], Answer]) -> Answer:
         answer = forward()
         assert answer is not None
