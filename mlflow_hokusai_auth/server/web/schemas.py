@@ -131,18 +131,13 @@ class ExistingKey(_Fields):
     key: Annotated[StrictStr, Field(max_length=256)]
 
 
-class KeyChanges(_Body):
+class KeyChanges(_Fields):
     """Changes of a key. A field that is left out stays as it is, so no default is ever used."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     owner: Owner = ""
     scopes: Scopes = []
-    name: Name = ""
-    note: Note = ""
-    expires_in: Lifetime = None
-    networks: Networks = []
-    rate_limit_per_hour: RateLimit = None
 
 
 class Rotation(_Body):
@@ -260,15 +255,8 @@ def parse(model: type[_Model], body: object) -> _Model:
 
 def fields(body: _Fields) -> dict[str, Any]:
     """The arguments of `LocalStore.create` and `add` that `body` holds."""
-    return {
-        "owner": body.owner,
-        "name": body.name,
-        "note": body.note,
-        "scopes": body.scopes,
-        "networks": tuple(body.networks),
-        "rate_limit_per_hour": body.rate_limit_per_hour,
-        "expires_at": _expires_at(body.expires_in),
-    }
+    same = body.model_dump(include=_Fields.model_fields.keys() - {"expires_in"})
+    return {**same, "networks": tuple(body.networks), "expires_at": _expires_at(body.expires_in)}
 
 
 def changes(body: KeyChanges) -> dict[str, Any]:
