@@ -148,8 +148,8 @@ def test_key_is_never_an_argument(call: Call, store: LocalStore) -> None:
 
 def test_malformed_key_is_not_imported(call: Call, store: LocalStore) -> None:
     for stdin in ("", "no key", "\xff\xfe".encode("latin-1"), "x" * 20_000):
-        said = mistake(call("keys", "import", *READER, stdin=stdin, status=1))
-        assert "no key that can be imported" in said or "at most 256 characters" in said
+        printed = mistake(call("keys", "import", *READER, stdin=stdin, status=1))
+        assert "no key that can be imported" in printed or "at most 256 characters" in printed
         assert store.page() == ([], None)
 
 
@@ -403,7 +403,7 @@ def test_user_without_a_name_is_audited(call: Call, monkeypatch: pytest.MonkeyPa
     assert [event["actor"] for event in audited(call)] == ["cli:unknown"]
 
 
-#: A call, and what is said of it.
+#: Calls, and a part of the message for each.
 MISTAKES = [
     (["keys", "show", "key_nobody"], "There is no key 'key_nobody'"),
     (["keys", "revoke", "key_nobody"], "There is no key 'key_nobody'"),
@@ -463,8 +463,8 @@ def test_unusable_database_prints_one_line(call: Call, monkeypatch: pytest.Monke
     for uri, says in DATABASES:
         monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", uri)
         for command in (["keys", "list"], ["audit"]):
-            said = mistake(call(*command, status=1))
-            assert says in said and "secret" not in said, uri
+            printed = mistake(call(*command, status=1))
+            assert says in printed and "secret" not in printed, uri
 
 
 def test_new_store_is_reported(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,8 +490,8 @@ def test_explain_takes_only_a_path(call: Call) -> None:
 
 def test_explain_names_the_methods_of_a_route(call: Call) -> None:
     for prefix in ("", "/mlflow"):
-        said = call("explain", "GET", f"{prefix}/api/2.0/mlflow/runs/search").stdout
-        assert "known to have this route with POST only" in said
+        printed = call("explain", "GET", f"{prefix}/api/2.0/mlflow/runs/search").stdout
+        assert "known to have this route with POST only" in printed
     assert "not known to have this route\n" in call("explain", "GET", "/x").stdout
 
 
@@ -550,17 +550,17 @@ def test_explain_names_the_rule_and_the_verdict(call: Call) -> None:
     answer = json.loads(call("explain", *arguments, "--scope", "mlflow:write", "--json").stdout)
     assert answer["needs"] == "write" and answer["verdict"].endswith("allowed")
     assert "mlflow:write" in answer["scopes"] and "mlflow:read" not in answer["scopes"]
-    said = json.loads(call("explain", "POST", "/graphql", *arguments[2:], "--json").stdout)
-    assert said["verdict"] == (
+    printed = json.loads(call("explain", "POST", "/graphql", *arguments[2:], "--json").stdout)
+    assert printed["verdict"] == (
         "a key with model:write is allowed queries of MLflow's pages; refused other queries, mutations"
     )
-    assert ["model:read" in said[name] for name in said if name.startswith("scopes")] == [
+    assert ["model:read" in printed[name] for name in printed if name.startswith("scopes")] == [
         True,
         False,
         False,
     ]
-    assert "mlflow:read" in said["scopes_for_other_queries"]
-    assert "mlflow:read" not in said["scopes_for_mutations"]
+    assert "mlflow:read" in printed["scopes_for_other_queries"]
+    assert "mlflow:read" not in printed["scopes_for_mutations"]
     assert "everybody" in call("explain", "GET", "/mlflow/health").stdout
     assert "not known" in call("explain", "GET", "/mlflow/mlflow/health").stdout
     root = call("explain", "GET", "/mlflow").stdout
@@ -578,13 +578,13 @@ for call in (
     ["--help"], ["--version"], ["keys", "create", "--help"], ["whoami", "--help"],
     ["doctor", "--help"], ["keys", "list"], ["audit"], None,
 ):
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             main(call, prog_name="hokusai-auth") if call else server()
     except SystemExit as end:
         code, message = (end.code, "") if isinstance(end.code, int) else (1, end.code)
-        print(json.dumps([call, code, said.getvalue() + message]))
+        print(json.dumps([call, code, printed.getvalue() + message]))
 """
 
 
@@ -601,9 +601,9 @@ def test_only_supplier_commands_work_without_the_server_extra(tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (0, "")
     *served, keys_list, audit, server = map(json.loads, done.stdout.splitlines())
     assert len(served) == 5
-    for call, code, said in served:
-        assert code == 0 and said.startswith(("Usage: hokusai-auth ", "hokusai-auth, version")), (
-            call
-        )
-    for call, code, said in (keys_list, audit, server):
-        assert code == 1 and "pip install 'mlflow-hokusai-auth[server]'" in said, call
+    for call, code, printed in served:
+        assert code == 0 and printed.startswith(
+            ("Usage: hokusai-auth ", "hokusai-auth, version")
+        ), call
+    for call, code, printed in (keys_list, audit, server):
+        assert code == 1 and "pip install 'mlflow-hokusai-auth[server]'" in printed, call

@@ -30,7 +30,7 @@ FILE = b"content of the artifact"
 
 @dataclass
 class Seen:
-    """One request as it arrived."""
+    """One received request."""
 
     method: str
     path: str

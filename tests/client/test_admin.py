@@ -30,7 +30,7 @@ Answer = tuple[Any, ...]
 
 @dataclass
 class Asked:
-    """One request as it arrived."""
+    """One received request."""
 
     method: str
     path: str

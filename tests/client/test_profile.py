@@ -187,7 +187,7 @@ KEPT_BACK = [
         )
     ],
     *[
-        (url, f"{url}{path}")  # not even where it is what MLflow is told to ask
+        (url, f"{url}{path}")  # even if it is MLflow's tracking URI
         for url in (
             "http://reg.example.com", "http://[::2]:5000", "http://[::ffff:127.0.0.1]:5000",
             "http://127.0.0.1.evil.com", "http://localhost@evil.com", "http://localhost.evil.com",
@@ -233,8 +233,8 @@ def test_key_for_this_machine_is_not_sent_to_a_proxy(
                 caplog.clear()
                 patch.setenv("MLFLOW_TRACKING_URI", url)
                 assert origin_guard.may_send(f"{url}/x") is allowed, (environ, url)
-                told = "Add localhost,127.0.0.1,::1 to NO_PROXY" in caplog.text
-                assert told is not allowed, (environ, url)
+                warned = "Add localhost,127.0.0.1,::1 to NO_PROXY" in caplog.text
+                assert warned is not allowed, (environ, url)
             patch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.com")
             assert origin_guard.may_send("https://tracking.example.com/x"), environ
 

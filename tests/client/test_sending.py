@@ -415,7 +415,7 @@ def test_unknown_callers_get_no_key(
     tracking: Server, caplog: pytest.LogCaptureFixture, afresh: Callable[..., None]
 ) -> None:
     databricks = SimpleNamespace(use_databricks_sdk=True)
-    for body, said in (
+    for body, warning in (
         ("pass", "does not reveal the URL"),
         ("url = 5", "does not reveal the URL"),
         ("url = allowed; kwargs = None", "does not reveal the URL"),
@@ -427,7 +427,7 @@ def test_unknown_callers_get_no_key(
         afresh()
         ask = caller(body, allowed=tracking.origin, databricks=databricks)
         assert ask() == ask() == {}, body
-        assert [said in record.getMessage() for record in caplog.records] == [True], body
+        assert [warning in record.getMessage() for record in caplog.records] == [True], body
 
 
 def test_provider_gives_no_key_outside_a_request(

@@ -33,7 +33,7 @@ _ALWAYS = ("400", "401", "403", "429", "503")
 
 
 class _Row(NamedTuple):
-    """An operation. `route` is its method and its path below `_BASE`; `extra` is added as it is."""
+    """An operation. `route` is its method and its path below `_BASE`; `extra` is added unchanged."""
 
     route: str
     name: str

@@ -181,26 +181,26 @@ class KeyWithUses(Key):
 
 
 class MadeKey(Key):
-    """A new key. `key` is the key itself, which is shown here and never again."""
+    """A new key. `key` is the key itself, which is returned only here."""
 
     key: str
 
 
 class ReplacingKey(MadeKey):
-    """A new key, and the one that it replaces."""
+    """A new key, and the record of the one that it replaces."""
 
     replaces: Key
 
 
 class KeyPage(BaseModel):
-    """Some keys, the newest first, and the token of the next page, if there is one."""
+    """A page of keys, newest first, and the token of the next page, or null."""
 
     keys: list[KeyWithUses]
     next_page_token: str | None
 
 
 class LimitLeft(BaseModel):
-    """What is left of a key's limit; `reset` is in seconds."""
+    """The rest of a key's rate limit; `reset` is in seconds."""
 
     limit: int
     remaining: int

@@ -1,4 +1,4 @@
-"""`POST /api/v1/keys/validate`: the auth service's contract, so that servers can use this one as it."""
+"""`POST /api/v1/keys/validate`: the auth service's contract, for other servers that use this one."""
 
 from __future__ import annotations
 

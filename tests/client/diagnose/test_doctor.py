@@ -227,9 +227,9 @@ def test_other_credentials_are_judged(
             assert name in found and other[8:] not in found
             # The server ignores a credential for another layer.
             patch.setenv(name, "something-else")
-            told = run("doctor").stdout.splitlines()[1]
+            line = run("doctor").stdout.splitlines()[1]
             beside = "not a key, so the server ignores it beside the key"
-            assert told == f"ok    other credentials: {name}: {beside}"
+            assert line == f"ok    other credentials: {name}: {beside}"
             # If neither has our prefix, the server can't tell which is the key.
             patch.setenv("HOKUSAI_API_KEY", "key-of-another-form")
             check, found, fix, _ = failure()
@@ -251,13 +251,13 @@ def test_netrc_password_is_judged(
 
     sent = "; ~/.netrc has one for this host, which is sent as a Basic password"
     for place, put, end in (("~/.netrc", in_netrc, sent), ("MLFLOW_TRACKING_URI", in_uri, "")):
-        for password, told in (
+        for password, text in (
             (key, "none that differs from the key"),
             ("proxy", f"{place}: not a key, so the server ignores it beside the key"),
         ):
             put(password)
             line = run("doctor").stdout.splitlines()[1]
-            assert line == f"ok    other credentials: {told}{end}"
+            assert line == f"ok    other credentials: {text}{end}"
         other = keys.generate("test")
         put(other)
         check, found, fix, _ = failure()
@@ -297,7 +297,7 @@ def test_other_header_providers_are_judged(
     registered = [*_request_header_provider_registry, Own()]
     monkeypatch.setattr(_request_header_provider_registry, "_registry", registered)
     name = f"{__name__}.Own"
-    for headers, told in (
+    for headers, text in (
         ({}, "sets nothing now"),
         ({"X-API-Key": key}, "sets X-API-Key"),
         ({"X-Team": "a", "Authorization": "Bearer eyJ.eyJ.x"}, "sets X-Team, Authorization"),
@@ -307,7 +307,7 @@ def test_other_header_providers_are_judged(
         sets.update(headers)
         result = run("doctor")
         assert result.exit_code == 0
-        assert result.stdout.splitlines()[2] == f"ok    header providers: {name} {told}"
+        assert result.stdout.splitlines()[2] == f"ok    header providers: {name} {text}"
     for header, value in (
         ("X-API-Key", keys.generate("test")),
         ("x-api-key", "another-system-s"),
@@ -387,9 +387,9 @@ def closed_port() -> int:
 
 
 def check_server(failure: Any, found: str, fix: str) -> None:
-    name, said, told, verdicts = failure()
+    name, reason, advice, verdicts = failure()
     assert name == "server"
-    assert found in said and fix in told
+    assert found in reason and fix in advice
     assert skipped(verdicts) == NAMES[7:]
 
 
@@ -471,11 +471,11 @@ def test_refused_key_fails(api: Api, key: str, failure: Any, retries: None) -> N
         (404, None, "--app-name hokusai-auth"),
     ):
         api.asked.clear()
-        said = f"Not {key}.\x1b[31m\nHa."
-        body = {"error_code": "UNAUTHENTICATED", "message": said, "error": code}
+        message = f"Not {key}.\x1b[31m\nHa."
+        body = {"error_code": "UNAUTHENTICATED", "message": message, "error": code}
         api.on("GET whoami", status, body, {"Retry-After": "1"})
-        name, found, told, verdicts = failure()
-        assert name == "key accepted" and fix in told, code
+        name, found, advice, verdicts = failure()
+        assert name == "key accepted" and fix in advice, code
         assert "Not ***. [31m Ha." in found, code
         assert skipped(verdicts) == ["scope", "artifact path", "expiry", "other ways"], code
         assert len(api.asked) == 2, code
@@ -553,8 +553,8 @@ def test_wrong_clock_fails(api: Api, run: Any, failure: Any, now: float) -> None
     for ahead, found in ((90, "90 s behind the server's"), (-90, "90 s ahead of the server's")):
         date = formatdate(now + ahead, usegmt=True)
         api.answers["GET /health"] = (200, b"OK", {"Date": date})
-        name, said, fix, _ = failure()
-        assert (name, said) == ("clock", found)
+        name, reason, fix, _ = failure()
+        assert (name, reason) == ("clock", found)
         assert fix.startswith("Set this machine's clock")
     for nothing in (None, "noon"):
         api.answers["GET /health"] = (200, b"OK", {"Date": nothing})
@@ -565,7 +565,7 @@ def test_wrong_clock_fails(api: Api, run: Any, failure: Any, now: float) -> None
 
 def test_key_that_expires_soon_is_a_note(api: Api, run: Any, now: float) -> None:
     new, replace = "Ask the server's operator for a new key.", "Set HOKUSAI_API_KEY to the new key"
-    for left, deprecated, said, fix in (
+    for left, deprecated, text, fix in (
         (15 * DAY, None, "the key ends on", ""),
         (5 * DAY + 60, None, "in 5 days", new),
         (DAY, 1.0, "was replaced and ends on", f"{replace} before then."),
@@ -577,7 +577,7 @@ def test_key_that_expires_soon_is_a_note(api: Api, run: Any, now: float) -> None
         (check,) = [check for check in json.loads(result.stdout) if check["check"] == "expiry"]
         assert check["ok"] is True and check["fix"] == fix
         date = time.strftime("%Y-%m-%d", time.gmtime(now + left))
-        assert said in check["found"] and date in check["found"]
+        assert text in check["found"] and date in check["found"]
         assert ("days" in check["found"]) is bool(fix)
 
 

@@ -129,15 +129,15 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv("HOKUSAI_API_KEY", key)
         result: Result = CliRunner().invoke(main, ["smoke", url, "--json"])
         assert result.exit_code == code, result.output
-        told = json.loads(result.stdout)
-        assert list(told) == ["url", "ok", "seconds", "checks"]
-        assert told["ok"] is (code == 0)
-        for check in told["checks"]:
+        report = json.loads(result.stdout)
+        assert list(report) == ["url", "ok", "seconds", "checks"]
+        assert report["ok"] is (code == 0)
+        for check in report["checks"]:
             assert list(check) == ["check", "ok", "seconds", "found", "fix"]
             assert check["found"] and (check["fix"] or check["ok"] is not False)
         if key:
             assert key not in result.output and key[8:] not in result.output
-        return result.output, {check["check"]: check for check in told["checks"]}
+        return result.output, {check["check"]: check for check in report["checks"]}
 
     return run
 
@@ -239,12 +239,12 @@ def test_changed_bytes_fail(way: Between, live: Server, run: Any) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_job_leaves_nothing(way: Between, live: Server, number: int) -> None:
-    at_it, told = threading.Event(), threading.Event()
+    arrived, resume = threading.Event(), threading.Event()
 
     def slow(forward: Callable[[], Answer]) -> Answer:
         answer = forward()
-        at_it.set()
-        told.wait(120)
+        arrived.set()
+        resume.wait(120)
         return answer
 
     way.on["model-versions/create"] = slow
@@ -257,9 +257,9 @@ def test_interrupted_job_leaves_nothing(way: Between, live: Server, number: int)
         # A shell's background process ignores SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert at_it.wait(120)
+    assert arrived.wait(120)
     process.send_signal(number)
-    told.set()
+    resume.set()
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "FAIL  finished: interrupted" in printed and "ok    clean up: " in printed

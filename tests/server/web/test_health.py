@@ -268,11 +268,11 @@ class TestArtifactFolder:
                 if os.geteuid() == 0:
                     shutil.chown(artifacts, 65534)
                 unhealthy = "Unhealthy: the artifact folder can't be read"
-                said = forked(functools.partial(look, artifacts))
-                assert said.startswith(unhealthy), (mode, said)
-                said = forked(functools.partial(look, artifacts / "below"))
+                result = forked(functools.partial(look, artifacts))
+                assert result.startswith(unhealthy), (mode, result)
+                result = forked(functools.partial(look, artifacts / "below"))
                 # A path below a folder that can't be entered can't even be watched up.
-                assert said.startswith((unhealthy, "PermissionError")), (mode, said)
+                assert result.startswith((unhealthy, "PermissionError")), (mode, result)
         finally:
             shutil.rmtree(folder)
 

@@ -104,12 +104,12 @@ def test_mistakes_are_explained(here: Api) -> None:
     wrong = []
     for line, body, status, says in MISTAKES:
         answer = here.ask(line, body)
-        told = answer.json or {}
+        reply = answer.json or {}
         kept = answer.headers["Cache-Control"] == "no-store" and not here.store.page()[0]
-        if answer.status_code != status or says not in told.get("message", ""):
+        if answer.status_code != status or says not in reply.get("message", ""):
             wrong.append(f"{line} {body}: {answer.status_code} {answer.text}, not {status} {says}")
-        elif not told["error_code"] or not kept:
-            wrong.append(f"{line} {body}: {told} {answer.headers} {here.store.page()}")
+        elif not reply["error_code"] or not kept:
+            wrong.append(f"{line} {body}: {reply} {answer.headers} {here.store.page()}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -144,8 +144,8 @@ def test_key_is_made_changed_and_shown(here: Api) -> None:
         ("?owner=x", 0),
         ("?state=revoked", 0),
     ):
-        listed = here.ask(f"GET /keys{query}").json
-        assert listed is not None and len(listed["keys"]) == count, query
+        page = here.ask(f"GET /keys{query}").json
+        assert page is not None and len(page["keys"]) == count, query
     assert here.ask("POST /keys/import", {**ACME, "key": key}).status_code in (400, 409)
 
 
@@ -244,13 +244,13 @@ def test_whoami_describes_the_caller(here: Api) -> None:
     caller = Principal(
         record.key_id, "ACME", frozenset(record.scopes), rate_limit_per_hour=9, networks=("::1",)
     )
-    told = here.ask("GET /whoami", caller=caller).json
-    assert told is not None
-    assert (told["key_id"], told["name"], told["networks"]) == (record.key_id, "laptop", ["::1"])
-    assert told["rate_limit"]["limit"] == told["rate_limit"]["remaining"] == 9
+    reply = here.ask("GET /whoami", caller=caller).json
+    assert reply is not None
+    assert (reply["key_id"], reply["name"], reply["networks"]) == (record.key_id, "laptop", ["::1"])
+    assert reply["rate_limit"]["limit"] == reply["rate_limit"]["remaining"] == 9
     # The store does not know a key of the auth service.
-    told = here.ask("GET /whoami").json
-    assert told is not None and told["name"] == "" and told["rate_limit"] is None
+    reply = here.ask("GET /whoami").json
+    assert reply is not None and reply["name"] == "" and reply["rate_limit"] is None
 
 
 class TestReportsOfLeaks:

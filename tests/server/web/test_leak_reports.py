@@ -119,9 +119,9 @@ def test_wrong_key_is_refused_even_beside_a_good_one(saved: Any) -> None:
     wrong = []
     for name, key in WRONG_KEYS.items():
         both = [entry("one", pem(SIGNER)), entry("two", key)]
-        said = refusal(leak_reports.load, saved({"public_keys": both}))
-        if not expected.search(said) or "PRIVATE" in said:
-            wrong.append(f"{name}: {said}")
+        message = refusal(leak_reports.load, saved({"public_keys": both}))
+        if not expected.search(message) or "PRIVATE" in message:
+            wrong.append(f"{name}: {message}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -129,9 +129,9 @@ def test_item_without_identifier_or_key_is_refused(saved: Any) -> None:
     items = [entry(identifier, pem(SIGNER)) for identifier in (None, "", 3, ["one"])]
     wrong = []
     for item in (*items, None, 1, "a", [], {}):
-        said = refusal(leak_reports.load, saved({"public_keys": [item]}))
-        if "public key 1" not in said:
-            wrong.append(f"{item}: {said}")
+        message = refusal(leak_reports.load, saved({"public_keys": [item]}))
+        if "public key 1" not in message:
+            wrong.append(f"{item}: {message}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -151,9 +151,9 @@ MALFORMED = {
 def test_malformed_file_is_refused(saved: Any) -> None:
     wrong = []
     for name, content in MALFORMED.items():
-        said = refusal(leak_reports.load, saved(content))
-        if "has no public_keys; save it again: curl" not in said:
-            wrong.append(f"{name}: {said}")
+        message = refusal(leak_reports.load, saved(content))
+        if "has no public_keys; save it again: curl" not in message:
+            wrong.append(f"{name}: {message}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -310,14 +310,14 @@ def test_key_counts_without_its_place() -> None:
 def test_match_needs_a_token_and_a_type() -> None:
     wrong = []
     for name, value in product(("token", "type"), ((), None, 5, "", ["x"])):
-        said = refusal(leak_reports.parse, report(**{name: value}))
-        if "Match 1 of the report has no token or no type" not in said:
-            wrong.append(f"{name} {value}: {said}")
+        message = refusal(leak_reports.parse, report(**{name: value}))
+        if "Match 1 of the report has no token or no type" not in message:
+            wrong.append(f"{name} {value}: {message}")
     good = {"token": "t", "type": "a"}
     for match in (None, 1, "text", [], {}):
-        said = refusal(leak_reports.parse, json.dumps([good, match, good]).encode())
-        if "Match 2 of" not in said:
-            wrong.append(f"{match}: {said}")
+        message = refusal(leak_reports.parse, json.dumps([good, match, good]).encode())
+        if "Match 2 of" not in message:
+            wrong.append(f"{match}: {message}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -350,13 +350,13 @@ def test_text_that_is_no_list_of_matches_is_refused() -> None:
     too_long = {str(count): json.dumps([match] * count).encode() for count in counts}
     wrong = []
     for name, body in (NO_LIST | too_long).items():
-        said = refusal(leak_reports.parse, body)
-        if "A report is a JSON list of at most 1000" not in said:
-            wrong.append(f"{name}: {said}")
+        message = refusal(leak_reports.parse, body)
+        if "A report is a JSON list of at most 1000" not in message:
+            wrong.append(f"{name}: {message}")
     assert not wrong, "\n".join(wrong)
 
 
-#: As a report names it, and as it is logged.
+#: Texts of a report, and their form in the log.
 LOGGED = {"type": "kind", "url": "url", "source": "source"}
 
 
