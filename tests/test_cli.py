@@ -1,4 +1,4 @@
-"""`hokusai-auth`, as it is called: exit status, output, and nothing secret where it need not be."""
+"""The commands of `hokusai-auth`: exit status, output, and no key where none is needed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture
 def call(tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """The command in this process, on the database that `store` is too."""
+    """Run the command in this process, on the database of `store`."""
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/hokusai_auth.db")
     monkeypatch.setattr(getpass, "getuser", lambda: "alice")
 
@@ -72,7 +72,7 @@ def mistake(done: Result) -> str:
     return line
 
 
-def test_a_key_is_shown_once(call: Call) -> None:
+def test_key_is_shown_once(call: Call) -> None:
     new = made(call)
     assert keys.importable(new["key"])
     for command in (["list"], ["list", "--json"], ["show", new["key_id"]], ["export"]):
@@ -82,7 +82,7 @@ def test_a_key_is_shown_once(call: Call) -> None:
         assert new["key"][8:] not in listed.stdout
 
 
-def test_the_key_alone_is_on_standard_output(call: Call) -> None:
+def test_create_prints_only_the_key_to_standard_output(call: Call) -> None:
     created = call("keys", "create", *READER, "--environment", "test")
     assert re.fullmatch(r"hk_test_\w+\n", created.stdout)
     assert keys.importable(created.stdout.strip())
@@ -122,7 +122,7 @@ def test_times_have_units(call: Call) -> None:
 
 
 @pytest.mark.parametrize("way", ["stdin", "file"])
-def test_import_tells_nothing_of_the_key(
+def test_import_does_not_print_the_key(
     call: Call, store: LocalStore, tmp_path: Path, way: str
 ) -> None:
     (tmp_path / "key.txt").write_text(OLD_KEY + "\n")
@@ -140,27 +140,27 @@ def test_import_tells_nothing_of_the_key(
         assert keys.digest(OLD_KEY) not in answer.output
 
 
-def test_a_key_is_never_taken_from_the_arguments(call: Call, store: LocalStore) -> None:
+def test_key_is_never_an_argument(call: Call, store: LocalStore) -> None:
     call("keys", "import", *READER, OLD_KEY, status=2)
     call("keys", "import", *READER, "--key", OLD_KEY, status=2)
     assert store.find(OLD_KEY) is None
 
 
-def test_what_is_no_key_is_not_imported(call: Call, store: LocalStore) -> None:
+def test_malformed_key_is_not_imported(call: Call, store: LocalStore) -> None:
     for stdin in ("", "no key", "\xff\xfe".encode("latin-1"), "x" * 20_000):
-        said = mistake(call("keys", "import", *READER, stdin=stdin, status=1))
-        assert "not a key that can be imported" in said or "at most 256 characters" in said
+        printed = mistake(call("keys", "import", *READER, stdin=stdin, status=1))
+        assert "not a key that can be imported" in printed or "at most 256 characters" in printed
         assert store.page() == ([], None)
 
 
-def test_list_goes_on_page_by_page(call: Call) -> None:
+def test_list_prints_pages(call: Call) -> None:
     ids = [made(call)["key_id"] for _ in range(3)][::-1]
     first = call("keys", "list", "--max-results", "2", "--json")
     page = json.loads(first.stdout)
     assert [key["key_id"] for key in page["keys"]] == ids[:2]
     table = call("keys", "list", "--max-results", "2")
     assert [line.split()[0] for line in table.stdout.splitlines()] == ["key_id", *ids[:2]]
-    # What to do next does not get into a pipe.
+    # The hint for the next page is not written to standard output.
     assert f"--page-token {page['next_page_token']}" in table.stderr
     rest = call("keys", "list", "--page-token", page["next_page_token"])
     assert ids[2] in rest.stdout and ids[1] not in rest.stdout and rest.stderr == ""
@@ -187,7 +187,7 @@ def test_list_filters(call: Call) -> None:
     assert call("keys", "list", "--query", "nobody").stdout == "none\n"
 
 
-def test_show_tells_all_with_a_field_on_each_line(call: Call, store: LocalStore) -> None:
+def test_show_prints_every_field_on_its_own_line(call: Call, store: LocalStore) -> None:
     note = "first\nstate: active\tand well"
     key_id = made(call, *READER, "--note", note, "--expires-in", "1d")["key_id"]
     counter = UseCounter(store.database)
@@ -220,7 +220,7 @@ def test_show_tells_all_with_a_field_on_each_line(call: Call, store: LocalStore)
     assert any(re.fullmatch(r" +state: active +and well", line) for line in lines)
 
 
-def test_edit_changes_what_is_given_and_no_more(call: Call) -> None:
+def test_edit_changes_only_the_given_fields(call: Call) -> None:
     limits = ("--network", "192.0.2.7", "--rate-limit", "9", "--expires-in", "1d")
     before = made(call, *READER, "--name", "old", *limits)
     del before["key"]
@@ -242,7 +242,7 @@ def test_edit_changes_what_is_given_and_no_more(call: Call) -> None:
     call("keys", "edit", before["key_id"], "--any-network", "--network", "192.0.2.7", status=2)
 
 
-def test_rotate_prints_the_new_key_alone_and_tells_of_the_old_one(call: Call) -> None:
+def test_rotate_prints_the_new_key_and_reports_the_old_one(call: Call) -> None:
     old = made(call, *READER, "--name", "laptop")
     done = call("keys", "rotate", old["key_id"], "--overlap", "2h")
     new = done.stdout.removesuffix("\n")
@@ -251,15 +251,15 @@ def test_rotate_prints_the_new_key_alone_and_tells_of_the_old_one(call: Call) ->
     assert before["state"] == "deprecated"
     assert before["expires_at"] == pytest.approx(time.time() + 7200, abs=60)
     until = time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(before["expires_at"]))
-    assert before["replaced_by"] in done.stderr and f"{old['key_id']} goes on until {until}" in (
-        done.stderr
-    )
+    assert before[
+        "replaced_by"
+    ] in done.stderr and f"{old['key_id']} stays valid until {until}" in (done.stderr)
     assert new not in done.stderr
     assert shown(call, before["replaced_by"])["name"] == "laptop"
     assert before["replaced_by"] in mistake(call("keys", "rotate", old["key_id"], status=1))
 
 
-def test_rotate_may_end_the_old_key_at_once_and_goes_on_for_a_day_otherwise(call: Call) -> None:
+def test_old_key_ends_after_the_overlap_which_is_a_day_by_default(call: Call) -> None:
     first, second = made(call), made(call)
     answer = json.loads(call("keys", "rotate", first["key_id"], "--json").stdout)
     assert keys.importable(answer["key"]) and answer["replaces"]["key_id"] == first["key_id"]
@@ -269,7 +269,7 @@ def test_rotate_may_end_the_old_key_at_once_and_goes_on_for_a_day_otherwise(call
     assert "is expired" in mistake(call("keys", "rotate", second["key_id"], status=1))
 
 
-def test_revoke_ends_a_key_and_says_so_again(call: Call) -> None:
+def test_revoke_ends_a_key_and_may_be_repeated(call: Call) -> None:
     key_id = made(call)["key_id"]
     assert "revoked" in call("keys", "revoke", key_id).stdout
     first = shown(call, key_id)["revoked_at"]
@@ -277,15 +277,15 @@ def test_revoke_ends_a_key_and_says_so_again(call: Call) -> None:
     assert (again["state"], again["revoked_at"]) == ("revoked", first)
 
 
-def test_revoke_with_wait_returns_once_no_server_takes_the_key(
+def test_revoke_with_wait_returns_once_no_server_accepts_the_key(
     call: Call, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A server's process that will not hear of the change by itself: the worst case.
+    # In the worst case a server process does not notice the change by itself.
     monkeypatch.setattr(cache, "POLL", 3600)
     new = made(call)
     for _ in range(600):
         server = cache.CachedBackend(store, ttl=3600, secret=b"secret")
-        server.lookup(new["key"], "")  # starts the watcher, which asks once
+        server.lookup(new["key"], "")  # starts the watcher, which polls once
         time.sleep(0.05)
         server.lookup(new["key"], "")
         if isinstance(server.peek(new["key"], ""), Principal):
@@ -296,7 +296,7 @@ def test_revoke_with_wait_returns_once_no_server_takes_the_key(
     assert server.peek(new["key"], "") is None
 
 
-def test_the_last_key_that_manages_keys_goes_by_force_only(call: Call) -> None:
+def test_last_administrators_key_is_revoked_only_by_force(call: Call) -> None:
     key_id = made(call, "--owner", "Boss", "--scope", "mlflow:admin")["key_id"]
     made(call)
     for command in (["revoke", key_id], ["edit", key_id, "--scope", "mlflow:read"]):
@@ -306,7 +306,7 @@ def test_the_last_key_that_manages_keys_goes_by_force_only(call: Call) -> None:
     assert shown(call, key_id)["state"] == "revoked"
 
 
-def test_export_is_a_line_of_json_for_each_key(call: Call, store: LocalStore) -> None:
+def test_export_prints_a_line_of_json_for_each_key(call: Call, store: LocalStore) -> None:
     ids = [made(call, *READER, "--note", "two\nlines")["key_id"] for _ in range(3)][::-1]
     lines = call("keys", "export").stdout.splitlines()
     assert [json.loads(line)["key_id"] for line in lines] == ids
@@ -316,7 +316,7 @@ def test_export_is_a_line_of_json_for_each_key(call: Call, store: LocalStore) ->
     assert {"owner", "scopes", "state", "note"} < json.loads(lines[0]).keys()
 
 
-def test_audit_tells_who_did_what(call: Call) -> None:
+def test_audit_prints_who_did_what(call: Call) -> None:
     new = made(call)
     call("keys", "edit", new["key_id"], "--name", "desk", "--expires-in", "1d")
     call("keys", "rotate", new["key_id"])
@@ -377,7 +377,7 @@ def test_audit_filters(call: Call, store: LocalStore) -> None:
     assert "192.0.2.7" in call("audit", "--event", "session").stdout
 
 
-def test_what_is_stored_can_not_steer_the_terminal(call: Call, store: LocalStore) -> None:
+def test_stored_text_can_not_control_the_terminal(call: Call, store: LocalStore) -> None:
     evil = "\x1b[2J\x9b1m\r\n\u202eforged\x00"
     record, _ = store.create(owner=evil, scopes=["mlflow:read"], name=evil, note=evil)
     with store.database.changing() as change:
@@ -394,7 +394,7 @@ def test_what_is_stored_can_not_steer_the_terminal(call: Call, store: LocalStore
     assert "forged" in answer
 
 
-def test_a_user_without_a_name_is_audited_too(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_a_name_is_audited(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found: 4711")
 
@@ -403,7 +403,7 @@ def test_a_user_without_a_name_is_audited_too(call: Call, monkeypatch: pytest.Mo
     assert [event["actor"] for event in audited(call)] == ["cli:unknown"]
 
 
-#: A call, and what is said of it.
+#: Calls, and a part of the message for each.
 MISTAKES = [
     (["keys", "show", "key_nobody"], "There is no key 'key_nobody'"),
     (["keys", "revoke", "key_nobody"], "There is no key 'key_nobody'"),
@@ -413,7 +413,7 @@ MISTAKES = [
     (["keys", "edit", "key_nobody", "--rate-limit", "many"], "a whole number, or none"),
     (["keys", "edit", "key_nobody", "--scope", "root"], "unknown scope 'root'; known: admin"),
     (["keys", "create", "--owner", "x", "--scope", "root"], "unknown scope 'root'; known: "),
-    (["keys", "create", "--owner", " ", "--scope", "mlflow:read"], "owner: must say"),
+    (["keys", "create", "--owner", " ", "--scope", "mlflow:read"], "owner: must name"),
     (["keys", "create", *READER, "--name", "a\x1b[31mb"], "name: must be printable"),
     (["keys", "create", *READER, "--expires-in", "1y"], "--expires-in takes a number and s,"),
     (["keys", "create", *READER, "--expires-in", "0s"], "expires_in: "),
@@ -448,31 +448,27 @@ DATABASES = [
 ]
 
 
-def test_a_mistake_is_one_line_and_status_1(call: Call) -> None:
+def test_mistake_prints_one_line_with_status_1(call: Call) -> None:
     for arguments, says in MISTAKES:
         assert says in mistake(call(*arguments, status=1)), arguments
         assert audited(call) == [], arguments
 
 
-def test_a_wrong_call_is_status_2(call: Call) -> None:
+def test_wrong_usage_has_status_2(call: Call) -> None:
     for arguments in WRONG_CALLS:
         assert "Usage: " in call(*arguments, status=2).stderr, arguments
 
 
-def test_a_database_that_can_not_be_used_is_one_line(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_database_prints_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     for uri, says in DATABASES:
         monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", uri)
         for command in (["keys", "list"], ["audit"]):
-            said = mistake(call(*command, status=1))
-            assert says in said and "secret" not in said, uri
+            printed = mistake(call(*command, status=1))
+            assert says in printed and "secret" not in printed, uri
 
 
-def test_a_store_that_is_made_is_told_of(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As one in the wrong folder is empty, and no server's."""
+def test_new_store_is_reported(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store in the wrong folder is empty, and no server uses it."""
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/new.db")
     done = call("keys", "list")
     assert done.stdout == "none\n"
@@ -480,27 +476,27 @@ def test_a_store_that_is_made_is_told_of(
     assert call("keys", "list").stderr == ""
 
 
-def test_the_level_of_logging_is_shown_set_and_set_back(call: Call) -> None:
+def test_log_level_is_shown_set_and_reset(call: Call) -> None:
     assert call("log-level").stdout == "default\n"
     assert call("log-level", "debug").stdout == ""
     assert json.loads(call("log-level", "--json").stdout) == {"log_level": "debug"}
     assert json.loads(call("log-level", "default", "--json").stdout) == {"log_level": "default"}
 
 
-def test_explain_takes_a_path_alone(call: Call) -> None:
+def test_explain_takes_only_a_path(call: Call) -> None:
     for path in ("api/2.0/x", "http://127.0.0.1:5000/api/2.0/x"):
         assert "give the path alone" in mistake(call("explain", "GET", path, status=1))
 
 
-def test_explain_says_with_which_methods_a_route_is_known(call: Call) -> None:
+def test_explain_names_the_methods_of_a_route(call: Call) -> None:
     for prefix in ("", "/mlflow"):
-        said = call("explain", "GET", f"{prefix}/api/2.0/mlflow/runs/search").stdout
-        assert "known to have this route with POST only" in said
+        printed = call("explain", "GET", f"{prefix}/api/2.0/mlflow/runs/search").stdout
+        assert "known to have this route with POST only" in printed
     assert "not known to have this route\n" in call("explain", "GET", "/x").stdout
 
 
 def in_a_process(folder: Path, *arguments: str, **environ: str) -> str:
-    """The command's standard output."""
+    """Return the command's standard output."""
     done = subprocess.run(
         [*HOKUSAI_AUTH, *arguments],
         env=environment(folder, **environ),
@@ -512,25 +508,25 @@ def in_a_process(folder: Path, *arguments: str, **environ: str) -> str:
     return done.stdout
 
 
-def test_a_command_keeps_no_metrics(tmp_path: Path) -> None:
+def test_command_writes_no_metrics(tmp_path: Path) -> None:
     folder = tmp_path / "metrics"
     in_a_process(tmp_path, "keys", "list", PROMETHEUS_MULTIPROC_DIR=str(folder))
     assert not folder.exists()
 
 
-def test_a_mode_of_a_later_version_is_no_traceback(call: Call, store: LocalStore) -> None:
+def test_mode_of_a_later_version_gives_no_traceback(call: Call, store: LocalStore) -> None:
     store.database.set_state("mode", 17, "mode.changed", Actor("later"))
     assert "default" in call("mode").stdout
 
 
-def test_a_wrong_setting_is_named(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_setting_is_named(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOKUSAI_AUTH_MODE", "maybe")
     for command in (["keys", "list"], ["explain", "GET", "/"]):
         assert "HOKUSAI_AUTH_MODE" in mistake(call(*command, status=1))
 
 
-def test_routes_prints_every_route_with_its_class(tmp_path: Path) -> None:
-    # In a process of its own, where MLflow's app has no more routes than MLflow's.
+def test_routes_prints_every_route_with_its_access(tmp_path: Path) -> None:
+    # Only in a new process does MLflow's app have no routes but MLflow's.
     rows = json.loads(in_a_process(tmp_path, "routes", "--json"))
     assert len(rows) > 480
     assert {row["access"] for row in rows} == {"public", "read", "write", "admin"}
@@ -554,17 +550,17 @@ def test_explain_names_the_rule_and_the_verdict(call: Call) -> None:
     answer = json.loads(call("explain", *arguments, "--scope", "mlflow:write", "--json").stdout)
     assert answer["needs"] == "write" and answer["verdict"].endswith("allowed")
     assert "mlflow:write" in answer["scopes"] and "mlflow:read" not in answer["scopes"]
-    said = json.loads(call("explain", "POST", "/graphql", *arguments[2:], "--json").stdout)
-    assert said["verdict"] == (
+    printed = json.loads(call("explain", "POST", "/graphql", *arguments[2:], "--json").stdout)
+    assert printed["verdict"] == (
         "a key with model:write is allowed queries of MLflow's pages; refused other queries, mutations"
     )
-    assert ["model:read" in said[name] for name in said if name.startswith("scopes")] == [
+    assert ["model:read" in printed[name] for name in printed if name.startswith("scopes")] == [
         True,
         False,
         False,
     ]
-    assert "mlflow:read" in said["scopes_for_other_queries"]
-    assert "mlflow:read" not in said["scopes_for_mutations"]
+    assert "mlflow:read" in printed["scopes_for_other_queries"]
+    assert "mlflow:read" not in printed["scopes_for_mutations"]
     assert "everybody" in call("explain", "GET", "/mlflow/health").stdout
     assert "not known" in call("explain", "GET", "/mlflow/mlflow/health").stdout
     root = call("explain", "GET", "/mlflow").stdout
@@ -582,17 +578,17 @@ for call in (
     ["--help"], ["--version"], ["keys", "create", "--help"], ["whoami", "--help"],
     ["doctor", "--help"], ["keys", "list"], ["audit"], None,
 ):
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             main(call, prog_name="hokusai-auth") if call else server()
     except SystemExit as end:
         code, message = (end.code, "") if isinstance(end.code, int) else (1, end.code)
-        print(json.dumps([call, code, said.getvalue() + message]))
+        print(json.dumps([call, code, printed.getvalue() + message]))
 """
 
 
-def test_without_the_server_extra_only_suppliers_are_served(tmp_path: Path) -> None:
+def test_only_supplier_commands_work_without_the_server_extra(tmp_path: Path) -> None:
     extra = "alembic cryptography flask limits pydantic_settings sqlalchemy werkzeug"
     for name in extra.split():
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('none here', name={name!r})")
@@ -605,9 +601,9 @@ def test_without_the_server_extra_only_suppliers_are_served(tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (0, "")
     *served, keys_list, audit, server = map(json.loads, done.stdout.splitlines())
     assert len(served) == 5
-    for call, code, said in served:
-        assert code == 0 and said.startswith(("Usage: hokusai-auth ", "hokusai-auth, version")), (
-            call
-        )
-    for call, code, said in (keys_list, audit, server):
-        assert code == 1 and "pip install 'mlflow-hokusai-auth[server]'" in said, call
+    for call, code, printed in served:
+        assert code == 0 and printed.startswith(
+            ("Usage: hokusai-auth ", "hokusai-auth, version")
+        ), call
+    for call, code, printed in (keys_list, audit, server):
+        assert code == 1 and "pip install 'mlflow-hokusai-auth[server]'" in printed, call

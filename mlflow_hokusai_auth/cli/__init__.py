@@ -1,7 +1,7 @@
-"""`hokusai-auth`: keys and the audit log, what the gate decides and why, a demo of the whole.
+"""`hokusai-auth`: keys and the audit log, the gate's decisions, diagnosis, and a demo.
 
-What needs the server's extra is imported by the commands that need it, so that the others work on a
-supplier's machine.
+Commands that need the server's extra import it when they run, so that the others work on a supplier's
+machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .supplier import doctor, smoke, whoami
 @click.version_option(__version__)
 def main() -> None:
     """Hokusai API keys for MLflow."""
-    # A server's; what a command counts would be files in its folder.
+    # The variable is for servers: with it, a command would write metrics into a server's folder.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 

@@ -1,4 +1,4 @@
-"""`python -m mlflow_hokusai_auth.cli`, where the script is not on the path."""
+"""`python -m mlflow_hokusai_auth.cli`, for machines without the script on the path."""
 
 from . import main
 

@@ -1,4 +1,4 @@
-"""`hokusai-auth demo`: the whole job on this machine, with real processes and a plain MLflow client."""
+"""`hokusai-auth demo`: a whole registration on this machine, with a real server and MLflow client."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-#: Seconds that the server may take to answer; four minutes of imports on a slow disk is not rare.
+#: Seconds until the server must answer; imports from a slow disk may take minutes.
 START_TIMEOUT = 240
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-#: What a supplier writes: MLflow, and nothing of this package.
+#: A supplier's program, which uses MLflow and nothing of this package.
 CLIENT = textwrap.dedent(
     """
     import logging, warnings
@@ -47,7 +47,7 @@ CLIENT = textwrap.dedent(
 
 
 def run(*, keep: bool) -> int:
-    """Run the demo, and return the exit status. With `keep` the server stays until Ctrl-C."""
+    """Run the demo and return the exit status. With `keep`, the server runs until Ctrl-C."""
     with tempfile.TemporaryDirectory(prefix="hokusai-demo-") as name:
         folder = Path(name)
         origin = f"http://127.0.0.1:{_free_port()}"
@@ -64,13 +64,13 @@ def run(*, keep: bool) -> int:
                 capture_output=True,
             )
             made = json.loads(created.stdout)
-            print(f"  {made['key_id']}, shown once; the server keeps only its digest")
+            print(f"  {made['key_id']}, shown only once; the server keeps its digest")
 
-            print(f"3. Without the key, {uri} says:")
+            print(f"3. Without the key, {uri} answers:")
             status, message = _without_key(f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0")
             print(f"  {message}")
             if status != 401:
-                print(f"  That is {status}, not 401: the gate is not there.", file=sys.stderr)
+                print(f"  That is {status}, not 401: the gate is missing.", file=sys.stderr)
                 return 1
 
             print(f"4. HOKUSAI_API_KEY=… MLFLOW_TRACKING_URI={uri} python train.py", flush=True)
@@ -89,7 +89,7 @@ def run(*, keep: bool) -> int:
                     while True:
                         time.sleep(3600)
             else:
-                print("It stops now; KEEP=1 keeps it running.")
+                print("The server stops now; KEEP=1 keeps it running.")
     return 0
 
 
@@ -101,7 +101,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "HOKUSAI_AUTH_DATABASE_URI": f"sqlite:///{folder}/hokusai_auth.db",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # What stays on this machine goes through no proxy.
+        # Requests to this machine must not use a proxy.
         **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
     }
 

@@ -1,4 +1,4 @@
-"""`hokusai-auth keys`: the keys in the embedded store, by the same rules as the REST API."""
+"""`hokusai-auth keys` manages the keys in the embedded store by the rules of the REST API."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .store import actor, opened
 
 @click.group()
 def keys() -> None:
-    """Keys in the embedded store (HOKUSAI_AUTH_DATABASE_URI, sqlite:///hokusai_auth.db)."""
+    """Manage keys in the embedded store (HOKUSAI_AUTH_DATABASE_URI, sqlite:///hokusai_auth.db)."""
 
 
 def _field_options(*, required: bool) -> Callable[[F], F]:
@@ -36,30 +36,30 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
                 "--rate-limit",
                 "rate_limit_per_hour",
                 metavar="N|none",
-                help="How many requests it may send in any hour.",
+                help="Requests that the key may send in any hour.",
             ),
             click.option(
                 "--network",
                 "networks",
                 multiple=True,
                 metavar="CIDR",
-                help="Address or network that it may be used from; may be repeated.",
+                help="An address or network that the key may be used from; may be repeated.",
             ),
             click.option(
                 "--expires-in",
                 metavar="TIME|never",
-                help="How long it lives from now on: 30d, 12h, 45m, 90s.",
+                help="Lifetime from now on: 30d, 12h, 45m, 90s.",
             ),
-            click.option("--note", help="What else to know about it."),
-            click.option("--name", help="What it is for."),
+            click.option("--note", help="A note for operators."),
+            click.option("--name", help="The purpose of the key."),
             click.option(
                 "--scope",
                 "scopes",
                 multiple=True,
                 required=required,
-                help="What it may do: model:write, model:read, mlflow:admin, …; may be repeated.",
+                help="A scope of the key: model:write, model:read, mlflow:admin, …; may be repeated.",
             ),
-            click.option("--owner", required=required, help="Whom it is for."),
+            click.option("--owner", required=required, help="The owner of the key."),
         ):
             command = option(command)
         return command
@@ -69,10 +69,10 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
 
 @keys.command()
 @_field_options(required=True)
-@click.option("--environment", help="live (if left out), test or dev; the key begins with it.")
+@click.option("--environment", help="live (the default), test or dev; it is a part of the key.")
 @json_option
 def create(as_json: bool, **given: Any) -> None:
-    """Make a key and print it, this once."""
+    """Make a key and print it; it is shown only once."""
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas
 
@@ -84,7 +84,7 @@ def create(as_json: bool, **given: Any) -> None:
         return
     click.echo(key)
     click.echo(
-        f"This is {record.key_id}, for {record.owner}. Keep the key now: it is not stored.",
+        f"This is {record.key_id}, for {record.owner}. Save the key now: it is not stored.",
         err=True,
     )
 
@@ -95,12 +95,12 @@ def create(as_json: bool, **given: Any) -> None:
     "--key-file",
     type=click.File(errors="replace"),
     default="-",
-    help="Where the key is read from; standard input if left out.",
+    help="The file with the key; standard input by default.",
 )
 @json_option
 def import_key(as_json: bool, key_file: IO[str], **given: Any) -> None:
-    """Take in a key that was handed out before, read from a file or standard input."""
-    # More than any key has, and not all of what may be no file of a key at all.
+    """Import an existing key from a file or standard input."""
+    # This is longer than any key, and bounds the reading of a wrong file.
     key = key_file.read(10_000).strip()
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas
@@ -113,13 +113,13 @@ def import_key(as_json: bool, key_file: IO[str], **given: Any) -> None:
 @keys.command("list")
 @click.option("--owner", help="Only keys of this owner.")
 @click.option("--environment", help="Only keys of this environment: live, test or dev.")
-@click.option("--state", help="Only keys that are active, deprecated, expired or revoked.")
-@click.option("--query", help="Only keys with this in their owner, name or id.")
+@click.option("--state", help="Only keys in this state: active, deprecated, expired or revoked.")
+@click.option("--query", help="Only keys with this text in their owner, name or id.")
 @click.option("--max-results", type=int, default=100, show_default=True, metavar="N")
-@click.option("--page-token", help="Where to go on, as the page before said.")
+@click.option("--page-token", help="The next page, as printed by the previous one.")
 @json_option
 def list_keys(as_json: bool, max_results: int, **which: str | None) -> None:
-    """Keys, newest first, a page at a time."""
+    """List keys, newest first, one page at a time."""
     with opened() as store:
         from mlflow_hokusai_auth.server.web.keys_api import page
         from mlflow_hokusai_auth.server.web.schemas import describe
@@ -130,16 +130,16 @@ def list_keys(as_json: bool, max_results: int, **which: str | None) -> None:
     if as_json:
         print_json({"keys": described, "next_page_token": token})
         return
-    print_table([_row(one) for one in described])
+    print_table([_row(record) for record in described])
     if token is not None:
-        click.echo(f"There are more: the same with --page-token {token}", err=True)
+        click.echo(f"There are more keys: repeat the command with --page-token {token}", err=True)
 
 
 @keys.command()
 @click.argument("key_id")
 @json_option
 def show(key_id: str, as_json: bool) -> None:
-    """All that is known of a key, by its id."""
+    """Show the record of a key, by its id."""
     with opened() as store:
         from mlflow_hokusai_auth.server.web.keys_api import with_uses
 
@@ -162,10 +162,10 @@ def show(key_id: str, as_json: bool) -> None:
 @keys.command()
 @click.argument("key_id")
 @_field_options(required=False)
-@click.option("--any-network", is_flag=True, help="It may be used from everywhere.")
+@click.option("--any-network", is_flag=True, help="The key may be used from any address.")
 @json_option
 def edit(key_id: str, as_json: bool, any_network: bool, **given: Any) -> None:
-    """Change a key; what is left out stays."""
+    """Change a key; fields that are left out stay as they are."""
     if any_network and given["networks"]:
         raise click.UsageError("Give --network or --any-network, not both.")
     body = _body(given)
@@ -186,11 +186,11 @@ def edit(key_id: str, as_json: bool, any_network: bool, **given: Any) -> None:
     metavar="TIME",
     default="1d",
     show_default=True,
-    help="How long the old key goes on; 0s to end it now.",
+    help="Time for which the old key stays valid; 0s ends it now.",
 )
 @json_option
 def rotate(key_id: str, overlap: str, as_json: bool) -> None:
-    """Make a key that replaces another one, and print it, this once."""
+    """Make a key that replaces another one, and print it; it is shown only once."""
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas
 
@@ -203,35 +203,35 @@ def rotate(key_id: str, overlap: str, as_json: bool) -> None:
     click.echo(key)
     ended = replaced["state"] == "expired"
     click.echo(
-        f"This is {record.key_id}, for {record.owner}. Keep the key now: it is not stored. {key_id} "
-        + ("has ended." if ended else f"goes on until {date(old.expires_at)}."),
+        f"This is {record.key_id}, for {record.owner}. Save the key now: it is not stored. {key_id} "
+        + ("has ended." if ended else f"stays valid until {date(old.expires_at)}."),
         err=True,
     )
 
 
 @keys.command()
 @click.argument("key_id")
-@click.option("--wait", is_flag=True, help="Return once no server takes it any more.")
-@click.option("--force", is_flag=True, help="Even if no key is left that may manage keys.")
+@click.option("--wait", is_flag=True, help="Return only once no server accepts the key.")
+@click.option("--force", is_flag=True, help="Revoke even the last key that may manage keys.")
 @json_option
 def revoke(key_id: str, wait: bool, force: bool, as_json: bool) -> None:
-    """End a key for good; running servers refuse it within a second."""
+    """Revoke a key for good; running servers refuse it within a second."""
     with opened() as store:
         from mlflow_hokusai_auth.server.web.schemas import describe
 
         described = describe(store.revoke(key_id, actor(), force=force))
     if wait:
-        from mlflow_hokusai_auth.server.web.keys_api import SETTLED
+        from mlflow_hokusai_auth.server.web.keys_api import REVOKED_EVERYWHERE
 
-        # Nobody need be asked: what a server's process has cached counts for less than this, unless
-        # the store confirmed since then that nothing changed.
-        time.sleep(SETTLED)
+        # No server needs to confirm: a process uses a cached key for less than this, unless the store
+        # has confirmed since that nothing changed.
+        time.sleep(REVOKED_EVERYWHERE)
     _show(described, as_json)
 
 
 @keys.command()
 def export() -> None:
-    """All keys, without the keys themselves, as JSON: one a line, newest first."""
+    """Print the records of all keys, newest first, one JSON object per line."""
     with opened() as store:
         from mlflow_hokusai_auth.server.web.schemas import describe
 
@@ -240,7 +240,7 @@ def export() -> None:
 
 
 def _body(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, as the REST API takes it."""
+    """The given options as the body of a REST request."""
     body: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in given.items()

@@ -1,4 +1,4 @@
-"""What the commands print, and how they read times."""
+"""Printing, and parsing of times, for all commands."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Mistake(click.ClickException):
-    """Something that the user can put right: one line on standard error, and exit status 1."""
+    """An error that the user can correct: one line on standard error, and exit status 1."""
 
     def __init__(self, message: str) -> None:
-        # A database's driver may say it in several lines.
+        # A database driver's message may have several lines.
         super().__init__(printable(" ".join(message.split())))
 
     def show(self, file: IO[Any] | None = None) -> None:
@@ -28,12 +28,12 @@ class Mistake(click.ClickException):
 
 
 def json_option(command: F) -> F:
-    """The option --json, as the argument `as_json`."""
+    """Add the option --json, as the argument `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def seconds(text: str, option: str) -> float:
-    """The seconds in what `option` was given, such as 30d."""
+    """Parse `text`, such as 30d, into seconds. Raises Mistake, which names `option`."""
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     if not match:
         raise Mistake(f"{option} takes a number and s, m, h or d, such as 30d")
@@ -41,34 +41,34 @@ def seconds(text: str, option: str) -> float:
 
 
 def printable(value: object) -> str:
-    """`value` as text that neither ends a line nor tells a terminal to do anything."""
+    """`value` as text without line breaks and terminal control characters."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
 def cell(value: object) -> str:
-    """`value` as a table shows it."""
+    """`value` as text for a table."""
     if isinstance(value, (list, tuple)):
         value = ",".join(str(item) for item in value)
     return "-" if value is None or value == "" else printable(value)
 
 
 def date(at: float | None, *, form: str = "%Y-%m-%d %H:%MZ") -> str | None:
-    """`at`, in seconds since the epoch, as people read it, in UTC."""
+    """`at`, in seconds since the epoch, as text in UTC, to the minute."""
     return None if at is None else datetime.fromtimestamp(at, timezone.utc).strftime(form)
 
 
 def moment(at: float) -> str | None:
-    """As `date`, to the second."""
+    """`at`, in seconds since the epoch, as text in UTC, to the second."""
     return date(at, form="%Y-%m-%d %H:%M:%SZ")
 
 
 def print_json(value: object) -> None:
-    """`value`, to be read by people too."""
+    """Print `value` as indented JSON."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_table(rows: Sequence[Mapping[str, object]]) -> None:
-    """`rows`, which all have the same names, below those names."""
+    """Print `rows`, which all have the same names, below a line with those names."""
     if not rows:
         click.echo("none")
         return
@@ -80,7 +80,7 @@ def print_table(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
-    """`fields`, one a line; further lines of a text are set in, so that none looks like a field."""
+    """Print `fields`, one per line. Further lines of a text are indented, unlike a field."""
     width = max(map(len, fields)) + 2
     for name, value in fields.items():
         first, *more = value.expandtabs().split("\n") if isinstance(value, str) else [value]

@@ -1,4 +1,4 @@
-"""What happened in the store, what the gate decides and why, and a demo: needs the server's extra."""
+"""The audit log, the gate's routes and decisions, modes, and a demo. All need the server's extra."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from .output import (
 )
 from .store import actor, opened, require_server
 
-#: Characters of one value of an event that are shown to people.
+#: The maximum length of a value in the table of events, in characters.
 _MAX_DETAIL = 60
 
 
 @click.command()
-@click.option("--since", metavar="TIME", help="Only what happened in the last 7d, 12h, 45m.")
-@click.option("--event", help="Only events that begin so: key.revoked, or session.")
-@click.option("--key", "key_id", metavar="ID", help="Only what this key did, or was done to it.")
-@click.option("--actor", help="Only what this one did.")
+@click.option("--since", metavar="TIME", help="Only events of the last 7d, 12h, 45m.")
+@click.option("--event", help="Only events whose name begins so: key.revoked, or session.")
+@click.option("--key", "key_id", metavar="ID", help="Only events by this key or about it.")
+@click.option("--actor", help="Only events by this actor.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
     default=100,
     show_default=True,
     metavar="N",
-    help="How many events, the last ones.",
+    help="The number of events; the last ones are shown.",
 )
 @json_option
 def audit(
@@ -52,7 +52,7 @@ def audit(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Who changed what: the last events, oldest first."""
+    """Show the audit log: the last events, oldest first."""
     for option, text in (("--event", event), ("--key", key_id), ("--actor", actor)):
         if text is not None and not text.isprintable():
             raise Mistake(f"{option} takes printable text")
@@ -62,20 +62,20 @@ def audit(
             since=after, event=event, key_id=key_id, actor=actor, limit=limit
         )
     if as_json:
-        for one in events:
-            click.echo(json.dumps(one))
+        for entry in events:
+            click.echo(json.dumps(entry))
         return
     print_table(
         [
             {
-                "time": moment(one["at"]),
-                "event": one["event"],
-                "actor": one["actor"],
-                "key_id": one["key_id"],
-                "address": one["address"],
-                "detail": _short(one["detail"]),
+                "time": moment(entry["at"]),
+                "event": entry["event"],
+                "actor": entry["actor"],
+                "key_id": entry["key_id"],
+                "address": entry["address"],
+                "detail": _short(entry["detail"]),
             }
-            for one in events
+            for entry in events
         ]
     )
 
@@ -83,7 +83,7 @@ def audit(
 @click.command()
 @json_option
 def routes(as_json: bool) -> None:
-    """Every route of the installed MLflow server, and what it takes to call it."""
+    """List every route of the installed MLflow server, and the access that it requires."""
     require_server()
     from mlflow_hokusai_auth.core.operations import classify
     from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
@@ -112,7 +112,7 @@ def routes(as_json: bool) -> None:
 @click.option("--scope", "scopes", multiple=True, help="A scope of the key; may be repeated.")
 @json_option
 def explain(method: str, path: str, scopes: Sequence[str], as_json: bool) -> None:
-    """Which rule decides on a request, what it takes, and whether a key with --scope may."""
+    """Show the rule for a request, what it requires, and if a key with --scope may send it."""
     require_server()
     if not path.startswith("/"):
         raise Mistake("give the path alone, such as /api/2.0/mlflow/experiments/get")
@@ -132,7 +132,7 @@ def explain(method: str, path: str, scopes: Sequence[str], as_json: bool) -> Non
 @click.command()
 @click.option("--keep", is_flag=True, envvar="KEEP", help="Leave the server running at the end.")
 def demo(keep: bool) -> None:
-    """Start a server, make a key, register a model with it, load it again."""
+    """Start a server, make a key, register a model with it, and load it."""
     require_server()
     from .demo import run
 
@@ -140,7 +140,7 @@ def demo(keep: bool) -> None:
 
 
 def _short(detail: Mapping[str, Any]) -> str:
-    """`detail` in a line. Texts are quoted, so that none can look like a field of its own."""
+    """`detail` in one line. Texts are quoted, so that none can look like another field."""
     shown = []
     for name, value in detail.items():
         if name.endswith("_at") and isinstance(value, (int, float)):
@@ -157,37 +157,39 @@ def _short(detail: Mapping[str, Any]) -> str:
 )
 @json_option
 def log_level(level: str | None, as_json: bool) -> None:
-    """Show or set how much running servers log, within a second and without a restart."""
+    """Show or set the log level of running servers, within a second and without a restart."""
     with opened() as store:
         if level:
             number = 0 if level == "default" else getattr(logging, level.upper())
             store.database.set_state("log_level", number, "log_level.changed", actor(), level=level)
         number = store.database.states().get("log_level", 0)
-    said = logging.getLevelName(number).lower() if number else "default"
+    name = logging.getLevelName(number).lower() if number else "default"
     if as_json:
-        print_json({"log_level": said})
+        print_json({"log_level": name})
     elif not level:
-        click.echo(said)
+        click.echo(name)
 
 
 @click.command()
 @click.argument("mode", required=False, type=click.Choice([*MODES, "default"]))
-@click.option("--report", is_flag=True, help="What observe let pass that enforce would refuse.")
 @click.option(
-    "--since", metavar="TIME", default="7d", show_default=True, help="How far --report looks back."
+    "--report", is_flag=True, help="Show requests that observe passed and enforce would refuse."
+)
+@click.option(
+    "--since", metavar="TIME", default="7d", show_default=True, help="The period of --report."
 )
 @json_option
 def mode(mode: str | None, report: bool, since: str, as_json: bool) -> None:
-    """Show or set whether running servers ask for keys, within a second or two and without a restart.
+    """Show or set the mode of running servers, within a second or two and without a restart.
 
     \b
-    enforce   refuse what must not be
-    observe   refuse nothing, but keep account of what would be: see --report
-    off       do not even look; every answer says X-Hokusai-Auth-Mode: off
-    default   what each server's HOKUSAI_AUTH_MODE says
+    enforce   refuse requests without a good key, or without the right scope
+    observe   refuse nothing, but record what enforce would refuse: see --report
+    off       check nothing; every answer has X-Hokusai-Auth-Mode: off
+    default   use each server's HOKUSAI_AUTH_MODE
 
-    Keys are managed by those who may in every mode. HOKUSAI_AUTH_FORCE_MODE, where a server was
-    started with it, counts more.
+    Key management requires mlflow:admin in every mode. A server that was started with
+    HOKUSAI_AUTH_FORCE_MODE keeps that mode.
     """
     if mode and report:
         raise Mistake("give a mode to set, or --report")
@@ -196,23 +198,23 @@ def mode(mode: str | None, report: bool, since: str, as_json: bool) -> None:
         from mlflow_hokusai_auth.store import dry_run
 
         if report:
-            return _show_observed(dry_run.report(store.database, after), as_json)
+            return _print_report(dry_run.report(store.database, after), as_json)
         if mode:
             number = MODES.index(mode) if mode in MODES else -1
             store.database.set_state("mode", number, "mode.changed", actor(), mode=mode)
         number = store.database.states().get("mode", -1)
         changes = store.database.audited(event="mode.changed", limit=1)
-    said = MODES[number] if 0 <= number < len(MODES) else "default"
+    name = MODES[number] if 0 <= number < len(MODES) else "default"
     change = changes[-1] if changes else None
     if as_json:
         last = change and {"since": change["at"], "by": change["actor"]}
-        return print_json({"mode": said, **(last or {"since": None, "by": None})})
-    click.echo(said if said != "default" else "default: what HOKUSAI_AUTH_MODE of each server says")
+        return print_json({"mode": name, **(last or {"since": None, "by": None})})
+    click.echo(name if name != "default" else "default: HOKUSAI_AUTH_MODE of each server")
     if change:
         click.echo(f"since {moment(change['at'])}, by {change['actor']}")
 
 
-def _show_observed(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+def _print_report(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
         return print_json(rows)
     print_table(

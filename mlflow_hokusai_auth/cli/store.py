@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def require_server() -> None:
-    """Raise Mistake, which says what to install, where the server's extra is missing."""
+    """Raise Mistake, which says what to install, if the server's extra is missing."""
     try:
         import flask  # noqa: F401
         import pydantic_settings  # noqa: F401
@@ -33,7 +33,7 @@ def require_server() -> None:
 
 @contextmanager
 def opened() -> Iterator[LocalStore]:
-    """The store that the settings name. What it refuses in the block is raised as Mistake."""
+    """Open the store that the settings name. Errors of this package in the block become Mistakes."""
     require_server()
     from mlflow_hokusai_auth.server import settings
     from mlflow_hokusai_auth.store.keys import LocalStore
@@ -42,9 +42,9 @@ def opened() -> Iterator[LocalStore]:
         uri = settings.load().database_uri.get_secret_value()
         store = LocalStore(uri)
         file = store.database.file
-        made = file is not None and not file.exists()
+        created = file is not None and not file.exists()
         store.migrate()
-        if file is not None and made:
+        if file is not None and created:
             click.echo(
                 f"hokusai-auth: made a new key store, {printable(file.resolve())}. Only "
                 "servers with this HOKUSAI_AUTH_DATABASE_URI use it.",
@@ -56,11 +56,11 @@ def opened() -> Iterator[LocalStore]:
 
 
 def actor() -> Actor:
-    """Who the audit log says did it."""
+    """The actor for the audit log: the user of this process."""
     from mlflow_hokusai_auth.store.database import Actor
 
     try:
         user = getpass.getuser()
-    except (ImportError, KeyError, OSError):  # no such user, as in a container with a made-up id
+    except (ImportError, KeyError, OSError):  # a container may run with an id without a user
         user = "unknown"
     return Actor(name=f"cli:{printable(user)}")

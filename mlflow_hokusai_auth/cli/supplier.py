@@ -1,6 +1,6 @@
-"""`hokusai-auth whoami`, `doctor` and `smoke`: what a supplier needs when something does not work.
+"""`hokusai-auth whoami`, `doctor` and `smoke`: diagnosis on a supplier's machine.
 
-MLflow is imported only when one of them runs, as the other commands need not wait for that.
+MLflow is imported only when one of them runs, so that other commands need not wait for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WORDS = {True: "ok", False: "FAIL", None: "skip"}
 @click.command()
 @_json_option
 def whoami(as_json: bool) -> None:
-    """What the server of MLFLOW_TRACKING_URI knows of your key."""
+    """Show your key's record on the server of MLFLOW_TRACKING_URI."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -37,7 +37,7 @@ def whoami(as_json: bool) -> None:
         answer = client.whoami(timeout=doctor.TIMEOUT, max_retries=0)
     except MlflowException as error:
         message = doctor.one_line(str(error), profile.api_key() or "")
-        click.echo(f"hokusai-auth: {message}\n`hokusai-auth doctor` finds out why.", err=True)
+        click.echo(f"hokusai-auth: {message}\nRun `hokusai-auth doctor` to find out why.", err=True)
         sys.exit(1)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
@@ -45,7 +45,7 @@ def whoami(as_json: bool) -> None:
     try:
         lines = _lines(answer)
     except (TypeError, ValueError, KeyError, OverflowError):
-        click.echo(f"hokusai-auth: the answer has another form. {doctor.NOT_OURS}", err=True)
+        click.echo(f"hokusai-auth: the answer has an unknown form. {doctor.NOT_OURS}", err=True)
         sys.exit(1)
     for name, value in lines.items():
         click.echo(f"{name + ':':15}{doctor.one_line(value)}")
@@ -54,14 +54,14 @@ def whoami(as_json: bool) -> None:
 @click.command("doctor")
 @_json_option
 def doctor(as_json: bool) -> None:
-    """Check everything that a request with your key depends on; says what to do where it fails."""
+    """Check everything that a request with your key depends on, and name the fix of a failure."""
     from mlflow_hokusai_auth.client.diagnose.doctor import examine
 
     checks = []
     for check in examine():
         checks.append(check)
         if not as_json:
-            _tell(check)
+            _print_check(check)
     if as_json:
         click.echo(json.dumps([check._asdict() for check in checks], indent=2))
     if any(check.ok is False for check in checks):
@@ -74,31 +74,31 @@ def doctor(as_json: bool) -> None:
 def smoke(url: str, as_json: bool) -> None:
     """Register a tiny model at URL, load it again and delete it, in half a minute at most.
 
-    Also checks that nobody gets in without a key. Safe in production: it touches only what it makes.
-    The key comes from HOKUSAI_API_KEY or wherever else MLflow takes it from.
+    Also checks that requests without a key are refused. It is safe in production, as it changes only
+    what it makes. The key comes from the same source as for MLflow, such as HOKUSAI_API_KEY.
     """
     from mlflow_hokusai_auth.client.diagnose.smoke import smoke as run
 
-    # As Ctrl-C, so that what was made is deleted: `timeout` and CI end programs so.
+    # SIGTERM, which `timeout` and CI send, works like Ctrl-C, so that smoke deletes what it made.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        report = run(url, (lambda check: None) if as_json else _tell)
+        report = run(url, (lambda check: None) if as_json else _print_check)
     finally:
         signal.signal(signal.SIGTERM, before)
     if as_json:
         checks = [check._asdict() for check in report.checks]
-        told = {"url": report.url, "ok": report.ok, "seconds": report.seconds, "checks": checks}
-        click.echo(json.dumps(told, indent=2))
+        result = {"url": report.url, "ok": report.ok, "seconds": report.seconds, "checks": checks}
+        click.echo(json.dumps(result, indent=2))
     else:
         click.echo(f"{'all is well' if report.ok else 'FAILED'}, {report.seconds:.1f} s")
     if report.stuck:
-        # Python would wait for the threads of MLflow's downloads.
+        # At a normal exit, Python would wait for the threads of MLflow's downloads.
         os._exit(1)
     if not report.ok:
         sys.exit(1)
 
 
-def _tell(check: Check | TimedCheck) -> None:
+def _print_check(check: Check | TimedCheck) -> None:
     took = getattr(check, "seconds", None)
     seconds = "" if took is None else f" ({took:.2f} s)"
     click.echo(f"{_WORDS[check.ok]:6}{check.check}: {check.found}{seconds}")
@@ -107,7 +107,7 @@ def _tell(check: Check | TimedCheck) -> None:
 
 
 def _lines(answer: dict[str, Any]) -> dict[str, str]:
-    """`answer`, of `GET whoami`, as people read it. A field that is missing has no line."""
+    """The lines for `answer`, the body of `GET whoami`. A missing field has no line."""
     from mlflow_hokusai_auth.client.diagnose.doctor import date
 
     lines: dict[str, str] = {}

@@ -1,6 +1,6 @@
 """`mlflow.server.get_app_client("hokusai-auth", tracking_uri=…)`: key management from Python.
 
-Requests go the way MLflow's own do, so the key is found, and sent, as for any MLflow call.
+Requests are sent as MLflow's own are, so they carry the key that any MLflow call would.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 from requests import RequestException, Response
 
 _BASE = "/api/2.0/hokusai/"
-#: What `edit_key` is not told to change; None means something there.
+#: The default of `edit_key`'s arguments: leave the field as it is. None has a meaning there.
 _LEAVE: Any = object()
 
 
 class HokusaiAuthClient:
-    """The server's key management. Every method raises MlflowException when the server refuses.
+    """The server's key management. Every method raises MlflowException if the server refuses.
 
-    Keys are dictionaries, as the REST API gives them: `key_id`, `owner`, `scopes`, `state` and so
-    on, times in seconds since the epoch. The key itself is only in what `create_key` and
-    `rotate_key` give.
+    Keys are dictionaries, as in the REST API: `key_id`, `owner`, `scopes`, `state` and so on, with
+    times in seconds since the epoch. Only `create_key` and `rotate_key` return the key itself.
     """
 
     def __init__(self, tracking_uri: str) -> None:
         self.tracking_uri = tracking_uri
 
     def whoami(self, **options: Any) -> dict[str, Any]:
-        """What the server knows of the key in use: `key_id`, `owner`, `scopes`, what it `can` do.
+        """Return the record of the key in use: `key_id`, `owner`, `scopes`, what it `can` do, ….
 
         `options` are those of MLflow's `http_request` (`timeout` in seconds, `max_retries`).
         """
@@ -51,10 +50,9 @@ class HokusaiAuthClient:
         rate_limit_per_hour: int | None = None,
         note: str = "",
     ) -> dict[str, Any]:
-        """A new key, living `expires_in` seconds or for good; its `key` is in the answer only now.
+        """Make a key that lives `expires_in` seconds (None: for ever). `key` is returned only now.
 
-        `networks` are addresses and CIDR networks that it may be used from, everywhere if there
-        are none.
+        `networks` are the addresses and CIDR networks that it may be used from; empty means all.
         """
         fields = _fields(name, expires_in, networks, rate_limit_per_hour, note)
         body = {"owner": owner, "scopes": scopes, "environment": environment, **fields}
@@ -72,7 +70,7 @@ class HokusaiAuthClient:
         rate_limit_per_hour: int | None = None,
         note: str = "",
     ) -> dict[str, Any]:
-        """Take in `key`, which was handed out before. The rest is as for `create_key`."""
+        """Import the existing `key`. The other arguments are those of `create_key`."""
         fields = _fields(name, expires_in, networks, rate_limit_per_hour, note)
         body = {"key": key, "owner": owner, "scopes": scopes, **fields}
         return self._call("POST", "keys/import", json=body)
@@ -87,10 +85,10 @@ class HokusaiAuthClient:
         max_results: int = 100,
         page_token: str | None = None,
     ) -> PagedList[dict[str, Any]]:
-        """A page of keys; its `token` is the next page's `page_token`, or None on the last one.
+        """Return a page of keys, whose `token` is the next page's `page_token` (last page: None).
 
-        `state` is "active", "deprecated", "expired" or "revoked"; `query` is looked for in owner,
-        name and id.
+        `state` is "active", "deprecated", "expired" or "revoked"; `query` is a part of the owner, name
+        or id.
         """
         params = {
             "owner": owner,
@@ -104,7 +102,7 @@ class HokusaiAuthClient:
         return PagedList(answer["keys"], answer.get("next_page_token"))
 
     def get_key(self, key_id: str) -> dict[str, Any]:
-        """One key."""
+        """Return the record of one key."""
         return self._call("GET", _key_path(key_id))
 
     def edit_key(
@@ -119,10 +117,10 @@ class HokusaiAuthClient:
         rate_limit_per_hour: int | None = _LEAVE,
         note: str = _LEAVE,
     ) -> dict[str, Any]:
-        """Change what is given, and leave the rest.
+        """Change the given fields, and leave the others.
 
-        `expires_in` counts in seconds from now; None takes the end away. None for
-        `rate_limit_per_hour` takes the limit away, as an empty list does for `networks`.
+        `expires_in` is in seconds from now. None for `expires_in` or `rate_limit_per_hour`, and an
+        empty list for `networks`, remove the limit.
         """
         changes = {
             "owner": owner,
@@ -137,25 +135,25 @@ class HokusaiAuthClient:
         return self._call("PATCH", _key_path(key_id), json=body)
 
     def rotate_key(self, key_id: str, *, overlap: float | None = None) -> dict[str, Any]:
-        """A new key in place of `key_id`; `replaces` in the answer is the old one.
+        """Replace the key; `replaces` in the answer is the old one.
 
-        The old one goes on for `overlap` seconds, or as long as the server thinks fit.
+        The old key stays valid for `overlap` seconds (None: the server's default, a day).
         """
         body = _given({"overlap": overlap})
         return self._call("POST", f"{_key_path(key_id)}/rotate", json=body)
 
     def revoke_key(self, key_id: str, *, wait: bool = False, force: bool = False) -> dict[str, Any]:
-        """End a key for good; every server process refuses it within a second.
+        """Revoke a key for good. Every server process refuses it within a second.
 
-        With `wait`, return only then. `force` is needed for the last key that may manage keys.
+        With `wait`, return only then. The last key that may manage keys needs `force`.
         """
         params = {name: "true" for name, on in (("wait", wait), ("force", force)) if on}
         return self._call("DELETE", _key_path(key_id), params=params)
 
     def export_keys(self) -> Iterator[dict[str, Any]]:
-        """Every key, read from the server as they are taken from here.
+        """Iterate over all keys, and read them from the server as they are consumed.
 
-        Raises MlflowException also in the middle, when the connection breaks: what came before is
+        Raises MlflowException during the iteration, too, if the connection breaks: the keys so far are
         then not all.
         """
         path = "keys/export"
@@ -166,28 +164,28 @@ class HokusaiAuthClient:
                 for line in response.iter_lines():
                     if line:
                         yield json.loads(line)
-            # ValueError: a line that is not JSON, as when half of one has arrived.
+            # ValueError: only a part of a line has arrived, which is no JSON.
             except (RequestException, ValueError) as error:
                 raise MlflowException(f"The export of keys broke off: {error}") from error
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         if method == "POST":
-            # MLflow would repeat it when an answer was lost: two keys, one of which nobody knows.
+            # If an answer were lost, MLflow would repeat the request and make a second key.
             options.setdefault("max_retries", 0)
         response = self._send(method, path, **options)
         if response.status_code == 201:
-            response.status_code = 200  # the only one that MLflow 2.9 verifies
+            response.status_code = 200  # the only good status for MLflow 2.9
         answer: dict[str, Any] = verify_rest_response(response, _BASE + path).json()
         return answer
 
     def _send(self, method: str, path: str, **options: Any) -> Response:
-        # MLflow makes a local store, and its files, for any other URI.
+        # For any other URI, MLflow would create a local store with its files.
         if not self.tracking_uri.lower().startswith(("http://", "https://")):
             raise MlflowException.invalid_parameter_value(
                 "The tracking URI is not the http(s) URL of a server. Set MLFLOW_TRACKING_URI."
             )
         credentials = _get_store(self.tracking_uri).get_host_creds()
-        # So that, with retries used up, there is a message of the server's to tell.
+        # Without this, the server's message would be lost after the last retry.
         options.setdefault("raise_on_status", False)
         response: Response = http_request(credentials, _BASE + path, method, **options)
         return response
@@ -200,7 +198,7 @@ def _fields(
     rate_limit_per_hour: int | None,
     note: str,
 ) -> dict[str, Any]:
-    """Those fields of a new key that are set."""
+    """The optional fields of a new key that are set."""
     texts = {"name": name, "note": note, "networks": networks}
     numbers = {"expires_in": expires_in, "rate_limit_per_hour": rate_limit_per_hour}
     return {**{field: value for field, value in texts.items() if value}, **_given(numbers)}
@@ -211,7 +209,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _key_path(key_id: str) -> str:
-    # quote leaves dots alone, and HTTP clients resolve "keys/.." before they send it.
+    # quote keeps dots, and HTTP clients resolve "keys/.." before they send it.
     if key_id in ("", ".", ".."):
         raise MlflowException.invalid_parameter_value(f"{key_id!r} is not the id of a key.")
     return f"keys/{quote(key_id, safe='')}"

@@ -2,8 +2,8 @@
 
 MLflow resolves `mlflow-artifacts:/` and `mlflow-artifacts:/api/2.0/mlflow-artifacts/artifacts` to
 the root of the host, whatever path the tracking URI has (`MlflowArtifactsRepository.resolve_uri`,
-2.9 to 3.17). A load balancer that routes only /api/mlflow/* never sees those requests. All artifact
-calls (list, download, upload, multipart upload, presigned download, delete) build on the URL
+2.9 to 3.17), and a load balancer that routes only /api/mlflow/* never gets those requests. All
+artifact calls (list, download, upload, multipart upload, presigned download, delete) use the URL
 resolved here.
 """
 
@@ -17,26 +17,26 @@ from urllib.parse import urlparse, urlunparse
 from mlflow_hokusai_auth.client import profile
 from mlflow_hokusai_auth.core.job_rules import is_job
 
-_SERVICE = "/api/2.0/mlflow-artifacts/artifacts"
+SERVICE = "/api/2.0/mlflow-artifacts/artifacts"
 
 
 class _KeepPrefix:
-    """Put before MLflow's repository class; changes only what that class resolves a URI to."""
+    """A mixin for MLflow's repository class that changes only the URL a URI resolves to."""
 
     @classmethod
     def resolve_uri(cls, artifact_uri: str, tracking_uri: str) -> str:
-        """The http(s) URL of `artifact_uri`, with the path of `tracking_uri` in front.
+        """Return the http(s) URL of `artifact_uri`, with the path of `tracking_uri` in front.
 
-        As MLflow resolves it when the artifact URI names a host, or when the key is not for the
-        tracking server. Raises MlflowException where MLflow does.
+        The URL stays as MLflow resolves it if the artifact URI names a host, or if the key does not
+        belong to the tracking server. Raises MlflowException where MLflow does.
         """
         resolved: str = super().resolve_uri(artifact_uri, tracking_uri)  # type: ignore[misc]
         if urlparse(artifact_uri).netloc or not _is_ours(tracking_uri):
             return resolved
         prefix = re.sub("/+", "/", urlparse(tracking_uri).path).rstrip("/")
         parts = urlparse(resolved)
-        # Not just the prefix: a prefix of /api begins MLflow's own path, too.
-        if parts.path.startswith(prefix + _SERVICE):
+        # The prefix alone is not enough: MLflow's own path begins with the prefix /api, too.
+        if parts.path.startswith(prefix + SERVICE):
             return resolved
         return urlunparse(parts._replace(path=prefix + parts.path))
 
@@ -50,10 +50,10 @@ def _is_ours(tracking_uri: str) -> bool:
 
 
 def __getattr__(name: str) -> Any:
-    """`HokusaiArtifactRepository`, made when it is first asked for.
+    """Create `HokusaiArtifactRepository` on first use.
 
-    MLflow loads this entry point during `import mlflow`. Were MLflow imported above, then importing
-    this module first would lead back here before the class existed, and MLflow would do without it.
+    MLflow loads this entry point during `import mlflow`. If this module imported MLflow at its top and
+    were imported first, MLflow would look for the class before it exists, and do without it.
     """
     if name != "HokusaiArtifactRepository":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -67,5 +67,5 @@ def __getattr__(name: str) -> Any:
         from mlflow_hokusai_auth.server.upstream import job_roots
 
         job_roots.install()
-    made = type(name, (_KeepPrefix, MlflowArtifactsRepository), {"__module__": __name__})
-    return globals().setdefault(name, made)
+    repository = type(name, (_KeepPrefix, MlflowArtifactsRepository), {"__module__": __name__})
+    return globals().setdefault(name, repository)

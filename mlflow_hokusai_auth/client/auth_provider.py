@@ -1,7 +1,7 @@
 """The `mlflow.request_auth_provider` entry point: `MLFLOW_TRACKING_AUTH=hokusai`.
 
-An alternative to the header provider that needs nothing of MLflow's internals, because requests
-shows an authentication object the URL. Both may be active at once.
+This alternative to the header provider does not depend on MLflow's internals, because requests passes
+the URL to an authentication object. Both may be active at once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class HokusaiAuth(AuthBase):
     """Sets `X-API-Key` on requests for the origins that the key belongs to. Holds no key itself."""
 
     def __call__(self, request: PreparedRequest) -> PreparedRequest:
-        """Called by requests for each prepared request; changes and returns it. Never raises."""
+        """Add the key to a prepared request, and return that. requests calls this. Never raises."""
         try:
             key = profile.api_key()
             if key is not None and origin_guard.may_send(request.url or ""):
-                request.hooks["response"].append(origin_guard.look_at_answer)
-                # One that is there already is the header provider's, or the caller's own choice.
+                request.hooks["response"].append(origin_guard.check_response)
+                # A header that is already set comes from the header provider or from the caller.
                 request.headers.setdefault(origin_guard.HEADER, key)
         except Exception as error:
             profile.warn_once(f"{origin_guard.HEADER} was not sent ({type(error).__name__}).")
@@ -30,7 +30,7 @@ class HokusaiAuth(AuthBase):
 
 
 class HokusaiAuthProvider(RequestAuthProvider):  # type: ignore[misc,unused-ignore]
-    """What MLflow looks for when `MLFLOW_TRACKING_AUTH` is "hokusai"."""
+    """The provider that MLflow selects with `MLFLOW_TRACKING_AUTH=hokusai`."""
 
     def get_name(self) -> str:
         """The value of `MLFLOW_TRACKING_AUTH` that selects this provider."""

@@ -1,8 +1,8 @@
-"""MLflow's requests to its server that don't go through its `http_request`: they carry the key, too.
+"""Adds the key to the requests that MLflow sends without its `http_request`.
 
-MLflow asks no provider for their headers. So what makes them is changed, right after MLflow has
-imported it, which it does when it is first used. `tests/vectors/mlflow_http.txt` lists every module of
-MLflow's that sends requests, and how each gets a key.
+MLflow asks no provider for the headers of these requests, so the modules that send them are patched
+right after their import. `tests/vectors/mlflow_http.txt` lists every module of MLflow that sends
+requests, and how each gets a key.
 """
 
 from __future__ import annotations
@@ -22,57 +22,57 @@ _MARK = "_hokusai_auth"
 
 
 def install() -> None:
-    """Have the modules changed when they are imported, or now if they are.
+    """Patch the modules when they are imported, or now if they already are.
 
-    Called while MLflow is imported, so nothing of MLflow's is imported here.
+    Imports nothing of MLflow, as it runs during MLflow's own import.
     """
-    for name, change in _CHANGES.items():
+    for name, patch in _PATCHES.items():
         if name in sys.modules:
-            change(sys.modules[name])
+            patch(sys.modules[name])
     if _Finder not in sys.meta_path:
-        # MLflow's own hooks (mlflow.utils.import_hooks) use a way to load that Python gives up.
+        # MLflow's own import hooks (mlflow.utils.import_hooks) use a protocol that Python removes.
         sys.meta_path.insert(0, _Finder)
 
 
 class _Finder:
-    """Finds the modules as Python does, and has them changed after they have run."""
+    """Finds the modules as Python does, and patches each one after its code has run."""
 
     @staticmethod
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        change = _CHANGES.get(name)
-        spec = PathFinder.find_spec(name, path, target) if change is not None else None
-        if change is None or spec is None or spec.loader is None:
+        patch = _PATCHES.get(name)
+        spec = PathFinder.find_spec(name, path, target) if patch is not None else None
+        if patch is None or spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
-        def execute_and_change(module: ModuleType) -> None:
+        def execute_and_patch(module: ModuleType) -> None:
             execute(module)
-            change(module)
+            patch(module)
 
-        spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_patch  # type: ignore[method-assign]
         return spec
 
 
-def works_in(module: ModuleType) -> bool:
-    """Whether what `module` sends carries the key."""
+def is_patched(module: ModuleType) -> bool:
+    """Return True if requests of `module` carry the key."""
     return hasattr(module, _MARK)
 
 
-def change_otel(module: ModuleType) -> None:
-    """Have the spans of `mlflow.otel.autolog()` sent with the key, read anew for each request.
+def patch_otel(module: ModuleType) -> None:
+    """Send the spans of `mlflow.otel.autolog()` with the key, which is read for each request.
 
-    Never raises: the import would fail.
+    Never raises, as the import of `module` would fail.
     """
     exporter = getattr(module, "OTLPSpanExporter", None)
-    if works_in(module) or not isinstance(exporter, type):
+    if is_patched(module) or not isinstance(exporter, type):
         return
     try:
-        takes = inspect.signature(exporter).parameters
+        parameters = inspect.signature(exporter).parameters
     except (TypeError, ValueError):
         return
-    if "session" not in takes:
+    if "session" not in parameters:
         return
 
     class Exporter(exporter):  # type: ignore[misc,valid-type]
@@ -89,34 +89,34 @@ def change_otel(module: ModuleType) -> None:
     setattr(module, _MARK, True)
 
 
-def change_gateway(module: ModuleType) -> None:
-    """Have judges and others that call `gateway:/…` from here send the key as a bearer token.
+def patch_gateway(module: ModuleType) -> None:
+    """Send the key as a bearer token with calls of `gateway:/…` from here, such as a judge's.
 
-    Not as X-API-Key: what sends these requests (requests, aiohttp, LiteLLM) knows nothing of us, and
-    takes only Authorization away when it is redirected to another host. Never raises.
+    X-API-Key would be unsafe: the HTTP clients in use (requests, aiohttp, LiteLLM) drop only
+    Authorization when they follow a redirect to another host. Never raises.
     """
     before = getattr(module, "_build_auth_headers", None)
     resolve = getattr(module, "_resolve_gateway_uri", None)
-    if works_in(module) or before is None or resolve is None:
+    if is_patched(module) or before is None or resolve is None:
         return
 
     def build_auth_headers() -> dict[str, str] | None:
         headers: dict[str, str] | None = before()
         if headers:
-            return headers  # user and password, which count more for MLflow than anything else
+            return headers  # MLflow found a user and password, which take precedence
         try:
             key = profile.api_key()
             if key is not None and origin_guard.may_send(resolve()):
                 return {"Authorization": f"Bearer {key}"}
         except Exception as error:
-            profile.warn_once(f"The gateway was sent no key ({type(error).__name__}).")
+            profile.warn_once(f"No key was sent to the gateway ({type(error).__name__}).")
         return headers
 
     module._build_auth_headers = build_auth_headers  # type: ignore[attr-defined]
     setattr(module, _MARK, True)
 
 
-_CHANGES = {
-    "mlflow.otel": change_otel,
-    "mlflow.genai.utils.gateway_utils": change_gateway,
+_PATCHES = {
+    "mlflow.otel": patch_otel,
+    "mlflow.genai.utils.gateway_utils": patch_gateway,
 }

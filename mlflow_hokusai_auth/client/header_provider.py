@@ -1,9 +1,9 @@
 """The `mlflow.request_header_provider` entry point: adds the key to MLflow's own requests.
 
-MLflow asks providers for headers without saying for which URL. The call stack knows: the nearest
-`http_request` of mlflow/utils/rest_utils.py has the URL among its locals (2.9: its parts), and a
-`kwargs` dictionary that it later hands to `requests.Session.request`, where a response hook can be
-put. Where either is missing, no key is sent.
+MLflow asks providers for headers without passing the URL, so it is taken from the call stack: the
+nearest `http_request` of mlflow/utils/rest_utils.py has the URL among its locals (2.9: its parts), and
+the `kwargs` dictionary that it later passes to `requests.Session.request`, to which a response hook is
+added. If either is missing, no key is sent.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _MAX_DEPTH = 16
 
 
 class HokusaiHeaderProvider(RequestHeaderProvider):  # type: ignore[misc,unused-ignore]
-    """Gives `X-API-Key` to requests for the origins that the key belongs to, and to no others."""
+    """Sets `X-API-Key` on requests to the origins that the key belongs to, and on no others."""
 
     def in_context(self) -> bool:
-        """Always True; whether there is a key to send is decided per request."""
+        """Return True: each request decides anew if there is a key to send."""
         return True
 
     def request_headers(self) -> dict[str, str]:
-        """`{"X-API-Key": key}` or `{}`. Never raises: MLflow would log the exception's text."""
+        """Return `{"X-API-Key": key}` or `{}`. Never raises: MLflow would log the error's text."""
         try:
             return _headers(sys._getframe(1))
         except Exception as error:
@@ -45,12 +45,12 @@ def _headers(frame: FrameType | None) -> dict[str, str]:
     url = _url(call)
     kwargs = call.get("kwargs")
     if url is None or not isinstance(kwargs, dict):
-        return _keep_back("this version of MLflow does not tell where a request goes")
+        return _send_nothing("this version of MLflow does not reveal the URL of a request")
     # MLflow raises TypeError when a provider and the caller set the same header.
     if _has_header(call.get("extra_headers")) or not origin_guard.may_send(url):
         return {}
     if getattr(call.get("host_creds"), "use_databricks_sdk", False):
-        return _keep_back("the Databricks SDK sends this request and takes no redirect check")
+        return _send_nothing("the Databricks SDK sends this request, so redirects can't be checked")
     if not _add_hook(kwargs):
         return {}
     return {origin_guard.HEADER: key}
@@ -70,7 +70,7 @@ def _find_call(frame: FrameType | None) -> dict[str, Any]:
 def _url(call: dict[str, Any]) -> str | None:
     url = call.get("url")
     if url is None:
-        # MLflow 2.9 joins them after it has asked for the headers.
+        # MLflow 2.9 joins the parts only after it has the headers.
         host, endpoint = getattr(call.get("host_creds"), "host", None), call.get("endpoint")
         if isinstance(host, str) and isinstance(endpoint, str):
             url = host.removesuffix("/") + endpoint
@@ -82,22 +82,22 @@ def _has_header(headers: dict[str, str] | None) -> bool:
 
 
 def _add_hook(kwargs: dict[str, Any]) -> bool:
-    """Put the look at the answer among the request's hooks; False if it is there already.
+    """Add the response hook to the request; return False if it already has one.
 
-    It is there when this provider is registered a second time (by two distributions, for example),
-    and MLflow would then join the two values with a space.
+    It has one if this provider is registered twice (by two distributions, for example). MLflow would
+    then join the two keys with a space.
     """
     hooks = kwargs.get("hooks") or {}
     present = hooks.get("response") or []
     present = [present] if callable(present) else list(present)
-    if origin_guard.look_at_answer in present:
+    if origin_guard.check_response in present:
         return False
-    # A copy: the caller may use its own dictionary for the next request.
-    kwargs["hooks"] = {**hooks, "response": [*present, origin_guard.look_at_answer]}
+    # The hooks are copied, as the caller may use its dictionary for the next request.
+    kwargs["hooks"] = {**hooks, "response": [*present, origin_guard.check_response]}
     return True
 
 
-def _keep_back(reason: str) -> dict[str, str]:
+def _send_nothing(reason: str) -> dict[str, str]:
     if os.environ.get("MLFLOW_TRACKING_AUTH") != "hokusai":
         profile.warn_once(
             f"{origin_guard.HEADER} was not sent: {reason}. Set MLFLOW_TRACKING_AUTH=hokusai instead."

@@ -1,6 +1,6 @@
-"""What both providers do: decide for one URL, then look at the answer.
+"""The rules that both providers share: may a URL have the key, and what its response means.
 
-An answer may redirect, so that the key has to be taken back, or say that the key ends soon.
+A response may redirect, so that the key must be removed, or announce that the key ends soon.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from mlflow_hokusai_auth.client import profile
 
 HEADER = "X-API-Key"
 
-# requests joins Location to the URL with rules of its own ("////host" leads to host), so what isn't
-# one of the two plain forms counts as another origin.
+# requests joins Location to the URL with rules of its own ("////host" leads to host), so any other form
+# than these two plain ones counts as another origin.
 _PLAIN = re.compile(r"[!-~]+")
 _PATH = re.compile(r"/(?![/\\])")
 # RFC 9745: a date as a structured field (RFC 9651), in seconds since the epoch.
@@ -24,38 +24,38 @@ _DEPRECATION = re.compile(r"@-?[0-9]{1,15}")
 
 
 def may_send(url: str) -> bool:
-    """Whether the key may be sent to `url`; if not, warns once per origin and says what to change.
+    """Return True if the key may be sent to `url`; if not, warn once per origin, with advice.
 
-    May raise what MLflow raises while it looks up its tracking URI; the callers catch it.
+    May raise any error of MLflow's lookup of its tracking URI; callers catch it.
     """
     if profile.origin_allowed(url):
         return True
-    profile.warn_once(" ".join(why_not(profile.origin(url))))
+    profile.warn_once(" ".join(explain_refusal(profile.origin(url))))
     return False
 
 
-def look_at_answer(response: Any, **_: Any) -> None:
-    """The requests response hook that both providers add.
+def check_response(response: Any, **_: Any) -> None:
+    """The response hook for requests that both providers add.
 
-    With both active it runs twice, since requests adds a caller's hooks after an authentication
-    object's, unseen by it; the second run finds nothing left to do.
+    With both providers active it runs twice, as requests adds a caller's hooks after those of an
+    authentication object, which can't see them. The second run has no effect.
     """
-    # In this order: a key that is taken back can't be told to be ours any more.
+    # The order matters: the warning needs the key, which the redirect check removes.
     warn_of_sunset(response)
     drop_key_on_redirect(response)
 
 
 def warn_of_sunset(response: Any, **_: Any) -> None:
-    """Warn, once for each date, when the server says that our key was replaced and when it ends.
+    """Warn, once for each date, if the server says that our key was replaced and when it ends.
 
-    It says so with `Deprecation` (RFC 9745) and `Sunset` (RFC 8594). Headers that can't be
-    understood mean nothing. Never raises.
+    The server says so with `Deprecation` (RFC 9745) and `Sunset` (RFC 8594). Malformed headers are
+    ignored. Never raises.
     """
     try:
         deprecation, sunset = (response.headers.get(name) for name in ("Deprecation", "Sunset"))
         if deprecation is None or sunset is None or not _DEPRECATION.fullmatch(deprecation):
             return
-        # The caller of MLflow may have sent another key than ours.
+        # The caller of MLflow may have set another key than ours.
         sent = response.request.headers.get(HEADER)
         ends = parsedate_to_datetime(sunset)
         if sent is None or sent != profile.api_key() or ends.tzinfo is None:
@@ -71,41 +71,41 @@ def warn_of_sunset(response: Any, **_: Any) -> None:
 
 
 def drop_key_on_redirect(response: Any, **_: Any) -> None:
-    """A requests response hook: remove the key when `response` redirects to another origin.
+    """Remove the key if `response` redirects to another origin.
 
-    requests builds the next request as a copy of the one that was answered, after the hooks have
-    run (`Session.send`, then `SessionRedirectMixin.resolve_redirects`), and itself drops only
-    `Authorization`. The copy keeps the hook, so every hop of a chain is checked.
+    requests copies the answered request for the redirect after the hooks have run (`Session.send`,
+    then `SessionRedirectMixin.resolve_redirects`), and drops only `Authorization` itself. The copy
+    keeps the hook, so every redirect of a chain is checked.
     """
     if not response.is_redirect:
         return
     here, there = profile.origin(response.url), _target(response)
     if here is not None and here == there:
         return
-    # A hook before this one (digest authentication) may have answered with a second response, while
-    # requests still copies the first request.
+    # An earlier hook (digest authentication) may have sent a second request, while requests still
+    # copies the first one.
     for answered in (response, *response.history):
         if answered.request.headers.pop(HEADER, None) is not None:
             profile.warn_once(
-                f"{HEADER} was not forwarded from {here} to {there or 'an odd URL'}: a redirect "
+                f"{HEADER} was not forwarded from {here} to {there or 'an ambiguous URL'}: a redirect "
                 "led to another origin. If the server has moved there, set MLFLOW_TRACKING_URI "
                 "to its new address."
             )
 
 
 def _target(response: Any) -> profile.Origin | None:
-    """The origin that `response` redirects to, or None if that isn't certain."""
+    """The origin that `response` redirects to, or None if that is ambiguous."""
     location = response.headers["location"]
     if not _PLAIN.fullmatch(location):
         return None
     return profile.origin(response.url if _PATH.match(location) else location)
 
 
-def why_not(target: profile.Origin | None) -> tuple[str, str]:
-    """Why the key may not be sent to `target` (None: an uncertain origin), and what to change."""
+def explain_refusal(target: profile.Origin | None) -> tuple[str, str]:
+    """The reason why `target` (None: an ambiguous URL) does not get the key, and the fix."""
     if target is None:
         return (
-            f"{HEADER} is not sent to a URL whose host cannot be told for certain.",
+            f"{HEADER} is not sent to a URL with an ambiguous host.",
             "Write the URL with a plain ASCII host (xn--… for other scripts): "
             "https://registry.example.com/path.",
         )
@@ -117,7 +117,7 @@ def why_not(target: profile.Origin | None) -> tuple[str, str]:
     if not target.confidential and target.loopback:
         return (
             f"{HEADER} is not sent to {target}: it would go through the proxy of HTTP_PROXY, which "
-            "sees all of plain http.",
+            "can read plain http.",
             "Add localhost,127.0.0.1,::1 to NO_PROXY.",
         )
     if not target.confidential:

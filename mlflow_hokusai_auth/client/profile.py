@@ -1,8 +1,8 @@
-"""Where the key comes from, and which origins it belongs to.
+"""The sources of the key, and the origins that it belongs to.
 
-Both are read at every call, so that a rotated key is used without a restart; nothing is written to
+Both are read at every call, so that a rotated key is used without a restart. Nothing is written to
 `os.environ`. MLflow is imported only when its tracking URI is needed, because MLflow loads this
-package's entry points in the middle of its own import.
+package's entry points during its own import.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _logger = logging.getLogger("mlflow_hokusai_auth.client")
 
 _MAX_FILE = 64 * 1024
 _MAX_WARNINGS = 256
-#: A file changed this recently, in nanoseconds, may change again without a new modification time.
-_SETTLED = 2_000_000_000
+#: Nanoseconds; a younger file is not cached, as it may change again with the same modification time.
+_MIN_AGE = 2_000_000_000
 
-#: What requests may take a proxy for http from.
+#: Variables from which requests may take a proxy for http.
 _PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# Narrower than what urllib3 or urllib.parse accept, because they differ on the rest (backslashes,
-# a second @, percent signs, control characters): what this matches, they all read the same way.
+# This accepts less than urllib3 and urllib.parse, which differ on the rest (backslashes, a second @,
+# percent signs, control characters): they all read a URL that this matches in the same way.
 _URL = re.compile(
     r"(https?)://"
     r"(?:[a-z0-9._~!$&'()*+,;=:%-]*@)?"
@@ -57,7 +57,7 @@ _files: dict[tuple[Path, object], tuple[tuple[int, int, int], object]] = {}
 
 
 class Unusable(Exception):
-    """A source of the key that was chosen but gives none; the text says why, never its content."""
+    """Raised if the selected source has no key. The text says why, and never quotes the content."""
 
 
 class Origin(NamedTuple):
@@ -74,42 +74,42 @@ class Origin(NamedTuple):
 
     @property
     def confidential(self) -> bool:
-        """Whether nobody on the network reads along: https, or http that stays on this machine."""
+        """True for https, and for http that stays on this machine: nobody can read the key."""
         return self.scheme == "https" or (self.loopback and not _is_proxied(self))
 
     @property
     def loopback(self) -> bool:
-        """Whether the host is this machine."""
+        """True if the host is this machine."""
         return _is_loopback(self.host)
 
 
 def warn_once(message: str) -> None:
-    """Log `message` as a warning, the first time only. The caller keeps secrets out of it."""
-    # Bounded, because hosts that a server chooses appear in messages.
+    """Log `message` as a warning, the first time only. It must not hold a secret."""
+    # The set is bounded, because messages hold hosts that a server chose.
     if message not in _warned and len(_warned) < _MAX_WARNINGS:
         _warned.add(message)
         _logger.warning("%s", message)
 
 
 def api_key() -> str | None:
-    """The key to use now, or None if none is configured or the configured one can't be a key.
+    """Return the current key, or None if none is configured or the configured one can't be sent.
 
-    From the first of these that is set: `HOKUSAI_API_KEY`; the file named by
+    The first of these sources that is set counts: `HOKUSAI_API_KEY`; the file named by
     `HOKUSAI_API_KEY_FILE`; the section of ~/.hokusai/profiles named by `HOKUSAI_PROFILE`;
-    `[default] api_key` of ~/.hokusai/config. A source that is set but unusable warns once, and no
-    later one is tried: sending another key than the one asked for would be worse. Never raises for
-    what it reads.
+    `[default] api_key` of ~/.hokusai/config. If that source is unusable, the function warns once and
+    tries no later one: sending another key than the selected one would be worse. Never raises for the
+    content of a source.
     """
     try:
-        source, text = find()
+        source, text = find_key()
     except Unusable as reason:
         warn_once(f"No Hokusai API key is sent: {reason}.")
         return None
     key = text.strip()
     if not key:
         return None
-    # Only what a header can't hold is kept back: a key with a typing error is better refused by the
-    # server, whose message reaches the user as MLflow's error.
+    # Only a key that no header can hold is withheld. A mistyped key is sent, as the server's message
+    # about it reaches the user as MLflow's error.
     problem = keys.unsendable(key)
     if problem:
         warn_once(f"No Hokusai API key is sent: {source} holds no usable key, {problem}.")
@@ -118,16 +118,16 @@ def api_key() -> str | None:
 
 
 def origin(url: str) -> Origin | None:
-    """The origin that an HTTP client would connect to for `url`, or None if that isn't certain.
+    """Return the origin that an HTTP client would connect to for `url`, or None if it is ambiguous.
 
-    Not certain: a scheme other than http and https, a host that isn't plain ASCII, a port outside
-    1-65535, or anything that two URL parsers read differently.
+    Ambiguous are a scheme other than http and https, a host that isn't plain ASCII, a port outside
+    1-65535, and anything that two URL parsers read differently.
     """
     match = _URL.match(url)
     if not match:
         return None
     scheme, host = match[1].lower(), match[2].lower()
-    # requests drops a port of 0 and so connects to the default one.
+    # Port 0 is refused, as requests would connect to the default port instead.
     port = int(match[3]) if match[3] else _DEFAULT_PORTS[scheme]
     if not 0 < port < 65536:
         return None
@@ -140,38 +140,38 @@ def origin(url: str) -> Origin | None:
 
 
 def allowed_origins() -> frozenset[Origin]:
-    """The origins that may see the key.
+    """Return the origins that may get the key.
 
-    `HOKUSAI_ALLOWED_ORIGINS` (separated by commas) is the exact list when it is set. Otherwise: the
-    origin of MLflow's current tracking URI or, if that isn't an http(s) URL, of its registry URI,
-    and only over https or on a loopback address. A registry beside an http(s) tracking server may
-    be someone else's, so it is not included.
+    `HOKUSAI_ALLOWED_ORIGINS` (separated by commas) is the exact list if it is set. Otherwise the origin
+    of MLflow's current tracking URI counts or, if that isn't an http(s) URL, of its registry URI, and
+    only over https or on a loopback address. A registry beside an http(s) tracking server may belong to
+    someone else, so it is not included.
     """
-    listed = os.environ.get(ALLOWED_ORIGINS, "").strip()
-    if listed:
-        return _parse_origins(listed)
+    origins = os.environ.get(ALLOWED_ORIGINS, "").strip()
+    if origins:
+        return _parse_origins(origins)
     home = origin(_home_uri())
     return frozenset({home} if home and home.confidential else ())
 
 
 def origin_allowed(url: str) -> bool:
-    """Whether the key may be sent to `url`, an absolute URL. See `allowed_origins`."""
+    """Return True if the key may be sent to `url`, an absolute URL. See `allowed_origins`."""
     target = origin(url)
     return target is not None and target in allowed_origins()
 
 
-def find() -> tuple[str, str]:
-    """Name of the source in use and its text; ("", "") when there is none."""
+def find_key() -> tuple[str, str]:
+    """Return the name of the selected source and its text, or ("", ""). Raises Unusable."""
     text = os.environ.get(KEY, "")
     if text.strip():
         return KEY, text
     path = os.environ.get(KEY_FILE, "").strip()
     if path:
-        named = f"the file named by {KEY_FILE}"
-        text = _load(named, path, str)
+        source = f"the file named by {KEY_FILE}"
+        text = _load(source, path, str)
         if not text.strip():
-            raise Unusable(f"{named} is empty")
-        return named, text
+            raise Unusable(f"{source} is empty")
+        return source, text
     profile = os.environ.get(PROFILE, "").strip()
     if profile:
         section = _load(PROFILES_FILE, PROFILES_FILE, _parse_ini).get(profile)
@@ -188,23 +188,23 @@ def find() -> tuple[str, str]:
 
 
 def _load(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
-    """The parsed content of the file at `path`, from memory while the file stays the same.
+    """Return the parsed content of the file at `path`, cached while the file stays the same.
 
-    Raises FileNotFoundError only for the config file, which nobody has to have; `Unusable` for the
-    rest. `name` is for messages: a path can hold a key that was put in the wrong variable.
+    Raises FileNotFoundError only for the config file, which is optional, and `Unusable` otherwise.
+    `name` is for messages: a path may be a key that was put into the wrong variable.
     """
     try:
         full = Path(path).expanduser()
-        found = full.stat()
-        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
-        known = _files.get((full, parse))
-        if known and known[0] == stamp:
-            return known[1]  # type: ignore[return-value]
-        # A pipe can be read once and would block the second time.
-        if not stat.S_ISREG(found.st_mode):
+        status = full.stat()
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        cached = _files.get((full, parse))
+        if cached and cached[0] == stamp:
+            return cached[1]  # type: ignore[return-value]
+        # A pipe can be read only once, and would block the second time.
+        if not stat.S_ISREG(status.st_mode):
             raise Unusable(f"{name} is not a regular file")
         with full.open("rb") as file:
-            found = os.fstat(file.fileno())
+            status = os.fstat(file.fileno())
             content = file.read(_MAX_FILE + 1)
     except (FileNotFoundError, NotADirectoryError, RuntimeError) as error:
         # RuntimeError: there is no home directory to find the file in.
@@ -218,36 +218,35 @@ def _load(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
     try:
         parsed = parse(content.decode("utf-8-sig"))
     except (UnicodeDecodeError, configparser.Error) as error:
-        raise Unusable(f"{name} cannot be understood ({type(error).__name__})") from None
-    if time.time_ns() - found.st_mtime_ns > _SETTLED:
+        raise Unusable(f"{name} cannot be parsed ({type(error).__name__})") from None
+    if time.time_ns() - status.st_mtime_ns > _MIN_AGE:
         if len(_files) > 16:
             _files.clear()
-        _files[full, parse] = ((found.st_mtime_ns, found.st_size, found.st_ino), parsed)
+        _files[full, parse] = ((status.st_mtime_ns, status.st_size, status.st_ino), parsed)
     return parsed
 
 
 def _parse_ini(text: str) -> dict[str, str]:
-    """`api_key` of each section, empty where a section has none."""
-    # Raw, because a % in another option would be taken for an interpolation.
+    """The `api_key` of each section, empty if the section has none."""
+    # A plain ConfigParser would take a % in another option for an interpolation.
     parser = configparser.RawConfigParser()
     parser.read_string(text)
     return {section: parser.get(section, "api_key", fallback="") for section in parser.sections()}
 
 
 @lru_cache(maxsize=16)
-def _parse_origins(listed: str) -> frozenset[Origin]:
-    found = set()
-    for position, entry in enumerate(listed.split(","), start=1):
+def _parse_origins(origins: str) -> frozenset[Origin]:
+    parsed = set()
+    for position, entry in enumerate(origins.split(","), start=1):
         entry = entry.strip()
-        parsed = origin(entry)
-        if parsed:
-            found.add(parsed)
+        if target := origin(entry):
+            parsed.add(target)
         elif entry:
             warn_once(
                 f"Entry {position} of {ALLOWED_ORIGINS} is ignored: it must be an origin in ASCII, "
                 "such as https://registry.example.com:8443."
             )
-    return frozenset(found)
+    return frozenset(parsed)
 
 
 def _home_uri() -> str:
@@ -260,7 +259,7 @@ def _home_uri() -> str:
 
 
 def _is_proxied(target: Origin) -> bool:
-    """Whether requests would ask a proxy for `target`, even if it is this machine."""
+    """Return True if requests would use a proxy for `target`, even if that is this machine."""
     if sys.platform == "linux" and not any(map(os.environ.get, _PROXIES)):
         return False
     from requests.utils import get_environ_proxies, select_proxy
@@ -277,5 +276,5 @@ def _is_loopback(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         return False
-    # IPv6's own is_loopback differs between Python versions for mapped addresses.
+    # IPv6Address.is_loopback differs between Python versions for mapped addresses.
     return host == "::1" if address.version == 6 else address.is_loopback

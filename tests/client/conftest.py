@@ -1,4 +1,4 @@
-"""Two real servers, MLflow's real client, and an environment without anyone's own settings."""
+"""Two real servers, MLflow's real client, and an environment without personal settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILE = b"content of the artifact"
 
 @dataclass
 class Seen:
-    """One request as it arrived."""
+    """One received request."""
 
     method: str
     path: str
@@ -48,7 +48,7 @@ class Seen:
 
 @dataclass
 class Server:
-    """Answers like an MLflow server with nothing in it, remembers every request."""
+    """A server that answers like an empty MLflow server and records every request."""
 
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
@@ -64,10 +64,10 @@ class Server:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads a request whole, then answers as `answer` says."""
+    """A handler that reads the whole request, then answers with `answer`."""
 
     def answer(self, body: bytes) -> tuple[int, dict[str, str | None], bytes] | None:
-        """Status, headers (None: without that one) and body; None to hang up without a word."""
+        """Return status, headers (None: omitted) and body; or None to hang up without an answer."""
         raise NotImplementedError
 
     def _answer(self) -> None:
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def listening(handler: type[BaseHTTPRequestHandler], **attributes: Any) -> Iterator[int]:
-    """The port of a server whose requests `handler` answers, with these attributes."""
+    """The port of a server with `handler`, on which these attributes are set."""
     made = type("Handler", (handler,), attributes)
     server = ThreadingHTTPServer(("127.0.0.1", 0), made)
     server.daemon_threads = True
@@ -148,7 +148,7 @@ other = server
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A home directory of its own, and none of the variables that the client reads."""
+    """A new home directory, and none of the variables that the client reads."""
     for name in list(os.environ):
         if name.startswith(("HOKUSAI_", "MLFLOW_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -163,14 +163,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     yield home
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
-    # Both setters write to the environment, behind monkeypatch's back.
+    # Both setters write to the environment without monkeypatch's knowledge.
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def providers() -> None:
-    """What the entry points do; nothing where the package is installed."""
+    """Register the providers as the entry points do, unless the package is installed."""
     for registry, provider in (
         (_request_header_provider_registry, HokusaiHeaderProvider),
         (_request_auth_provider_registry, HokusaiAuthProvider),

@@ -30,7 +30,7 @@ Answer = tuple[Any, ...]
 
 @dataclass
 class Asked:
-    """One request as it arrived."""
+    """One received request."""
 
     method: str
     path: str
@@ -41,10 +41,10 @@ class Asked:
 
 @dataclass
 class Api:
-    """A server under `PREFIX` that answers as it is told, and remembers what it was asked."""
+    """A server under `PREFIX` with preset answers that records its requests."""
 
     port: int = 0
-    #: "GET /path/below/the/prefix" -> what to answer, or a function that gives that
+    #: "GET /path/below/the/prefix" -> answer, or a function that returns it
     answers: dict[str, Answer | Callable[[], Answer]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
 
@@ -61,7 +61,7 @@ class Api:
         return self.asked[-1]
 
     def on(self, route: str, *answer: Any) -> None:
-        """Answer to `route` of the API, such as "GET whoami"."""
+        """Set the answer to `route` of the API, such as "GET whoami"."""
         method, path = route.split()
         self.answers[f"{method} /api/2.0/hokusai/{path}"] = answer
 
@@ -110,7 +110,7 @@ def test_mlflow_finds_the_client(api: Api, key: str) -> None:
     assert api.last.headers["x-api-key"] == key
 
 
-def test_a_key_is_made_with_what_is_set_and_no_more(api: Api, client: HokusaiAuthClient) -> None:
+def test_create_sends_only_the_given_fields(api: Api, client: HokusaiAuthClient) -> None:
     for status in (200, 201):
         api.on("POST keys", status, {**RECORD, "key": "hk_..."})
         assert client.create_key("ACME", ["model:write"])["key"] == "hk_..."
@@ -127,7 +127,7 @@ def test_a_key_is_made_with_what_is_set_and_no_more(api: Api, client: HokusaiAut
     assert api.last.body == {"owner": "ACME", "scopes": ["model:write", "model:read"], **more}
 
 
-def test_import(api: Api, client: HokusaiAuthClient) -> None:
+def test_import_sends_the_key(api: Api, client: HokusaiAuthClient) -> None:
     api.on("POST keys/import", 201, RECORD)
     assert client.import_key("hk_live_old", "ACME", ["model:write"]) == RECORD
     assert api.last.body == {"key": "hk_live_old", "owner": "ACME", "scopes": ["model:write"]}
@@ -136,7 +136,7 @@ def test_import(api: Api, client: HokusaiAuthClient) -> None:
     assert {**more, "note": "old"}.items() <= api.last.body.items()
 
 
-def test_list_by_pages(api: Api, client: HokusaiAuthClient) -> None:
+def test_list_returns_pages(api: Api, client: HokusaiAuthClient) -> None:
     api.on("GET keys", 200, {"keys": [RECORD], "next_page_token": "next"})
     page = client.list_keys()
     assert isinstance(page, PagedList)
@@ -149,7 +149,7 @@ def test_list_by_pages(api: Api, client: HokusaiAuthClient) -> None:
     assert api.last.query == {**which, "max_results": "7", "page_token": "next"}
 
 
-def test_edit_tells_none_from_left_out(api: Api, client: HokusaiAuthClient) -> None:
+def test_edit_distinguishes_none_from_omitted(api: Api, client: HokusaiAuthClient) -> None:
     api.on("PATCH keys/key_1", 200, RECORD)
     changes: dict[str, Any]
     for changes in (
@@ -162,7 +162,7 @@ def test_edit_tells_none_from_left_out(api: Api, client: HokusaiAuthClient) -> N
         assert api.last.body == changes
 
 
-def test_rotate(api: Api, client: HokusaiAuthClient) -> None:
+def test_rotate_returns_the_new_key(api: Api, client: HokusaiAuthClient) -> None:
     answer = {**RECORD, "key_id": "key_2", "key": "hk_...", "replaces": RECORD}
     api.on("POST keys/key_1/rotate", 201, answer)
     for overlap, body in ((None, {}), (0, {"overlap": 0})):
@@ -170,14 +170,14 @@ def test_rotate(api: Api, client: HokusaiAuthClient) -> None:
         assert api.last.body == body
 
 
-def test_revoke(api: Api, client: HokusaiAuthClient) -> None:
+def test_revoke_sends_its_options(api: Api, client: HokusaiAuthClient) -> None:
     api.on("DELETE keys/key_1", 200, {**RECORD, "state": "revoked"})
     for names in ((), ("wait",), ("force", "wait")):
         assert client.revoke_key("key_1", **dict.fromkeys(names, True))["state"] == "revoked"
         assert api.last.query == dict.fromkeys(names, "true")
 
 
-def test_export_is_read_as_it_is_taken(api: Api, client: HokusaiAuthClient) -> None:
+def test_export_is_read_lazily(api: Api, client: HokusaiAuthClient) -> None:
     lines = [{**RECORD, "note": "a\u2028b"}, {**RECORD, "key_id": "key_2"}]
     body = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     api.on("GET keys/export", 200, body)
@@ -187,9 +187,7 @@ def test_export_is_read_as_it_is_taken(api: Api, client: HokusaiAuthClient) -> N
         next(client.export_keys())
 
 
-def test_an_export_that_breaks_off_is_no_shorter_export(
-    api: Api, client: HokusaiAuthClient
-) -> None:
+def test_broken_export_raises(api: Api, client: HokusaiAuthClient) -> None:
     line = json.dumps(RECORD).encode() + b"\n"
     for body, length in ((line, len(line) + 1), (line + b'{"key_', None)):
         extra = {"Connection": "close", "Content-Length": length and str(length)}
@@ -198,8 +196,8 @@ def test_an_export_that_breaks_off_is_no_shorter_export(
             list(client.export_keys())
 
 
-def test_the_export_comes_line_by_line(api: Api, client: HokusaiAuthClient) -> None:
-    # More than requests reads at a time. The rest of the body never comes.
+def test_export_yields_each_line_at_once(api: Api, client: HokusaiAuthClient) -> None:
+    # This is more than requests reads at a time. The rest of the body never comes.
     lines = (json.dumps(RECORD).encode() + b"\n") * 100
     api.on("GET keys/export", 200, lines, {"Content-Length": "100000"})
     taken = client.export_keys()
@@ -207,7 +205,7 @@ def test_the_export_comes_line_by_line(api: Api, client: HokusaiAuthClient) -> N
     taken.close()
 
 
-def test_an_id_is_one_step_of_the_path(api: Api, client: HokusaiAuthClient) -> None:
+def test_key_id_is_one_path_segment(api: Api, client: HokusaiAuthClient) -> None:
     calls = (client.get_key, client.edit_key, client.rotate_key, client.revoke_key)
     for call, key_id in product(calls, ("", ".", "..")):
         with pytest.raises(MlflowException, match="not the id of a key"):
@@ -222,9 +220,7 @@ def test_an_id_is_one_step_of_the_path(api: Api, client: HokusaiAuthClient) -> N
         assert api.last.query == {}, key_id
 
 
-def test_a_refusal_is_an_exception_with_the_servers_message(
-    api: Api, client: HokusaiAuthClient
-) -> None:
+def test_refusal_raises_the_servers_message(api: Api, client: HokusaiAuthClient) -> None:
     for status in (400, 403, 404, 409, 429, 503):
         api.on("GET keys/key_1", status, {"error_code": "BAD_REQUEST", "message": f"No {status}."})
         with pytest.raises(RestException, match=rf"No {status}\.") as caught:
@@ -236,7 +232,7 @@ def test_a_refusal_is_an_exception_with_the_servers_message(
             client.whoami()
 
 
-def test_what_makes_a_key_is_sent_once_and_what_reads_is_tried_again(
+def test_only_reads_are_retried(
     api: Api, client: HokusaiAuthClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -255,7 +251,9 @@ def test_what_makes_a_key_is_sent_once_and_what_reads_is_tried_again(
     assert [asked.method for asked in api.asked] == ["POST"] * 3 + ["GET"] * 2
 
 
-def test_without_a_server_nothing_is_made(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_created_without_a_server(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     for uri in ("sqlite:///mlflow.db", "./mlruns", ""):

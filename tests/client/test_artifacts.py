@@ -54,7 +54,7 @@ def test_every_artifact_call_keeps_the_prefix(
     repository.abort_multipart_upload("a.txt", "upload", "sub")
     assert Path(repository.download_artifacts("a.txt", str(tmp_path / "home"))).read_bytes() == FILE
 
-    # The presigned URLs of the object store are no part of the server, and get no key.
+    # Presigned URLs lead to the object store, not to the server, and get no key.
     stored = [request for request in tracking.seen if request.path.startswith("/bucket/")]
     called = [request for request in tracking.seen if request not in stored]
     for step in ("create", "complete", "abort"):
@@ -68,7 +68,7 @@ def test_every_artifact_call_keeps_the_prefix(
     assert not any(request.keys for request in stored)
 
 
-def test_server_info_is_asked_below_the_prefix(tracking: Server, tmp_path: Path) -> None:
+def test_server_info_is_fetched_below_the_prefix(tracking: Server, tmp_path: Path) -> None:
     repository = get_artifact_repository("mlflow-artifacts:/")
     if not hasattr(repository, "_fetch_server_capabilities"):
         pytest.skip("this version of MLflow does not ask")
@@ -76,7 +76,7 @@ def test_server_info_is_asked_below_the_prefix(tracking: Server, tmp_path: Path)
     assert [request.path for request in tracking.seen] == ["/api/mlflow/api/3.0/mlflow/server-info"]
 
 
-def test_through_mlflows_own_functions(tracking: Server, key: str, tmp_path: Path) -> None:
+def test_mlflows_own_functions_keep_the_prefix(tracking: Server, key: str, tmp_path: Path) -> None:
     if hasattr(mlflow.artifacts, "list_artifacts"):  # not in 2.9
         assert mlflow.artifacts.list_artifacts("mlflow-artifacts:/")
     mlflow.artifacts.download_artifacts("mlflow-artifacts:/a.txt", dst_path=str(tmp_path))
@@ -101,7 +101,7 @@ def test_every_prefix_is_kept(key: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert not wrong, "\n".join(wrong)
 
 
-def test_otherwise_locations_are_resolved_as_mlflow_does_it(
+def test_other_uris_resolve_as_in_mlflow(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     elsewhere = ["mlflow-artifacts://other:1/", "mlflow-artifacts://other/x"]
@@ -141,8 +141,8 @@ for script in (
 """
 
 
-def test_importable_before_mlflow() -> None:
-    """MLflow loads entry points while it is imported, which must not meet a half-made module."""
+def test_module_may_be_imported_before_mlflow() -> None:
+    """MLflow loads entry points during its import, and must not get a half-initialised module."""
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:mlflow", "-c", FIRST],
         cwd=Path(__file__).parents[2],
@@ -155,7 +155,7 @@ def test_importable_before_mlflow() -> None:
     assert "Failure attempting to register" not in done.stderr
 
 
-def test_no_other_name() -> None:
+def test_module_has_no_other_attribute() -> None:
     import mlflow_hokusai_auth.client.artifacts as module
 
     with pytest.raises(AttributeError, match="no attribute 'Other'"):

@@ -1,4 +1,4 @@
-"""MLflow's requests to the server that no request header provider is asked for."""
+"""The requests of MLflow for which it asks no request header provider."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHAT = "/api/mlflow/gateway/mlflow/v1/chat/completions"
 
 
 def send_a_span() -> None:
-    """What `mlflow.otel.autolog()` sends for a span."""
+    """Send a span as `mlflow.otel.autolog()` does."""
     otel = pytest.importorskip("mlflow.otel", reason="this MLflow has none")
     trace = pytest.importorskip("opentelemetry.sdk.trace")
     exporter = otel.OTLPSpanExporter(
@@ -37,7 +37,7 @@ def send_a_span() -> None:
 
 
 def ask_a_judge() -> None:
-    """What a judge with a model of the gateway asks."""
+    """Call the gateway as a judge with a gateway model does."""
     pytest.importorskip("mlflow.genai.utils.gateway_utils", reason="this MLflow has none")
     from mlflow.metrics.genai import model_utils
 
@@ -51,7 +51,7 @@ WAYS = pytest.mark.parametrize(
 
 
 def sent(server: Server) -> list[str]:
-    """Each key with which `server` was asked, wherever it was."""
+    """The keys that `server` received, in any header."""
     found = []
     for request in server.seen:
         headers = {name.lower(): value for name, value in request.headers}
@@ -60,7 +60,7 @@ def sent(server: Server) -> list[str]:
 
 
 @WAYS
-def test_they_carry_the_key_of_the_moment(
+def test_requests_carry_the_current_key(
     path: str, send: Any, tracking: Server, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send()
@@ -72,14 +72,14 @@ def test_they_carry_the_key_of_the_moment(
 
 
 @WAYS
-def test_they_carry_it_to_no_other_origin(
+def test_requests_to_other_origins_carry_no_key(
     path: str, send: Any, tracking: Server, other: Server, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking.redirects[path] = (307, f"{other.origin}/taken")
     send()
     assert sent(tracking) == [key]
     assert not other.saw(key)
-    # Where the key is for another server, it isn't sent at all.
+    # If the key belongs to another server, it isn't sent at all.
     monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", "https://registry.example.com")
     tracking.seen.clear()
     send()
@@ -87,7 +87,7 @@ def test_they_carry_it_to_no_other_origin(
 
 
 @WAYS
-def test_without_a_key_they_are_as_ever(
+def test_requests_are_unchanged_without_a_key(
     path: str, send: Any, tracking: Server, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HOKUSAI_API_KEY")
@@ -98,26 +98,26 @@ def test_without_a_key_they_are_as_ever(
     assert sent(tracking) == ["", "Basic bWU6c2VjcmV0"]
 
 
-def test_a_module_that_is_made_otherwise_is_left_alone() -> None:
+def test_unknown_modules_are_not_patched() -> None:
     module = ModuleType("mlflow.otel")
-    for change in (beside.change_otel, beside.change_gateway):
-        change(module)
+    for patch in (beside.patch_otel, beside.patch_gateway):
+        patch(module)
     for made in (int, ModuleType, print, "OTLPSpanExporter"):
         module.OTLPSpanExporter = made  # type: ignore[attr-defined]
-        beside.change_otel(module)
+        beside.patch_otel(module)
         assert module.OTLPSpanExporter is made  # type: ignore[attr-defined]
-    assert not beside.works_in(module)
+    assert not beside.is_patched(module)
 
 
 @pytest.mark.parametrize("first", ["mlflow", "mlflow_hokusai_auth.client.beside"])
-def test_a_program_that_imports_mlflow_only_has_it(first: str) -> None:
+def test_importing_mlflow_patches_the_modules(first: str) -> None:
     code = (
         f"import {first}, mlflow.otel\n"
         "from mlflow.genai.utils import gateway_utils\n"
         "from mlflow_hokusai_auth.client import beside\n"
         "import importlib.util\n"
         "assert importlib.util.find_spec('mlflow.otel') is mlflow.otel.__spec__\n"
-        "print(beside.works_in(mlflow.otel), beside.works_in(gateway_utils))"
+        "print(beside.is_patched(mlflow.otel), beside.is_patched(gateway_utils))"
     )
     pytest.importorskip("mlflow.otel")
     command = [sys.executable, "-W", "error", "-c", code]

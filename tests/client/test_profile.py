@@ -1,4 +1,4 @@
-"""Where the key comes from, and which origins may see it."""
+"""The sources of the key, and the origins that may get it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ def hokusai(clean_environment: Path) -> Path:
     return clean_environment / ".hokusai"
 
 
-def test_no_key_and_nothing_said_when_nothing_is_configured(
+def test_no_key_and_no_warning_if_nothing_is_configured(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert profile.api_key() is None
     assert not caplog.text
 
 
-def test_precedence(hokusai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_have_an_order(
+    hokusai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     in_env, in_file, in_profile, in_config = (keys.generate() for _ in range(4))
     before = dict(os.environ)
     write(hokusai / "config", f"[default]\napi_endpoint = https://x/%s\napi_key = {in_config}\n")
@@ -55,7 +57,7 @@ def test_precedence(hokusai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert profile.api_key() == in_file
 
 
-def test_files_are_read_anew_when_they_change(
+def test_changed_files_are_read_again(
     hokusai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "key"
@@ -66,7 +68,7 @@ def test_files_are_read_anew_when_they_change(
             write(path, made)
             os.utime(path, (path.stat().st_mtime - age,) * 2)
             assert profile.api_key() == made == profile.api_key()
-    # Twice within one tick of the file system's clock.
+    # The file changes twice within one tick of the file system's clock.
     made = keys.generate()
     os.utime(path)
     profile.api_key()
@@ -74,7 +76,7 @@ def test_files_are_read_anew_when_they_change(
     write(path, made)
     os.utime(path, ns=(before.st_mtime_ns,) * 2)
     assert profile.api_key() == made
-    # As Kubernetes and editors do it: another file under the same name, even with the same time.
+    # Kubernetes and editors replace the file by another one, which may have the same time.
     made = keys.generate()
     replacement = write(tmp_path / "new", made)
     os.utime(replacement, ns=(path.stat().st_mtime_ns,) * 2)
@@ -82,14 +84,14 @@ def test_files_are_read_anew_when_they_change(
     assert profile.api_key() == made
 
 
-def test_settled_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "key", keys.generate())
     os.utime(path, (1, 1))
     monkeypatch.setenv("HOKUSAI_API_KEY_FILE", str(path))
     assert profile.api_key() is profile.api_key()
 
 
-def test_a_bad_key_is_neither_used_nor_shown(
+def test_unsendable_key_is_neither_used_nor_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = keys.generate()
@@ -108,7 +110,7 @@ def test_a_bad_key_is_neither_used_nor_shown(
         assert good[:20] not in caplog.text and good[20:] not in caplog.text, repr(damage)
 
 
-def test_unusable_sources_say_so_once_and_are_not_skipped(
+def test_unusable_source_warns_once_and_no_later_one_is_used(
     hokusai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = keys.generate()
@@ -140,17 +142,17 @@ def test_unusable_sources_say_so_once_and_are_not_skipped(
     assert profile.api_key() == made
 
 
-def test_a_config_that_cannot_be_parsed_is_not_quoted(
-    hokusai: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_malformed_config_is_not_quoted(hokusai: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = keys.generate()
     write(hokusai / "config", f"api_key = {made}\n")
     assert profile.api_key() is None
-    assert "~/.hokusai/config cannot be understood" in caplog.text
+    assert "~/.hokusai/config cannot be parsed" in caplog.text
     assert made not in caplog.text
 
 
-def test_no_home(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_home_no_key(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for home in ("/nowhere", ""):
         monkeypatch.setenv("HOME", home)
         assert profile.api_key() is None
@@ -185,7 +187,7 @@ KEPT_BACK = [
         )
     ],
     *[
-        (url, f"{url}{path}")  # not even where it is what MLflow is told to ask
+        (url, f"{url}{path}")  # even if it is MLflow's tracking URI
         for url in (
             "http://reg.example.com", "http://[::2]:5000", "http://[::ffff:127.0.0.1]:5000",
             "http://127.0.0.1.evil.com", "http://localhost@evil.com", "http://localhost.evil.com",
@@ -211,7 +213,7 @@ def test_origin_of_the_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not wrong, "allowed wrongly:\n" + "\n".join(wrong)
 
 
-def test_what_stays_on_this_machine_is_not_shown_to_a_proxy(
+def test_key_for_this_machine_is_not_sent_to_a_proxy(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = "http://proxy.example:3128"
@@ -231,8 +233,8 @@ def test_what_stays_on_this_machine_is_not_shown_to_a_proxy(
                 caplog.clear()
                 patch.setenv("MLFLOW_TRACKING_URI", url)
                 assert origin_guard.may_send(f"{url}/x") is allowed, (environ, url)
-                told = "Add localhost,127.0.0.1,::1 to NO_PROXY" in caplog.text
-                assert told is not allowed, (environ, url)
+                warned = "Add localhost,127.0.0.1,::1 to NO_PROXY" in caplog.text
+                assert warned is not allowed, (environ, url)
             patch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.com")
             assert origin_guard.may_send("https://tracking.example.com/x"), environ
 
@@ -294,7 +296,7 @@ URLS = st.one_of(
 @example("http://good.example:0")
 @example("https://good.example\\@evil.example")
 @settings(max_examples=1000, deadline=None)
-def test_whatever_is_allowed_is_where_requests_goes(url: str) -> None:
+def test_requests_connects_to_the_allowed_origin(url: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOKUSAI_ALLOWED_ORIGINS", ALLOWED)
         if not profile.origin_allowed(url):

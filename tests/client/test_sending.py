@@ -1,4 +1,4 @@
-"""Who sees the key: the servers it belongs to, once per request, and nobody else."""
+"""Only the servers that the key belongs to receive it, once per request."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def both_providers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["header_provider_only", "auth_provider_only", "both_providers"])
 def way(request: pytest.FixtureRequest) -> None:
-    """Every way the key can come into a request."""
+    """Each way in which a request can get the key."""
     request.getfixturevalue(request.param)
 
 
@@ -89,7 +89,7 @@ def test_rotation_and_removal_without_restart(
     assert [request.keys for request in tracking.seen] == [*expected, []]
 
 
-def test_beside_a_tracking_token(
+def test_key_is_sent_beside_a_tracking_token(
     tracking: Server, key: str, way: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "other-token")
@@ -98,7 +98,7 @@ def test_beside_a_tracking_token(
     assert ("Authorization", "Bearer other-token") in tracking.seen[0].headers
 
 
-def test_a_bad_key_is_kept_back_and_never_shown(
+def test_unsendable_key_is_withheld_and_never_shown(
     tracking: Server,
     key: str,
     way: None,
@@ -130,7 +130,7 @@ def test_nothing_is_logged_with_the_key(
 
 @pytest.fixture
 def afresh(caplog: pytest.LogCaptureFixture) -> Callable[..., None]:
-    """Forget what was warned of and logged, and what these servers have seen."""
+    """Clear the warnings, the log and the requests of these servers."""
 
     def afresh(*servers: Server) -> None:
         for server in servers:
@@ -141,7 +141,7 @@ def afresh(caplog: pytest.LogCaptureFixture) -> Callable[..., None]:
     return afresh
 
 
-def test_not_forwarded_to_another_origin(
+def test_key_is_not_forwarded_to_another_origin(
     tracking: Server,
     other: Server,
     key: str,
@@ -161,9 +161,7 @@ def test_not_forwarded_to_another_origin(
             assert "another origin" in warning.getMessage()
 
 
-def test_forwarded_within_the_origin_of_the_same_name(
-    tracking: Server, key: str, way: None
-) -> None:
+def test_key_is_forwarded_within_its_origin(tracking: Server, key: str, way: None) -> None:
     for place, sent in (
         ("/api/mlflow/there", [key]),
         (f"{tracking.origin}/there", [key]),
@@ -174,7 +172,7 @@ def test_forwarded_within_the_origin_of_the_same_name(
         assert [request.keys for request in tracking.seen[-2:]] == [[key], sent], place
 
 
-def test_every_hop_is_checked(tracking: Server, other: Server, key: str, way: None) -> None:
+def test_every_redirect_is_checked(tracking: Server, other: Server, key: str, way: None) -> None:
     tracking.redirects[SEARCH] = (307, "/one")
     tracking.redirects["/one"] = (307, f"{other.origin}/two")
     other.redirects["/two"] = (307, f"{tracking.origin}/three")
@@ -222,7 +220,7 @@ if importlib.util.find_spec("pydantic"):  # MLflow 2.9 has it only with its gena
     FOREIGN.append(foreign_deployments)
 
 
-def test_other_servers_never_see_it(
+def test_other_servers_never_receive_the_key(
     tracking: Server,
     other: Server,
     key: str,
@@ -257,7 +255,7 @@ def test_allowed_origins_decides_alone(
     assert f"add {tracking.origin} to the list" in caplog.text
 
 
-def test_without_a_key_nothing_is_said(
+def test_no_warning_without_a_key(
     server: Server, other: Server, way: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     mlflow.set_tracking_uri(server.origin)
@@ -267,14 +265,14 @@ def test_without_a_key_nothing_is_said(
     assert not caplog.records
 
 
-def test_plain_http_to_another_machine_says_what_to_do(key: str) -> None:
-    why, fix = origin_guard.why_not(profile.origin("http://registry.example.com/mlflow"))
+def test_refusal_of_plain_http_names_the_fix(key: str) -> None:
+    why, fix = origin_guard.explain_refusal(profile.origin("http://registry.example.com/mlflow"))
     assert "plain http" in why
     assert "HOKUSAI_ALLOWED_ORIGINS=http://registry.example.com " in fix
     assert "https" in fix
 
 
-def test_registered_twice(tracking: Server, key: str, way: None) -> None:
+def test_provider_may_be_registered_twice(tracking: Server, key: str, way: None) -> None:
     registry = _request_header_provider_registry
     before = list(registry._registry)
     registry.register(HokusaiHeaderProvider)
@@ -325,7 +323,7 @@ SUNSET = {"Deprecation": "@1764597600", "Sunset": "Tue, 01 Dec 2026 14:00:00 GMT
 
 @pytest.fixture
 def replaced(key: str) -> Iterator[Api]:
-    """A tracking server that answers with `SUNSET`, as it does to a key that was replaced."""
+    """A tracking server that answers with `SUNSET`, as for a replaced key."""
     with answering() as api:
         mlflow.set_tracking_uri(api.uri)
         api.answers["POST /api/2.0/mlflow/experiments/search"] = (200, {}, SUNSET)
@@ -336,7 +334,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [one.getMessage() for one in caplog.records if one.name == "mlflow_hokusai_auth.client"]
 
 
-def test_a_replaced_key_is_announced_once(
+def test_replaced_key_warns_once(
     replaced: Api, key: str, way: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     call()
@@ -351,7 +349,7 @@ def test_a_replaced_key_is_announced_once(
     assert "2026-12-02 at 00:00 UTC" in warnings(caplog)[1]
 
 
-def test_it_is_announced_before_the_key_is_taken_back(
+def test_warning_precedes_the_removal_of_the_key(
     replaced: Api, other: Server, key: str, way: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = {**SUNSET, "Location": f"{other.origin}/x"}
@@ -361,7 +359,7 @@ def test_it_is_announced_before_the_key_is_taken_back(
     assert other.seen and not other.saw(key)
 
 
-def test_what_is_no_announcement_is_passed_over(
+def test_malformed_announcements_are_ignored(
     replaced: Api, way: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     for headers in (
@@ -382,7 +380,7 @@ def test_what_is_no_announcement_is_passed_over(
         assert not warnings(caplog), headers
 
 
-def test_of_another_key_than_ours_nothing_is_said(
+def test_no_warning_for_another_key_than_ours(
     replaced: Api, way: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     creds = MlflowHostCreds(replaced.uri, auth=os.environ.get("MLFLOW_TRACKING_AUTH"))
@@ -406,21 +404,21 @@ def test_odd_announcements_never_raise(deprecation: str, sunset: str) -> None:
 
 
 def caller(body: str, **names: Any) -> Callable[..., Any]:
-    """What the provider takes for MLflow's `http_request`, with the locals that `body` makes."""
+    """A stand-in for MLflow's `http_request`, with the locals that `body` makes."""
     names["__name__"] = "mlflow.utils.rest_utils"
     names["ask"] = HokusaiHeaderProvider().request_headers
     exec(f"def http_request(**kwargs):\n    {body}\n    return ask()", names)
     return names["http_request"]  # type: ignore[no-any-return]
 
 
-def test_unknown_circumstances_fail_closed(
+def test_unknown_callers_get_no_key(
     tracking: Server, caplog: pytest.LogCaptureFixture, afresh: Callable[..., None]
 ) -> None:
     databricks = SimpleNamespace(use_databricks_sdk=True)
-    for body, said in (
-        ("pass", "does not tell where"),
-        ("url = 5", "does not tell where"),
-        ("url = allowed; kwargs = None", "does not tell where"),
+    for body, warning in (
+        ("pass", "does not reveal the URL"),
+        ("url = 5", "does not reveal the URL"),
+        ("url = allowed; kwargs = None", "does not reveal the URL"),
         ("url = allowed; host_creds = databricks", "Databricks SDK"),
         ("url = allowed; kwargs['hooks'] = 5", "AttributeError"),
         ("url = allowed; extra_headers = 5", "TypeError"),
@@ -429,10 +427,10 @@ def test_unknown_circumstances_fail_closed(
         afresh()
         ask = caller(body, allowed=tracking.origin, databricks=databricks)
         assert ask() == ask() == {}, body
-        assert [said in record.getMessage() for record in caplog.records] == [True], body
+        assert [warning in record.getMessage() for record in caplog.records] == [True], body
 
 
-def test_outside_of_a_request_there_is_no_key(
+def test_provider_gives_no_key_outside_a_request(
     tracking: Server,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -486,13 +484,13 @@ LOCATIONS = st.one_of(
 @example("////evil.example")
 @example("/\t/evil.example")
 @settings(max_examples=1000, deadline=None)
-def test_whatever_the_redirect_says_the_key_stays_at_its_origin(location: str) -> None:
+def test_key_never_leaves_its_origin_on_any_redirect(location: str) -> None:
     request = requests.Request("GET", "http://good.example:8080/a", headers={"x-api-KEY": "k"})
     prepared = request.prepare()
     response = requests.Response()
     response.status_code = 307
     response.url, response.request = str(prepared.url), prepared
-    # As http.client hands it over: UTF-8 bytes read as Latin-1.
+    # http.client decodes the UTF-8 bytes as Latin-1.
     response.headers["Location"] = location.encode().decode("latin-1")
     vars(response).update(_content=b"", _content_consumed=True)
     origin_guard.drop_key_on_redirect(response)

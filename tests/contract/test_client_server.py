@@ -121,10 +121,10 @@ def test_only_what_passes_says_when_to_come_again() -> None:
 
 
 def test_doctor_knows_no_code_that_is_none() -> None:
-    assert set(doctor._REFUSED) <= set(CODES)
+    assert set(doctor.FIXES) <= set(CODES)
     # What a key can be refused with before it is known what it may do.
     about_keys = {code for code in CODES if code.startswith(("KEY_", "ADDRESS_", "RATE_", "AUTH"))}
-    assert about_keys == set(doctor._REFUSED)
+    assert about_keys == set(doctor.FIXES)
 
 
 # Where a key may be
@@ -313,9 +313,9 @@ def test_whoami_has_all_that_the_commands_read() -> None:
     answer = _Read(example(schemas.Identity))
     answer["rate_limit"] = limit = _Read(example(schemas.LimitLeft))
     supplier._lines(answer)
-    seen = doctor._Seen(mlflow.get_tracking_uri(), identity=answer)
-    for look in (doctor._scope, doctor._expiry):
-        look(seen)
+    results = doctor.Results(mlflow.get_tracking_uri(), identity=answer)
+    for look in (doctor.check_scope, doctor.check_expiry):
+        look(results)
     assert answer.asked == set(schemas.Identity.model_fields)
     assert limit.asked == set(schemas.LimitLeft.model_fields)
 

@@ -88,7 +88,7 @@ def test_what_is_changed_is_made_as_we_take_it_to_be(name: str) -> None:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         pytest.skip(f"{error}")  # of an older MLflow, or without the exporter
-    assert beside.works_in(module)
+    assert beside.is_patched(module)
 
 
 def test_what_users_have_to_set_is_on_the_page() -> None:

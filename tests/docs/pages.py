@@ -1,7 +1,7 @@
-"""The commands on a page, and a shell that runs them.
+"""Reading the commands on a page, and running them in a shell.
 
-A block of `bash` or `python` is run as it stands, the blocks of a page in their order and in one
-folder. Blocks of any other language (`console`, `text`, `nginx`, `r`, …) are only shown.
+The `bash` and `python` blocks of a page are run unchanged, in their order and in one folder. Blocks of
+any other language (`console`, `text`, `nginx`, `r`, …) are not run.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tests.harness import environment
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-#: What stands on pages for the address of a server, and for a key.
+#: The address of a server and the key that pages show.
 ADDRESS = "https://registry.example.com"
 KEY = "hk_live_YOUR_KEY"
-#: Seconds for all commands of a page.
+#: Seconds that all commands of a page may take.
 TIMEOUT = 600
 _BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
@@ -37,7 +37,7 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of a page, without the indentation of the list that they may stand in."""
+    """The blocks of a page, without the indentation of a list around them."""
     found = []
     for indent, language, text in _BLOCK.findall(page.read_text()):
         lines = [line.removeprefix(indent) for line in text.splitlines(keepends=True)]
@@ -46,7 +46,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def script(page: Path, replaced: dict[str, str]) -> str:
-    """All that is to be run of a page, as one shell script, with the keys of `replaced` replaced."""
+    """The commands of a page as one shell script, with the keys of `replaced` replaced."""
     parts = ["set -euo pipefail\n"]
     for block in blocks(page):
         if block.language == "python":
@@ -60,11 +60,11 @@ def script(page: Path, replaced: dict[str, str]) -> str:
 
 
 def run(page: Path, folder: Path, replaced: dict[str, str], **environ: str) -> str:
-    """What the commands of a page print, run in `folder`; fails where one of them does."""
+    """Run the commands of a page in `folder` and return their output; fail if one of them fails."""
     folder.mkdir(parents=True, exist_ok=True)
     env = environment(folder, **environ)
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    # The key store is where the page says, or where it is by default: in the folder.
+    # Unless the test says otherwise, the page's own setting counts, or the default: the folder.
     if "HOKUSAI_AUTH_DATABASE_URI" not in environ:
         del env["HOKUSAI_AUTH_DATABASE_URI"]
     log = folder / "commands.log"
@@ -81,7 +81,7 @@ def run(page: Path, folder: Path, replaced: dict[str, str], **environ: str) -> s
     try:
         status = shell.wait(TIMEOUT)
     finally:
-        # And the servers that it started.
+        # The servers that it started are killed, too.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)
     printed = log.read_text(errors="replace")
@@ -90,7 +90,7 @@ def run(page: Path, folder: Path, replaced: dict[str, str], **environ: str) -> s
 
 
 def _in_background(text: str) -> str:
-    """`text`, where a server that it starts as its last command runs on while the rest does."""
+    """`text`; if its last command starts a server, that runs in the background."""
     command = text.replace("\\\n", " ").strip().splitlines()[-1]
     if "mlflow server" not in command or command.startswith("#"):
         return text

@@ -1,4 +1,4 @@
-"""The pages that docs/generate.py makes say what the code says now."""
+"""The pages that docs/generate.py makes match the code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.docs.pages import DOCS
 
 
-def test_the_generated_pages_are_current(tmp_path: Path) -> None:
+def test_generated_pages_are_current(tmp_path: Path) -> None:
     subprocess.run([sys.executable, DOCS / "generate.py", tmp_path], check=True)
     made = {page.relative_to(tmp_path) for page in tmp_path.rglob("*.md")}
     assert made

@@ -248,7 +248,7 @@ def test_the_whole_way(
 
     row.get_by_role("button", name=f"Revoke {name}").click()
     admin.dialog.get_by_role("button", name="Revoke key").click()
-    expect(page.locator("#status")).to_have_text(f"{name} revoked, and refused everywhere.")
+    expect(page.locator("#status")).to_have_text(f"{name} revoked and refused everywhere.")
     expect(row).to_contain_text("revoked")
     supplier.page.reload()
     expect(supplier.page).to_have_title("Sign in · MLflow")
@@ -326,8 +326,8 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     admin.dialog.get_by_label("Networks").fill("192.0.2.999")
     admin.dialog.get_by_label("Expires", exact=True).select_option("in … days")
     admin.dialog.get_by_label("Days until it expires").fill("5")
-    page.get_by_text("Take in an existing key").click()
-    admin.dialog.get_by_label("Key that was handed out before").fill(old)
+    page.get_by_text("Import an existing key").click()
+    admin.dialog.get_by_label("Existing key").fill(old)
     admin.dialog.get_by_role("button", name="Create key").click()
     expect(admin.dialog.get_by_role("alert")).to_contain_text(
         "networks.0: must be an address or network"
@@ -335,7 +335,7 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     admin.dialog.get_by_label("Networks").fill("192.0.2.0/24\n2001:db8::/32")
     began = time.time()
     admin.dialog.get_by_role("button", name="Create key").click()
-    expect(page.locator("#status")).to_have_text("Fuji taken in.")
+    expect(page.locator("#status")).to_have_text("Fuji imported.")
     record = server.store.find(old)
     assert record is not None and record.expires_at is not None
     assert record.networks == ("192.0.2.0/24", "2001:db8::/32")
@@ -343,7 +343,7 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
 
     row = page.locator(f"#{record.key_id}")
     row.get_by_role("button", name="Edit").click()
-    admin.dialog.get_by_label("Requests an hour").fill("7")
+    admin.dialog.get_by_label("Requests per hour").fill("7")
     admin.dialog.get_by_label("Expires", exact=True).select_option("never")
     admin.dialog.get_by_role("button", name="Save").click()
     expect(row).to_contain_text("7 / hour")
@@ -383,7 +383,7 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
         page.get_by_role("link", name="Export").click()
     assert record.key_id in Path(download.value.path()).read_text()
     admin.open("/hokusai/keys?query=nobody-is-called-that")
-    expect(page.get_by_text("No key is like that")).to_be_visible()
+    expect(page.get_by_text("No key matches")).to_be_visible()
     assert admin.wrong == []
 
 
@@ -399,7 +399,7 @@ def test_the_last_key_that_may_manage_takes_a_second_word(
         store.revoke(one.key_id)
     try:
         page.get_by_role("button", name="Revoke Last").click()
-        force = admin.dialog.get_by_label("Revoke it all the same")
+        force = admin.dialog.get_by_label("Revoke it anyway")
         expect(force).to_be_hidden()
         admin.dialog.get_by_role("button", name="Revoke key").click()
         expect(admin.dialog.get_by_role("alert")).to_contain_text(
@@ -572,13 +572,13 @@ def test_behind_a_proxy_with_a_prefix_of_its_own(
     admin.dialog.get_by_label("Owner").fill("Outer")
     admin.dialog.get_by_label("mlflow:read").check()
     admin.dialog.get_by_role("button", name="Create key").click()
-    lines = page.get_by_label("To hand over with it")
+    lines = page.get_by_label("Settings to hand over")
     expect(lines).to_have_value(re.compile(f"MLFLOW_TRACKING_URI={re.escape(proxy)}$"))
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Revoke Outer").click()
     admin.dialog.get_by_role("button", name="Revoke key").click()
-    expect(page.locator("#status")).to_have_text("Outer revoked, and refused everywhere.")
+    expect(page.locator("#status")).to_have_text("Outer revoked and refused everywhere.")
     page.get_by_role("button", name="Sign out").click()
     page.wait_for_url(f"{proxy}/hokusai/login")
     assert admin.wrong == []

@@ -146,7 +146,7 @@ class TestOneByOne:
         folder.rename(server.folder / "kept")
         folder.touch()
         parts = becomes(server, "artifact_root")
-        assert parts["artifact_root"]["found"] == "the artifact folder is no folder"
+        assert parts["artifact_root"]["found"] == "the artifact folder is not a folder"
         assert server.request("PUT", path, key=key, body=b"x")[0] == 500
         # Gone altogether is not broken: the next artifact makes it anew.
         folder.unlink()

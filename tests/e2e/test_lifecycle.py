@@ -16,7 +16,7 @@ import mlflow.server
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_hokusai_auth.server.web.keys_api import SETTLED
+from mlflow_hokusai_auth.server.web.keys_api import REVOKED_EVERYWHERE
 from tests.conftest import redis_server
 from tests.e2e.parts import hokusai_auth
 from tests.harness import SERVERS, Server, free_port, serve, wait_until
@@ -175,14 +175,14 @@ class ByPage:
         dialog = self._page.get_by_role("dialog", name="New key")
         dialog.get_by_label("Owner").fill(OWNER)
         dialog.get_by_label("model:write").check()
-        dialog.get_by_label("Requests an hour").fill(str(limit))
+        dialog.get_by_label("Requests per hour").fill(str(limit))
         dialog.get_by_role("button", name="Create key").click()
         return self._made()
 
     def unlimit(self, key_id: str) -> None:
         self._row(key_id).get_by_role("button", name="Edit").click()
         dialog = self._page.get_by_role("dialog", name="Edit")
-        dialog.get_by_label("Requests an hour").fill("")
+        dialog.get_by_label("Requests per hour").fill("")
         dialog.get_by_role("button", name="Save").click()
         dialog.wait_for(state="hidden")
 
@@ -199,7 +199,7 @@ class ByPage:
         dialog = self._page.get_by_role("dialog", name="Revoke")
         dialog.get_by_role("button", name="Revoke key").click()
         dialog.wait_for(state="hidden")
-        time.sleep(SETTLED)  # the page promises no more than "within a second"
+        time.sleep(REVOKED_EVERYWHERE)  # the page promises no more than "within a second"
 
     def states(self) -> dict[str, str]:
         self._page.goto(f"{self._home}?query=ACME")

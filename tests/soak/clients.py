@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from bench import store as bench_store
 from bench.rows import EXPERIMENT
 from mlflow_hokusai_auth.core import keys
-from mlflow_hokusai_auth.server.web.keys_api import SETTLED
+from mlflow_hokusai_auth.server.web.keys_api import REVOKED_EVERYWHERE
 from mlflow_hokusai_auth.store.tables import KEYS
 from tests.harness import Server
 
@@ -95,7 +95,7 @@ class Clients:
             waited = len(self.revocations) % 2 == 1
             self._manage(connection, "DELETE", f"/{key_id}?wait={str(waited).lower()}")
             answered = time.monotonic()
-            while time.monotonic() < answered + SETTLED * 1.2:
+            while time.monotonic() < answered + REVOKED_EVERYWHERE * 1.2:
                 self._use(connection)
             self.revocations.append(Revocation(key_id, waited, answered))
 

@@ -91,7 +91,7 @@ def test_an_older_key_without_checksum_is_imported_and_works(store: LocalStore) 
         assert isinstance(found, Principal) and found.key_id == record.key_id
 
 
-def test_impossible_key_is_not_imported(store: LocalStore) -> None:
+def test_malformed_key_is_not_imported(store: LocalStore) -> None:
     damaged = keys.generate()[:-1] + "_"
     for text in ("", "hk_live_short", "hk_prod_" + "a" * 32, damaged, "hk_live_" + "a" * 46):
         with pytest.raises(InvalidRequest, match="not a key that can be imported"):

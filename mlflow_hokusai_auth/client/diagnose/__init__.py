@@ -1,1 +1,1 @@
-"""`hokusai-auth doctor` and `smoke`: they find out why a key does not work from this machine."""
+"""`hokusai-auth doctor` and `smoke`, which find out why a key does not work from this machine."""

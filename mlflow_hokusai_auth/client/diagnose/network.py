@@ -1,4 +1,4 @@
-"""Whether a server answers at all and, if not, at which step that fails."""
+"""Checks if a server answers and, if not, which step fails: DNS, TCP, TLS, proxy or HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from requests import exceptions
 
 
 class Answer(NamedTuple):
-    """An answer with status 200: how long it took, in seconds; local time of day; headers."""
+    """A reply with status 200: seconds that it took, local time in seconds since the epoch, headers."""
 
     took: float
     at: float
@@ -20,13 +20,13 @@ class Answer(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What went wrong, and what to do."""
+    """The reason of a failure, and its fix."""
 
     found: str
     fix: str
 
 
-def ask(url: str, timeout: float, verify: bool | str, cert: str | None) -> Answer | Failure:
+def fetch(url: str, timeout: float, verify: bool | str, cert: str | None) -> Answer | Failure:
     """GET `url` once, without a key; `timeout` in seconds, `verify` and `cert` as for requests."""
     started = time.perf_counter()
     try:
@@ -34,9 +34,9 @@ def ask(url: str, timeout: float, verify: bool | str, cert: str | None) -> Answe
             url, timeout=timeout, verify=verify, cert=cert, allow_redirects=False, stream=True
         ) as response:
             took, at = time.perf_counter() - started, time.time()
-    # ValueError: URLs that requests takes and urllib3 does not.
+    # urllib3 raises ValueError for some URLs that requests accepts.
     except (exceptions.RequestException, ValueError) as error:
-        return _failure(url, timeout, error)
+        return describe_failure(url, timeout, error)
     if response.status_code == 200:
         return Answer(took, at - took / 2, response.headers)
     found = f"{url} answered {response.status_code}"
@@ -44,7 +44,7 @@ def ask(url: str, timeout: float, verify: bool | str, cert: str | None) -> Answe
         there = response.headers["Location"].removesuffix("/health")
         return Failure(
             f"{found}, a redirect to {there}",
-            "Set MLFLOW_TRACKING_URI to where it leads; the key does not follow to other servers.",
+            "Set MLFLOW_TRACKING_URI to its target; the key is not forwarded to other servers.",
         )
     if response.status_code >= 500:
         return Failure(found, "Try again in a minute, then tell the server's operator.")
@@ -52,11 +52,12 @@ def ask(url: str, timeout: float, verify: bool | str, cert: str | None) -> Answe
         found,
         "Check the path in MLFLOW_TRACKING_URI: it is /api/mlflow, /mlflow or none, unless you were "
         "given another. If it is right, a status of 401 or 403 comes from something in front of the "
-        "server, which needs no key for this.",
+        "server, which itself needs no key for this.",
     )
 
 
-def _failure(url: str, timeout: float, error: Exception) -> Failure:
+def describe_failure(url: str, timeout: float, error: Exception) -> Failure:
+    """Explain why a request to `url` failed with `error`. `timeout` is in seconds."""
     causes = list(_causes(error))
 
     def is_a(*kinds: type[BaseException]) -> bool:
@@ -68,14 +69,14 @@ def _failure(url: str, timeout: float, error: Exception) -> Failure:
         )
     if is_a(exceptions.SSLError) and "WRONG_VERSION_NUMBER" in str(error):
         return Failure(
-            f"what listens at {url} speaks plain http",
+            f"the server at {url} speaks plain http",
             "Check the port in MLFLOW_TRACKING_URI; http:// is for servers on this machine.",
         )
     if is_a(exceptions.SSLError):
         return Failure(
             f"TLS with {url} failed: {error}",
-            "If the certificate is of your own authority, name that authority's file in "
-            "MLFLOW_TRACKING_SERVER_CERT_PATH. Check the port, too.",
+            "If the certificate comes from a private CA, set MLFLOW_TRACKING_SERVER_CERT_PATH to that "
+            "CA's file. Check the port, too.",
         )
     if is_a(socket.gaierror):
         return Failure(
@@ -92,17 +93,19 @@ def _failure(url: str, timeout: float, error: Exception) -> Failure:
             f"{url} did not answer within {timeout:g} s",
             "Check this machine's network: VPN, firewall, proxy.",
         )
-    return Failure(f"{url} cannot be asked: {error}", "Check MLFLOW_TRACKING_URI and the network.")
+    return Failure(
+        f"{url} cannot be reached: {error}", "Check MLFLOW_TRACKING_URI and the network."
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """`error` and all that led to it: requests and urllib3 keep that in different places."""
-    left, known = [error], set[int]()
+    """`error` and all its causes, which requests and urllib3 keep in different attributes."""
+    left, seen = [error], set[int]()
     while left:
-        one = left.pop()
-        if id(one) in known:
+        cause = left.pop()
+        if id(cause) in seen:
             continue
-        known.add(id(one))
-        yield one
-        further = (one.__cause__, one.__context__, getattr(one, "reason", None), *one.args)
-        left += [cause for cause in further if isinstance(cause, BaseException)]
+        seen.add(id(cause))
+        yield cause
+        further = (cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args)
+        left += [error for error in further if isinstance(error, BaseException)]

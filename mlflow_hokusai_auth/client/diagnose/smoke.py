@@ -1,8 +1,8 @@
-"""`hokusai-auth smoke URL`: a supplier's whole job against a live server, and nothing of it left.
+"""`hokusai-auth smoke URL`: a supplier's whole job against a live server, which it then deletes.
 
-Safe in production: all that it makes has one new name, it deletes by that name and nothing else, and it
-looks whether the key may delete before it makes anything. Every check has a thread of its own, so that
-no server can hold the command longer than `DEADLINE`. Artifacts go through the server or not at all.
+It is safe in production: everything it makes has one new name, it deletes only by that name, and it
+makes nothing unless the key may delete it. Every check runs in its own thread, so that no server can
+hold the command longer than `DEADLINE`. Artifacts are sent only through the server.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .smoke_job import (
     REQUEST,
     Failed,
     Job,
-    Verdict,
+    Outcome,
 )
 
-#: Seconds for everything, the last of which are kept for cleaning up.
+#: Seconds for the whole command, of which the last `CLEANING` are kept for cleaning up.
 DEADLINE = 30.0
 CLEANING = 8.0
 
@@ -45,7 +45,7 @@ _ENVIRONMENT = {
 
 
 class Check(NamedTuple):
-    """One line of the report, as of doctor, with the seconds that it took."""
+    """One line of the report, as in doctor, with the seconds that the check took."""
 
     check: str
     ok: bool | None
@@ -55,7 +55,7 @@ class Check(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What came of it. `stuck` is whether a thread still waits for the server."""
+    """The result. `stuck` is true if a thread still waits for the server."""
 
     url: str
     ok: bool
@@ -64,52 +64,52 @@ class Report(NamedTuple):
     stuck: bool
 
 
-def smoke(url: str, tell: Callable[[Check], object]) -> Report:
-    """Do the job at `url`, and call `tell` with each check when it is done.
+def smoke(url: str, report: Callable[[Check], object]) -> Report:
+    """Do the job at `url`, and call `report` with each check when it is done.
 
-    Sets the tracking URI of this process. Ctrl-C ends the job, not the cleaning up.
+    Sets the tracking URI of this process. Ctrl-C ends the job, but not the cleaning up.
     """
     job = Job(url.rstrip("/"))
     began = last = time.monotonic()
     checks: list[Check] = []
 
-    def note(found: doctor.Check) -> None:
+    def note(check: doctor.Check) -> None:
         nonlocal last
         now = time.monotonic()
-        texts = (_of_url(text) for text in (found.found, found.fix))
-        checks.append(Check(found.check, found.ok, round(now - last, 3), *texts))
+        texts = (_name_url(text) for text in (check.found, check.fix))
+        checks.append(Check(check.check, check.ok, round(now - last, 3), *texts))
         last = now
-        tell(checks[-1])
+        report(checks[-1])
 
     with _environment(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         job.folder = Path(folder)
         job.until = began + DEADLINE - CLEANING
         try:
-            for found in doctor.run(_CHECKS, job, _bounded):
-                note(found)
+            for check in doctor.run(_CHECKS, job, _bounded):
+                note(check)
         except KeyboardInterrupt:
             note(doctor.Check("finished", False, "interrupted", "Run it again."))
         job.over = True
         cleaning = _cleaning(began + DEADLINE)
-        for found in doctor.run([("clean up", (), smoke_job.clean_up)], job, cleaning):
-            note(found)
+        for check in doctor.run([("clean up", (), smoke_job.clean_up)], job, cleaning):
+            note(check)
     ok = not any(check.ok is False for check in checks)
     stuck = any(thread.is_alive() for thread in job.threads)
     return Report(doctor.one_line(url, job.key), ok, round(last - began, 3), checks, stuck)
 
 
-def _of_url(text: str) -> str:
-    """`text`, which doctor has written for the variable, for the argument."""
+def _name_url(text: str) -> str:
+    """A text of doctor's with the argument URL in place of the variable."""
     return re.sub(r"MLFLOW_TRACKING_URI\b", "URL", text)
 
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Bounds for MLflow's requests, which it takes from the environment only; and it is silent."""
+    """Bound MLflow's requests, which only the environment can do, and silence its log."""
     names = (*_ENVIRONMENT, profile.ALLOWED_ORIGINS)
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(_ENVIRONMENT)
-    # MLflow logs what a server says, in which there may be a key.
+    # MLflow logs texts of the server, which may hold a key.
     log = logging.getLogger("mlflow")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -124,12 +124,12 @@ def _environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _bounded(look: Callable[[Job], Verdict], job: Job) -> Verdict:
-    """What `look` finds by `job.until`. In a thread, as nothing else can be left when it hangs."""
+def _bounded(look: Callable[[Job], Outcome], job: Job) -> Outcome:
+    """Run `look` until `job.until` at most, in a thread, which can be abandoned if it hangs."""
     left = job.until - time.monotonic()
     if left <= 0:
-        return False, "not done: the server was too slow before", OPERATOR
-    future: Future[Verdict] = Future()
+        return False, "not done: the server was too slow", OPERATOR
+    future: Future[Outcome] = Future()
 
     def work() -> None:
         try:
@@ -148,42 +148,42 @@ def _bounded(look: Callable[[Job], Verdict], job: Job) -> Verdict:
         return False, f"no answer within {left:.0f} s", OPERATOR
     except MlflowException as error:
         return False, str(error), doctor.fix_for(error, OPERATOR)
-    # Whatever MLflow lets through: requests' errors from artifacts, a reply of another shape.
+    # MLflow lets other errors through: those of requests for artifacts, and of malformed replies.
     except Exception as error:
         return False, f"{type(error).__name__}: {error}", OPERATOR
 
 
-def _cleaning(until: float) -> Callable[..., Verdict]:
-    """How to clean up by `until`, whatever happens; says what may be left."""
+def _cleaning(until: float) -> Callable[..., Outcome]:
+    """Return a `call` for `doctor.run` that cleans up by `until`, and reports what may be left."""
 
-    def call(look: Callable[[Job], Verdict], job: Job) -> Verdict:
+    def call(look: Callable[[Job], Outcome], job: Job) -> Outcome:
         try:
-            # What is being made must be there before it can be deleted.
+            # A step may still be making something, which can't be deleted before it exists.
             if job.left:
                 job.threads[-1].join(min(REQUEST, (until - time.monotonic()) / 2))
             job.until = until
-            verdict = _bounded(look, job)
+            outcome = _bounded(look, job)
         except KeyboardInterrupt:
-            verdict = False, "interrupted", ""
-        if verdict[0] is False and job.left:
-            return False, verdict[1], f"Delete what there is of: {', '.join(job.left)}."
-        return verdict
+            outcome = False, "interrupted", ""
+        if outcome[0] is False and job.left:
+            return False, outcome[1], f"Delete these, as far as they exist: {', '.join(job.left)}."
+        return outcome
 
     return call
 
 
-#: Name, what has to have passed before, and the check.
-_CHECKS: list[tuple[str, tuple[str, ...], Callable[[Job], Verdict]]] = [
-    ("key", (), doctor._key),
-    ("other credentials", ("key",), doctor._other_credentials),
+#: Name, names of the checks that must have passed before, and the check.
+_CHECKS: list[tuple[str, tuple[str, ...], Callable[[Job], Outcome]]] = [
+    ("key", (), doctor.check_key),
+    ("other credentials", ("key",), doctor.check_other_credentials),
     ("URL", (), smoke_gate.read_url),
-    ("origin", ("URL",), smoke_gate.settle_origin),
-    ("plugin", (), doctor._plugin),
-    ("server", ("URL",), doctor._server),
+    ("origin", ("URL",), smoke_gate.restrict_origin),
+    ("plugin", (), doctor.check_plugin),
+    ("server", ("URL",), doctor.check_server),
     ("health", ("server",), smoke_gate.health),
     ("refused without a key", ("server",), smoke_gate.no_key),
     ("refused with a wrong key", ("server",), smoke_gate.wrong_key),
-    ("key accepted", ("key", "origin", "plugin", "server"), doctor._accepted),
+    ("key accepted", ("key", "origin", "plugin", "server"), doctor.check_accepted),
     *(
         (f"prefix {prefix or '/'}", ("origin", "server"), smoke_gate.at_prefix(prefix))
         for prefix in smoke_gate.PREFIXES

@@ -1,4 +1,4 @@
-"""What `hokusai-auth smoke` looks at before it makes anything: the gate, and what the key may do."""
+"""The checks of `hokusai-auth smoke` before it makes anything: the gate and the key's scopes."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ from .smoke_job import (
     REQUEST,
     Failed,
     Job,
-    Verdict,
+    Outcome,
 )
 
 _SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
-#: One route of each kind: MLflow's REST, artifacts, FastAPI's own. Harmless where they answer.
+#: One route of each kind: MLflow's REST, artifacts, FastAPI's own. They change nothing.
 _GUARDED = (
     ("GET", _SEARCH),
     ("GET", "/api/2.0/mlflow-artifacts/artifacts?path=hokusai-smoke"),
     ("POST", "/v1/traces"),
 )
-#: Where a server answers by default.
+#: The default prefixes of a server.
 PREFIXES = ("", "/mlflow", "/api/mlflow")
 _MODE = "Its operator should run `hokusai-auth mode enforce`."
 _MAX_BODY = 64 * 1024
 
 
 class _Reply(NamedTuple):
-    """Its status, WWW-Authenticate, and what it said: None if that is no JSON object."""
+    """A reply's status, WWW-Authenticate, and body; None if that is not a JSON object."""
 
     status: int
     challenge: str
-    said: dict[str, Any] | None
+    body: dict[str, Any] | None
 
     @property
     def code(self) -> object:
-        return (self.said or {}).get("error")
+        return (self.body or {}).get("error")
 
 
-def _ask(job: Job, method: str, url: str, key: str = "") -> _Reply:
-    """The answer to a request that carries `key`, and no other credential. Raises Failed."""
+def _fetch(job: Job, method: str, url: str, key: str = "") -> _Reply:
+    """Send a request with `key` and no other credential. Raises Failed if there is no reply."""
     credentials = _get_store(job.uri).get_host_creds()
     try:
         with requests.request(
             method,
             url,
             headers={origin_guard.HEADER: key} if key else {},
-            # Else requests takes some from ~/.netrc, or from the URL.
+            # Without this, requests would add credentials from ~/.netrc or the URL.
             auth=lambda request: request,
             timeout=REQUEST,
             verify=credentials.verify,
@@ -70,13 +70,13 @@ def _ask(job: Job, method: str, url: str, key: str = "") -> _Reply:
         ) as response:
             content = response.raw.read(_MAX_BODY, decode_content=True)
     except Exception as error:
-        raise Failed(*network._failure(url, REQUEST, error)) from error
+        raise Failed(*network.describe_failure(url, REQUEST, error)) from error
     try:
-        said = json.loads(content)
+        body = json.loads(content)
     except (ValueError, RecursionError):
-        said = None
+        body = None
     challenge = response.headers.get("WWW-Authenticate", "")
-    return _Reply(response.status_code, challenge, said if isinstance(said, dict) else None)
+    return _Reply(response.status_code, challenge, body if isinstance(body, dict) else None)
 
 
 def _is_refusal(reply: _Reply, code: str, challenge: str) -> bool:
@@ -88,108 +88,111 @@ def _is_refusal(reply: _Reply, code: str, challenge: str) -> bool:
     )
 
 
-def _lists(said: dict[str, Any]) -> bool:
-    """Whether this is MLflow's list of experiments, which may be empty."""
-    return "experiments" in said or not said
+def _is_list(body: dict[str, Any]) -> bool:
+    """Return True for MLflow's list of experiments, which may be empty."""
+    return "experiments" in body or not body
 
 
-def _not_refused(job: Job, what: str, reply: _Reply) -> Verdict:
-    """`reply`, to a request `what` that should have been refused, in words."""
+def _not_refused(job: Job, what: str, reply: _Reply) -> Outcome:
+    """The outcome on `reply`, to a request `what` that should have been refused."""
     found = f"{what} answered {reply.status}"
     if reply.status < 400:
         found = f"ANSWERS {what.upper()}: {found}"
-    ours = _ask(job, "GET", f"{job.uri}/api/2.0/hokusai/whoami")
-    if _is_refusal(ours, "KEY_MISSING", "") and reply.status not in (401, 429):
-        return False, f"{found}; the server is in mode observe or off and refuses nobody", _MODE
+    whoami = _fetch(job, "GET", f"{job.uri}/api/2.0/hokusai/whoami")
+    if _is_refusal(whoami, "KEY_MISSING", "") and reply.status not in (401, 429):
+        return False, f"{found}; the server is in mode observe or off and refuses no request", _MODE
     return False, f"{found}, not 401 as this package does", doctor.NOT_OURS
 
 
-def read_url(job: Job) -> Verdict:
-    """Whether the argument is a URL; MLflow is to use it from now on."""
-    verdict = doctor._tracking_uri(job)
-    if verdict[0]:
+def read_url(job: Job) -> Outcome:
+    """Check that the argument is a URL, and set MLflow's tracking URI to it."""
+    outcome = doctor.check_tracking_uri(job)
+    if outcome[0]:
         mlflow.set_tracking_uri(job.uri)
         mlflow.set_registry_uri(job.uri)
-    return verdict
+    return outcome
 
 
-def settle_origin(job: Job) -> Verdict:
-    """Whether the key may go there; it goes nowhere else from now on."""
-    verdict = doctor._origin(job)
-    if verdict[0]:
-        # Of several that may have the key, only this one is to see it now.
+def restrict_origin(job: Job) -> Outcome:
+    """Check that the key may be sent to the URL, and allow no other origin from now on."""
+    outcome = doctor.check_origin(job)
+    if outcome[0]:
         os.environ[profile.ALLOWED_ORIGINS] = str(profile.origin(job.uri))
-    return verdict
+    return outcome
 
 
-def health(job: Job) -> Verdict:
-    """Whether the server thinks that it can do its work."""
-    reply = _ask(job, "GET", f"{job.uri}/api/health/mlflow")
-    if reply.status == 200 and reply.said == {"status": "ok"}:
+def health(job: Job) -> Outcome:
+    """Check the server's own health report."""
+    reply = _fetch(job, "GET", f"{job.uri}/api/health/mlflow")
+    if reply.status == 200 and reply.body == {"status": "ok"}:
         return True, "the server can do its work", ""
     found = f"/api/health/mlflow answered {reply.status}"
     if reply.status == 503:
-        return False, found, "Its operator should look at /api/health/mlflow/detailed, with a key."
+        return False, found, "Its operator should read /api/health/mlflow/detailed, with a key."
     return False, found, doctor.NOT_OURS
 
 
-def no_key(job: Job) -> Verdict:
-    """Whether requests without a key are refused."""
+def no_key(job: Job) -> Outcome:
+    """Check that requests without a key are refused."""
     for method, path in _GUARDED:
-        reply = _ask(job, method, job.uri + path)
+        reply = _fetch(job, method, job.uri + path)
         if not _is_refusal(reply, "KEY_MISSING", ""):
             return _not_refused(job, "without a key", reply)
     return True, f"{len(_GUARDED)} of {len(_GUARDED)} routes answered 401 KEY_MISSING", ""
 
 
-def wrong_key(job: Job) -> Verdict:
-    """Whether a key that nobody has been given is refused."""
-    reply = _ask(job, "GET", job.uri + _SEARCH, keys.generate("test"))
+def wrong_key(job: Job) -> Outcome:
+    """Check that a random key is refused."""
+    reply = _fetch(job, "GET", job.uri + _SEARCH, keys.generate("test"))
     if _is_refusal(reply, "KEY_UNKNOWN", "invalid_token"):
         return True, "401 KEY_UNKNOWN", ""
     if reply.code == "RATE_LIMITED":
-        return None, "429: too many wrong keys came from here, so that none is looked at", ""
+        return None, "429: too many wrong keys came from this address, so none is checked now", ""
     return _not_refused(job, "with a wrong key", reply)
 
 
-def scope(job: Job) -> Verdict:
-    """Whether the key may do all that follows, and delete it; else nothing is made."""
-    ok, found, fix = doctor._scope(job)
+def scope(job: Job) -> Outcome:
+    """Check that the key may do all later steps and delete their results; if not, make nothing."""
+    ok, found, fix = doctor.check_scope(job)
     if not ok:
         return False, found, fix or OPERATOR
     if "write" in job.identity["can"]:
         return True, found, ""
-    # model:write makes an experiment and can't delete it, so the run goes to one that is there.
+    # model:write may make an experiment but not delete it, so the run goes to an existing one.
     try:
         stage = MlflowClient(job.uri, job.uri).get_experiment(DEFAULT).lifecycle_stage
     except MlflowException as error:
         stage = str(error)
     if stage != "active":
-        found += f", and so delete no experiment of its own; experiment {DEFAULT}: {stage}"
+        found += f", but not delete an experiment; experiment {DEFAULT}: {stage}"
         return False, found, "Use a key with the scope mlflow:write. Nothing was made."
     job.experiment_id = DEFAULT
     return True, found, ""
 
 
-def at_prefix(prefix: str) -> Callable[[Job], Verdict]:
-    """Whether the server answers under `prefix` of the same host, and to nobody without a key."""
+def at_prefix(prefix: str) -> Callable[[Job], Outcome]:
+    """Return a check that the server answers under `prefix` of the same host, but only with a key."""
 
-    def look(job: Job) -> Verdict:
+    def look(job: Job) -> Outcome:
         base = f"{profile.origin(job.uri)}{prefix}"
         try:
-            reply = _ask(job, "GET", base + _SEARCH)
+            reply = _fetch(job, "GET", base + _SEARCH)
         except Failed as failed:
             return None, failed.args[0], ""
-        # Another page or service at the same host may answer anything else with 200.
-        if reply.status == 200 and reply.said is not None and _lists(reply.said):
+        # Any other reply with 200 may come from another service on the same host.
+        if reply.status == 200 and reply.body is not None and _is_list(reply.body):
             found = f"{base} ANSWERS WITHOUT A KEY: {_SEARCH} answered 200"
-            return False, found, f"{_MODE} Or something serves MLflow there without this package."
+            return (
+                False,
+                found,
+                f"{_MODE} Or another server runs MLflow there without this package.",
+            )
         if not _is_refusal(reply, "KEY_MISSING", ""):
             return None, f"not served there: {base} answered {reply.status}", ""
         if job.identity:
-            seen = HokusaiAuthClient(base).whoami(timeout=REQUEST, max_retries=0)
-            if seen.get("key_id") != job.identity["key_id"]:
-                return False, f"{base} takes the key for {seen.get('key_id')}", OPERATOR
+            identity = HokusaiAuthClient(base).whoami(timeout=REQUEST, max_retries=0)
+            if identity.get("key_id") != job.identity["key_id"]:
+                return False, f"{base} takes the key for {identity.get('key_id')}", OPERATOR
         return True, f"{base} answers", ""
 
     return look

@@ -1,6 +1,6 @@
-"""The steps of `hokusai-auth smoke` that make something, and what takes it away again.
+"""The steps of `hokusai-auth smoke` that make something, and the clean-up.
 
-Nothing is found again by what an answer said, as an answer may be lost: all has the same new name.
+Everything has the same new name, by which the clean-up finds it: an answer with its id may be lost.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from . import doctor
 
-#: The experiment of every server, for keys that could not delete one of their own.
+#: The experiment that every server has, for keys that may not delete one of their own.
 DEFAULT = "0"
 
 #: Seconds for which one request may wait for a byte.
 REQUEST = 5
 
-OPERATOR = "Tell the server's operator what this line says."
+OPERATOR = "Send this line to the server's operator."
 
-Verdict = doctor._Verdict
+Outcome = doctor.Outcome
 
 _MLMODEL = "artifact_path: model\nflavors: {}\n"
 _METRIC = 0.91
@@ -38,42 +38,42 @@ _PROXY = (
 
 
 class Failed(Exception):
-    """What was found, and the fix."""
+    """Raised with two texts: the reason of a failure, and its fix."""
 
 
 @dataclass
-class Job(doctor._Seen):
-    """What later steps take from earlier ones."""
+class Job(doctor.Results):
+    """Results of earlier steps that later ones use."""
 
     folder: Path = Path()
     name: str = field(default_factory=lambda: f"hokusai-smoke-{secrets.token_hex(8)}")
     experiment_id: str = ""
     run: Any = None
     version: str = ""
-    #: What may have been made and is not deleted yet.
+    #: The objects that may exist and are not deleted yet.
     left: list[str] = field(default_factory=list)
-    #: When a check has to have ended, in seconds of the monotonic clock.
+    #: The deadline of a check, in seconds of the monotonic clock.
     until: float = 0.0
     over: bool = False
     threads: list[threading.Thread] = field(default_factory=list)
 
     def client(self) -> MlflowClient:
-        """For a step's next request. Raises Failed once cleaning up has begun: nobody would notice."""
+        """The client for a step's next request. Raises Failed once cleaning up has begun."""
         if self.over:
             raise Failed("too late", "")
         return MlflowClient(self.uri, self.uri)
 
 
-def _experiment(job: Job) -> Verdict:
+def _experiment(job: Job) -> Outcome:
     if job.experiment_id:
-        return True, f"{job.experiment_id}, as the key may not delete one of its own", ""
+        return True, f"{job.experiment_id}, as the key may not delete its own", ""
     job.left.append(f"experiment {job.name}")
     job.experiment_id = job.client().create_experiment(job.name)
     return True, f"{job.experiment_id}, {job.name}", ""
 
 
-def _run(job: Job) -> Verdict:
-    # One in our own experiment is deleted along with that.
+def _run(job: Job) -> Outcome:
+    # A run in our own experiment is deleted with the experiment.
     if job.experiment_id == DEFAULT:
         job.left.append(f"run {job.name} in experiment {DEFAULT}")
     job.run = job.client().create_run(job.experiment_id, run_name=job.name)
@@ -87,7 +87,7 @@ def _run(job: Job) -> Verdict:
     return True, f"{run_id}, with a metric", ""
 
 
-def _artifacts(job: Job) -> Verdict:
+def _artifacts(job: Job) -> Outcome:
     model = job.folder / "model"
     model.mkdir()
     (model / "MLmodel").write_text(_MLMODEL)
@@ -96,13 +96,13 @@ def _artifacts(job: Job) -> Verdict:
     return True, "2 files uploaded", ""
 
 
-def _model(job: Job) -> Verdict:
+def _model(job: Job) -> Outcome:
     job.left.append(f"registered model {job.name}")
     job.client().create_registered_model(job.name)
     return True, job.name, ""
 
 
-def _version(job: Job) -> Verdict:
+def _version(job: Job) -> Outcome:
     info = job.run.info
     made = job.client().create_model_version(
         job.name, f"{info.artifact_uri}/model", info.run_id, await_creation_for=0
@@ -116,7 +116,7 @@ def _version(job: Job) -> Verdict:
     return (True, found, "") if status == "READY" else (False, found, OPERATOR)
 
 
-def _alias(job: Job) -> Verdict:
+def _alias(job: Job) -> Outcome:
     job.client().set_registered_model_alias(job.name, "smoke", job.version)
     found = job.client().get_model_version_by_alias(job.name, "smoke").version
     if str(found) != job.version:
@@ -124,7 +124,7 @@ def _alias(job: Job) -> Verdict:
     return True, f"smoke leads to version {job.version}", ""
 
 
-def _load(job: Job) -> Verdict:
+def _load(job: Job) -> Outcome:
     uri = f"models:/{job.name}/{job.version}"
     (job.folder / "loaded").mkdir()
     loaded = Path(download_artifacts(artifact_uri=uri, dst_path=str(job.folder / "loaded")))
@@ -132,21 +132,21 @@ def _load(job: Job) -> Verdict:
         if not (loaded / file.name).is_file():
             return False, f"{uri} has no {file.name}", OPERATOR
         if (loaded / file.name).read_bytes() != file.read_bytes():
-            return False, f"{file.name} of {uri} is not as it was", OPERATOR
-    return True, f"{uri}, the same byte by byte", ""
+            return False, f"{file.name} of {uri} has changed", OPERATOR
+    return True, f"{uri}, byte for byte the same", ""
 
 
-def _list(job: Job) -> Verdict:
+def _list(job: Job) -> Outcome:
     models = [one.name for one in job.client().search_registered_models(f"name = '{job.name}'")]
     runs = [one.info.run_name for one in _runs(job.client(), job)]
     files = [one.path for one in job.client().list_artifacts(job.run.info.run_id, "model")]
     if models != [job.name] or runs != [job.name] or len(files) != 2:
         return False, f"models {models}, runs {runs}, artifacts {files}", OPERATOR
-    return True, "the model, the run and its files are there", ""
+    return True, "the model, the run and its files are listed", ""
 
 
-def clean_up(job: Job) -> Verdict:
-    """Delete all that has the job's name, each for itself. Takes out of `job.left` what is gone."""
+def clean_up(job: Job) -> Outcome:
+    """Delete everything with the job's name, and remove it from `job.left`."""
     if not job.left:
         return None, "nothing was made", ""
     client = MlflowClient(job.uri, job.uri)
@@ -156,18 +156,18 @@ def clean_up(job: Job) -> Verdict:
         ("run", _remove_runs),
         ("experiment", _remove_experiment),
     ):
-        mine = [one for one in job.left if one.startswith(what)]
+        mine = [item for item in job.left if item.startswith(what)]
         try:
             if mine:
                 remove(client, job)
         except Exception as error:
             problems.append(f"{what}: {error}")
         else:
-            job.left = [one for one in job.left if one not in mine]
+            job.left = [item for item in job.left if item not in mine]
     if problems:
         return False, "; ".join(problems), ""
-    gone = "the model and the artifacts are deleted, as far as they were made"
-    kept = "MLflow keeps a deleted run and experiment until `mlflow gc`"
+    gone = "the model and the artifacts are deleted, as far as they existed"
+    kept = "MLflow keeps deleted runs and experiments until `mlflow gc`"
     return True, f"{gone}; {kept}", ""
 
 
@@ -193,18 +193,18 @@ def _remove_experiment(client: MlflowClient, job: Job) -> None:
 
 
 def _remove_artifacts(uri: str, owner: str) -> None:
-    """Delete the folder `uri`, which must be that of `owner`, the id of a run or an experiment."""
+    """Delete the folder `uri`, which must belong to `owner`, the id of a run or an experiment."""
     if not _is_served(uri):
-        return  # none were made
+        return  # there are none
     if not uri.endswith(f"/{owner}"):
-        raise RuntimeError(f"its artifacts are at {uri}, and perhaps not alone there")
+        raise RuntimeError(f"its artifacts are at {uri}, perhaps with others")
     repository = get_artifact_repository(uri)
     if repository.list_artifacts():
         repository.delete_artifacts()
 
 
 def _is_served(uri: str) -> bool:
-    """Whether what is at `uri` goes through the server: with two slashes it would be another's."""
+    """Return True if `uri` goes through the server; with two slashes it may name another host."""
     return uri.startswith("mlflow-artifacts:/") and not uri.startswith("mlflow-artifacts://")
 
 
@@ -212,8 +212,8 @@ def _runs(client: MlflowClient, job: Job) -> list[Any]:
     return list(client.search_runs([job.experiment_id], f"tags.mlflow.runName = '{job.name}'"))
 
 
-#: Name, what has to have passed before, and the step.
-STEPS: list[tuple[str, tuple[str, ...], Callable[[Job], Verdict]]] = [
+#: Name, names of the checks that must have passed before, and the step.
+STEPS: list[tuple[str, tuple[str, ...], Callable[[Job], Outcome]]] = [
     ("experiment", ("scope",), _experiment),
     ("run", ("experiment",), _run),
     ("artifacts", ("run",), _artifacts),

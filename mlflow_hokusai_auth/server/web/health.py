@@ -1,8 +1,8 @@
-"""`/api/health/mlflow`: whether this server can do its work, part by part.
+"""`/api/health/mlflow`: readiness, with one check for each part that the server depends on.
 
-`/health` is MLflow's own, public, and says only that the process lives: whoever restarts servers should
-ask that one, as no restart helps when a database is down. Here the parts are looked at, at most once in
-`FRESH` seconds however often somebody asks; what is found is told in detail to whoever has a key.
+`/health` is MLflow's own route. It is public and says only that the process lives, so it is the one for
+liveness probes: a restart does not mend a database that is down. The checks here run at most once in
+`FRESH` seconds. The status is public; `/detailed`, which takes a key, returns each check's result.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.server.upstream import stores
 from mlflow_hokusai_auth.store.keys import LocalStore
 
-#: Seconds for which what was found is told again.
+#: Seconds for which a result is returned again.
 FRESH = 5.0
-#: Seconds that a part may take to answer.
+#: Seconds that all checks together may take.
 TIMEOUT = 3.0
 
 Check = Callable[[], str]
@@ -35,52 +35,52 @@ _log = logging.getLogger(__name__)
 
 
 class Unhealthy(HokusaiAuthError):
-    """Raised if a part of the server can't do its work. The message says why."""
+    """Raised by a check whose part of the server does not work. The message says why."""
 
 
 class Health:
-    """Looks at `checks`, name -> what returns a few words on success, and raises otherwise."""
+    """Runs `checks`, by name. A check returns a few words, or raises if its part does not work."""
 
     def __init__(self, checks: dict[str, Check]) -> None:
         self._checks = checks
-        self._asked: dict[str, Future[dict[str, Any]]] = {}
+        self._running: dict[str, Future[dict[str, Any]]] = {}
         self._lock = threading.Lock()
-        self._found: tuple[float, dict[str, Any]] | None = None
+        self._last: tuple[float, dict[str, Any]] | None = None
 
-    def look(self) -> dict[str, Any]:
-        """`{"status": "ok" or "failing", "checks": {name: {"ok", "latency_ms", "found"}}}`."""
-        before = self._found
-        # Whoever asks while somebody looks is told what was found before: this must not hold threads.
+    def result(self) -> dict[str, Any]:
+        """Return `{"status": "ok" or "failing", "checks": {name: {"ok", "latency_ms", "found"}}}`."""
+        before = self._last
+        # While one thread runs the checks, others return the last result: they must not pile up.
         if not self._lock.acquire(blocking=before is None):
             assert before is not None
             return before[1]
         try:
-            if self._found is None or time.monotonic() - self._found[0] > FRESH:
-                self._found = (time.monotonic(), self._look())
-            return self._found[1]
+            if self._last is None or time.monotonic() - self._last[0] > FRESH:
+                self._last = (time.monotonic(), self._run())
+            return self._last[1]
         finally:
             self._lock.release()
 
-    def _look(self) -> dict[str, Any]:
+    def _run(self) -> dict[str, Any]:
         began = time.monotonic()
         for name, check in self._checks.items():
-            # A check that hangs is not asked again, or its threads would become ever more.
-            if name not in self._asked or self._asked[name].done():
-                self._asked[name] = _started(check)
-        found = {}
-        for name, future in self._asked.items():
+            # A check that hangs is not started again, or its threads would pile up.
+            if name not in self._running or self._running[name].done():
+                self._running[name] = _start(check)
+        results = {}
+        for name, future in self._running.items():
             try:
                 left = max(TIMEOUT - (time.monotonic() - began), 0.0)
-                found[name] = future.result(left)
+                results[name] = future.result(left)
             except FutureTimeout:
-                found[name] = _told(False, TIMEOUT, f"no answer within {TIMEOUT:g} s")
-        healthy = all(part["ok"] for part in found.values())
-        return {"status": "ok" if healthy else "failing", "checks": found}
+                results[name] = _outcome(False, TIMEOUT, f"no answer within {TIMEOUT:g} s")
+        healthy = all(part["ok"] for part in results.values())
+        return {"status": "ok" if healthy else "failing", "checks": results}
 
 
-def _started(check: Check) -> Future[dict[str, Any]]:
+def _start(check: Check) -> Future[dict[str, Any]]:
     future: Future[dict[str, Any]] = Future()
-    # A daemon, unlike an executor's threads, so that one that hangs does not keep the process.
+    # A daemon thread, unlike an executor's, does not keep the process alive if it hangs.
     threading.Thread(
         target=lambda: future.set_result(_timed(check)), name="hokusai-auth-health", daemon=True
     ).start()
@@ -90,22 +90,22 @@ def _started(check: Check) -> Future[dict[str, Any]]:
 def _timed(check: Check) -> dict[str, Any]:
     began = time.monotonic()
     try:
-        ok, said = True, check()
+        ok, found = True, check()
     except (Unhealthy, AuthorityUnavailable) as error:
-        ok, said = False, str(error)
+        ok, found = False, str(error)
     except Exception as error:
-        # Its text may hold anything, an address with a password among it.
+        # The text may hold anything, such as a database URI with its password.
         _log.warning("A health check failed", exc_info=True)
-        ok, said = False, type(error).__name__
-    return _told(ok, time.monotonic() - began, said)
+        ok, found = False, type(error).__name__
+    return _outcome(ok, time.monotonic() - began, found)
 
 
-def _told(ok: bool, seconds: float, found: str) -> dict[str, Any]:
+def _outcome(ok: bool, seconds: float, found: str) -> dict[str, Any]:
     return {"ok": ok, "latency_ms": round(seconds * 1000, 1), "found": redact(found)[:300]}
 
 
 def checks(store: LocalStore, authority: Check) -> dict[str, Check]:
-    """What there is to look at; `authority` asks whoever says whom keys belong to."""
+    """The checks by name. `authority` checks the authority for keys."""
     return {
         "key_store": lambda: f"generation {store.generation()}",
         "migrations": lambda: _migrations(store),
@@ -131,36 +131,36 @@ def _artifact_root() -> str:
     if served is None:
         return "not served here"
     if isinstance(served, Path):
-        return _look_at(served)
-    # A folder that nobody has: the whole of a large store would take minutes to list.
+        return _check_folder(served)
+    # The folder does not exist: listing the whole of a large store would take minutes.
     served.list_artifacts("hokusai-auth-health")
     return "can be listed"
 
 
-def _look_at(folder: Path) -> str:
-    """A folder here, for which MLflow's own list is empty whatever is the matter with it."""
-    # MLflow makes it with the first artifact.
+def _check_folder(folder: Path) -> str:
+    """Check a local folder, for which MLflow returns an empty list even if it can't be read."""
+    # MLflow creates the folder with the first artifact, so its nearest parent is checked until then.
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
-        raise Unhealthy("the artifact folder is no folder")
+        raise Unhealthy("the artifact folder is not a folder")
     if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
         raise Unhealthy("the artifact folder can't be read and written")
-    return "can be written" if there == folder else "will be made with the first artifact"
+    return "can be written" if there == folder else "will be created with the first artifact"
 
 
 def blueprint(health: Health) -> flask.Blueprint:
-    """The routes. Status 200, or 503 if a part fails."""
+    """The routes. They answer 200, or 503 if a check fails."""
     routes = flask.Blueprint("hokusai_health", __name__, url_prefix="/api/health/mlflow")
 
     @routes.get("")
     def summary() -> tuple[flask.Response, int]:
-        status = health.look()["status"]
+        status = health.result()["status"]
         return flask.jsonify(status=status), 200 if status == "ok" else 503
 
     @routes.get("/detailed")
     def detailed() -> tuple[flask.Response, int]:
-        found = health.look()
-        return flask.jsonify(found), 200 if found["status"] == "ok" else 503
+        result = health.result()
+        return flask.jsonify(result), 200 if result["status"] == "ok" else 503
 
     @routes.after_request
     def no_store(response: flask.Response) -> flask.Response:

@@ -1,7 +1,7 @@
 """`/api/2.0/hokusai/…`: key management and whoami, as a Flask blueprint beside MLflow's own routes.
 
-Who may call what is decided by the gate (`core/routes.py`), before any of this runs. What depends on
-which key is asked about is decided here: a key may replace itself without being an administrator's.
+The gate decides by `core/routes.py` who may call a route, before any of this runs. Only decisions that
+depend on the key in the path are made here: a key without mlflow:admin may replace only itself.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 
     from mlflow_hokusai_auth.server.gate.gate import Gate
 
-#: Seconds after which no process takes a key from its cache that was revoked before.
-SETTLED = MAX_UNCONFIRMED + 0.1
-#: Seconds before which a key with a limit may not replace itself: what limits count over.
-LIMITED_AGE = 3600.0
+#: Seconds after which no server process takes a revoked key from its cache any more.
+REVOKED_EVERYWHERE = MAX_UNCONFIRMED + 0.1
+#: Seconds that a key with a rate limit must have lived to replace itself: the span of such limits.
+MIN_LIMITED_AGE = 3600.0
 
 
 def blueprint(
     store: LocalStore, gate: Gate, leak_keys: Mapping[str, EllipticCurvePublicKey]
 ) -> flask.Blueprint:
-    """The routes, on `store`; reports of leaks are believed if one of `leak_keys` signed them."""
+    """The routes, on `store`. A leak report counts only if one of `leak_keys` signed it."""
     routes = flask.Blueprint("hokusai", __name__, url_prefix="/api/2.0/hokusai")
 
     @routes.get("/whoami")
     def whoami() -> flask.Response:
-        return flask.jsonify(identity_of(store, gate))
+        return flask.jsonify(whoami_of(store, gate))
 
     @routes.get("/openapi.json")
     def description() -> flask.Response:
@@ -80,7 +80,7 @@ def blueprint(
     @routes.get("/keys/export")
     def export_keys() -> flask.Response:
         lines = (json.dumps(describe(record)) + "\n" for record in store.each())
-        response = flask.Response(_started(lines), mimetype="application/x-ndjson")
+        response = flask.Response(_with_first_read(lines), mimetype="application/x-ndjson")
         response.headers["Content-Disposition"] = 'attachment; filename="hokusai-keys.ndjson"'
         return response
 
@@ -97,9 +97,9 @@ def blueprint(
     def rotate_key(key_id: str) -> tuple[flask.Response, int]:
         caller = callers.principal()
         if key_id != caller.key_id and not policy.is_admin(caller, gate.policy):
-            raise Forbidden("A key may be replaced by itself, or by a key with mlflow:admin.")
-        _may_rotate_again(caller, store, gate)
-        # Whatever type it is sent as: what is taken for no body leaves a leaked key its day.
+            raise Forbidden("A key may be rotated by itself, or by a key with mlflow:admin.")
+        _check_rotation_limit(caller, store, gate)
+        # The body counts with any Content-Type: if it were ignored, a leaked key would live for a day.
         body = schemas.parse(schemas.Rotation, _json() if flask.request.get_data() else {})
         new, key, old = store.rotate(key_id, overlap=body.overlap, by=callers.actor())
         return flask.jsonify(**describe(new), key=key, replaces=describe(old)), 201
@@ -109,25 +109,25 @@ def blueprint(
         wait, force = (_flag(name) for name in ("wait", "force"))
         record = store.revoke(key_id, callers.actor(), force=force)
         if wait:
-            time.sleep(SETTLED)
+            time.sleep(REVOKED_EVERYWHERE)
         return flask.jsonify(describe(record))
 
     @routes.post("/keys/leaked")
     def leaked() -> flask.Response:
         headers, body = flask.request.headers, flask.request.get_data()
         signed_by = headers.get(leak_reports.IDENTIFIER_HEADER, "")
-        if not leak_reports.verified(
+        if not leak_reports.is_genuine(
             body, signed_by, headers.get(leak_reports.SIGNATURE_HEADER, ""), leak_keys
         ):
             raise NotGenuine("The report is not signed by a key that this server trusts.")
         try:
-            found = leak_reports.parse(body)
+            leaks = leak_reports.parse(body)
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
-        return flask.jsonify([told for leak in found if (told := _end_leaked(store, leak))])
+        return flask.jsonify([reply for leak in leaks if (reply := _revoke_leaked(store, leak))])
 
     @routes.after_request
-    def describe_answer(response: flask.Response) -> flask.Response:
+    def no_store(response: flask.Response) -> flask.Response:
         response.headers["Cache-Control"] = "no-store"
         return response
 
@@ -143,12 +143,12 @@ def blueprint(
     return routes
 
 
-def identity_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
-    """What the key of this request may know of itself, as `schemas.Identity` has it."""
+def whoami_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
+    """The caller's own key, as `schemas.Identity` describes it."""
     caller = callers.principal()
     try:
         name = store.get(caller.key_id).name
-    except KeyNotFound:  # another authority's key
+    except KeyNotFound:  # the key belongs to another authority
         name = ""
     left = None
     if (limit := caller.rate_limit_per_hour) is not None:
@@ -168,46 +168,46 @@ def identity_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
 
 
 def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], str | None]:
-    """The page of keys that a request's query asks for; raises InvalidRequest for a wrong one."""
-    given = {name: value for name, value in query.items() if value}
-    for name, value in given.items():
+    """The page of keys that `query` selects, and the next page's token. Raises InvalidRequest."""
+    values = {name: value for name, value in query.items() if value}
+    for name, value in values.items():
         if not value.isprintable() or len(value) > 255:
             raise InvalidRequest(
                 f"{redact(name)[:40]!r} must be printable text of at most 255 characters."
             )
-    results = given.get("max_results", "100")
+    results = values.get("max_results", "100")
     if not (results.isascii() and results.isdigit()) or len(results) > 9:
         raise InvalidRequest("max_results must be a whole number.")
-    which = KeyFilter(*(given.get(name) for name in KeyFilter.__slots__))
-    return store.page(which, max_results=int(results), page_token=given.get("page_token"))
+    which = KeyFilter(*(values.get(name) for name in KeyFilter.__slots__))
+    return store.page(which, max_results=int(results), page_token=values.get("page_token"))
 
 
 def with_uses(store: LocalStore, records: list[KeyRecord]) -> list[dict[str, Any]]:
-    """`records` as JSON shows them, each with its uses in the last hours."""
+    """`records` as the REST API shows them, each with its uses in the last 24 hours."""
     counts = usage.by_hour(store.database, [record.key_id for record in records])
-    return [{**describe(one), "uses_by_hour": counts[one.key_id]} for one in records]
+    return [{**describe(record), "uses_by_hour": counts[record.key_id]} for record in records]
 
 
-def _may_rotate_again(caller: Principal, store: LocalStore, gate: Gate) -> None:
-    """Raise KeyConflict where a key would get around its limit, which counts anew for its successor."""
+def _check_rotation_limit(caller: Principal, store: LocalStore, gate: Gate) -> None:
+    """Raise KeyConflict if `caller` would evade its rate limit, which starts anew for a new key."""
     if caller.rate_limit_per_hour is None or policy.is_admin(caller, gate.policy):
         return
-    young = time.time() - store.get(caller.key_id).created_at < LIMITED_AGE
+    young = time.time() - store.get(caller.key_id).created_at < MIN_LIMITED_AGE
     if young or store.predecessor_lives(caller.key_id):
         raise KeyConflict(
-            f"Key {caller.key_id} has a limit, and may replace itself once it is an hour old and the "
-            "key that it replaced has ended."
+            f"Key {caller.key_id} has a rate limit. It may replace itself once it is an hour old and "
+            "the key that it replaced has ended."
         )
 
 
-def _end_leaked(store: LocalStore, leak: leak_reports.Leak) -> dict[str, str] | None:
-    """Revoke the key in `leak`; what GitHub is told of it, or None if this can't be known here."""
+def _revoke_leaked(store: LocalStore, leak: leak_reports.Leak) -> dict[str, str] | None:
+    """Revoke the key in `leak`. Return the reply to GitHub, or None for another authority's."""
     record = store.find(leak.token)
     if record is not None:
         where = {"found_at": leak.url, "source": leak.source}
         store.revoke(record.key_id, callers.actor(), force=True, event="key.leaked", **where)
     elif problem(leak.token) is None:
-        return None  # it may be a key of another authority
+        return None  # another authority may know it
     return leak_reports.feedback(leak, record is not None)
 
 
@@ -222,15 +222,15 @@ def _flag(name: str) -> bool:
     return value == "true"
 
 
-def _started(lines: Iterator[str]) -> Iterator[str]:
-    """`lines`, the first of them read already, so that a store that fails at once is an error."""
+def _with_first_read(lines: Iterator[str]) -> Iterator[str]:
+    """`lines`, with the first already read, so that a failing store gives an error status."""
     first = next(lines, "")
 
-    def all_of_them() -> Iterator[str]:
+    def chain() -> Iterator[str]:
         yield first
         yield from lines
 
-    return all_of_them()
+    return chain()
 
 
 def _error(status: int, error_code: str) -> Callable[[Exception], tuple[flask.Response, int]]:

@@ -1,12 +1,12 @@
-"""Reports of GitHub's secret-scanning partner programme: is one genuine, and what does it say.
+"""Reports of GitHub's secret-scanning partner programme: verifying and parsing them.
 
-GitHub looks for `PATTERN` in public places and posts what it finds to the address we gave it, signed
-with one of its keys. Formats and names are those of its documentation:
+GitHub searches public places for `PATTERN` and posts the matches to the address we gave it, signed with
+one of its keys. Formats and names are those of its documentation:
 https://docs.github.com/en/code-security/secret-scanning/secret-scanning-partnership-program/secret-scanning-partner-program
 
-Nothing here asks GitHub for its keys: the operator saves them to a file, so that no request from
-outside makes the server send one. A report carries no time, so it can be sent again by whoever saw it;
-to revoke a key twice does no harm.
+GitHub's public keys come from a file that the operator saves, so that no request from outside makes the
+server send one. A report carries no time, so anyone who saw it can send it again; revoking a key twice
+does no harm.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from mlflow_hokusai_auth.core import keys as key_format
 
-#: Where GitHub publishes the keys that it signs with; `load` reads a saved copy.
+#: GitHub publishes its signing keys here; `load` reads a saved copy.
 KEYS_URL = "https://api.github.com/meta/public_keys/secret_scanning"
-#: Request headers: which of those keys signed, and the signature of the body as it was sent.
+#: Request headers: the identifier of the signing key, and the signature of the raw body.
 IDENTIFIER_HEADER = "Github-Public-Key-Identifier"
 SIGNATURE_HEADER = "Github-Public-Key-Signature"
-#: The rule of the route that takes reports, and what it answers where no report can be verified.
+#: The rule of the route that takes reports, and its message on a server without GitHub's keys.
 RULE = "POST /api/2.0/hokusai/keys/leaked"
-ABSENT = "Reports are not taken here: HOKUSAI_AUTH_LEAK_PUBLIC_KEYS is not set."
+ABSENT = "This server takes no leak reports: HOKUSAI_AUTH_LEAK_PUBLIC_KEYS is not set."
 #: The most matches that one report may have.
 MAX_LEAKS = 1000
-#: The longest `kind`, `url` or `source` that is kept, in characters.
+#: The maximum length of `kind`, `url` and `source`, in characters; the rest is cut off.
 MAX_TEXT = 500
 
-# GitHub scans with Hyperscan, which has no lookaround and reports every way to match, so the end needs
-# a boundary: without one, each key would be reported as its own first 32 and 40 characters as well.
+# GitHub scans with Hyperscan, which has no lookaround and reports every possible match. So the end
+# needs a boundary: without one, the first 32 and 40 characters of a key would be reported as well.
 # The start has none, since a key may follow a letter: "\nhk_live_…" in quoted code, "%3Dhk_live_…".
-#: What GitHub is asked to look for: keys made here (46 characters after the prefix) and older ones.
+#: The pattern that GitHub scans for: keys made here (46 characters after the prefix) and older ones.
 PATTERN = r"hk_(?:live|test|dev)_(?:[0-9A-Za-z]{46}|[0-9A-Za-z]{40}|[0-9A-Za-z]{32})\b"
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One match: a `token` found in public, GitHub's name for its pattern, and where it was found.
+    """One match: a `token` found in public, GitHub's name for its pattern, and the place.
 
-    All but `token` is safe to log: printable, at most `MAX_TEXT` characters, without keys. `url` and
-    `source` ("commit", "gist_content", "npm", …) may be empty.
+    Every field but `token` is safe to log: printable, at most `MAX_TEXT` characters, without keys.
+    `url` and `source` ("commit", "gist_content", "npm", …) may be empty.
     """
 
     token: str = field(repr=False)
@@ -66,10 +66,10 @@ class Leak:
 def load(path: str) -> Mapping[str, EllipticCurvePublicKey]:
     """GitHub's public keys by identifier, from the file at `path`, a saved answer of `KEYS_URL`.
 
-    All of them count, also those with `is_current` false: GitHub's documentation has the key chosen by
-    the identifier that came with the report, and none of its samples looks at `is_current`.
-    Raises ValueError, saying what to do, for a file that can't be read, is malformed, has no keys, or
-    has one that is not on P-256.
+    Keys with `is_current` false are included: GitHub's documentation selects the key by the identifier
+    that came with the report, and none of its samples reads `is_current`.
+    Raises ValueError, with advice, if the file can't be read, is malformed, has no keys, or has one
+    that is not on P-256.
     """
     advice = f"save it again: curl -fsS -o {shlex.quote(path)} {KEYS_URL}"
     try:
@@ -85,16 +85,16 @@ def load(path: str) -> Mapping[str, EllipticCurvePublicKey]:
         identifier, pem = _strings(entry, "key_identifier", "key")
         key = _public_key(pem)
         if not identifier or key is None:
-            raise ValueError(f"public key {number} in {path} is no P-256 key; {advice}")
+            raise ValueError(f"public key {number} in {path} is not a P-256 key; {advice}")
         if keys.setdefault(identifier, key) != key:
-            raise ValueError(f"{path} has two keys of one identifier ({number}); {advice}")
+            raise ValueError(f"{path} has two keys with one identifier ({number}); {advice}")
     return keys
 
 
-def verified(
+def is_genuine(
     body: bytes, identifier: str, signature: str, keys: Mapping[str, EllipticCurvePublicKey]
 ) -> bool:
-    """Whether GitHub signed `body`, the request's bytes as they came; never raises.
+    """Return True if GitHub signed `body`, the raw bytes of the request. Never raises.
 
     `identifier` and `signature` are the two headers. The signature is ECDSA on P-256 with SHA-256, in
     DER, in base64.
@@ -110,9 +110,10 @@ def verified(
 
 
 def parse(body: bytes) -> list[Leak]:
-    """What a report says: `[{"token": …, "type": …, "url": …, "source": …}, …]`.
+    """Parse a report: `[{"token": …, "type": …, "url": …, "source": …}, …]`.
 
-    Raises ValueError, without any of the text, for anything else, or for more than `MAX_LEAKS`.
+    Raises ValueError, whose message quotes nothing of `body`, for anything else and for more than
+    `MAX_LEAKS` matches.
     """
     entries = _json(body)
     if not isinstance(entries, list) or len(entries) > MAX_LEAKS:
@@ -120,7 +121,7 @@ def parse(body: bytes) -> list[Leak]:
     leaks = []
     for number, entry in enumerate(entries, 1):
         token, kind, url, source = _strings(entry, "token", "type", "url", "source")
-        # Without the place a key is as public, so only these two are insisted on.
+        # A key is just as public if the report does not say where, so only these two are required.
         if not token or not kind:
             raise ValueError(f"Match {number} of the report has no token or no type.")
         leaks.append(Leak(token, _loggable(kind), _loggable(url), _loggable(source)))
@@ -128,10 +129,11 @@ def parse(body: bytes) -> list[Leak]:
 
 
 def feedback(leak: Leak, known: bool) -> dict[str, str]:
-    """An entry of the reply, a JSON list: whether the token is, or ever was, a key of ours (`known`).
+    """The entry of the reply for `leak`. `known` says that the token is, or once was, a key of ours.
 
-    GitHub takes the token or its SHA-256; we send no keys, so the latter. Its documentation leaves open
-    how to write it; in hex, as Sentry does, a partner (`src/sentry/api/endpoints/secret_scanning/`).
+    GitHub takes the token or its SHA-256; we send the SHA-256, so that no key is sent. Its
+    documentation does not say how to encode it; this is hexadecimal, as another partner does it
+    (Sentry, `src/sentry/api/endpoints/secret_scanning/`).
     """
     return {
         "token_hash": key_format.digest(leak.token),
@@ -141,7 +143,7 @@ def feedback(leak: Leak, known: bool) -> dict[str, str]:
 
 
 def _json(content: bytes) -> object:
-    """`content` as JSON, or None. No exception is passed on: a JSONDecodeError holds all the text."""
+    """Parse JSON; None if it is malformed. A JSONDecodeError holds the whole text, so none escapes."""
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -149,7 +151,7 @@ def _json(content: bytes) -> object:
 
 
 def _strings(entry: object, *names: str) -> list[str]:
-    """The values of `names` in `entry`; "" for what is missing or no string."""
+    """The values of `names` in `entry`; "" for one that is missing or not a string."""
     values = [entry.get(name) if isinstance(entry, dict) else None for name in names]
     return [value if isinstance(value, str) else "" for value in values]
 
@@ -166,6 +168,6 @@ def _public_key(pem: str) -> EllipticCurvePublicKey | None:
 
 
 def _loggable(text: str) -> str:
-    # In this order: what is taken out may have split a key, and a key cut short may escape `redact`.
+    # The order matters: an unprintable character may split a key, and `redact` misses a truncated key.
     printable = "".join(character for character in text if character.isprintable())
     return key_format.redact(printable)[:MAX_TEXT]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -15,45 +16,130 @@ from mlflow_hokusai_auth.store.records import STATES
 
 from . import schemas
 
-_BASE = "/api/2.0/hokusai"
+_BASE = "/api/2.0/hokusai/"
 _REF = "#/components/schemas/{model}"
-_MODELS = (
-    schemas.NewKey,
-    schemas.ExistingKey,
-    schemas.KeyChanges,
-    schemas.Rotation,
-    schemas.MadeKey,
-    schemas.ReplacingKey,
-    schemas.KeyPage,
-    schemas.Identity,
-    schemas.Error,
-)
 _ERRORS = {
-    "400": "A parameter, the body, or the way in which the key was sent is wrong.",
-    "401": "No key, or not a good one.",
-    "403": "The key may not do this, or not from there.",
+    "400": "A parameter, the body or the way in which the key was sent is wrong.",
+    "401": "The key is missing or not valid.",
+    "403": "The key may not do this, or not from this address.",
     "404": "There is no such key.",
-    "409": "The key is not in a state in which this can be done.",
+    "409": "The state of the key does not allow this.",
+    "413": "The body is too large.",
     "429": "Too many requests; Retry-After says how long to wait.",
-    "503": "Keys can't be checked, or the store can't be used, for the moment.",
+    "503": "Keys can't be checked, or the key store can't be used, at the moment.",
 }
+#: The errors that every operation may answer with.
 _ALWAYS = ("400", "401", "403", "429", "503")
+
+
+class _Row(NamedTuple):
+    """An operation. `route` is its method and its path below `_BASE`; `extra` is added unchanged."""
+
+    route: str
+    name: str
+    summary: str
+    answer: type[BaseModel] | None
+    status: str = "200"
+    errors: tuple[str, ...] = ()
+    body: type[BaseModel] | None = None
+    extra: Mapping[str, Any] = {}
+    media: str = "application/json"
+
+
+def _parameter(
+    name: str, description: str, *, where: str = "query", **schema: Any
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": where,
+        "required": where == "path",
+        "schema": {"type": "string", **schema},
+        "description": description,
+    }
+
+
+def _content(schema: dict[str, Any], media: str = "application/json") -> dict[str, Any]:
+    return {"content": {media: {"schema": schema}}}
+
+
+def _ref(model: type[BaseModel] | None) -> dict[str, Any]:
+    return {"$ref": _REF.format(model=model.__name__)} if model else {}
+
+
+_KEY_ID = _parameter("key_id", "The key's public id.", where="path", pattern="^key_[0-9a-f]{16}$")
+_FILTERS = [
+    _parameter("owner", "Only keys of exactly this owner.", maxLength=255),
+    _parameter("environment", "Only keys of this environment.", enum=list(ENVIRONMENTS)),
+    _parameter("state", "Only keys in this state.", enum=list(STATES)),
+    _parameter("query", "Only keys with this text in their owner, name or id.", maxLength=255),
+    _parameter(
+        "max_results",
+        "The number of keys on a page.",
+        type="integer",
+        minimum=1,
+        maximum=MAX_RESULTS,
+        default=100,
+    ),
+    _parameter("page_token", "The next_page_token of the previous page.", maxLength=255),
+]
+_REVOCATION = [
+    _parameter("wait", "Answer only once every server process refuses the key.", type="boolean"),
+    _parameter("force", "Revoke even the last key that may manage keys.", type="boolean"),
+]
+_SIGNED_REPORT = {
+    "security": [],
+    "parameters": [
+        _parameter(
+            "Github-Public-Key-Identifier", "The identifier of the signing key.", where="header"
+        ),
+        _parameter(
+            "Github-Public-Key-Signature",
+            "The ECDSA signature of the body, DER in base64.",
+            where="header",
+        ),
+    ],
+    "requestBody": _content({"type": "array", "items": {"type": "object"}}),
+}
+# fmt: off
+_ROWS = (
+    _Row("GET whoami", "whoami", "The key in use, and what it may do.", schemas.Identity),
+    _Row("GET keys", "listKeys", "Keys, newest first.", schemas.KeyPage,
+         extra={"parameters": _FILTERS}),
+    _Row("POST keys", "createKey", "Make a key.", schemas.MadeKey, "201", body=schemas.NewKey),
+    _Row("POST keys/import", "importKey", "Import an existing key.", schemas.Key, "201", ("409",),
+         schemas.ExistingKey),
+    _Row("GET keys/export", "exportKeys",
+         "All keys, without the keys themselves: one JSON object per line.", None,
+         media="application/x-ndjson"),
+    _Row("GET keys/{key_id}", "getKey", "One key.", schemas.KeyWithUses, errors=("404",)),
+    _Row("PATCH keys/{key_id}", "editKey", "Change a key.", schemas.Key, errors=("404", "409"),
+         body=schemas.KeyChanges),
+    _Row("DELETE keys/{key_id}", "revokeKey", "Revoke a key for good.", schemas.Key,
+         errors=("404", "409"), extra={"parameters": _REVOCATION}),
+    _Row("POST keys/{key_id}/rotate", "rotateKey",
+         "Replace a key; the old one stays valid for a while. A key may replace itself.",
+         schemas.ReplacingKey, "201", ("404", "409"), schemas.Rotation),
+    _Row("POST keys/leaked", "reportLeaks",
+         "GitHub's secret scanning reports keys that it found in public.", None,
+         errors=("404", "413"), extra=_SIGNED_REPORT),
+)
+# fmt: on
 
 
 @lru_cache(maxsize=1)
 def document() -> dict[str, Any]:
-    """The description, as JSON has it."""
+    """The OpenAPI document, ready for JSON."""
+    models: list[type[BaseModel]] = [schemas.Error]
+    for row in _ROWS:
+        models += [model for model in (row.answer, row.body) if model and model not in models]
     _, definitions = models_json_schema(
-        [(model, "validation") for model in _MODELS], ref_template=_REF
+        [(model, "validation") for model in models], ref_template=_REF
     )
-    key_id = _parameter(
-        "key_id",
-        "path",
-        {"type": "string", "pattern": "^key_[0-9a-f]{16}$"},
-        "The key's public id.",
-        required=True,
-    )
-    key = f"{_BASE}/keys/{{key_id}}"
+    paths: dict[str, dict[str, Any]] = {}
+    for row in _ROWS:
+        method, path = row.route.split()
+        shared = {"parameters": [_KEY_ID]} if "{key_id}" in path else {}
+        paths.setdefault(_BASE + path, shared)[method.lower()] = _operation(row)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -62,109 +148,7 @@ def document() -> dict[str, Any]:
             "description": "Keys of an MLflow server. Every path also answers under the prefixes.",
         },
         "security": [{"key": []}, {"bearer": []}],
-        "paths": {
-            f"{_BASE}/whoami": {
-                "get": _operation("whoami", "What the key in use is and may do.", schemas.Identity)
-            },
-            f"{_BASE}/keys": {
-                "get": _operation(
-                    "listKeys",
-                    "Keys, the newest first.",
-                    schemas.KeyPage,
-                    parameters=_filters(),
-                ),
-                "post": _operation(
-                    "createKey", "Make a key.", schemas.MadeKey, "201", body=schemas.NewKey
-                ),
-            },
-            f"{_BASE}/keys/import": {
-                "post": _operation(
-                    "importKey",
-                    "Take in a key that was handed out before.",
-                    schemas.Key,
-                    "201",
-                    body=schemas.ExistingKey,
-                    errors=("409",),
-                ),
-            },
-            f"{_BASE}/keys/export": {
-                "get": _operation(
-                    "exportKeys",
-                    "Every key without its secret, one JSON object a line.",
-                    None,
-                    media="application/x-ndjson",
-                ),
-            },
-            key: {
-                "parameters": [key_id],
-                "get": _operation("getKey", "One key.", schemas.KeyWithUses, errors=("404",)),
-                "patch": _operation(
-                    "editKey",
-                    "Change a key.",
-                    schemas.Key,
-                    body=schemas.KeyChanges,
-                    errors=("404", "409"),
-                ),
-                "delete": _operation(
-                    "revokeKey",
-                    "End a key for good.",
-                    schemas.Key,
-                    errors=("404", "409"),
-                    parameters=[
-                        _parameter(
-                            "wait",
-                            "query",
-                            {"type": "boolean"},
-                            "Answer once it is refused by every server process.",
-                        ),
-                        _parameter(
-                            "force",
-                            "query",
-                            {"type": "boolean"},
-                            "Even the last key that may manage keys.",
-                        ),
-                    ],
-                ),
-            },
-            f"{key}/rotate": {
-                "parameters": [key_id],
-                "post": _operation(
-                    "rotateKey",
-                    "Replace a key; the old one goes on for a while. A key may replace itself.",
-                    schemas.ReplacingKey,
-                    "201",
-                    body=schemas.Rotation,
-                    body_required=False,
-                    errors=("404", "409"),
-                ),
-            },
-            f"{_BASE}/keys/leaked": {
-                "post": {
-                    **_operation(
-                        "reportLeaks",
-                        "GitHub's secret scanning reports keys that it found in public.",
-                        None,
-                        errors=("404", "413"),
-                    ),
-                    "security": [],
-                    "parameters": [
-                        _parameter(
-                            "Github-Public-Key-Identifier",
-                            "header",
-                            {"type": "string"},
-                            "Which key signed.",
-                        ),
-                        _parameter(
-                            "Github-Public-Key-Signature",
-                            "header",
-                            {"type": "string"},
-                            "ECDSA over the body, DER in base64.",
-                        ),
-                    ],
-                    "requestBody": _content({"type": "array", "items": {"type": "object"}}),
-                }
-            },
-        },
+        "paths": paths,
         "components": {
             "schemas": definitions["$defs"],
             "securitySchemes": {
@@ -175,71 +159,16 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(
-    name: str,
-    summary: str,
-    answer: type[BaseModel] | None,
-    status: str = "200",
-    *,
-    body: type[BaseModel] | None = None,
-    body_required: bool = True,
-    errors: tuple[str, ...] = (),
-    parameters: list[dict[str, Any]] | None = None,
-    media: str = "application/json",
-) -> dict[str, Any]:
-    responses: dict[str, Any] = {
-        status: {
-            "description": summary,
-            "content": {media: {"schema": _ref(answer) if answer else {}}},
-        }
-    }
-    for code in sorted({*_ALWAYS, *errors}):
-        described = _ERRORS.get(code, "The body is too large.")
-        # A path that is none at all is answered by MLflow, in its own words.
+def _operation(row: _Row) -> dict[str, Any]:
+    answer = {"description": row.summary, **_content(_ref(row.answer), row.media)}
+    responses: dict[str, Any] = {row.status: answer}
+    for code in sorted({*_ALWAYS, *row.errors}):
+        # MLflow itself answers 404 for a path without a route, in its own form.
         schema = {"type": "object"} if code == "404" else _ref(schemas.Error)
-        responses[code] = {"description": described, **_content(schema)}
-    operation: dict[str, Any] = {"operationId": name, "summary": summary, "responses": responses}
-    if body is not None:
-        operation["requestBody"] = {"required": body_required, **_content(_ref(body))}
-    if parameters:
-        operation["parameters"] = parameters
-    return operation
-
-
-def _filters() -> list[dict[str, Any]]:
-    text = {"type": "string", "maxLength": 255}
-    return [
-        _parameter("owner", "query", text, "Exactly this owner."),
-        _parameter(
-            "environment", "query", {"type": "string", "enum": list(ENVIRONMENTS)}, "Of this one."
-        ),
-        _parameter("state", "query", {"type": "string", "enum": list(STATES)}, "In this state."),
-        _parameter("query", "query", text, "A part of the owner, the name or the id."),
-        _parameter(
-            "max_results",
-            "query",
-            {"type": "integer", "minimum": 1, "maximum": MAX_RESULTS, "default": 100},
-            "Keys on a page.",
-        ),
-        _parameter("page_token", "query", text, "next_page_token of the page before."),
-    ]
-
-
-def _parameter(
-    name: str, where: str, schema: dict[str, Any], description: str, *, required: bool = False
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": where,
-        "required": required,
-        "schema": schema,
-        "description": description,
-    }
-
-
-def _content(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"content": {"application/json": {"schema": schema}}}
-
-
-def _ref(model: type[BaseModel]) -> dict[str, Any]:
-    return {"$ref": _REF.format(model=model.__name__)}
+        responses[code] = {"description": _ERRORS[code], **_content(schema)}
+    operation = {"operationId": row.name, "summary": row.summary, "responses": responses}
+    if row.body is not None:
+        # Only the options of a rotation may be left out as a whole.
+        required = row.body is not schemas.Rotation
+        operation["requestBody"] = {"required": required, **_content(_ref(row.body))}
+    return {**operation, **row.extra}

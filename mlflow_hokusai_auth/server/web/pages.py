@@ -1,8 +1,8 @@
-"""`/hokusai/…`: to sign in with a key, and to manage keys, in a browser.
+"""`/hokusai/…`: the pages for signing in with a key and for managing keys, in a browser.
 
-Pages hold no script and no style of their own, so that the policy for their content can forbid both;
-links are relative, so that the pages work under any prefix. What changes keys is done by the page's
-script through the REST API.
+Pages hold no inline script or style, so that their Content-Security-Policy can forbid both. Links are
+relative, so that the pages work under any prefix. Keys are changed by the page's script, through the
+REST API.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from mlflow_hokusai_auth.server.gate.gate import Gate
 
-_ASK = classify("GET", "/api/2.0/hokusai/whoami")
+_WHOAMI = classify("GET", "/api/2.0/hokusai/whoami")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -44,20 +44,20 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _REFUSED = (
-    "This key does not open this server. It may be mistyped, expired, revoked, or not for your "
-    "address. Copy it again, whole, or ask the server's operator."
+    "This key does not open this server. It may be mistyped, expired, revoked, or not allowed from "
+    "your address. Copy the whole key again, or ask the server's operator."
 )
-_CROSS_SITE = "This did not come from this page. Open it again and try once more."
+_CROSS_SITE = "The form was not sent from this page. Open the page again and try once more."
 _NEEDS_HTTPS = (
-    "Browsers keep you signed in over https only. Open this server by https, or on its own machine "
-    "as localhost (through ssh -L, for example)."
+    "Browsers keep you signed in over https only. Open this server over https, or as localhost on its "
+    "own machine (through ssh -L, for example)."
 )
 
 
 def blueprint(
     store: LocalStore, sessions: Sessions, gate: Gate, lifetime: float
 ) -> flask.Blueprint:
-    """The pages; a session of theirs lives for `lifetime` seconds."""
+    """The pages. A browser session lives for `lifetime` seconds."""
     folder = Path(__file__).parent
     routes = flask.Blueprint(
         "hokusai_pages",
@@ -83,7 +83,7 @@ def blueprint(
             page.headers["Retry-After"] = str(int(wait) + 1)
             return page
         key = flask.request.form.get("key", "").strip()
-        verdict = _ask(gate, key, address)
+        verdict = _check_key(gate, key, address)
         if isinstance(verdict, Deny):
             status = denials.CODES[verdict.code].status
             if status in (429, 503):
@@ -99,8 +99,8 @@ def blueprint(
         )
         for token in browser.session_tokens(request):
             sessions.end(token, address=address, request_id=callers.current.get().request_id)
-        # Relative to /hokusai/, and never out of this server: see `local_path`.
-        response = _see("../" + browser.local_path(flask.request.args.get("next", "/"))[1:])
+        # The target is relative to /hokusai/, and `local_path` keeps it on this server.
+        response = _redirect("../" + browser.local_path(flask.request.args.get("next", "/"))[1:])
         token = sessions.begin(key, lifetime, by)
         gate.recent.add(token)
         _set_cookie(response, request, token, lifetime)
@@ -114,7 +114,7 @@ def blueprint(
         address = callers.current.get().address
         for token in browser.session_tokens(request):
             sessions.end(token, address=address, request_id=callers.current.get().request_id)
-        response = _see("login")
+        response = _redirect("login")
         _set_cookie(response, request, "", 0)
         return response
 
@@ -131,7 +131,7 @@ def blueprint(
             rows = keys_api.with_uses(store, records)
         return _page(
             "keys.html",
-            me=keys_api.identity_of(store, gate),
+            me=keys_api.whoami_of(store, gate),
             csrf=browser.csrf_token(tokens[0]) if tokens else "",
             may_manage=may_manage,
             rows=rows,
@@ -157,27 +157,31 @@ def blueprint(
 
     @routes.errorhandler(AuthorityUnavailable)
     def unavailable(error: AuthorityUnavailable) -> Response:
-        return _page("error.html", status=503, message="Keys can't be looked up at the moment.")
+        return _page(
+            "error.html",
+            status=503,
+            message="Keys can't be looked up at the moment. Try again in a minute.",
+        )
 
     return routes
 
 
 def account(gate: Gate) -> flask.Blueprint:
-    """What MLflow's pages ask about who is signed in, to show it, and what they offer to do."""
+    """The routes from which MLflow's pages learn who is signed in and which actions to offer."""
     routes = flask.Blueprint("hokusai_account", __name__)
 
     @routes.get("/api/2.0/mlflow/users/current")
     @routes.get("/ajax-api/2.0/mlflow/users/current")
     def current() -> flask.Response:
         caller = callers.principal()
-        # Not an administrator in MLflow's sense: its pages for users and roles have nothing to show.
+        # Nobody is an administrator in MLflow's sense: its pages for users and roles would be empty.
         user = {"id": caller.key_id, "username": caller.owner, "is_admin": False}
         return flask.jsonify(user=user, is_basic_auth=False)
 
     @routes.get("/api/3.0/mlflow/users/current/permissions")
     @routes.get("/ajax-api/3.0/mlflow/users/current/permissions")
     def permissions() -> flask.Response:
-        # MLflow's pages offer only what is granted here; what is refused, the gate decides.
+        # This only hides actions on MLflow's pages. The gate decides what is allowed.
         writes = "write" in policy.abilities(callers.principal(), gate.policy)
         grant = {
             "resource_type": "experiment",
@@ -196,7 +200,7 @@ def account(gate: Gate) -> flask.Blueprint:
 
 
 def monitoring(store: LocalStore, flush: Callable[[], object]) -> flask.Blueprint:
-    """`/hokusai/metrics`, in Prometheus's text format, after `flush` has written the latest counts."""
+    """`/hokusai/metrics` in Prometheus's text format. `flush` writes the latest counts first."""
     routes = flask.Blueprint("hokusai_monitoring", __name__)
 
     @routes.get("/hokusai/metrics")
@@ -207,14 +211,14 @@ def monitoring(store: LocalStore, flush: Callable[[], object]) -> flask.Blueprin
     return routes
 
 
-def _ask(gate: Gate, key: str, address: str) -> Allow | Deny:
+def _check_key(gate: Gate, key: str, address: str) -> Allow | Deny:
     if keys.problem(key) is not None or keys.is_session_token(key):
         return Deny("KEY_MALFORMED", "")
-    return gate.decide(NeedKey(Credential(key, ("the form",)), _ASK, address))
+    return gate.decide(NeedKey(Credential(key, ("the form",)), _WHOAMI, address))
 
 
 def _request() -> Request:
-    """The request as the core sees it; only its headers and method are looked at here."""
+    """The current request without its query, which nothing here reads."""
     headers = flask.request.headers
     return Request(
         flask.request.method,
@@ -227,7 +231,7 @@ def _request() -> Request:
 def _login_page(status: int = 200, problem: str = "") -> Response:
     request = _request()
     target = browser.local_path(flask.request.args.get("next", "/"))
-    # Without the session's cookie, which browsers keep back then. The page's script tries again.
+    # Browsers send no SameSite=Strict cookie on a link from another site, so login.js tries again.
     elsewhere = request.method == "GET" and browser.cross_site(request)
     return _page("login.html", status, problem=problem, target=target, elsewhere=elsewhere)
 
@@ -238,8 +242,8 @@ def _page(template: str, status: int = 200, **values: object) -> Response:
     return response
 
 
-def _see(location: str) -> Response:
-    """Sends the browser to `location`, left relative, as an outer prefix is not known here."""
+def _redirect(location: str) -> Response:
+    """Redirect (303) to `location`, which stays relative: a proxy's prefix is not known here."""
     response = flask.Response(status=303)
     response.headers["Location"] = location
     response.autocorrect_location_header = False

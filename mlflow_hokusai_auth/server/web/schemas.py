@@ -1,4 +1,4 @@
-"""What the REST API takes and gives, as pydantic models: validation and OpenAPI come from these."""
+"""The bodies and replies of the REST API as pydantic models, which also make the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
 from mlflow_hokusai_auth.store.keys import OVERLAP
 from mlflow_hokusai_auth.store.records import KeyRecord
 
-#: Seconds: 20 years for a key, 90 days for the overlap of a rotation.
+#: Maximum lifetime of a key (20 years) and overlap of a rotation (90 days), in seconds.
 MAX_LIFETIME = 20 * 365 * 86400
 MAX_OVERLAP = 90 * 86400
 
@@ -39,7 +39,7 @@ def _printable(text: str) -> str:
 
 def _owner(text: str) -> str:
     if not _printable(text):
-        raise ValueError("must say whom the key is for")
+        raise ValueError("must name the owner of the key")
     return _printable(text)
 
 
@@ -116,7 +116,7 @@ class _Fields(_Body):
 
 
 class NewKey(_Fields):
-    """A key to make."""
+    """A new key."""
 
     environment: Annotated[
         StrictStr,
@@ -126,38 +126,36 @@ class NewKey(_Fields):
 
 
 class ExistingKey(_Fields):
-    """A key that was handed out before, to take in."""
+    """An existing key to import."""
 
     key: Annotated[StrictStr, Field(max_length=256)]
 
 
-class KeyChanges(_Body):
-    """What to change of a key; what is left out stays, so that no default is ever used."""
+class KeyChanges(_Fields):
+    """Changes of a key. A field that is left out stays as it is, so no default is ever used."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     owner: Owner = ""
     scopes: Scopes = []
-    name: Name = ""
-    note: Note = ""
-    expires_in: Lifetime = None
-    networks: Networks = []
-    rate_limit_per_hour: RateLimit = None
 
 
 class Rotation(_Body):
-    """How to replace a key."""
+    """Options of a rotation."""
 
     overlap: Annotated[
         float,
         Field(
-            ge=0, le=MAX_OVERLAP, strict=True, description="Seconds for which the old key goes on."
+            ge=0,
+            le=MAX_OVERLAP,
+            strict=True,
+            description="Seconds for which the old key stays valid.",
         ),
     ] = OVERLAP
 
 
 class Key(BaseModel):
-    """What the server knows of a key; never the key. Times are seconds since the epoch."""
+    """A key's record, without the key itself. Times are seconds since the epoch."""
 
     key_id: str
     owner: str
@@ -177,32 +175,32 @@ class Key(BaseModel):
 
 
 class KeyWithUses(Key):
-    """A key, and how often it was used in each of the last 24 hours, the present one last."""
+    """A key's record, with its uses in each of the last 24 hours, the current hour last."""
 
     uses_by_hour: list[int]
 
 
 class MadeKey(Key):
-    """A new key. `key` is the key itself, which is shown here and never again."""
+    """A new key. `key` is the key itself, which is returned only here."""
 
     key: str
 
 
 class ReplacingKey(MadeKey):
-    """A new key, and the one that it replaces."""
+    """A new key, and the record of the one that it replaces."""
 
     replaces: Key
 
 
 class KeyPage(BaseModel):
-    """Some keys, the newest first, and the token of the next page, if there is one."""
+    """A page of keys, newest first, and the token of the next page, or null."""
 
     keys: list[KeyWithUses]
     next_page_token: str | None
 
 
 class LimitLeft(BaseModel):
-    """What is left of a key's limit; `reset` is in seconds."""
+    """The rest of a key's rate limit; `reset` is in seconds."""
 
     limit: int
     remaining: int
@@ -210,7 +208,7 @@ class LimitLeft(BaseModel):
 
 
 class Identity(BaseModel):
-    """What a key may know of itself."""
+    """A key's own record, as `GET whoami` returns it."""
 
     key_id: str
     owner: str
@@ -224,14 +222,14 @@ class Identity(BaseModel):
 
 
 class Error(BaseModel):
-    """A refusal, as MLflow has them."""
+    """An error in MLflow's own form."""
 
     error_code: str
     message: str
 
 
 def read_json(data: bytes) -> object:
-    """`data` as JSON, or None if it is none."""
+    """Parse `data` as JSON; None if it is malformed."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -239,57 +237,50 @@ def read_json(data: bytes) -> object:
 
 
 def parse(model: type[_Model], body: object) -> _Model:
-    """`body`, a request's JSON, as `model`; raises InvalidRequest, which names every mistake."""
+    """Validate `body`, a request's JSON; raises InvalidRequest, which names up to ten mistakes."""
     if not isinstance(body, dict):
         raise InvalidRequest("Send a JSON object.")
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        said = []
+        mistakes = []
         for item in error.errors(include_url=False, include_input=False, include_context=False):
             where = ".".join(str(part) for part in item["loc"])
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
                 message = f"unknown; known: {', '.join(model.model_fields)}"
-            said.append(f"{redact(where)[:80]}: {message}")
-        raise InvalidRequest("; ".join(said[:10]) + ".") from None
+            mistakes.append(f"{redact(where)[:80]}: {message}")
+        raise InvalidRequest("; ".join(mistakes[:10]) + ".") from None
 
 
 def fields(body: _Fields) -> dict[str, Any]:
-    """The arguments of `LocalStore.create` and `add` that `body` gives."""
-    return {
-        "owner": body.owner,
-        "name": body.name,
-        "note": body.note,
-        "scopes": body.scopes,
-        "networks": tuple(body.networks),
-        "rate_limit_per_hour": body.rate_limit_per_hour,
-        "expires_at": _ends(body.expires_in),
-    }
+    """The arguments of `LocalStore.create` and `add` that `body` holds."""
+    same = body.model_dump(include=_Fields.model_fields.keys() - {"expires_in"})
+    return {**same, "networks": tuple(body.networks), "expires_at": _expires_at(body.expires_in)}
 
 
 def changes(body: KeyChanges) -> dict[str, Any]:
-    """The argument of `LocalStore.edit`; raises InvalidRequest if `body` names nothing."""
-    found: dict[str, Any] = {}
+    """The `changes` of `LocalStore.edit`; raises InvalidRequest if `body` has no field."""
+    changed: dict[str, Any] = {}
     for name in (name for name in KeyChanges.model_fields if name in body.model_fields_set):
         value = getattr(body, name)
         if name == "expires_in":
-            found["expires_at"] = _ends(value)
+            changed["expires_at"] = _expires_at(value)
         else:
-            found[name] = tuple(value) if isinstance(value, list) else value
-    if not found:
+            changed[name] = tuple(value) if isinstance(value, list) else value
+    if not changed:
         raise InvalidRequest(f"Nothing to change. Known: {', '.join(KeyChanges.model_fields)}.")
-    return found
+    return changed
 
 
 def describe(record: KeyRecord) -> dict[str, Any]:
-    """`record` as JSON shows it: its fields and its present state, never the key."""
-    known = {name: getattr(record, name) for name in record.__slots__}
+    """`record` as the REST API shows it: its fields and current state, never the key."""
+    values = {name: getattr(record, name) for name in record.__slots__}
     return Key(
-        **{**known, "scopes": list(record.scopes), "networks": list(record.networks)},
+        **{**values, "scopes": list(record.scopes), "networks": list(record.networks)},
         state=record.state(time.time()),
     ).model_dump()
 
 
-def _ends(seconds: float | None) -> float | None:
+def _expires_at(seconds: float | None) -> float | None:
     return None if seconds is None else time.time() + seconds

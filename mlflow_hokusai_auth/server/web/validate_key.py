@@ -1,4 +1,4 @@
-"""`POST /api/v1/keys/validate`: the auth service's contract, for servers that ask this one."""
+"""`POST /api/v1/keys/validate`: the auth service's contract, for other servers that use this one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from . import schemas
 
 
 def blueprint() -> flask.Blueprint:
-    """The route. The gate has checked the key by then, and has answered 401 for one that is not good.
+    """The route. The gate has already checked the key and answered 401 if it is not good.
 
-    So only its facts are told here, and whether it may be used from the address that the asking server
-    names. A key in the body counts for nothing, as there.
+    The route returns the key's attributes, or 401 if the key may not be used from `client_ip`, the
+    address that the calling server names. A key in the body is ignored, as the auth service does.
     """
     routes = flask.Blueprint("hokusai_validation", __name__, url_prefix="/api/v1/keys")
 
@@ -22,11 +22,11 @@ def blueprint() -> flask.Blueprint:
     def validate() -> tuple[flask.Response, int]:
         principal = caller.principal()
         body = schemas.read_json(flask.request.get_data())
-        told = body if isinstance(body, dict) else {}
-        address = told.get("client_ip") or caller.current.get().address
+        fields = body if isinstance(body, dict) else {}
+        address = fields.get("client_ip") or caller.current.get().address
         if principal.networks and not inside(str(address), principal.networks):
             return flask.jsonify(is_valid=False, error="IP address not allowed"), 401
-        service = told.get("service_id")
+        service = fields.get("service_id")
         return flask.jsonify(
             is_valid=True,
             key_id=principal.key_id,

@@ -1,4 +1,4 @@
-"""`hokusai-auth whoami` and `doctor`: every failure, told apart, with what to do about it."""
+"""`hokusai-auth whoami` and `doctor` name every failure and its fix."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ DAY = 86400
 
 @pytest.fixture
 def api(key: str) -> Iterator[Api]:
-    """A server with which everything is well."""
+    """A server that passes every check."""
     with answering() as running:
         running.answers["GET /health"] = (200, b"OK")
         running.on("GET whoami", 200, IDENTITY)
@@ -74,7 +74,7 @@ def api(key: str) -> Iterator[Api]:
 
 @pytest.fixture(autouse=True)
 def no_key_is_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the commands print, in which there must be no key."""
+    """The output of the commands, which must hold no key."""
     printed: list[str] = []
     yield printed
     for text in printed:
@@ -94,7 +94,7 @@ def run(no_key_is_shown: list[str]) -> Any:
 
 @pytest.fixture
 def failure(run: Any) -> Any:
-    """The only failure that the doctor finds: its name, what was found and the fix, and the rest."""
+    """Run the doctor and return its only failure: name, found, fix, and the verdicts by check."""
 
     def failure() -> tuple[str, str, str, dict[str, bool | None]]:
         result = run("doctor", "--json")
@@ -102,7 +102,7 @@ def failure(run: Any) -> Any:
         assert [check["check"] for check in checks] == NAMES
         (bad,) = [check for check in checks if check["ok"] is False]
         assert result.exit_code == 1
-        # A failure says what to do, and what is skipped says why.
+        # A failure has a fix, and a skipped check says why.
         assert bad["fix"]
         for check in checks:
             assert check["ok"] is not None or "not checked" in check["found"]
@@ -114,7 +114,7 @@ def failure(run: Any) -> Any:
 
 @pytest.fixture
 def retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's own requests are tried again, as by default (there: seven times, over minutes)."""
+    """MLflow retries its requests once (by default seven times, over minutes)."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
@@ -124,7 +124,7 @@ def skipped(verdicts: dict[str, bool | None]) -> list[str]:
     return [name for name, ok in verdicts.items() if ok is None]
 
 
-def test_all_is_well(api: Api, key: str, run: Any) -> None:
+def test_every_check_passes(api: Api, key: str, run: Any) -> None:
     result = run("doctor")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -133,14 +133,14 @@ def test_all_is_well(api: Api, key: str, run: Any) -> None:
     assert "in HOKUSAI_API_KEY, for test" in lines[0]
     assert "ms" in lines[6] and "key_1 of ACME" in lines[7] and "register" in lines[8]
     assert f"{PREFIX}{ARTIFACTS} answered 200" in lines[9]
-    # The key is where it has to be, and not where it need not be.
+    # Only the requests that need the key carry it.
     health, whoami, artifacts = api.asked
     assert health.path == f"{PREFIX}/health" and "x-api-key" not in health.headers
     assert whoami.headers["x-api-key"] == artifacts.headers["x-api-key"] == key
     assert artifacts.path == PREFIX + ARTIFACTS
 
 
-def test_a_failure_is_two_lines_and_what_depends_on_it_is_skipped(
+def test_failure_has_two_lines_and_dependent_checks_are_skipped(
     api: Api, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HOKUSAI_API_KEY")
@@ -162,11 +162,11 @@ def write(home: Path, name: str, text: str) -> None:
     (home / ".hokusai" / name).write_text(text)
 
 
-def test_where_the_key_was_found(
+def test_source_of_the_key_is_named(
     api: Api, run: Any, clean_environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HOKUSAI_API_KEY")
-    # From the last in order to the first.
+    # From the source with the lowest precedence to the one with the highest.
     for source, value, environment, name, text in (
         ("~/.hokusai/config", "", "live", "config", "[default]\napi_key = {}\n"),
         ("HOKUSAI_PROFILE", "mine", "dev", "profiles", "[mine]\napi_key = {}\n"),
@@ -183,11 +183,11 @@ def test_where_the_key_was_found(
         assert key[10:] not in result.output
 
 
-def test_a_source_that_has_no_key(api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_source_fails(api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOKUSAI_API_KEY")
     monkeypatch.setenv("HOKUSAI_API_KEY_FILE", "/nowhere/key")
     name, found, fix, verdicts = failure()
-    assert (name, fix) == ("key", "Put that right, or set HOKUSAI_API_KEY to the key.")
+    assert (name, fix) == ("key", "Correct that, or set HOKUSAI_API_KEY to the key.")
     assert "the file named by HOKUSAI_API_KEY_FILE does not exist" in found
     assert skipped(verdicts) == [
         "other credentials", "header providers", "key accepted", "scope", "artifact path", "expiry",
@@ -195,7 +195,9 @@ def test_a_source_that_has_no_key(api: Api, failure: Any, monkeypatch: pytest.Mo
     ]  # fmt: skip
 
 
-def test_a_damaged_key(api: Api, key: str, failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_key_fails(
+    api: Api, key: str, failure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     swapped = "a" if key[20] != "a" else "b"
     for at, put, why in (
         (20, swapped, "checksum"),
@@ -205,13 +207,13 @@ def test_a_damaged_key(api: Api, key: str, failure: Any, monkeypatch: pytest.Mon
         damaged = key[:at] + put + key[at + 1 :]
         monkeypatch.setenv("HOKUSAI_API_KEY", damaged)
         name, found, fix, verdicts = failure()
-        assert (name, fix) == ("key", "Copy the key again, whole.")
+        assert (name, fix) == ("key", "Copy the whole key again.")
         assert found.startswith("in HOKUSAI_API_KEY, but") and why in found
         assert damaged[8:20] not in found
         assert verdicts["key accepted"] is None
 
 
-def test_another_credential(
+def test_other_credentials_are_judged(
     api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = keys.generate("test")
@@ -223,18 +225,18 @@ def test_another_credential(
             check, found, fix, _ = failure()
             assert (check, fix) == ("other credentials", f"Unset {name}.")
             assert name in found and other[8:] not in found
-            # What another layer takes goes along, and the server does not mind.
+            # The server ignores a credential for another layer.
             patch.setenv(name, "something-else")
-            told = run("doctor").stdout.splitlines()[1]
-            beside = "no key, so it goes along and does not count beside the key"
-            assert told == f"ok    other credentials: {name}: {beside}"
-            # Unless nothing tells which of the two is the key.
+            line = run("doctor").stdout.splitlines()[1]
+            beside = "not a key, so the server ignores it beside the key"
+            assert line == f"ok    other credentials: {name}: {beside}"
+            # If neither has our prefix, the server can't tell which is the key.
             patch.setenv("HOKUSAI_API_KEY", "key-of-another-form")
             check, found, fix, _ = failure()
         assert (check, fix) == ("other credentials", f"Unset {name}.")
 
 
-def test_a_password_for_the_host(
+def test_netrc_password_is_judged(
     api: Api, key: str, failure: Any, run: Any, clean_environment: Path
 ) -> None:
     uri = urlparse(api.uri)
@@ -247,15 +249,15 @@ def test_a_password_for_the_host(
         netrc.unlink(missing_ok=True)
         mlflow.set_tracking_uri(uri._replace(netloc=f"me:{password}@{uri.netloc}").geturl())
 
-    sent = "; ~/.netrc has one for this host, which is sent as the password of Basic"
+    sent = "; ~/.netrc has one for this host, which is sent as a Basic password"
     for place, put, end in (("~/.netrc", in_netrc, sent), ("MLFLOW_TRACKING_URI", in_uri, "")):
-        for password, told in (
-            (key, "none that differ from the key"),
-            ("proxy", f"{place}: no key, so it goes along and does not count beside the key"),
+        for password, text in (
+            (key, "none that differs from the key"),
+            ("proxy", f"{place}: not a key, so the server ignores it beside the key"),
         ):
             put(password)
             line = run("doctor").stdout.splitlines()[1]
-            assert line == f"ok    other credentials: {told}{end}"
+            assert line == f"ok    other credentials: {text}{end}"
         other = keys.generate("test")
         put(other)
         check, found, fix, _ = failure()
@@ -263,7 +265,7 @@ def test_a_password_for_the_host(
         assert place in found and place in fix and other[8:] not in found
 
 
-def test_exporters_of_opentelemetry(
+def test_opentelemetry_exporter_without_the_key_fails(
     api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for signal in ("", "TRACES_", "METRICS_"):
@@ -278,7 +280,7 @@ def test_exporters_of_opentelemetry(
             assert run("doctor").exit_code == 0, headers
 
 
-def test_other_header_providers(
+def test_other_header_providers_are_judged(
     api: Api, key: str, failure: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sets: dict[str, str] = {}
@@ -295,17 +297,17 @@ def test_other_header_providers(
     registered = [*_request_header_provider_registry, Own()]
     monkeypatch.setattr(_request_header_provider_registry, "_registry", registered)
     name = f"{__name__}.Own"
-    for headers, told in (
-        ({}, "sets nothing at the moment"),
+    for headers, text in (
+        ({}, "sets nothing now"),
         ({"X-API-Key": key}, "sets X-API-Key"),
         ({"X-Team": "a", "Authorization": "Bearer eyJ.eyJ.x"}, "sets X-Team, Authorization"),
-        ({"fails": ""}, "fails (ValueError), so MLflow leaves it out"),
+        ({"fails": ""}, "fails (ValueError), so MLflow skips it"),
     ):
         sets.clear()
         sets.update(headers)
         result = run("doctor")
         assert result.exit_code == 0
-        assert result.stdout.splitlines()[2] == f"ok    header providers: {name} {told}"
+        assert result.stdout.splitlines()[2] == f"ok    header providers: {name} {text}"
     for header, value in (
         ("X-API-Key", keys.generate("test")),
         ("x-api-key", "another-system-s"),
@@ -319,7 +321,7 @@ def test_other_header_providers(
         assert value[8:] not in found + fix
 
 
-def test_a_tracking_uri_without_a_server(
+def test_tracking_uri_without_a_server_fails(
     api: Api, failure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -333,7 +335,7 @@ def test_a_tracking_uri_without_a_server(
         assert sorted(tmp_path.iterdir()) == before, uri
 
 
-def test_an_origin_that_is_not_on_the_list(
+def test_origin_not_on_the_list_fails(
     api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", "https://registry.example.com")
@@ -345,8 +347,10 @@ def test_an_origin_that_is_not_on_the_list(
     assert [asked.path for asked in api.asked] == [f"{PREFIX}/health"]
 
 
-def test_plain_http_over_the_network(api: Api, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A proxy that is the server itself, so that the name need not be known.
+def test_plain_http_over_the_network_fails(
+    api: Api, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The server is its own proxy, so that the host need not be resolved.
     monkeypatch.setenv("http_proxy", api.origin)
     api.answers["GET http://registry.example.com/health"] = (200, b"OK")
     mlflow.set_tracking_uri("http://registry.example.com")
@@ -356,7 +360,7 @@ def test_plain_http_over_the_network(api: Api, run: Any, monkeypatch: pytest.Mon
     assert "Use https, or set HOKUSAI_ALLOWED_ORIGINS=http://registry.example.com" in lines[at + 1]
 
 
-def test_mlflow_without_the_plugin(api: Api, failure: Any) -> None:
+def test_missing_plugin_fails(api: Api, failure: Any) -> None:
     registry = _request_header_provider_registry._registry
     before = list(registry)
     registry[:] = [known for known in registry if not isinstance(known, HokusaiHeaderProvider)]
@@ -371,7 +375,7 @@ def test_mlflow_without_the_plugin(api: Api, failure: Any) -> None:
 
 @contextlib.contextmanager
 def silent() -> Iterator[int]:
-    """The port of something that takes connections and never says a word."""
+    """The port of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
@@ -383,13 +387,13 @@ def closed_port() -> int:
 
 
 def check_server(failure: Any, found: str, fix: str) -> None:
-    name, said, told, verdicts = failure()
+    name, reason, advice, verdicts = failure()
     assert name == "server"
-    assert found in said and fix in told
+    assert found in reason and fix in advice
     assert skipped(verdicts) == NAMES[7:]
 
 
-def test_a_tracking_uri_that_leads_nowhere(api: Api, failure: Any) -> None:
+def test_unreachable_tracking_uri_fails(api: Api, failure: Any) -> None:
     port = "Check the port in MLFLOW_TRACKING_URI"
     for uri, found, fix in (
         (
@@ -399,7 +403,7 @@ def test_a_tracking_uri_that_leads_nowhere(api: Api, failure: Any) -> None:
         ),
         (
             f"https://{'a' * 64}.example",
-            "cannot be asked",
+            "cannot be reached",
             "Check MLFLOW_TRACKING_URI and the network.",
         ),
         (f"http://127.0.0.1:{closed_port()}", "nothing listens at", port),
@@ -409,7 +413,7 @@ def test_a_tracking_uri_that_leads_nowhere(api: Api, failure: Any) -> None:
         check_server(failure, found, fix)
 
 
-def test_a_server_that_does_not_answer(failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_does_not_answer_fails(failure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.TIMEOUT == 10
     monkeypatch.setattr(doctor, "TIMEOUT", 0.2)
     with silent() as port:
@@ -417,7 +421,7 @@ def test_a_server_that_does_not_answer(failure: Any, monkeypatch: pytest.MonkeyP
         check_server(failure, "did not answer within 0.2 s", "VPN, firewall, proxy")
 
 
-def test_a_proxy_that_does_not_answer(
+def test_proxy_that_does_not_answer_fails(
     api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
@@ -425,16 +429,16 @@ def test_a_proxy_that_does_not_answer(
     check_server(failure, "the proxy for", "Check HTTP_PROXY, HTTPS_PROXY and NO_PROXY.")
 
 
-def test_something_that_breaks_off(failure: Any) -> None:
+def test_broken_connection_fails(failure: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         mlflow.set_tracking_uri(f"http://127.0.0.1:{listening.getsockname()[1]}")
         taker = threading.Thread(target=lambda: listening.accept()[0].close())
         taker.start()
-        check_server(failure, "cannot be asked", "Check MLFLOW_TRACKING_URI and the network.")
+        check_server(failure, "cannot be reached", "Check MLFLOW_TRACKING_URI and the network.")
         taker.join()
 
 
-def test_another_status(api: Api, failure: Any) -> None:
+def test_other_status_fails(api: Api, failure: Any) -> None:
     moved = {"Location": "https://new.example/mlflow/health"}
     for answer, found, fix in (
         ((404, b""), "answered 404", "Check the path in MLFLOW_TRACKING_URI"),
@@ -443,7 +447,7 @@ def test_another_status(api: Api, failure: Any) -> None:
         (
             (308, b"", moved),
             "answered 308, a redirect to https://new.example/mlflow",
-            "Set MLFLOW_TRACKING_URI to where it leads",
+            "Set MLFLOW_TRACKING_URI to its target",
         ),
     ):
         api.asked.clear()
@@ -452,32 +456,32 @@ def test_another_status(api: Api, failure: Any) -> None:
         assert len(api.asked) == 1, found
 
 
-def test_a_key_that_the_server_refuses(api: Api, key: str, failure: Any, retries: None) -> None:
+def test_refused_key_fails(api: Api, key: str, failure: Any, retries: None) -> None:
     for status, code, fix in (
-        (401, "KEY_MISSING", "takes the header X-API-Key away"),
-        (401, "KEY_MALFORMED", "Copy the key again, whole."),
+        (401, "KEY_MISSING", "removes the header X-API-Key"),
+        (401, "KEY_MALFORMED", "Copy the whole key again."),
         (401, "KEY_UNKNOWN", "Check that this key was made for this server"),
         (401, "KEY_EXPIRED", "Ask the server's operator for a new key."),
         (401, "KEY_REVOKED", "Ask the server's operator for a new key."),
         (400, "KEY_CONFLICT", "~/.netrc"),
-        (403, "ADDRESS_REFUSED", "Use the key from a network that it is for"),
+        (403, "ADDRESS_REFUSED", "Use the key from one of its networks"),
         (429, "RATE_LIMITED", "Try again later."),
         (503, "AUTHORITY_UNAVAILABLE", "Try again in a minute."),
         (503, "MISCONFIGURED", "Tell the server's operator."),
         (404, None, "--app-name hokusai-auth"),
     ):
         api.asked.clear()
-        said = f"Not {key}.\x1b[31m\nHa."
-        body = {"error_code": "UNAUTHENTICATED", "message": said, "error": code}
+        message = f"Not {key}.\x1b[31m\nHa."
+        body = {"error_code": "UNAUTHENTICATED", "message": message, "error": code}
         api.on("GET whoami", status, body, {"Retry-After": "1"})
-        name, found, told, verdicts = failure()
-        assert name == "key accepted" and fix in told, code
+        name, found, advice, verdicts = failure()
+        assert name == "key accepted" and fix in advice, code
         assert "Not ***. [31m Ha." in found, code
         assert skipped(verdicts) == ["scope", "artifact path", "expiry", "other ways"], code
         assert len(api.asked) == 2, code
 
 
-def test_something_that_is_not_this_package(api: Api, failure: Any) -> None:
+def test_server_without_this_package_fails(api: Api, failure: Any) -> None:
     for answer in ((200, b"<html>" * 999), (200, {}), (502, b"<html>")):
         api.on("GET whoami", *answer)
         name, found, fix, _ = failure()
@@ -485,7 +489,7 @@ def test_something_that_is_not_this_package(api: Api, failure: Any) -> None:
         assert len(found) < 600
 
 
-def test_a_key_that_may_not_register(api: Api, failure: Any) -> None:
+def test_key_without_any_right_fails(api: Api, failure: Any) -> None:
     api.on("GET whoami", 200, {**IDENTITY, "scopes": ["a", "b"], "can": []})
     name, found, fix, verdicts = failure()
     assert name == "scope"
@@ -494,15 +498,15 @@ def test_a_key_that_may_not_register(api: Api, failure: Any) -> None:
     assert skipped(verdicts) == []
 
 
-def test_a_key_that_may_only_read_is_told_so_and_does_not_fail(api: Api, run: Any) -> None:
+def test_key_that_may_only_read_does_not_fail(api: Api, run: Any) -> None:
     api.on("GET whoami", 200, {**IDENTITY, "scopes": ["model:read"], "can": ["read"]})
     result = run("doctor")
     assert result.exit_code == 0
-    assert "skip  scope: the key can read, and so register no model" in result.stdout
+    assert "skip  scope: the key can read, so it can't register a model" in result.stdout
     assert "fix: To register models, ask the server's operator" in result.stdout
 
 
-def test_a_server_that_does_not_say_what_a_key_can_do(api: Api, run: Any) -> None:
+def test_scope_is_skipped_if_the_server_does_not_say_what_a_key_can_do(api: Api, run: Any) -> None:
     api.on("GET whoami", 200, {"key_id": "key_1", "owner": "ACME", "scopes": []})
     result = run("doctor")
     assert result.exit_code == 0
@@ -510,7 +514,7 @@ def test_a_server_that_does_not_say_what_a_key_can_do(api: Api, run: Any) -> Non
     assert run("whoami").exit_code == 0
 
 
-def test_artifacts_that_leave_the_prefix(api: Api, failure: Any) -> None:
+def test_artifacts_outside_the_prefix_fail(api: Api, failure: Any) -> None:
     before = _artifact_repository_registry._registry["mlflow-artifacts"]
     _artifact_repository_registry.register("mlflow-artifacts", MlflowArtifactsRepository)
     try:
@@ -522,46 +526,46 @@ def test_artifacts_that_leave_the_prefix(api: Api, failure: Any) -> None:
     assert skipped(verdicts) == []
 
 
-def test_artifacts_that_are_not_served(api: Api, failure: Any, retries: None) -> None:
+def test_artifacts_that_are_not_served_fail(api: Api, failure: Any, retries: None) -> None:
     for status in (404, 502, 503):
         api.asked.clear()
         api.answers[f"GET {ARTIFACTS}"] = (status, b"")
         name, found, fix, _ = failure()
         assert name == "artifact path" and f"{PREFIX}{ARTIFACTS} answered {status}" in found
-        assert f"send all of {PREFIX}/api/2.0/mlflow-artifacts/ to MLflow" in fix
+        assert f"route {PREFIX}/api/2.0/mlflow-artifacts/ to MLflow" in fix
         assert len(api.asked) == 3, status
 
 
-def test_a_refusal_shows_that_artifacts_are_served(api: Api, run: Any) -> None:
+def test_refused_artifact_request_shows_that_artifacts_are_served(api: Api, run: Any) -> None:
     api.answers[f"GET {ARTIFACTS}"] = (403, {})
     assert run("doctor").exit_code == 0
 
 
 @pytest.fixture
 def now() -> Iterator[float]:
-    """The time, which stands still."""
+    """The time, frozen."""
     now = 1_796_040_000.0
     with time_machine.travel(now, tick=False):
         yield now
 
 
-def test_a_clock_that_is_off(api: Api, run: Any, failure: Any, now: float) -> None:
+def test_wrong_clock_fails(api: Api, run: Any, failure: Any, now: float) -> None:
     for ahead, found in ((90, "90 s behind the server's"), (-90, "90 s ahead of the server's")):
         date = formatdate(now + ahead, usegmt=True)
         api.answers["GET /health"] = (200, b"OK", {"Date": date})
-        name, said, fix, _ = failure()
-        assert (name, said) == ("clock", found)
+        name, reason, fix, _ = failure()
+        assert (name, reason) == ("clock", found)
         assert fix.startswith("Set this machine's clock")
     for nothing in (None, "noon"):
         api.answers["GET /health"] = (200, b"OK", {"Date": nothing})
         result = run("doctor")
         assert result.exit_code == 0
-        assert "skip  clock: the server does not tell its time" in result.stdout
+        assert "skip  clock: the server does not send its time" in result.stdout
 
 
-def test_a_key_that_ends_soon_is_a_note(api: Api, run: Any, now: float) -> None:
+def test_key_that_expires_soon_is_a_note(api: Api, run: Any, now: float) -> None:
     new, replace = "Ask the server's operator for a new key.", "Set HOKUSAI_API_KEY to the new key"
-    for left, deprecated, said, fix in (
+    for left, deprecated, text, fix in (
         (15 * DAY, None, "the key ends on", ""),
         (5 * DAY + 60, None, "in 5 days", new),
         (DAY, 1.0, "was replaced and ends on", f"{replace} before then."),
@@ -573,21 +577,21 @@ def test_a_key_that_ends_soon_is_a_note(api: Api, run: Any, now: float) -> None:
         (check,) = [check for check in json.loads(result.stdout) if check["check"] == "expiry"]
         assert check["ok"] is True and check["fix"] == fix
         date = time.strftime("%Y-%m-%d", time.gmtime(now + left))
-        assert said in check["found"] and date in check["found"]
+        assert text in check["found"] and date in check["found"]
         assert ("days" in check["found"]) is bool(fix)
 
 
-def test_settings_that_mlflow_refuses(
+def test_settings_that_mlflow_refuses_fail(
     api: Api, failure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/ca.pem")
     name, found, fix, _ = failure()
     assert name == "server" and "server_cert_path" in found
-    assert fix == "Change what this message of MLflow's names."
+    assert fix == "Change the setting that MLflow's message names."
 
 
-def test_a_password_in_the_tracking_uri_is_not_shown(api: Api, run: Any) -> None:
+def test_password_in_the_tracking_uri_is_not_shown(api: Api, run: Any) -> None:
     mlflow.set_tracking_uri(api.uri.replace("://", "://me:secret@"))
     assert run("doctor").exit_code == 0
     api.on("GET whoami", 500, b"down")
@@ -596,7 +600,7 @@ def test_a_password_in_the_tracking_uri_is_not_shown(api: Api, run: Any) -> None
         assert result.exit_code == 1 and "secret" not in result.output
 
 
-def test_whoami(api: Api, run: Any) -> None:
+def test_whoami_prints_the_record_of_the_key(api: Api, run: Any) -> None:
     assert run("whoami").stdout == (
         "key_id:        key_1\n"
         "owner:         ACME\n"
@@ -629,7 +633,7 @@ def test_whoami(api: Api, run: Any) -> None:
     assert json.loads(run("whoami", "--json").stdout) == {**IDENTITY, **more}
 
 
-def test_an_answer_of_another_form_is_no_traceback(api: Api, run: Any) -> None:
+def test_malformed_answer_gives_no_traceback(api: Api, run: Any) -> None:
     for strange in (
         {"rate_limit": {"limit": 5}},
         {"rate_limit": 5},
@@ -645,16 +649,14 @@ def test_an_answer_of_another_form_is_no_traceback(api: Api, run: Any) -> None:
             assert result.exit_code == 1 and "Check MLFLOW_TRACKING_URI" in result.stdout, strange
 
 
-def test_whoami_says_no_more_than_it_understands(
-    api: Api, run: Any, key: str, retries: None
-) -> None:
+def test_whoami_prints_only_known_fields(api: Api, run: Any, key: str, retries: None) -> None:
     body = {"error_code": "UNAUTHENTICATED", "message": f"Unknown:\n{key}"}
     api.on("GET whoami", 503, body)
     for arguments in ((), ("--json",)):
         result = run("whoami", *arguments)
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr == (
-            "hokusai-auth: UNAUTHENTICATED: Unknown: ***\n`hokusai-auth doctor` finds out why.\n"
+            "hokusai-auth: UNAUTHENTICATED: Unknown: ***\nRun `hokusai-auth doctor` to find out why.\n"
         )
     assert len(api.asked) == 2
     mlflow.set_tracking_uri("./mlruns")
@@ -663,8 +665,8 @@ def test_whoami_says_no_more_than_it_understands(
     assert result.stderr.startswith("hokusai-auth: ") and "MLFLOW_TRACKING_URI" in result.stderr
 
 
-def test_the_entry_points_of_an_installation_are_seen(api: Api, key: str, tmp_path: Path) -> None:
-    """In a process of its own, where no fixture registers anything."""
+def test_installed_entry_points_are_found(api: Api, key: str, tmp_path: Path) -> None:
+    """The test runs in its own process, where no fixture registers anything."""
     code = "from mlflow_hokusai_auth.cli.supplier import doctor; doctor([])"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -678,6 +680,6 @@ def test_the_entry_points_of_an_installation_are_seen(api: Api, key: str, tmp_pa
     assert key not in done.stdout + done.stderr
 
 
-def test_the_commands_wait_for_mlflow_only_when_they_run() -> None:
+def test_commands_import_mlflow_only_when_they_run() -> None:
     code = "import sys, mlflow_hokusai_auth.cli.supplier; assert 'mlflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

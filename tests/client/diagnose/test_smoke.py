@@ -1,4 +1,4 @@
-"""`hokusai-auth smoke` against real servers: what it finds, and that nothing of it stays."""
+"""`hokusai-auth smoke` against real servers: it finds every fault and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ MADE += ["list", "clean up"]
 
 
 class Between:
-    """A way to `server` that answers in its own way to requests whose line has one of the texts."""
+    """A proxy of `server` with its own answers to requests whose line holds one of the texts."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        #: text -> what to answer, given a function that asks the server
+        #: text -> function that makes the answer, given one that asks the server
         self.on: dict[str, Callable[[Callable[[], Answer]], Answer]] = {}
         self.asked: list[str] = []
         self.port = 0
@@ -75,7 +75,7 @@ def between(server: Server) -> Iterator[Between]:
 
 
 def things(server: Server) -> dict[str, list[str]]:
-    """All of smoke's that anybody would see on `server`."""
+    """Everything of smoke's that is visible on `server`."""
     key = server.key("mlflow:admin")
 
     def ask(method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -95,21 +95,21 @@ def things(server: Server) -> dict[str, list[str]]:
         "models": [one["name"] for one in models.get("registered_models", [])],
         "experiments": [one["name"] for one in experiments],
         "runs": [one["info"]["run_id"] for one in runs.get("runs", [])],
-        # The folder of the experiment that is always there.
+        # The folder of the default experiment always exists.
         "artifacts": sorted(str(path) for path in kept if path.name != "0"),
     }
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real server with nothing on it but what these tests make."""
+    """A real server on which only these tests make anything."""
     with serve(tmp_path_factory.mktemp("smoke")) as server:
         yield server
 
 
 @pytest.fixture
 def live(alone: Server) -> Iterator[Server]:
-    """A real server, on which the test leaves nothing."""
+    """A real server, on which the test must leave nothing."""
     before = things(alone)
     yield alone
     assert things(alone) == before
@@ -123,21 +123,21 @@ def way(live: Server) -> Iterator[Between]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run the command with a key: what it printed, and its checks by name."""
+    """Run the command with a key. Return its output and its checks by name."""
 
     def run(url: str, key: str, *, code: int) -> tuple[str, dict[str, dict[str, Any]]]:
         monkeypatch.setenv("HOKUSAI_API_KEY", key)
         result: Result = CliRunner().invoke(main, ["smoke", url, "--json"])
         assert result.exit_code == code, result.output
-        told = json.loads(result.stdout)
-        assert list(told) == ["url", "ok", "seconds", "checks"]
-        assert told["ok"] is (code == 0)
-        for check in told["checks"]:
+        report = json.loads(result.stdout)
+        assert list(report) == ["url", "ok", "seconds", "checks"]
+        assert report["ok"] is (code == 0)
+        for check in report["checks"]:
             assert list(check) == ["check", "ok", "seconds", "found", "fix"]
             assert check["found"] and (check["fix"] or check["ok"] is not False)
         if key:
             assert key not in result.output and key[8:] not in result.output
-        return result.output, {check["check"]: check for check in told["checks"]}
+        return result.output, {check["check"]: check for check in report["checks"]}
 
     return run
 
@@ -154,7 +154,7 @@ def skipped(checks: dict[str, dict[str, Any]]) -> list[str]:
     ("scope", "prefix"),
     [*zip(("mlflow:write", "model:write", "mlflow:admin"), PREFIXES, strict=True)],
 )
-def test_the_whole_job(scope: str, prefix: str, live: Server, run: Any) -> None:
+def test_smoke_does_the_whole_job(scope: str, prefix: str, live: Server, run: Any) -> None:
     _, checks = run(live.origin + prefix, live.key(scope), code=0)
     assert failed(checks) == skipped(checks) == []
     assert list(checks)[-len(MADE) :] == MADE
@@ -163,7 +163,7 @@ def test_the_whole_job(scope: str, prefix: str, live: Server, run: Any) -> None:
     assert "`mlflow gc`" in checks["clean up"]["found"]
 
 
-def test_people_read_lines(live: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_is_readable_lines(live: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOKUSAI_API_KEY", live.key("mlflow:write"))
     result = CliRunner().invoke(main, ["smoke", f"{live.origin}/api/mlflow/"])
     assert result.exit_code == 0, result.output
@@ -173,7 +173,7 @@ def test_people_read_lines(live: Server, monkeypatch: pytest.MonkeyPatch) -> Non
     assert CliRunner().invoke(main, ["smoke"]).exit_code == 2
 
 
-def test_a_key_that_may_not_do_it_makes_nothing(way: Between, live: Server, run: Any) -> None:
+def test_key_without_the_scopes_makes_nothing(way: Between, live: Server, run: Any) -> None:
     for scope in ("model:read", "mlflow:read", "metrics:read"):
         _, checks = run(way.origin, live.key(scope), code=1)
         assert failed(checks) == ["scope"] and skipped(checks) == MADE, scope
@@ -181,7 +181,7 @@ def test_a_key_that_may_not_do_it_makes_nothing(way: Between, live: Server, run:
     assert not [line for line in way.asked if not line.startswith(("GET", "POST /v1/traces"))]
 
 
-def test_a_key_that_could_not_delete_makes_nothing(run: Any) -> None:
+def test_key_that_may_not_delete_makes_nothing(run: Any) -> None:
     with answering() as api:
         api.answers["GET /health"] = (200, b"OK")
         api.on("GET whoami", 200, IDENTITY)
@@ -193,9 +193,7 @@ def test_a_key_that_could_not_delete_makes_nothing(run: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["runs/log-metric", "PUT ", "model-versions/create", "alias"])
-def test_a_failure_in_the_middle_leaves_nothing(
-    text: str, way: Between, live: Server, run: Any
-) -> None:
+def test_failed_step_leaves_nothing(text: str, way: Between, live: Server, run: Any) -> None:
     way.on[text] = lambda _: (500, {}, b"down")
     for scope in ("mlflow:write", "model:write"):
         _, checks = run(way.origin, live.key(scope), code=1)
@@ -205,7 +203,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
 @pytest.mark.parametrize(
     "text", ["experiments/create", "runs/create", "registered-models/create", "model-versions/cre"]
 )
-def test_what_a_lost_answer_told_of_is_found_and_deleted(
+def test_objects_of_a_lost_answer_are_deleted(
     text: str, way: Between, live: Server, run: Any
 ) -> None:
     way.on[text] = lambda forward: forward() and None
@@ -216,13 +214,15 @@ def test_what_a_lost_answer_told_of_is_found_and_deleted(
         assert len(failed(checks)) == 1 and checks["clean up"]["ok"] is True
 
 
-def test_what_cannot_be_deleted_is_named(way: Between, live: Server, run: Any) -> None:
+def test_undeleted_objects_are_named(way: Between, live: Server, run: Any) -> None:
     way.on["registered-models/delete"] = lambda _: (500, {}, b"down")
     _, checks = run(way.origin, live.key("mlflow:write"), code=1)
     assert failed(checks) == ["clean up"]
     name = checks["registered model"]["found"]
-    assert checks["clean up"]["fix"] == f"Delete what there is of: registered model {name}."
-    # The rest is gone. What is left is for the test to delete.
+    assert (
+        checks["clean up"]["fix"] == f"Delete these, as far as they exist: registered model {name}."
+    )
+    # The rest is gone, and the test deletes this.
     assert "experiment" not in checks["clean up"]["found"].split("registered model")[0]
     body = json.dumps({"name": name}).encode()
     json_type = {"Content-Type": "application/json"}
@@ -230,7 +230,7 @@ def test_what_cannot_be_deleted_is_named(way: Between, live: Server, run: Any) -
     live.request("DELETE", path, key=live.key("mlflow:admin"), headers=json_type, body=body)
 
 
-def test_changed_bytes_are_noticed(way: Between, live: Server, run: Any) -> None:
+def test_changed_bytes_fail(way: Between, live: Server, run: Any) -> None:
     way.on["weights.bin"] = lambda forward: (answer := forward()) and (*answer[:2], b"x" * 4096)
     _, checks = run(way.origin, live.key("mlflow:write"), code=1)
     assert failed(checks) == ["load"]
@@ -239,12 +239,12 @@ def test_changed_bytes_are_noticed(way: Between, live: Server, run: Any) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_job_leaves_nothing(way: Between, live: Server, number: int) -> None:
-    at_it, told = threading.Event(), threading.Event()
+    arrived, resume = threading.Event(), threading.Event()
 
     def slow(forward: Callable[[], Answer]) -> Answer:
         answer = forward()
-        at_it.set()
-        told.wait(120)
+        arrived.set()
+        resume.wait(120)
         return answer
 
     way.on["model-versions/create"] = slow
@@ -254,12 +254,12 @@ def test_interrupted_job_leaves_nothing(way: Between, live: Server, number: int)
         env=environ,
         stdout=subprocess.PIPE,
         text=True,
-        # What runs in the background of a shell ignores it.
+        # A shell's background process ignores SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert at_it.wait(120)
+    assert arrived.wait(120)
     process.send_signal(number)
-    told.set()
+    resume.set()
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "FAIL  finished: interrupted" in printed and "ok    clean up: " in printed
@@ -268,7 +268,7 @@ def test_interrupted_job_leaves_nothing(way: Between, live: Server, number: int)
 # Servers on which it has to fail
 
 
-def test_a_revoked_key(live: Server, run: Any) -> None:
+def test_revoked_key_fails(live: Server, run: Any) -> None:
     record, key = live.store.create(owner="test", scopes=["mlflow:write"])
     live.store.revoke(record.key_id)
     _, checks = run(live.origin, key, code=1)
@@ -276,13 +276,13 @@ def test_a_revoked_key(live: Server, run: Any) -> None:
     assert checks["key accepted"]["fix"] == "Ask the server's operator for a new key."
 
 
-def test_no_key(live: Server, run: Any) -> None:
+def test_missing_key_fails(live: Server, run: Any) -> None:
     _, checks = run(live.origin, "", code=1)
     assert failed(checks) == ["key"]
     assert checks["refused without a key"]["ok"] is True
 
 
-def test_mlflow_without_the_gate(tmp_path: Path, run: Any) -> None:
+def test_mlflow_without_the_gate_fails(tmp_path: Path, run: Any) -> None:
     with serve(tmp_path, app=None) as server:
         _, checks = run(server.origin, keys.generate("test"), code=1)
     assert "ANSWERS WITHOUT A KEY" in checks["refused without a key"]["found"]
@@ -293,17 +293,17 @@ def test_mlflow_without_the_gate(tmp_path: Path, run: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["observe", "off"])
-def test_a_server_that_refuses_nobody(mode: str, tmp_path: Path, run: Any) -> None:
+def test_server_in_another_mode_than_enforce_fails(mode: str, tmp_path: Path, run: Any) -> None:
     with serve(tmp_path, HOKUSAI_AUTH_MODE=mode) as server:
         _, checks = run(server.origin, server.key("mlflow:write"), code=1)
         assert things(server)["models"] == []
     for name in ("refused without a key", "refused with a wrong key"):
-        assert "in mode observe or off and refuses nobody" in checks[name]["found"]
+        assert "in mode observe or off and refuses no request" in checks[name]["found"]
         assert "hokusai-auth mode enforce" in checks[name]["fix"]
     assert checks["clean up"]["ok"] is True
 
 
-def test_a_server_that_dies_in_the_middle(tmp_path: Path, run: Any) -> None:
+def test_server_that_dies_fails(tmp_path: Path, run: Any) -> None:
     with serve(tmp_path) as server, between(server) as way:
 
         def die(forward: Callable[[], Answer]) -> Answer:
@@ -318,7 +318,7 @@ def test_a_server_that_dies_in_the_middle(tmp_path: Path, run: Any) -> None:
     assert f"experiment {name}" in checks["clean up"]["fix"]
 
 
-def test_a_server_that_stops_to_answer_in_the_middle(tmp_path: Path, run: Any) -> None:
+def test_server_that_stops_answering_fails(tmp_path: Path, run: Any) -> None:
     over = threading.Event()
     with serve(tmp_path) as server, between(server) as way:
         way.on["registered-models"] = lambda _: over.wait(600) and None
@@ -329,7 +329,7 @@ def test_a_server_that_stops_to_answer_in_the_middle(tmp_path: Path, run: Any) -
     assert "timeout" in checks["registered model"]["found"]
 
 
-def test_urls_of_no_use(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_useless_urls_fail(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "TIMEOUT", 0.5)
     for url, check, found in (
         ("https://registry.invalid/api/mlflow", "server", "has no address"),
@@ -345,7 +345,7 @@ def test_urls_of_no_use(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert set(MADE) <= set(skipped(checks)), url
 
 
-def test_something_else_than_mlflow(way: Between, run: Any) -> None:
+def test_server_other_than_mlflow_fails(way: Between, run: Any) -> None:
     way.on[" "] = lambda _: (200, {"content-type": "text/html"}, b"<html>Welcome</html>")
     _, checks = run(way.origin, keys.generate("test"), code=1)
     assert failed(checks) == [
@@ -357,24 +357,24 @@ def test_something_else_than_mlflow(way: Between, run: Any) -> None:
     assert "--app-name hokusai-auth" in checks["key accepted"]["fix"]
 
 
-def test_no_key_is_shown_whatever_is_answered(way: Between, run: Any) -> None:
+def test_key_is_never_shown(way: Between, run: Any) -> None:
     key = keys.generate("test")
     body = {"error_code": key, "message": f"<{key}>", "error": key, "key_id": key, "can": [key]}
     headers = {"www-authenticate": f"Bearer {key}", "location": f"/{key}", "x": key}
     way.on["/health"] = lambda _: (200, {}, b"OK")
     for status in (200, 401, 404, 500):
         way.on[" "] = lambda _, status=status: (status, headers, json.dumps(body).encode())
-        # The fixture looks for the key in what was printed.
+        # The fixture searches the output for the key.
         run(way.origin, key, code=1)
 
 
-def test_a_password_in_the_url_is_not_shown(live: Server, run: Any) -> None:
+def test_password_in_the_url_is_not_shown(live: Server, run: Any) -> None:
     key = live.key("mlflow:write")
     output, _ = run(live.origin.replace("://", f"://me:{key}@"), key, code=0)
     assert '"url": "http://127.0.0.1:' in output
 
 
-def test_the_key_goes_to_the_origin_of_the_url_only(
+def test_key_is_sent_only_to_the_origin_of_the_url(
     way: Between, live: Server, other: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", f"{way.origin},{other.origin}")
@@ -385,7 +385,9 @@ def test_the_key_goes_to_the_origin_of_the_url_only(
     assert other.seen and not other.saw(key)
 
 
-def test_no_artifact_goes_to_another_host(way: Between, live: Server, other: Any, run: Any) -> None:
+def test_no_artifact_is_sent_to_another_host(
+    way: Between, live: Server, other: Any, run: Any
+) -> None:
     def elsewhere(forward: Callable[[], Answer]) -> Answer:
         answer = forward()
         assert answer is not None
@@ -401,14 +403,14 @@ def test_no_artifact_goes_to_another_host(way: Between, live: Server, other: Any
 # Load balancers
 
 
-def test_a_prefix_that_leads_elsewhere_is_skipped(way: Between, live: Server, run: Any) -> None:
+def test_prefix_of_another_service_is_skipped(way: Between, live: Server, run: Any) -> None:
     for answer in ((404, {}, b""), (200, {}, b"<html>"), (200, {}, b'{"a":1}')):
         way.on[f" {SEARCH}"] = way.on[f" /mlflow{SEARCH}"] = lambda _, answer=answer: answer
         _, checks = run(f"{way.origin}/api/mlflow", live.key("mlflow:write"), code=0)
         assert skipped(checks) == ["prefix /", "prefix /mlflow"], answer
 
 
-def test_another_prefix_without_the_gate_is_a_failure(way: Between, live: Server, run: Any) -> None:
+def test_prefix_without_the_gate_fails(way: Between, live: Server, run: Any) -> None:
     for body in (b'{"experiments": []}', b"{}"):
         way.on[f" /mlflow{SEARCH}"] = lambda _, body=body: (200, {}, body)
         _, checks = run(f"{way.origin}/api/mlflow", live.key("mlflow:read"), code=1)
@@ -419,7 +421,7 @@ def test_another_prefix_without_the_gate_is_a_failure(way: Between, live: Server
 # Time
 
 
-def test_a_server_that_says_nothing(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_server_fails(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "TIMEOUT", 0.5)
     with silent() as port:
         _, checks = run(f"http://127.0.0.1:{port}", keys.generate("test"), code=1)
@@ -427,7 +429,7 @@ def test_a_server_that_says_nothing(run: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 class _Dripping(Handler):
-    """Answers that have no end, a byte every 0.1 s, so that no request times out; but for health."""
+    """Endless answers, a byte every 0.1 s, so that no request but /health times out."""
 
     over: threading.Event
     asked_for_health: Callable[[], None]
@@ -455,7 +457,7 @@ def dripping(asked_for_health: Callable[[], object] = lambda: None) -> Iterator[
             over.set()
 
 
-def test_answers_without_end_do_not_outlive_the_deadline(
+def test_endless_answers_do_not_outlive_the_deadline(
     key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=0.0)
@@ -468,7 +470,7 @@ def test_answers_without_end_do_not_outlive_the_deadline(
     assert (first.check, first.found) == ("health", "no answer within 0 s")
 
 
-def test_the_command_ends_whatever_its_threads_do(tmp_path: Path) -> None:
+def test_command_ends_while_threads_still_wait(tmp_path: Path) -> None:
     environ = environment(tmp_path, HOKUSAI_API_KEY=keys.generate("test"))
     with dripping() as url:
         done = subprocess.run(

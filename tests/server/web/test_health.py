@@ -1,4 +1,4 @@
-"""Looking at the server's parts: once for all who ask, for a bounded time, and telling no secret."""
+"""The health checks run once for many requests, in bounded time, and show no secret."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KEY = "hk_live_" + "a" * 32
 
 
 class Counted:
-    """A check that counts how often it was made, and does as `then` says."""
+    """A check that counts its runs and calls `then`."""
 
     def __init__(self, then: Callable[[], str] = lambda: "fine") -> None:
         self.times = 0
@@ -48,7 +48,7 @@ class Counted:
 
 
 class Clock:
-    """Time as `health` sees it, which goes on by `shift` alone."""
+    """The clock of `health`, which only `shift` advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -69,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def never() -> Iterator[threading.Event]:
-    """What a check that hangs waits for; set at the end."""
+    """An event that a hanging check waits for, set at the end of the test."""
     event = threading.Event()
     yield event
     event.set()
@@ -82,8 +82,8 @@ def raising(error: Exception) -> Callable[[], str]:
     return check
 
 
-def test_it_is_ok_if_every_part_is() -> None:
-    found = Health({"one": lambda: "fine", "two": lambda: "as well"}).look()
+def test_server_is_ok_if_every_part_is() -> None:
+    found = Health({"one": lambda: "fine", "two": lambda: "as well"}).result()
     assert found["status"] == "ok"
     assert list(found["checks"]) == ["one", "two"]
     for part in found["checks"].values():
@@ -91,33 +91,33 @@ def test_it_is_ok_if_every_part_is() -> None:
     assert found["checks"]["two"]["found"] == "as well"
 
 
-def test_one_part_that_fails_is_enough_and_says_why() -> None:
+def test_one_failing_part_fails_the_server_and_says_why() -> None:
     for error in (Unhealthy, AuthorityUnavailable):
-        found = Health({"one": lambda: "fine", "two": raising(error("it is gone"))}).look()
+        found = Health({"one": lambda: "fine", "two": raising(error("it is gone"))}).result()
         assert found["status"] == "failing"
         assert found["checks"]["one"]["ok"] and not found["checks"]["two"]["ok"]
         assert found["checks"]["two"]["found"] == "it is gone"
-    found = Health({"part": raising(Unhealthy("x" * 100_000))}).look()
+    found = Health({"part": raising(Unhealthy("x" * 100_000))}).result()
     assert len(found["checks"]["part"]["found"]) == 300
 
 
-def test_there_is_one_look_in_five_seconds_however_many_ask(clock: Clock) -> None:
+def test_checks_run_once_in_five_seconds_for_any_number_of_requests(clock: Clock) -> None:
     check = Counted()
-    looked = Health({"part": check})
+    watched = Health({"part": check})
     with ThreadPoolExecutor(50) as crowd:
-        answers = list(crowd.map(lambda _: looked.look(), range(500)))
+        answers = list(crowd.map(lambda _: watched.result(), range(500)))
     assert check.times == 1
     assert all(answer["status"] == "ok" for answer in answers)
     clock.shift(FRESH - 1)
-    looked.look()
+    watched.result()
     assert check.times == 1
     clock.shift(1.1)
     with ThreadPoolExecutor(50) as crowd:
-        list(crowd.map(lambda _: looked.look(), range(500)))
+        list(crowd.map(lambda _: watched.result(), range(500)))
     assert check.times == 2
 
 
-def test_part_that_recovers_is_ok_at_the_next_look(clock: Clock) -> None:
+def test_recovered_part_is_ok_at_the_next_run(clock: Clock) -> None:
     broken = [True]
 
     def check() -> str:
@@ -125,27 +125,24 @@ def test_part_that_recovers_is_ok_at_the_next_look(clock: Clock) -> None:
             raise Unhealthy("broken")
         return "fine"
 
-    looked = Health({"part": check})
-    assert looked.look()["status"] == "failing"
+    watched = Health({"part": check})
+    assert watched.result()["status"] == "failing"
     broken.clear()
-    assert looked.look()["status"] == "failing"  # what was found is told for a while
+    assert watched.result()["status"] == "failing"  # the last result holds for a while
     clock.shift(FRESH + 0.1)
-    assert looked.look()["status"] == "ok"
+    assert watched.result()["status"] == "ok"
 
 
 def without_waiting(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock, looked: Health, *hanging: str
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, watched: Health, *hanging: str
 ) -> list[float]:
-    """Let the clock go on instead of waiting for parts that hang.
-
-    Return how long each part is waited for at most.
-    """
+    """Advance the clock instead of waiting for hanging parts. Return the timeouts of the waits."""
     waits: list[float] = []
     result = Future.result
 
     def waited(future: Future[Any], timeout: float) -> Any:
         waits.append(timeout)
-        if future in [looked._asked[name] for name in hanging] and not future.done():
+        if future in [watched._running[name] for name in hanging] and not future.done():
             clock.shift(timeout)
             raise FutureTimeout
         return result(future, 60)
@@ -154,16 +151,16 @@ def without_waiting(
     return waits
 
 
-def test_parts_that_hang_take_no_longer_than_one(
+def test_hanging_parts_take_no_longer_than_one(
     clock: Clock, never: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hang() -> str:
         never.wait()
         return "at last"
 
-    looked = Health({"one": hang, "two": lambda: "fine", "three": hang})
-    waits = without_waiting(monkeypatch, clock, looked, "one", "three")
-    found = looked.look()
+    watched = Health({"one": hang, "two": lambda: "fine", "three": hang})
+    waits = without_waiting(monkeypatch, clock, watched, "one", "three")
+    found = watched.result()
     assert waits == [TIMEOUT, 0, 0]
     assert found["status"] == "failing"
     assert [part["ok"] for part in found["checks"].values()] == [False, True, False]
@@ -174,7 +171,7 @@ def test_parts_that_hang_take_no_longer_than_one(
     assert len(hanging) >= 2 and all(one.daemon for one in hanging)
 
 
-def test_part_that_hangs_leaves_the_others_their_threads_and_is_asked_once(
+def test_hanging_part_is_started_once_and_does_not_block_the_others(
     clock: Clock, never: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "FRESH", 0.0)
@@ -184,19 +181,19 @@ def test_part_that_hangs_leaves_the_others_their_threads_and_is_asked_once(
         return "at last"
 
     stuck, well = Counted(hang), Counted()
-    looked = Health({"stuck": stuck, "well": well})
-    without_waiting(monkeypatch, clock, looked, "stuck")
+    watched = Health({"stuck": stuck, "well": well})
+    without_waiting(monkeypatch, clock, watched, "stuck")
     for _ in range(10):
-        parts = looked.look()["checks"]
+        parts = watched.result()["checks"]
         assert (parts["stuck"]["ok"], parts["well"]["ok"]) == (False, True)
     assert (stuck.times, well.times) == (1, 10)
     never.set()
-    while not (found := looked.look())["checks"]["stuck"]["ok"]:
+    while not (found := watched.result())["checks"]["stuck"]["ok"]:
         pass
     assert found["status"] == "ok"
 
 
-def test_what_is_told_holds_neither_password_nor_key() -> None:
+def test_result_holds_neither_password_nor_key() -> None:
     for error, says in (
         (RuntimeError(f"can't connect to {SECRET}"), "RuntimeError"),
         (Unhealthy(f"the key {KEY} is not known"), "hk_live_"),
@@ -211,13 +208,13 @@ def test_what_is_told_holds_neither_password_nor_key() -> None:
         assert says in answer.get_json()["checks"]["part"]["found"]
 
 
-def test_key_store_that_can_t_be_reached_is_told_of_without_its_password() -> None:
+def test_unreachable_key_store_is_reported_without_its_password() -> None:
     uri = "postgresql://hokusai:canary@127.0.0.1:1/keys"
     store = LocalStore(uri)
     with pytest.raises(AuthorityUnavailable):  # to import the driver takes seconds, too
         store.generation()
     parts = health.checks(store, lambda: "answers")
-    found = Health({name: parts[name] for name in ("key_store", "migrations")}).look()["checks"]
+    found = Health({name: parts[name] for name in ("key_store", "migrations")}).result()["checks"]
     for part in found.values():
         assert not part["ok"]
         assert "the key store can't be read" in part["found"]
@@ -236,28 +233,30 @@ def test_tables_of_another_version_are_reported(tmp_path: Path) -> None:
 
 
 class TestArtifactFolder:
-    """Of a local folder MLflow says that it is empty, whatever is the matter with it."""
+    """MLflow returns an empty list for a local folder even if it can't be read."""
 
-    def test_it_may_be_there_or_be_made(self, tmp_path: Path) -> None:
-        assert health._look_at(tmp_path) == "can be written"
-        assert "will be made" in health._look_at(tmp_path / "not" / "yet")
+    def test_folder_may_exist_or_be_created(self, tmp_path: Path) -> None:
+        assert health._check_folder(tmp_path) == "can be written"
+        assert "will be created" in health._check_folder(tmp_path / "not" / "yet")
 
-    def test_it_may_not_be_a_file(self, tmp_path: Path) -> None:
+    def test_folder_may_not_be_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         for path in (tmp_path / "file", tmp_path / "file" / "below"):
-            with pytest.raises(Unhealthy, match="is no folder"):
-                health._look_at(path)
+            with pytest.raises(Unhealthy, match="is not a folder"):
+                health._check_folder(path)
 
     def test_server_must_be_able_to_read_and_write_it(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="hokusai-auth-"))  # not pytest's, which is root's
+        folder = Path(
+            tempfile.mkdtemp(prefix="hokusai-auth-")
+        )  # only root may enter pytest's folder
         folder.chmod(0o755)
 
         def look(path: Path) -> str:
-            # Root may read and write everything, and so would find nothing wrong.
+            # Root may read and write everything, so the check must run as another user.
             if os.geteuid() == 0:
                 os.setgroups([]), os.setgid(65534), os.setuid(65534)
             try:
-                return health._look_at(path)
+                return health._check_folder(path)
             except (Unhealthy, PermissionError) as error:
                 return f"{type(error).__name__}: {error}"
 
@@ -269,16 +268,16 @@ class TestArtifactFolder:
                 if os.geteuid() == 0:
                     shutil.chown(artifacts, 65534)
                 unhealthy = "Unhealthy: the artifact folder can't be read"
-                said = forked(functools.partial(look, artifacts))
-                assert said.startswith(unhealthy), (mode, said)
-                said = forked(functools.partial(look, artifacts / "below"))
-                # What is below a folder that is not to be entered can't even be looked for.
-                assert said.startswith((unhealthy, "PermissionError")), (mode, said)
+                result = forked(functools.partial(look, artifacts))
+                assert result.startswith(unhealthy), (mode, result)
+                result = forked(functools.partial(look, artifacts / "below"))
+                # A path below a folder that can't be entered can't even be watched up.
+                assert result.startswith((unhealthy, "PermissionError")), (mode, result)
         finally:
             shutil.rmtree(folder)
 
 
-def test_others_are_told_what_was_found_before_while_somebody_looks() -> None:
+def test_last_result_is_returned_while_checks_run() -> None:
     looking, go_on = threading.Event(), threading.Event()
 
     def slow() -> str:
@@ -289,13 +288,13 @@ def test_others_are_told_what_was_found_before_while_somebody_looks() -> None:
 
     first = [True]
     watched = Health({"part": slow})
-    found = watched.look()
+    found = watched.result()
     first.clear()
-    watched._found = (watched._found[0] - FRESH - 1, found)  # type: ignore[index]
+    watched._last = (watched._last[0] - FRESH - 1, found)  # type: ignore[index]
     with ThreadPoolExecutor(1) as other:
-        asked = other.submit(watched.look)
+        asked = other.submit(watched.result)
         assert looking.wait(60)
-        assert watched.look() is found
+        assert watched.result() is found
         assert not asked.done()
         go_on.set()
         assert asked.result(60) is not found
@@ -303,7 +302,7 @@ def test_others_are_told_what_was_found_before_while_somebody_looks() -> None:
 
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
-    """Where another server is, which has no artifacts."""
+    """The URL of another server, which has no artifacts."""
     app = flask.Flask("elsewhere")
     app.add_url_rule("/api/2.0/mlflow-artifacts/artifacts", view_func=lambda: {"files": []})
     server = make_server("127.0.0.1", 0, wsgi_gate(app, make_gate()), threaded=True)
@@ -313,7 +312,7 @@ def elsewhere() -> Iterator[str]:
     server.server_close()
 
 
-def test_artifacts_that_are_not_in_a_folder_here_are_asked_for(
+def test_remote_artifact_root_is_checked_by_listing(
     elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another server's artifacts stand for an object store."""

@@ -1,4 +1,4 @@
-"""The REST API in process, on a real store: what it takes, refuses, and does with reports of leaks."""
+"""The REST API in process, on a real store: keys, mistakes, and reports of leaks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ACME = {"owner": "ACME", "scopes": ["model:write"]}
 
 @dataclass
 class Api:
-    """What answers, and the store behind it."""
+    """The app with the API, and its store."""
 
     store: LocalStore
     app: flask.Flask
@@ -85,7 +85,7 @@ MISTAKES: list[tuple[str, object, int, str]] = [
     ("POST /keys", b"{", 400, "Send a JSON object"),
     ("POST /keys", [], 400, "Send a JSON object"),
     ("POST /keys", {}, 400, "owner: "),
-    ("POST /keys", {**ACME, "owner": " "}, 400, "must say whom the key is for"),
+    ("POST /keys", {**ACME, "owner": " "}, 400, "must name the owner of the key"),
     ("POST /keys", {**ACME, "owner": "a\x07"}, 400, "must be printable text"),
     ("POST /keys", {**ACME, "name": "a\nb"}, 400, "must be printable text"),
     ("POST /keys", {**ACME, "note": "a\x07"}, 400, "must be printable text"),
@@ -100,16 +100,16 @@ MISTAKES: list[tuple[str, object, int, str]] = [
 ]
 
 
-def test_mistake_is_explained(here: Api) -> None:
+def test_mistakes_are_explained(here: Api) -> None:
     wrong = []
     for line, body, status, says in MISTAKES:
         answer = here.ask(line, body)
-        told = answer.json or {}
+        reply = answer.json or {}
         kept = answer.headers["Cache-Control"] == "no-store" and not here.store.page()[0]
-        if answer.status_code != status or says not in told.get("message", ""):
+        if answer.status_code != status or says not in reply.get("message", ""):
             wrong.append(f"{line} {body}: {answer.status_code} {answer.text}, not {status} {says}")
-        elif not told["error_code"] or not kept:
-            wrong.append(f"{line} {body}: {told} {answer.headers} {here.store.page()}")
+        elif not reply["error_code"] or not kept:
+            wrong.append(f"{line} {body}: {reply} {answer.headers} {here.store.page()}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -144,21 +144,19 @@ def test_key_is_made_changed_and_shown(here: Api) -> None:
         ("?owner=x", 0),
         ("?state=revoked", 0),
     ):
-        listed = here.ask(f"GET /keys{query}").json
-        assert listed is not None and len(listed["keys"]) == count, query
+        page = here.ask(f"GET /keys{query}").json
+        assert page is not None and len(page["keys"]) == count, query
     assert here.ask("POST /keys/import", {**ACME, "key": key}).status_code in (400, 409)
 
 
-def test_key_from_before_is_taken_in_once(here: Api) -> None:
+def test_existing_key_is_imported_once(here: Api) -> None:
     old = "hk_live_" + "a1B2" * 8
     assert here.ask("POST /keys/import", {**ACME, "key": f" {old}\n"}).status_code == 201
     assert here.store.find(old) is not None
     assert here.ask("POST /keys/import", {**ACME, "key": old}).status_code == 409
 
 
-def test_all_keys_are_exported_or_the_failure_is_an_answer(
-    here: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_has_all_keys_or_an_error_status(here: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     assert here.ask("GET /keys/export").text == ""
     made = [here.store.create(**ACME)[0].key_id for _ in range(3)]  # type: ignore[arg-type]
     answer = here.ask("GET /keys/export")
@@ -174,7 +172,7 @@ def test_all_keys_are_exported_or_the_failure_is_an_answer(
     assert failed.json["error_code"] == "TEMPORARILY_UNAVAILABLE"
 
 
-def test_key_replaces_itself_and_no_other(here: Api) -> None:
+def test_key_may_rotate_itself_and_no_other(here: Api) -> None:
     own, other = (here.store.create(**ACME)[0] for _ in range(2))  # type: ignore[arg-type]
     caller = Principal(own.key_id, own.owner, frozenset(own.scopes))
     assert here.ask(f"POST /keys/{other.key_id}/rotate", caller=caller).status_code == 403
@@ -187,7 +185,7 @@ def test_key_replaces_itself_and_no_other(here: Api) -> None:
     assert here.ask(f"POST /keys/{other.key_id}/rotate").status_code == 201
 
 
-def test_body_is_read_whatever_it_is_sent_as(here: Api) -> None:
+def test_body_is_read_with_any_content_type(here: Api) -> None:
     for kind in ("application/x-www-form-urlencoded", "text/plain", ""):
         own, key = here.store.create(**ACME)  # type: ignore[arg-type]
         path = f"POST /keys/{own.key_id}/rotate"
@@ -197,25 +195,25 @@ def test_body_is_read_whatever_it_is_sent_as(here: Api) -> None:
         assert found is not None and found.state(time.time()) == "expired"
 
 
-def test_key_does_not_get_around_its_limit_by_replacing_itself(here: Api) -> None:
+def test_key_does_not_evade_its_rate_limit_by_rotating_itself(here: Api) -> None:
     own, _ = here.store.create(**ACME, rate_limit_per_hour=3)  # type: ignore[arg-type]
     caller = Principal(own.key_id, own.owner, frozenset(own.scopes), rate_limit_per_hour=3)
     path = f"POST /keys/{own.key_id}/rotate"
     refused = here.ask(path, caller=caller)
     assert refused.status_code == 409 and refused.json is not None
     assert "once it is an hour old" in refused.json["message"]
-    with time_machine.travel(time.time() + keys_api.LIMITED_AGE + 1) as clock:
-        made = here.ask(path, {"overlap": 2 * keys_api.LIMITED_AGE}, caller).json
+    with time_machine.travel(time.time() + keys_api.MIN_LIMITED_AGE + 1) as clock:
+        made = here.ask(path, {"overlap": 2 * keys_api.MIN_LIMITED_AGE}, caller).json
         assert made is not None
         caller = replace(caller, key_id=made["key_id"])
         path = f"POST /keys/{made['key_id']}/rotate"
-        # Else there would be one more of them each hour.
-        clock.shift(keys_api.LIMITED_AGE + 1)
+        # Otherwise the number of live keys would grow by one each hour.
+        clock.shift(keys_api.MIN_LIMITED_AGE + 1)
         refused = here.ask(path, caller=caller)
         assert refused.status_code == 409 and "has ended" in refused.text
-        clock.shift(keys_api.LIMITED_AGE)
+        clock.shift(keys_api.MIN_LIMITED_AGE)
         assert here.ask(path, caller=caller).status_code == 201
-    # Whoever may make keys without a limit may replace them, too.
+    # An administrator could make a key without a limit anyway, so may rotate any.
     admin, _ = here.store.create(owner="o", scopes=["mlflow:admin"], rate_limit_per_hour=3)
     manages = Principal(admin.key_id, "o", frozenset(admin.scopes), rate_limit_per_hour=3)
     for caller in (ADMIN, manages):
@@ -224,7 +222,7 @@ def test_key_does_not_get_around_its_limit_by_replacing_itself(here: Api) -> Non
         assert here.ask(path, caller=caller).status_code == 201
 
 
-def test_key_is_revoked_by_request_and_the_last_that_manages_by_force(
+def test_key_is_revoked_and_the_last_administrator_only_by_force(
     here: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
@@ -238,21 +236,21 @@ def test_key_is_revoked_by_request_and_the_last_that_manages_by_force(
     assert answer.json is not None and answer.json["state"] == "revoked"
     assert waited == []
     assert here.ask(f"{path}?wait=true").json == answer.json
-    assert waited == [keys_api.SETTLED]
+    assert waited == [keys_api.REVOKED_EVERYWHERE]
 
 
-def test_caller_is_told_of_itself(here: Api) -> None:
+def test_whoami_describes_the_caller(here: Api) -> None:
     record, _ = here.store.create(**ACME, name="laptop")  # type: ignore[arg-type]
     caller = Principal(
         record.key_id, "ACME", frozenset(record.scopes), rate_limit_per_hour=9, networks=("::1",)
     )
-    told = here.ask("GET /whoami", caller=caller).json
-    assert told is not None
-    assert (told["key_id"], told["name"], told["networks"]) == (record.key_id, "laptop", ["::1"])
-    assert told["rate_limit"]["limit"] == told["rate_limit"]["remaining"] == 9
-    # One of the auth service's, which the store does not know.
-    told = here.ask("GET /whoami").json
-    assert told is not None and told["name"] == "" and told["rate_limit"] is None
+    reply = here.ask("GET /whoami", caller=caller).json
+    assert reply is not None
+    assert (reply["key_id"], reply["name"], reply["networks"]) == (record.key_id, "laptop", ["::1"])
+    assert reply["rate_limit"]["limit"] == reply["rate_limit"]["remaining"] == 9
+    # The store does not know a key of the auth service.
+    reply = here.ask("GET /whoami").json
+    assert reply is not None and reply["name"] == "" and reply["rate_limit"] is None
 
 
 class TestReportsOfLeaks:
@@ -268,14 +266,14 @@ class TestReportsOfLeaks:
         }
         return api.ask("POST /keys/leaked", body, None, **headers)
 
-    def test_key_found_in_public_is_revoked_at_once(self, here: Api) -> None:
-        # Even the last one that may manage keys.
+    def test_leaked_key_is_revoked_at_once(self, here: Api) -> None:
+        # The last key that may manage keys is revoked, too.
         record, key = here.store.create(owner="root", scopes=["mlflow:admin"])
         retyped = key[:-1] + ("0" if key[-1] != "0" else "1")
         elsewhere = "hk_live_" + "a1B2" * 8
         answer = self.report(here, key, retyped, elsewhere)
         assert answer.status_code == 200
-        # Of `elsewhere` nothing is said: it may be a key of the auth service.
+        # The reply omits `elsewhere`, which may be a key of the auth service.
         assert [(one["token_hash"], one["label"]) for one in answer.json] == [
             (keys.digest(key), "true_positive"),
             (keys.digest(retyped), "false_positive"),
@@ -284,10 +282,10 @@ class TestReportsOfLeaks:
         audited = here.audited()
         assert (audited["event"], audited["key_id"]) == ("key.leaked", record.key_id)
         assert "https://a.example" in str(audited) and audited["address"] == "192.0.2.7"
-        # It was a key of ours, whatever became of it.
+        # A revoked key still counts as one of ours.
         assert self.report(here, key).json[0]["label"] == "true_positive"
 
-    def test_report_that_github_has_not_signed_does_nothing(self, here: Api) -> None:
+    def test_report_without_githubs_signature_revokes_nothing(self, here: Api) -> None:
         record, leaked = here.store.create(**ACME)  # type: ignore[arg-type]
         for key, by in ((signed.OTHER, "one"), (signed.SIGNER, "three")):
             answer = self.report(here, leaked, key=key, by=by)
@@ -295,10 +293,10 @@ class TestReportsOfLeaks:
             assert answer.json["error_code"] == "UNAUTHENTICATED"
             assert here.store.get(record.key_id).revoked_at is None
 
-    def test_body_that_is_no_report_is_refused(self, here: Api) -> None:
+    def test_malformed_report_is_refused(self, here: Api) -> None:
         assert self.send(here, b"{}").status_code == 400
 
-    def test_without_keys_of_github_no_report_is_believed(self, tmp_path: Path) -> None:
+    def test_report_is_refused_without_githubs_keys(self, tmp_path: Path) -> None:
         # The gate answers 404 before the body: tests/adversarial/test_strangers.py.
         api = served(tmp_path, {})
         record, leaked = api.store.create(**ACME)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Leak reports: that only what GitHub signed counts, and that no report can harm or show a key."""
+"""Leak reports count only if GitHub signed them, and no report can harm or show a key."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def report(**changes: object) -> bytes:
 
 
 def refusal(read: Callable[[Any], object], given: object) -> str:
-    """What `read` says of what it is given, when it refuses it."""
+    """The message with which `read` refuses its argument."""
     try:
         return f"nothing is wrong: {read(given)}"
     except ValueError as error:
@@ -74,16 +74,16 @@ def test_every_key_of_the_file_counts(saved: Any) -> None:
     answer = {"public_keys": [entry("old", pem(OTHER), False), entry("new", pem(SIGNER))]}
     keys = leak_reports.load(saved(answer))
     assert keys == {"old": OTHER.public_key(), "new": SIGNER.public_key()}
-    assert leak_reports.verified(BODY, "old", sign(BODY, OTHER), keys)
-    assert leak_reports.verified(BODY, "new", sign(BODY), keys)
-    assert not leak_reports.verified(BODY, "old", sign(BODY), keys)
+    assert leak_reports.is_genuine(BODY, "old", sign(BODY, OTHER), keys)
+    assert leak_reports.is_genuine(BODY, "new", sign(BODY), keys)
+    assert not leak_reports.is_genuine(BODY, "old", sign(BODY), keys)
 
 
 def test_identifier_has_one_key(saved: Any) -> None:
     twice = [entry("one", pem(SIGNER)), entry("one", pem(SIGNER), False)]
     assert list(leak_reports.load(saved({"public_keys": twice}))) == ["one"]
     different = [entry("one", pem(SIGNER)), entry("one", pem(OTHER))]
-    with pytest.raises(ValueError, match="two keys of one identifier"):
+    with pytest.raises(ValueError, match="two keys with one identifier"):
         leak_reports.load(saved({"public_keys": different}))
 
 
@@ -113,13 +113,15 @@ WRONG_KEYS = {
 
 
 def test_wrong_key_is_refused_even_beside_a_good_one(saved: Any) -> None:
-    expected = re.compile(rf"public key 2 in .* is no P-256 key; .*curl.*{leak_reports.KEYS_URL}")
+    expected = re.compile(
+        rf"public key 2 in .* is not a P-256 key; .*curl.*{leak_reports.KEYS_URL}"
+    )
     wrong = []
     for name, key in WRONG_KEYS.items():
         both = [entry("one", pem(SIGNER)), entry("two", key)]
-        said = refusal(leak_reports.load, saved({"public_keys": both}))
-        if not expected.search(said) or "PRIVATE" in said:
-            wrong.append(f"{name}: {said}")
+        message = refusal(leak_reports.load, saved({"public_keys": both}))
+        if not expected.search(message) or "PRIVATE" in message:
+            wrong.append(f"{name}: {message}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -127,9 +129,9 @@ def test_item_without_identifier_or_key_is_refused(saved: Any) -> None:
     items = [entry(identifier, pem(SIGNER)) for identifier in (None, "", 3, ["one"])]
     wrong = []
     for item in (*items, None, 1, "a", [], {}):
-        said = refusal(leak_reports.load, saved({"public_keys": [item]}))
-        if "public key 1" not in said:
-            wrong.append(f"{item}: {said}")
+        message = refusal(leak_reports.load, saved({"public_keys": [item]}))
+        if "public key 1" not in message:
+            wrong.append(f"{item}: {message}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -149,9 +151,9 @@ MALFORMED = {
 def test_malformed_file_is_refused(saved: Any) -> None:
     wrong = []
     for name, content in MALFORMED.items():
-        said = refusal(leak_reports.load, saved(content))
-        if "has no public_keys; save it again: curl" not in said:
-            wrong.append(f"{name}: {said}")
+        message = refusal(leak_reports.load, saved(content))
+        if "has no public_keys; save it again: curl" not in message:
+            wrong.append(f"{name}: {message}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -165,7 +167,7 @@ def test_unreadable_file_is_refused(tmp_path: Path) -> None:
             leak_reports.load(str(path))
 
 
-# verified
+# is_genuine
 
 
 def test_githubs_example(saved: Any) -> None:
@@ -202,9 +204,9 @@ def test_githubs_example(saved: Any) -> None:
         "MEQCIQDaMKqrGnE27S0kgMrEK0eYBmyG0LeZismAEz/BgZyt7AIf"
         "Xt9fErtRS4XaeSt/AO1RtBY66YcAdjxji410VQV4xg=="
     )
-    assert leak_reports.verified(body, new, signature, keys)
-    assert not leak_reports.verified(body + b"\n", new, signature, keys)
-    assert not leak_reports.verified(body, old, signature, keys)
+    assert leak_reports.is_genuine(body, new, signature, keys)
+    assert not leak_reports.is_genuine(body + b"\n", new, signature, keys)
+    assert not leak_reports.is_genuine(body, old, signature, keys)
     assert leak_reports.parse(body) == [
         leak_reports.Leak("some_token", "some_type", "https://example.com/base-repo-url/", "commit")
     ]
@@ -214,7 +216,7 @@ def test_githubs_example(saved: Any) -> None:
         "MEUCIQDKZokqnCjrRtw0tni+2Ltvl/uiMJ1EGumEsp1BsNr32AIg"
         "QY1YXD2nlj+XNfGK4rBfkMJ1JDOQcYXxa2sY8FNkrKc="
     )
-    assert leak_reports.verified(body, old, signature, keys)
+    assert leak_reports.is_genuine(body, old, signature, keys)
     assert leak_reports.parse(body) == [
         leak_reports.Leak("some_token", "some_type", "some_url", "")
     ]
@@ -222,8 +224,8 @@ def test_githubs_example(saved: Any) -> None:
 
 def test_signed_body_is_genuine() -> None:
     for body in (BODY, b"", b"\xff\x00", b"x" * 10**6):
-        assert leak_reports.verified(body, "one", sign(body), KEYS)
-        assert leak_reports.verified(body, "two", sign(body, OTHER), KEYS)
+        assert leak_reports.is_genuine(body, "one", sign(body), KEYS)
+        assert leak_reports.is_genuine(body, "two", sign(body, OTHER), KEYS)
 
 
 GOOD = sign(BODY)
@@ -259,16 +261,16 @@ BAD: dict[str, tuple[bytes, str, str]] = {
 
 
 def test_body_that_github_did_not_sign_is_not_genuine() -> None:
-    assert [name for name, sent in BAD.items() if leak_reports.verified(*sent, KEYS)] == []
-    assert not leak_reports.verified(BODY, "one", GOOD, {})
+    assert [name for name, sent in BAD.items() if leak_reports.is_genuine(*sent, KEYS)] == []
+    assert not leak_reports.is_genuine(BODY, "one", GOOD, {})
 
 
 SIGNATURES = st.text() | st.binary().map(lambda raw: base64.b64encode(raw).decode())
 
 
 @given(st.binary(), st.sampled_from(["one", "two"]) | st.text(), SIGNATURES)
-def test_verified_never_raises(body: bytes, identifier: str, signature: str) -> None:
-    assert leak_reports.verified(body, identifier, signature, KEYS) is False
+def test_is_genuine_never_raises(body: bytes, identifier: str, signature: str) -> None:
+    assert leak_reports.is_genuine(body, identifier, signature, KEYS) is False
 
 
 @given(st.integers(0), st.integers(1, 255))
@@ -277,8 +279,8 @@ def test_changed_signature_or_body_is_not_genuine(position: int, change: int) ->
         place = position % len(text)
         return text[:place] + bytes([text[place] ^ change]) + text[place + 1 :]
 
-    assert not leak_reports.verified(BODY, "one", base64.b64encode(changed(RAW)).decode(), KEYS)
-    assert not leak_reports.verified(changed(BODY), "one", GOOD, KEYS)
+    assert not leak_reports.is_genuine(BODY, "one", base64.b64encode(changed(RAW)).decode(), KEYS)
+    assert not leak_reports.is_genuine(changed(BODY), "one", GOOD, KEYS)
 
 
 # parse
@@ -308,14 +310,14 @@ def test_key_counts_without_its_place() -> None:
 def test_match_needs_a_token_and_a_type() -> None:
     wrong = []
     for name, value in product(("token", "type"), ((), None, 5, "", ["x"])):
-        said = refusal(leak_reports.parse, report(**{name: value}))
-        if "Match 1 of the report has no token or no type" not in said:
-            wrong.append(f"{name} {value}: {said}")
+        message = refusal(leak_reports.parse, report(**{name: value}))
+        if "Match 1 of the report has no token or no type" not in message:
+            wrong.append(f"{name} {value}: {message}")
     good = {"token": "t", "type": "a"}
     for match in (None, 1, "text", [], {}):
-        said = refusal(leak_reports.parse, json.dumps([good, match, good]).encode())
-        if "Match 2 of" not in said:
-            wrong.append(f"{match}: {said}")
+        message = refusal(leak_reports.parse, json.dumps([good, match, good]).encode())
+        if "Match 2 of" not in message:
+            wrong.append(f"{match}: {message}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -348,13 +350,13 @@ def test_text_that_is_no_list_of_matches_is_refused() -> None:
     too_long = {str(count): json.dumps([match] * count).encode() for count in counts}
     wrong = []
     for name, body in (NO_LIST | too_long).items():
-        said = refusal(leak_reports.parse, body)
-        if "A report is a JSON list of at most 1000" not in said:
-            wrong.append(f"{name}: {said}")
+        message = refusal(leak_reports.parse, body)
+        if "A report is a JSON list of at most 1000" not in message:
+            wrong.append(f"{name}: {message}")
     assert not wrong, "\n".join(wrong)
 
 
-#: As a report names it, and as it is logged.
+#: Texts of a report, and their form in the log.
 LOGGED = {"type": "kind", "url": "url", "source": "source"}
 
 
@@ -363,7 +365,7 @@ def test_log_holds_no_key() -> None:
     padding = "x" * (leak_reports.MAX_TEXT - 11)  # the limit falls into the key
     for text, logged in {
         f"https://example.com/?key={key}&x": "https://example.com/?key=hk_live_***&x",
-        # These would be put together by what takes out the characters that can't be printed.
+        # Removing the unprintable characters would join these parts to a key.
         f"{key[:3]}\0{key[3:]}": "hk_live_***",
         f"{key[:20]}\u200b{key[20:]}": "hk_live_***",
         "https://a/" + key.replace("_", "%5F"): "https://a/hk_live_***",
@@ -396,7 +398,7 @@ def test_error_does_not_show_the_token() -> None:
     for tail in (b"", b"]]", b',{"token": 1}]', b"\xff"):
         with pytest.raises(ValueError) as caught:
             leak_reports.parse(report(token=key)[:-1] + tail)
-        # Not in what caused it either: an error reporter shows that too.
+        # The cause must not hold it either: error reporters show causes, too.
         assert caught.value.__cause__ is None and caught.value.__context__ is None, tail
         assert key not in repr(caught.value), tail
 
@@ -483,9 +485,8 @@ def test_match_is_importable_but_for_its_checksum(text: str) -> None:
 
 
 def test_pattern_is_one_that_hyperscan_takes() -> None:
-    """Nothing of what its reference lists as unsupported ("Pattern Support"): lookaround,
-    backreferences, atomic groups, possessive quantifiers, conditions. Compiled and tried once with
-    Hyperscan 5.4 itself, which is no dependency."""
+    """Hyperscan's reference ("Pattern Support") excludes lookaround, backreferences, atomic groups,
+    possessive quantifiers and conditions. The pattern was tried once with Hyperscan 5.4 itself."""
     assert leak_reports.PATTERN.isascii()
     assert set(re.findall(r"\(\?.", leak_reports.PATTERN)) == {"(?:"}
     assert set(re.findall(r"\\.", leak_reports.PATTERN)) == {r"\b"}

@@ -1,4 +1,4 @@
-"""The pages in process: signing in, and what the page of keys shows to whom."""
+"""The pages in process: signing in, and the contents of the page of keys for each kind of key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ADDRESS = "192.0.2.7"
 
 @dataclass
 class Pages:
-    """What answers, and the store behind it."""
+    """The app with the pages, and its store."""
 
     store: LocalStore
     app: flask.Flask
@@ -64,19 +64,19 @@ def here(tmp_path: Path) -> Pages:
 
 
 class Down(Memory):
-    """An authority that can't be asked."""
+    """An authority that is down."""
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:
         raise AuthorityUnavailable("down")
 
 
-def test_outage_is_not_taken_for_a_wrong_key(tmp_path: Path) -> None:
+def test_sign_in_during_an_outage_does_not_say_that_the_key_is_wrong(tmp_path: Path) -> None:
     answer = pages(tmp_path, Down()).sign_in(KEYS["read"])
     assert answer.status_code == 503 and "Set-Cookie" not in answer.headers
     assert "does not open" not in answer.text
 
 
-def test_sign_in_does_not_wait_for_the_end_of_a_stall(tmp_path: Path) -> None:
+def test_sign_in_does_not_wait_for_an_authority_that_hangs(tmp_path: Path) -> None:
     authority = Stuck()
     answer = pages(tmp_path, authority=authority, lookups=LookupPool(0.1)).sign_in(KEYS["read"])
     assert not authority.free.is_set()
@@ -84,7 +84,7 @@ def test_sign_in_does_not_wait_for_the_end_of_a_stall(tmp_path: Path) -> None:
     assert answer.status_code == 503 and "Set-Cookie" not in answer.headers
 
 
-def test_sign_in_with_a_key_that_came_too_often_is_refused_for_that(tmp_path: Path) -> None:
+def test_sign_in_with_a_rate_limited_key_is_refused_for_its_limit(tmp_path: Path) -> None:
     once = replace(PRINCIPALS["read"], rate_limit_per_hour=1)
     there = pages(tmp_path, Memory({"read": once}))
     assert there.sign_in(KEYS["read"]).status_code == 303
@@ -93,7 +93,7 @@ def test_sign_in_with_a_key_that_came_too_often_is_refused_for_that(tmp_path: Pa
     assert "does not open" not in answer.text
 
 
-def test_wrong_key_is_audited_by_its_address(here: Pages) -> None:
+def test_wrong_keys_are_audited_by_address(here: Pages) -> None:
     for key in (KEYS["unknown"], KEYS["unknown"], "hk live"):
         assert here.sign_in(key).status_code == 401
     assert here.store.database.audited() == []
@@ -112,13 +112,13 @@ def test_administrator_pages_through_all_keys_and_others_see_none(here: Pages) -
     path = f"/hokusai/keys?max_results=2&page_token={made[1].key_id}"
     older = here.ask("GET", path, PRINCIPALS["admin"]).text
     assert made[0].key_id in older and "Older keys" not in older
-    # Back to the first page, with what else was asked for.
+    # The link to the first page keeps the other parameters.
     assert 'href="keys?max_results=2"' in older
     others = here.ask("GET", "/hokusai/keys", PRINCIPALS["write"]).text
     assert not any(record.key_id in others for record in made) and "New key" not in others
 
 
-def test_page_that_changes_keys_has_the_token_of_the_session(here: Pages) -> None:
+def test_page_of_keys_has_the_csrf_token_of_the_session(here: Pages) -> None:
     token = keys.session_token()
     cookie = {"Cookie": f"{browser.LOOPBACK_COOKIE}={token}"}
     page = here.ask("GET", "/hokusai/keys", PRINCIPALS["admin"], headers=cookie).text
@@ -127,20 +127,20 @@ def test_page_that_changes_keys_has_the_token_of_the_session(here: Pages) -> Non
     assert 'name="csrf-token" content=""' in without
 
 
-def test_time_that_never_was_is_shown_as_none(here: Pages) -> None:
+def test_missing_time_is_shown_as_nothing(here: Pages) -> None:
     date = here.app.jinja_env.filters["hokusai_date"]
     assert (date(None), date(86400.0)) == ("", "1970-01-02 00:00")
 
 
-def test_mlflow_s_pages_offer_what_the_key_may(here: Pages) -> None:
+def test_mlflow_is_told_the_permissions_of_the_key(here: Pages) -> None:
     path = "/ajax-api/3.0/mlflow/users/current/permissions"
     for kind, permission in (("read", "READ"), ("write", "MANAGE")):
-        told = here.ask("GET", path, PRINCIPALS[kind]).json
-        assert told is not None and told["is_admin"] is False
-        assert [one["permission"] for one in told["permissions"]] == [permission]
+        answer = here.ask("GET", path, PRINCIPALS[kind]).json
+        assert answer is not None and answer["is_admin"] is False
+        assert [one["permission"] for one in answer["permissions"]] == [permission]
 
 
-def test_page_that_can_t_be_shown_says_why(here: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_page_of_keys_says_why(here: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> Any:
         raise AuthorityUnavailable("postgresql://canary")
 

@@ -1,4 +1,4 @@
-"""What one server tells another about a key."""
+"""One server validates a key for another."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BOUND = Principal("key_1", "x", frozenset({"mlflow:read"}), networks=("198.51.10
 
 
 def status(address: str, **body: str) -> int:
-    """Of the answer to a server at `address`."""
-    return asked(BOUND, address, **body).status_code
+    """The status of the answer to a server at `address`."""
+    return validate(BOUND, address, **body).status_code
 
 
-def asked(principal: Principal, address: str, /, *other: str, **body: str) -> TestResponse:
-    """The answer to a server at `address`, whose caller sent the key of `principal`."""
+def validate(principal: Principal, address: str, /, *other: str, **body: str) -> TestResponse:
+    """The answer to a server at `address` that sends the key of `principal`."""
     app = flask.Flask("tested")
     app.register_blueprint(validate_key.blueprint())
 
@@ -31,17 +31,17 @@ def asked(principal: Principal, address: str, /, *other: str, **body: str) -> Te
     return contextvars.copy_context().run(ask)
 
 
-def test_a_key_of_some_networks_is_valid_for_who_calls_from_there_alone() -> None:
+def test_key_with_networks_is_valid_only_for_clients_in_them() -> None:
     assert status("192.0.2.1", client_ip="198.51.100.7") == 200
     assert status("198.51.100.7", client_ip="192.0.2.1") == 401
     assert status("198.51.100.7", client_ip="nowhere") == 401
     assert status("198.51.100.7", client_ip="1" * 100_000) == 401
-    # Who asks names no address: then its own counts.
+    # If the calling server names no address, its own counts.
     assert status("198.51.100.7") == 200
     assert status("192.0.2.1") == 401
 
 
-def test_all_that_is_known_of_a_key_is_told() -> None:
+def test_answer_has_every_attribute_of_the_key() -> None:
     known = Principal(
         "key_2",
         "y",
@@ -51,7 +51,7 @@ def test_all_that_is_known_of_a_key_is_told() -> None:
         is_admin=True,
         rate_limit_per_hour=5,
     )
-    assert asked(known, "192.0.2.1", service_id="mlflow").json == {
+    assert validate(known, "192.0.2.1", service_id="mlflow").json == {
         "is_valid": True,
         "key_id": "key_2",
         "user_id": "y",
@@ -65,6 +65,6 @@ def test_all_that_is_known_of_a_key_is_told() -> None:
         "monthly_prediction_limit": None,
         "error": None,
     }
-    # A body that is no object names nothing.
-    plain = asked(Principal("key_3", "z", frozenset()), "192.0.2.1", "service_id").json
+    # A body that is not an object is ignored.
+    plain = validate(Principal("key_3", "z", frozenset()), "192.0.2.1", "service_id").json
     assert plain is not None and plain["email"] is None and plain["service_id"] == "platform"

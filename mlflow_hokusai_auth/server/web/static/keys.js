@@ -1,12 +1,12 @@
 "use strict";
-// The page of keys. What it shows comes from the server as HTML; what it changes goes through the REST
-// API, and afterwards it fetches its own list anew.
+// The page of keys. The server renders the list as HTML. Changes go through the REST API, after which
+// the list is fetched again.
 
 const API = "../api/2.0/hokusai/keys";
 const DAY = 86400;
 const $ = (selector, root = document) => root.querySelector(selector);
 
-/** Call the API. Gives {status, body}; never comes back if the session has ended. */
+/** Call the API and resolve to {status, body}. Never resolves if the session has ended. */
 async function call(method, path, body) {
   let answer;
   try {
@@ -36,7 +36,7 @@ function signIn() {
   return new Promise(() => {});
 }
 
-/** Fetch the list anew, and put it in place of the one shown. */
+/** Fetch the list again and replace the one shown. */
 async function refresh() {
   let answer;
   try {
@@ -77,7 +77,7 @@ function localise() {
 
 // Dialogs
 
-/** The key that the open dialog is about, as the server described it. */
+/** The key of the open dialog, as the API described it. */
 let subject = null;
 
 function open(name, key = null) {
@@ -105,7 +105,7 @@ function fill(form, key) {
   for (const scope of key.scopes) {
     let box = [...form.scopes].find(({ value }) => value === scope);
     if (!box) {
-      // One that the form does not offer, such as an older name, so that it is not lost.
+      // Keep a scope that the form does not offer, such as an older name.
       const label = $(".boxes .check", form).cloneNode(true);
       label.classList.add("extra");
       $("code", label).textContent = scope;
@@ -143,12 +143,12 @@ function fields(form) {
 
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
-/** What each dialog does when its form is sent: gives the answer, and what to say of it. */
+/** The action of each dialog: resolves to the API's answer and the words for its success. */
 const submit = {
   async create(form) {
     const key = form.key.value.trim();
     const body = fields(form);
-    if (key) return [await call("POST", "/import", { ...body, key }), "taken in"];
+    if (key) return [await call("POST", "/import", { ...body, key }), "imported"];
     return [await call("POST", "", { ...body, environment: form.environment.value }), "created"];
   },
   async rotate(form) {
@@ -165,7 +165,7 @@ const submit = {
     const query = `?wait=true&force=${!form.force.disabled && form.force.checked}`;
     const answer = await call("DELETE", `/${subject.key_id}${query}`);
     if (answer.status === 409) force(form, true);
-    return [answer, "revoked, and refused everywhere"];
+    return [answer, "revoked and refused everywhere"];
   },
 };
 
@@ -179,7 +179,7 @@ async function send(dialog, form) {
   dialog.dataset.busy = "";
   button.setAttribute("aria-disabled", "true");
   complain(form, "");
-  const [{ status, body }, said] = await submit[dialog.id](form);
+  const [{ status, body }, outcome] = await submit[dialog.id](form);
   delete dialog.dataset.busy;
   button.removeAttribute("aria-disabled");
   if (status < 200 || status >= 300) {
@@ -188,7 +188,7 @@ async function send(dialog, form) {
   }
   const about = subject ?? body;
   dialog.close();
-  $("#status").textContent = said && `${about.name || about.owner} ${said}.`;
+  $("#status").textContent = outcome && `${about.name || about.owner} ${outcome}.`;
   if (body.key) show(body);
   else await refresh();
 }
@@ -199,7 +199,7 @@ function complain(form, message) {
   if (message) place.scrollIntoView({ block: "nearest" });
 }
 
-// The one time that a key is shown
+// The dialog that shows a new key, once
 
 let copied = true;
 
@@ -219,9 +219,9 @@ async function copy(button) {
     await navigator.clipboard.writeText(field.value);
     copied = true;
   } catch {
-    copied = document.execCommand("copy"); // not over https, or not permitted
+    copied = document.execCommand("copy"); // The clipboard needs https and permission.
   }
-  $("#made .status").textContent = copied ? "Copied." : "Copying is not allowed here: press Ctrl+C.";
+  $("#made .status").textContent = copied ? "Copied." : "Copying is not allowed here. Press Ctrl+C.";
   if (copied) button.focus();
 }
 
@@ -262,7 +262,7 @@ for (const dialog of document.querySelectorAll("dialog")) {
     if (dialog.id === "made" && !copied) {
       event.preventDefault();
       copied = true;
-      $("#made .status").textContent = "Not copied yet. Press Escape again to close all the same.";
+      $("#made .status").textContent = "Not copied yet. Press Escape again to close anyway.";
     }
   });
   if (dialog.id === "made") dialog.addEventListener("close", forget);

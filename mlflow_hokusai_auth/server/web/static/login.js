@@ -1,5 +1,5 @@
-// Somebody followed a link from another site. The browser kept the session's cookie to itself then
-// (SameSite=Strict), but sends it for what is asked for from here: so try once more. Whoever has no
-// session comes back, and then from this very site, for which the server renders no `data-try`.
+// After a link from another site the browser does not send the session's cookie (SameSite=Strict), but it
+// does for a request from this page, so try once more. A user without a session is sent back here; the
+// server renders no `data-try` then, as the request came from this site.
 const { try: target } = document.querySelector("main").dataset;
 if (target) location.replace(target + location.hash);
