@@ -127,6 +127,14 @@ def test_a_session_is_ended_for_good_and_alone(sessions: Sessions, database: Dat
     assert [row["event"] for row in database.audited(event="session.ended")] == ["session.ended"]
 
 
+def test_a_made_up_token_begins_no_change(
+    sessions: Sessions, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "changing", None)
+    end(sessions, keys.session_token())
+    end(sessions, "\xff")
+
+
 def test_what_happens_to_sessions_is_audited_and_names_no_secret(
     sessions: Sessions, database: Database
 ) -> None:
