@@ -113,7 +113,8 @@ class Settings(BaseSettings):
         5.0, gt=0, le=60, description="Seconds that one lookup in the auth service may take in all."
     )
     service_ca_bundle: CaBundle = Field(
-        "", description="File of certificates to trust for the auth service in place of the usual ones."
+        "",
+        description="File of certificates to trust for the auth service in place of the usual ones.",
     )
     service_environment_proxies: bool = Field(
         False, description="Whether HTTPS_PROXY and the like are used to reach the auth service."

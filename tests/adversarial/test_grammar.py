@@ -311,7 +311,7 @@ def send_bytes(server: Server, random: Random, count: int) -> None:
         answer = ask(server, line_of(attack))
         if answer.theirs:  # gunicorn's pages quote the line that is wrong
             continue
-        refused = str(answer.ours).startswith("KEY_")
+        refused = str(answer.ours).startswith(("KEY_", "HEADER_MALFORMED"))
         if attack.method == "HEAD":
             refused = answer.status in (400, 401, 403)
         sent_to_sign_in = answer.status == 303 and b"hokusai/login" in answer.head

@@ -129,6 +129,14 @@ def test_ending_a_session_is_final_and_ends_no_other(
     assert [row["event"] for row in database.audited(event="session.ended")] == ["session.ended"]
 
 
+def test_a_made_up_token_begins_no_change(
+    sessions: Sessions, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "changing", None)
+    end(sessions, keys.session_token())
+    end(sessions, "\xff")
+
+
 def test_session_events_are_audited_without_secrets(sessions: Sessions, database: Database) -> None:
     token = sessions.begin(KEY, 60, ACME)
     end(sessions, token)

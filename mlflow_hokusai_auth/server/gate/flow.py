@@ -18,7 +18,7 @@ from mlflow_hokusai_auth.core import browser
 from mlflow_hokusai_auth.core.credentials import without_query_key
 from mlflow_hokusai_auth.core.denials import redirect, render
 from mlflow_hokusai_auth.core.forwarding import dropped, identity_headers
-from mlflow_hokusai_auth.core.headers import MAX_BYTES, MAX_HEADERS, too_many
+from mlflow_hokusai_auth.core.headers import MAX_BYTES, MAX_HEADERS, quoted, too_many
 from mlflow_hokusai_auth.core.prefixes import slash_location
 from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from mlflow_hokusai_auth.server.caller import Caller
@@ -167,7 +167,7 @@ HEADERS_TOO_LARGE = Deny(
 
 def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]:
     """Decide on a request. Return what to forward to MLflow, or the gate's own answer."""
-    query = without_query_key(arrival.query)
+    query = quoted(without_query_key(arrival.query))
     if query != arrival.query:
         # This comes first because the server logs the query whatever happens next.
         yield ShowQuery(query)

@@ -15,6 +15,11 @@ import os
 import sys
 from typing import Any
 
+#: Bytes of a connection that may come without a head, or a part of a body, getting complete by them.
+MAX_INCOMPLETE = 64 * 1024
+#: Requests that may wait on a connection for the one before.
+MAX_WAITING = 20
+
 #: uvicorn's module for httptools. uvicorn imports it only to use it, before it makes the application.
 MODULE = "uvicorn.protocols.http.httptools_impl"
 
@@ -40,6 +45,8 @@ def ignore() -> bool:
         protocol: Any = importlib.import_module(MODULE).HttpToolsProtocol
         if not _dropped(protocol):
             _patch(protocol)
+        if not hasattr(protocol.data_received, "__wrapped__"):
+            _bound(protocol)
         return _dropped(protocol)
     except Exception:  # another version of uvicorn may raise anything
         return False
@@ -74,6 +81,51 @@ def _patch(protocol: Any) -> None:
         complete(self)
 
     protocol.on_headers_complete = on_headers_complete
+
+
+def _bound(protocol: Any) -> None:
+    """Have `protocol` end a connection that takes memory without end, as uvicorn with h11 does.
+
+    A head or trailers that never end are kept whole; of requests that are sent at once, a read of
+    256 kB holds 14,000, of which each takes 2 kB until its turn.
+    """
+    begin, body, complete, receive = (
+        protocol.on_message_begin,
+        protocol.on_body,
+        protocol.on_headers_complete,
+        protocol.data_received,
+    )
+
+    @functools.wraps(begin)
+    def on_message_begin(self: Any) -> None:
+        if len(self.pipeline) >= MAX_WAITING:
+            raise ValueError("too many requests at once")
+        begin(self)
+
+    @functools.wraps(complete)
+    def on_headers_complete(self: Any) -> None:
+        self._incomplete = 0
+        complete(self)
+
+    @functools.wraps(body)
+    def on_body(self: Any, data: bytes) -> None:
+        self._incomplete = 0
+        body(self, data)
+
+    @functools.wraps(receive)
+    def data_received(self: Any, data: bytes) -> None:
+        self._incomplete = getattr(self, "_incomplete", 0) + len(data)
+        receive(self, data)
+        if self._incomplete > MAX_INCOMPLETE and not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_complete:
+                self.send_400_response("Invalid HTTP request received.")
+            else:
+                self.transport.close()
+
+    protocol.on_message_begin = on_message_begin
+    protocol.on_headers_complete = on_headers_complete
+    protocol.on_body = on_body
+    protocol.data_received = data_received
 
 
 def _dropped(protocol: Any) -> bool:

@@ -288,10 +288,24 @@ def test_network_of_an_ipv6_customer_counts_as_one() -> None:
         assert (limits.sign_in(other) is not None) is together, (one, other)
 
 
-def test_addresses_beyond_the_limit_count_as_one_and_take_no_memory(
+def test_crowd_of_addresses_locks_out_nobody_else(
     clock: time_machine.Traveller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_ADDRESSES", 50)
+    limits = Limits(failures_per_minute=5)
+    for number in range(60):
+        limits.failed(f"2001:db8:0:{number:x}::1")
+    # Fewer where some of the others are in the same crowd.
+    assert 3 <= failures(limits, "2001:db8:1::1", 99) <= 5
+    others = [f"198.18.{number // 250}.{number % 250}" for number in range(1000)]
+    assert sum(limits.over(one) is not None for one in others) < 20
+
+
+def test_crowd_of_addresses_takes_no_more_memory_and_counts_as_one(
+    clock: time_machine.Traveller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_ADDRESSES", 50)
+    monkeypatch.setattr(module, "CROWDS", 1)
     limits = Limits(failures_per_minute=5)
     served = sum(failures(limits, f"192.0.2.{number}", 1) for number in range(256))
     assert served == 50 + 5
