@@ -17,7 +17,9 @@ TREES = {
 SECRET = re.compile(r"secret|token|digest|signature|password|credential|session|\bkey\b", re.I)
 #: Comparisons for equality that look as if a secret was compared, by module, and why none is.
 HARMLESS = {
-    "client/diagnose/doctor.py": {"word != seen.key"},  # the user's own, in the user's own process
+    "client/diagnose/doctor.py": {
+        "word != results.key"
+    },  # the user's own, in the user's own process
     "core/browser.py": {"key == wanted"},  # a cookie's name
     "core/credentials.py": {"session != keys.is_session_token(key)"},  # whether it is one
     # Folders of experiments, and the name of a trace's tag.

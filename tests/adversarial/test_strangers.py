@@ -34,6 +34,17 @@ def server(request: pytest.FixtureRequest, servers: dict[str, Server]) -> Iterat
         assert said not in logged, logged[-3000:]
 
 
+def rest_of(connection: socket.socket) -> bytes:
+    """Everything that the server still sends."""
+    answer = b""
+    try:
+        while data := connection.recv(65536):
+            answer += data
+    except ConnectionResetError:
+        pass  # what we sent was not read
+    return answer
+
+
 def ask(server: Server, *parts: bytes, half: bool = False) -> bytes:
     """All that the server answers to `parts`; `half` closes our half of the connection first."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
@@ -41,13 +52,7 @@ def ask(server: Server, *parts: bytes, half: bool = False) -> bytes:
             connection.sendall(part)
         if half:
             connection.shutdown(socket.SHUT_WR)
-        answer = b""
-        try:
-            while data := connection.recv(65536):
-                answer += data
-        except ConnectionResetError:
-            pass  # what we sent was not read
-        return answer
+        return rest_of(connection)
 
 
 def verdict(answer: bytes) -> tuple[int, str]:
@@ -191,9 +196,12 @@ def drip(server: Server, stop: threading.Event) -> bytes:
         connection.settimeout(0.25)
         while not stop.is_set():
             try:
-                return connection.recv(65536)
+                first = connection.recv(65536)
             except TimeoutError:
                 connection.sendall(b"x")
+            else:
+                connection.settimeout(PATIENCE)
+                return first + rest_of(connection)
     return b""
 
 
