@@ -134,7 +134,7 @@ $(VENV)/docs.stamp: $(VENV)/test.stamp
 	$(PIP) install --editable '.[docs]'
 	touch $@
 
-# Remove each guard of core/ and server/ in turn, and check that a test fails; takes hours.
+# Remove each guard of core/, store/, authorities/ and server/ in turn, and check that a test fails; takes hours.
 mutants: $(VENV)/test.stamp
 	$(VENV)/bin/python -m tests.mutants $(ARGS)
 

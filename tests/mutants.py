@@ -1,4 +1,4 @@
-"""`make mutants`: does a test fail for each guard of core/ and server/ that is taken out?
+"""`make mutants`: does a test fail for each guard of core/, store/, authorities/ and server/ that is taken out?
 
 In a copy of the tree, one condition after another is made true or false; one operand, `raise`, call
 or row of a table left out. The tests that look at the module are then run until one fails. What
@@ -26,7 +26,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "mlflow_hokusai_auth"
-FOLDERS = ("core", "server")
+FOLDERS = ("core", "store", "authorities", "server")
 COPIED = (PACKAGE, "tests", "docker", "docs", ".ci", ".github")
 #: Seconds for the tests of one file: a mutant that makes them hang is found, too.
 TIMEOUT = 600

@@ -55,7 +55,8 @@ def _is_first() -> bool:
 
 def _log_report(roots: Roots, configured: Sequence[str]) -> None:
     try:
-        lines = report(tables.stored_locations(), roots, configured)
+        # All of it here, so that a database that fails on the way is logged, too.
+        lines = list(report(tables.stored_locations(), roots, configured))
     except Exception as error:
         _log.warning(
             "Locations outside the artifact roots could not be listed: %s", redact(str(error))
