@@ -1,4 +1,4 @@
-"""`make mutants`: does a test fail for each guard of core/, store/, authorities/ and server/ that is taken out?
+"""`make mutants`: does a test fail for each guard of core, store, authorities and server that goes?
 
 In a copy of the tree, one condition after another is made true or false; one operand, `raise`, call
 or row of a table left out. The tests that look at the module are then run until one fails. What
