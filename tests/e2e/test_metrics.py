@@ -106,12 +106,17 @@ class TestManyWorkers:
                 for file in folder_of(server).glob("counter_*.db")
             ]
 
+        crowds = 0
+
         def several_workers_serve() -> bool:
+            nonlocal crowds
             self.crowd(server, {}, 401)
+            crowds += 1
             return len([count for count in counts() if count]) > 1
 
         # On a busy machine one worker may take all connections of a crowd.
         wait_until(several_workers_serve)
+        wait_until(lambda: sum(counts()) >= crowds * self.CONNECTIONS * self.EACH)
         with growth(server) as grown:
             self.crowd(server, {"X-API-Key": key}, 200)
             self.crowd(server, {}, 401)

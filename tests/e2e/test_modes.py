@@ -230,7 +230,7 @@ def test_every_process_of_every_replica_follows_a_change_of_mode(tmp_path: Path,
             settings = {"HOKUSAI_AUTH_DATABASE_URI": uri, "HOKUSAI_AUTH_MODE": "enforce"}
             with serve(tmp_path / "c", options, **settings) as late:
                 assert late.request("GET", EXPERIMENT)[0] == 200
-                assert "and not HOKUSAI_AUTH_MODE=enforce" in late.log
+                assert "It overrides HOKUSAI_AUTH_MODE=enforce" in late.log
             follow("enforce")
     events = one.store.database.audited(event="mode.changed")
     said = ["observe", "off", "enforce", "observe", "enforce"]
