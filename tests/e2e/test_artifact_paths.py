@@ -106,7 +106,15 @@ def test_an_experiment_s_name_opens_none_of_its_traces(server: Server) -> None:
         assert supplier.ask("DELETE", artifacts)[0] == 200
 
 
-def test_experiments_that_lie_in_others_open_nothing_of_them(server: Server) -> None:
+@pytest.fixture
+def one_worker(tmp_path: Path) -> Iterator[Server]:
+    """A server of one process: others learn of an administrator's location at their next reading."""
+    with serve(tmp_path, SERVERS["uvicorn"]) as server:
+        yield server
+
+
+def test_experiments_that_lie_in_others_open_nothing_of_them(one_worker: Server) -> None:
+    server = one_worker
     supplier, staff = Client(server, "model:write"), Client(server, "mlflow:admin")
     outer = staff.run("outer", "mlflow-artifacts:/outer")
     inner = [

@@ -48,10 +48,14 @@ class ExperimentFolders:
         return self._read[1]
 
     def begin(self) -> None:
-        """Start a thread that reads the folders for the first time."""
+        """Read the folders for the first time.
+
+        Not in a thread: with gunicorn's --preload the process forks soon after, and a worker would
+        inherit the locks that the thread holds then.
+        """
         # Another thread may hold the lock when the process forks.
         os.register_at_fork(after_in_child=self._forget_lock)
-        threading.Thread(target=self._try, name="hokusai-auth-folders", daemon=True).start()
+        self._try()
 
     def read(self) -> None:
         """Read the folders, unless another thread began to read them after this call.
