@@ -233,6 +233,6 @@ def test_malformed_host_is_refused_in_every_mode(tmp_path_factory: pytest.TempPa
             found = verdict(ask(server, get("/version", host="Host: [")))
             assert found == (400, "HEADER_MALFORMED"), mode
             assert verdict(ask(server, get("/health", "X-MLFLOW-WORKSPACE: x")))[0] == 200, mode
-            # What MLflow's own clients send reaches it.
+            # A request of MLflow's own clients reaches MLflow.
             assert verdict(ask(server, get("/version")))[0] == 200, mode
             assert "Traceback" not in server.log

@@ -1,4 +1,4 @@
-"""What a path of artifacts is of is told by the experiments that there are, not by the words in it."""
+"""Existing experiments decide what an artifact's path belongs to, and the words in the path don't."""
 
 from __future__ import annotations
 

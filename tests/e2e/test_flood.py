@@ -26,7 +26,7 @@ def status(server: Server, key: str, address: str) -> tuple[int, dict[str, str]]
 
 
 def asked(calls: list[Call], address: str, *, but: str) -> int:
-    """How often the service was asked for `address` about any key except `but`."""
+    """Return the number of the service's lookups for `address`, of all keys except `but`."""
     return sum(
         json.loads(call.body).get("client_ip") == address and but not in str(call.headers)
         for call in calls

@@ -96,7 +96,7 @@ class TestManyWorkers:
         key = server.key("mlflow:read")
 
         def counts() -> list[float]:
-            """How many requests each worker has counted."""
+            """Return the number of requests that each worker has counted."""
             return [
                 sum(
                     value

@@ -83,7 +83,7 @@ def test_graphql_reads_no_body_of_a_key_that_may_not_read(servers: dict[str, Ser
 
 def test_graphql_refusals_and_log_say_what_the_body_takes(tmp_path: Path) -> None:
     wrong = []
-    # What is sent, with which scope -> scope that the refusal names, access and outcome in the log.
+    # (body, scope of the key) -> the scope that the refusal names, access and outcome in the log.
     cases = [
         ("model:write", QUERY, "mlflow:read", "read", "refused"),
         ("model:write", MUTATION, "mlflow:write", "write", "refused"),

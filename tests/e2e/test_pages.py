@@ -159,7 +159,7 @@ OF_EACH_KIND = (
     "/models/:modelName/versions/:version",
     "/gateway",
 )
-#: What MLflow's pages ask for and a key may not have -> why that is right.
+#: Requests of MLflow's pages that a key may not send -> why that is right.
 _REGISTRY = "the registry's scopes do not reach it; MLflow shows the rest of the page"
 _ADMINS = "it shows where credentials go, or who may do what: for administrators"
 REFUSED = {
@@ -188,7 +188,7 @@ REFUSED = {
         "/mlflow/webhooks": _ADMINS,
     },
 }
-#: What MLflow's pages say in the console with any key -> why.
+#: Lines that MLflow's pages write to the console with any key -> why.
 NOISE = {
     "ResizeObserver loop": "MLflow's layout, also without this package",
     "ERR_NAME_NOT_RESOLVED": "news and telemetry of MLflow's makers, which the test keeps it from",
@@ -286,7 +286,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def made(server: Server) -> dict[str, str]:
-    """What there is to see: an experiment, a run, a logged model and a registered one."""
+    """Make an experiment, a run, a logged model and a registered model for the pages to show."""
     admin, api = server.key("mlflow:admin"), "/api/2.0/mlflow/"
     e = post(server, f"{api}experiments/create", admin, {"name": "waves"})["experiment_id"]
     values = {"experiment_id": e, "run_name": "first-run"}

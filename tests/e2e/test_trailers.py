@@ -86,7 +86,7 @@ def test_a_trailer_replaces_no_header(kind: str, tmp_path: Path) -> None:
         assert status("198.51.100.1") == 403
         assert status("198.51.100.1", "X-Forwarded-For: 203.0.113.7") == 403
         assert status("203.0.113.7", "X-Forwarded-For: 198.51.100.1") == 200
-        # What a browser says of where a request comes from, on a route for which nobody needs a key.
+        # A browser's headers on the origin of a request, on a route that needs no key.
         form, sign_in = "key=hk_live_x", "POST /hokusai/login"
         foreign = (f"Content-Type: {FORM}", "Sec-Fetch-Site: cross-site")
         own = ("Sec-Fetch-Site: same-origin",)

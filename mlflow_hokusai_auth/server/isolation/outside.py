@@ -55,7 +55,7 @@ def _is_first() -> bool:
 
 def _log_report(roots: Roots, configured: Sequence[str]) -> None:
     try:
-        # All of it here, so that a database that fails on the way is logged, too.
+        # The list is made here, because a database that fails halfway must be logged, too.
         lines = list(report(tables.stored_locations(), roots, configured))
     except Exception as error:
         _log.warning(

@@ -50,8 +50,8 @@ class ExperimentFolders:
     def begin(self) -> None:
         """Read the folders for the first time.
 
-        Not in a thread: with gunicorn's --preload the process forks soon after, and a worker would
-        inherit the locks that the thread holds then.
+        The caller waits for it. With gunicorn's --preload the process forks soon after, and workers
+        would inherit the locks that a thread holds at that moment.
         """
         # Another thread may hold the lock when the process forks.
         os.register_at_fork(after_in_child=self._forget_lock)

@@ -1,4 +1,4 @@
-"""A patch of uvicorn, so that it doesn't add trailers to the headers.
+"""A patch of uvicorn's protocol for httptools: it drops trailers and bounds a connection's memory.
 
 More header fields, the trailers, may follow a chunked body (RFC 9112, 7.1.2). uvicorn's protocol for
 httptools appends them to the list of headers that the application already has. A key or a client's
@@ -15,9 +15,9 @@ import os
 import sys
 from typing import Any
 
-#: Bytes of a connection that may come without a head, or a part of a body, getting complete by them.
+#: Bytes that a connection may receive without completing a head or a part of a body.
 MAX_INCOMPLETE = 64 * 1024
-#: Requests that may wait on a connection for the one before.
+#: Requests of one connection that may wait for the one before them.
 MAX_WAITING = 20
 
 #: uvicorn's module for httptools. uvicorn imports it only to use it, before it makes the application.
@@ -86,8 +86,8 @@ def _patch(protocol: Any) -> None:
 def _bound(protocol: Any) -> None:
     """Have `protocol` end a connection that takes memory without end, as uvicorn with h11 does.
 
-    A head or trailers that never end are kept whole; of requests that are sent at once, a read of
-    256 kB holds 14,000, of which each takes 2 kB until its turn.
+    httptools keeps the whole of a head or of trailers that never end. One read of 256 kB holds up to
+    14,000 pipelined requests, and each takes 2 kB until its turn.
     """
     begin, body, complete, receive = (
         protocol.on_message_begin,
