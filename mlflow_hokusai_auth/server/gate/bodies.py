@@ -29,7 +29,7 @@ def too_large(operation: Operation) -> Deny:
     return Deny("BODY_TOO_LARGE", message, operation=operation)
 
 
-def incomplete(operation: Operation) -> Deny:
-    """Return the 408 for a body that ended early or took too long."""
-    message = f"The body must arrive whole, within {BODY_SECONDS:g} seconds."
+def incomplete(operation: Operation, seconds: float) -> Deny:
+    """Return the 408 for a body that ended early or took longer than `seconds`."""
+    message = f"The body must arrive whole, within {seconds:g} seconds."
     return Deny("BODY_TIMEOUT", message, operation=operation)

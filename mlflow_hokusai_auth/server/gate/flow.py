@@ -227,7 +227,7 @@ def _read_query(gate: Gate, need: NeedKey, allow: Allow) -> Generator[Step, Any,
     """Read a GraphQL request's body, which alone tells a query from a mutation, and decide on it."""
     body: bytes | Unread = yield ReadBody(graphql.MAX_BODY, gate.body_seconds)
     if body is Unread.INCOMPLETE:
-        return incomplete(need.operation)
+        return incomplete(need.operation, gate.body_seconds)
     return graphql.read_graphql(need, allow, body if isinstance(body, bytes) else None, gate.policy)
 
 
@@ -236,7 +236,9 @@ def _read_form(gate: Gate, public: Allow, limit: int) -> Generator[Step, Any, Al
     body: bytes | Unread = yield ReadBody(limit, gate.body_seconds)
     if body is Unread.TOO_LARGE:
         return too_large(public.operation)
-    return incomplete(public.operation) if body is Unread.INCOMPLETE else public
+    if body is Unread.INCOMPLETE:
+        return incomplete(public.operation, gate.body_seconds)
+    return public
 
 
 def _refusal(gate: Gate, exchange: Exchange, deny: Deny, query: bytes, path: str) -> Answer:

@@ -48,14 +48,15 @@ class ExperimentFolders:
         return self._read[1]
 
     def begin(self) -> None:
-        """Read the folders for the first time.
+        """Read the folders for the first time; if the database fails, log that.
 
         The caller waits for it. With gunicorn's --preload the process forks soon after, and workers
         would inherit the locks that a thread holds at that moment.
         """
-        # Another thread may hold the lock when the process forks.
-        os.register_at_fork(after_in_child=self._forget_lock)
-        self._try()
+        try:
+            self.read()
+        except Exception as error:
+            _log.warning("The folders of experiments were not read: %s", redact(str(error)))
 
     def read(self) -> None:
         """Read the folders, unless another thread began to read them after this call.
@@ -90,12 +91,3 @@ class ExperimentFolders:
             folders = folders.adding(new, self._roots)
         self._read = (uris, folders)
         return folders
-
-    def _try(self) -> None:
-        try:
-            self.read()
-        except Exception as error:
-            _log.warning("The folders of experiments were not read: %s", redact(str(error)))
-
-    def _forget_lock(self) -> None:
-        self._reading = threading.Lock()
