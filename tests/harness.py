@@ -349,6 +349,23 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def each_worker_answers(server: Server, workers: int = 2) -> None:
+    """Let each of gunicorn's sync workers answer one request."""
+    # A worker accepts one connection at a time, and waits for the rest of its request.
+    address = ("127.0.0.1", server.port)
+    request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+    with contextlib.ExitStack() as stack:
+        held = [
+            stack.enter_context(socket.create_connection(address, START_TIMEOUT))
+            for _ in range(workers)
+        ]
+        for connection in held:
+            connection.sendall(request)
+        for connection in reversed(held):
+            connection.sendall(b"\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

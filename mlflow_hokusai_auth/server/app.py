@@ -157,11 +157,14 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     repositories.confine(roots, watch)
     locations.Stored(roots, gate.policy, watch, folders).install()
     folders.begin()
-    outside.log_in_thread(roots, config.artifact_roots)
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()
     redaction.show_own()
-    live_settings.follow(store.database, mode)
+
+    def begin() -> None:
+        live_settings.follow(store.database, mode)
+        outside.log_in_thread(roots, config.artifact_roots)
+
     app: AsgiGate | WSGIApplication
     if os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         from .gate.asgi import AsgiGate
@@ -171,10 +174,12 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         short = fast_path.build(whole, flask_app) if config.shortcut else None
         ends = (log.flush, uses.write, observed.write, sessions.write)
         app = AsgiGate(whole, gate, short, ends)
+        # uvicorn calls this function in the process that serves.
+        begin()
     else:
         from .gate.wsgi import wsgi_gate
 
-        app = wsgi_gate(flask_app, gate)
+        app = wsgi_gate(flask_app, gate, begin)
     sockets.send_at_once()
     # All objects of this moment live as long as the process, and a full collection that visits them
     # stops every request: with them frozen, p99 of experiments/get fell from 200 to 60 ms.

@@ -1,14 +1,13 @@
 """The settings that change while the server runs: the mode and the log level of all its processes.
 
 `hokusai-auth mode` and `hokusai-auth log-level` write them to the key store; each process reads them
-when it starts and every `POLL` seconds.
+when it begins to serve and every `POLL` seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -80,11 +79,6 @@ def follow(database: Database, mode: Mode) -> None:
             time.sleep(POLL)
             read()
 
-    def start() -> None:
-        threading.Thread(target=poll, name="hokusai-auth-switches", daemon=True).start()
-
     # The first request needs the right mode already.
     read()
-    start()
-    # A thread does not survive a fork (gunicorn --preload).
-    os.register_at_fork(after_in_child=start)
+    threading.Thread(target=poll, name="hokusai-auth-switches", daemon=True).start()

@@ -16,6 +16,7 @@ from tests.harness import (
     PREFIXES,
     SERVERS,
     Server,
+    each_worker_answers,
     environment,
     free_port,
     serve,
@@ -192,6 +193,9 @@ def test_every_process_of_every_replica_follows_a_change_of_mode(tmp_path: Path,
             replicas = (one, other)
             ready = "Application startup complete" if kind == "uvicorn" else "Booting worker"
             wait_until(lambda: all(r.log.count(ready) == 2 for r in replicas))
+            if kind == "gunicorn":
+                for replica in replicas:
+                    each_worker_answers(replica)
 
             def asked(key: str | None = None) -> set[tuple[int, str | None]]:
                 """Status and header of answers to more connections than there are processes."""

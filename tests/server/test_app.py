@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -231,6 +232,7 @@ def worker(folder: Path, **environ: str) -> dict[str, Any]:
         gate = getattr(made, "_gate", None)
         return {
             "type": type(made).__name__,
+            "threads": sorted(one.name for one in threading.enumerate()[1:]),
             "shortcut": getattr(made, "_fast_path", None) is not None,
             "user": "_set_user" in [one.__name__ for one in flask_app.before_request_funcs[None]],
             "pages": sorted(name for name in flask_app.blueprints if name.startswith("hokusai")),
@@ -258,6 +260,7 @@ def test_application_under_uvicorn_is_assembled_as_designed(origins: str, tmp_pa
     found = worker(tmp_path, _MLFLOW_SGI_NAME="uvicorn", **environ)
     assert found == {
         "type": "AsgiGate",
+        "threads": ["hokusai-auth-switches"],
         "shortcut": True,
         "user": True,
         "pages": ["hokusai", *(f"hokusai_{name}" for name in PAGES)],
@@ -274,3 +277,9 @@ def test_wsgi_application_starts_without_a_store_if_forced_off(
     tmp_path: Path,
 ) -> None:
     assert worker(tmp_path, HOKUSAI_AUTH_FORCE_MODE="off")["type"] == "function"
+
+
+def test_wsgi_application_starts_no_thread_before_it_serves(tmp_path: Path) -> None:
+    # With gunicorn's --preload the process forks then, and a fork keeps the locks that a thread holds.
+    store(tmp_path)
+    assert worker(tmp_path, _MLFLOW_SGI_NAME="gunicorn")["threads"] == []

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from mlflow_hokusai_auth.core.types import MODES
 from mlflow_hokusai_auth.server import live_settings
 from mlflow_hokusai_auth.server.live_settings import LogLevel, Mode, follow
 from mlflow_hokusai_auth.store.database import Actor, Database
-from tests.server.forked import forked
 
 BY = Actor("operator", "")
 LOGGER = logging.getLogger("mlflow_hokusai_auth")
@@ -111,32 +108,3 @@ def test_change_is_followed_and_an_outage_changes_nothing(
     monkeypatch.setattr(database, "states", fail)
     look_again()
     assert (mode.now, shown(), said()) == ("off", {"off"}, [])
-
-
-def test_forked_process_follows_too(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock:
-        @staticmethod
-        def sleep(_: float) -> None:
-            """Stop the thread of the first process: a lock that it holds stays locked in a fork."""
-            if os.getpid() == process[0]:
-                threading.Event().wait()
-            time.sleep(0.01)
-
-    def follows() -> str:
-        ends = time.monotonic() + 60
-        while mode.now != "off" and time.monotonic() < ends:
-            time.sleep(0.01)
-        return mode.now
-
-    def start() -> str:
-        process.append(os.getpid())
-        follow(database, mode)
-        database.set_state("mode", MODES.index("off"), "mode.set", BY)
-        database.engine.dispose()
-        found: str = forked(follows)
-        return found
-
-    process: list[int] = []
-    mode = Mode()
-    monkeypatch.setattr(live_settings, "time", Clock)
-    assert forked(start) == "off"

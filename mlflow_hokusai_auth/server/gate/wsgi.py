@@ -32,11 +32,24 @@ if TYPE_CHECKING:
     Environ = dict[str, Any]
 
 
-def wsgi_gate(app: WSGIApplication, gate: Gate) -> WSGIApplication:
-    """Return `app` behind `gate`, at the root and under every prefix."""
+def wsgi_gate(
+    app: WSGIApplication, gate: Gate, begin: Callable[[], object] = lambda: None
+) -> WSGIApplication:
+    """Return `app` behind `gate`, at the root and under every prefix.
+
+    `begin` is called once, before the first request. It may start threads. The process that assembles
+    the application must not, because with gunicorn's --preload it forks: each worker would inherit, for
+    good, the locks that a thread holds at that moment, also those of SQLite and of imports.
+    """
+    begun, beginning = threading.Event(), threading.Lock()
 
     def entry(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         began = time.perf_counter()
+        if not begun.is_set():
+            with beginning:
+                if not begun.is_set():
+                    begin()
+                    begun.set()
         # A SCRIPT_NAME from the client would hide part of the path from the gate or from MLflow.
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         arrival = Arrival(

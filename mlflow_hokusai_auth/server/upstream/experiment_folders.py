@@ -50,8 +50,7 @@ class ExperimentFolders:
     def begin(self) -> None:
         """Read the folders for the first time; if the database fails, log that.
 
-        The caller waits for it. With gunicorn's --preload the process forks soon after, and workers
-        would inherit the locks that a thread holds at that moment.
+        The caller waits for it, because the process may fork soon after (see `wsgi_gate`).
         """
         try:
             self.read()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -144,6 +145,33 @@ def test_file_reaches_the_server_in_its_wrapper(gate: Gate, observer: Observing)
     file_wrapper = {"wsgi.file_wrapper": FileWrapper}
     assert wsgi_ask(gate, app, **file_wrapper) is made
     assert observer.one.sent == 0
+
+
+def test_serving_begins_once_with_the_first_request(gate: Gate) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        happened.append("MLflow")
+        start_response("200 OK", [])
+        return [b""]
+
+    def ask() -> None:
+        entry(environ_of(READ), lambda *_: lambda _: None)
+
+    def begin() -> None:
+        happened.append("begin")
+        # Other requests wait until this is over.
+        others.extend(threading.Thread(target=ask) for _ in range(3))
+        for other in others:
+            other.start()
+        happened.append("begun")
+
+    happened: list[str] = []
+    others: list[threading.Thread] = []
+    entry = wsgi_gate(app, gate, begin)
+    assert happened == []
+    ask()
+    for other in others:
+        other.join()
+    assert happened == ["begin", "begun", *["MLflow"] * 4]
 
 
 class _Fails:
