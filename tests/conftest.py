@@ -114,8 +114,13 @@ _numbers = itertools.count()
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind that the store may be in."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/keys.db"
+    return empty_database(request, request.param, tmp_path)
+
+
+def empty_database(request: pytest.FixtureRequest, kind: str, folder: Path) -> str:
+    """Return the URI of an empty database of `kind`, in `folder` if it is SQLite's."""
+    if kind == "sqlite":
+        return f"sqlite:///{folder}/keys.db"
     cluster: Postgresql = request.getfixturevalue("postgresql")
     name = f"test_{next(_numbers)}"
     engine = sa.create_engine(cluster.uri.replace("postgresql", "postgresql+psycopg", 1))

@@ -44,6 +44,7 @@ CODES = {
     "CROSS_SITE": Code(403, "PERMISSION_DENIED", "Cross-site request refused"),
     "LOCATION_REFUSED": Code(403, "PERMISSION_DENIED", "Artifact location not allowed"),
     "SOURCE_REFUSED": Code(403, "PERMISSION_DENIED", "Model source not allowed"),
+    "TAG_RESERVED": Code(403, "PERMISSION_DENIED", "Tag not allowed"),
     "INTERCEPTED": Code(403, "PERMISSION_DENIED", "Refused by a rule of this server"),
     "INTERCEPTOR_FAILED": Code(503, "TEMPORARILY_UNAVAILABLE", "A rule of this server failed"),
     "HEADER_MALFORMED": Code(400, "BAD_REQUEST", "Header malformed"),

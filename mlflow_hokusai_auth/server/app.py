@@ -45,7 +45,7 @@ from .gate import cors, interceptors
 from .gate.gate import Gate
 from .gate.limits import Limits
 from .gate.lookup_pool import LookupPool
-from .isolation import locations, outside
+from .isolation import locations, outside, provenance
 from .observe import redaction
 from .observe.decision_log import DecisionLog
 from .upstream import (
@@ -156,6 +156,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     watch = artifact_roots.Watch(mode, observed.add)
     repositories.confine(roots, watch)
     locations.Stored(roots, gate.policy, watch, folders).install()
+    provenance.Provenance(watch, config.provenance).install()
     folders.begin()
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()

@@ -79,6 +79,12 @@ LOCATIONS = Counter(
     "refused, observed (mode observe), or stored for an administrator.",
     ["kind", "outcome"],
 )
+ISOLATION = Counter(
+    "hokusai_auth_isolation",
+    "Changes in MLflow's data that a key may not make, by kind: of a tag that the server sets (tag); "
+    "refused, or observed (mode observe).",
+    ["kind", "outcome"],
+)
 INTERCEPTOR_ERRORS = Counter(
     "hokusai_auth_interceptor_errors", "Exceptions of an interceptor, by its entry point.", ["name"]
 )
@@ -126,6 +132,8 @@ def describe(policy: str, authority: str) -> None:
     for kind in ("artifact_location", "source", "trace", "opened"):
         LOCATIONS.labels(kind, "refused")
         LOCATIONS.labels(kind, "observed")
+    for outcome in ("refused", "observed"):
+        ISOLATION.labels("tag", outcome)
     INFO.labels(__version__, mlflow.__version__, policy, authority).set(1)
 
 

@@ -198,6 +198,11 @@ class Settings(BaseSettings):
         description="Whether requests for MLflow's Flask routes bypass its FastAPI application, which "
         "is faster and gives the same answers.",
     )
+    provenance: bool = Field(
+        True,
+        description="Whether MLflow's pages say who made something: the server tags experiments, runs, "
+        "logged models, models and versions with the owner and the id of the key.",
+    )
     interceptor_errors: Literal["ignore", "refuse"] = Field(
         "ignore", description="Whether an exception in an interceptor refuses the request."
     )

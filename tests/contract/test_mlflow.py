@@ -123,16 +123,22 @@ IMPORTS: dict[str, dict[str, str]] = {
         "mlflow.utils.workspace_context": "set_server_request_workspace",
     },
     "server/upstream/tables.py": {
+        "mlflow.store.db.base_sql_model": "Base",
         "mlflow.store.db.db_types": "DATABASE_ENGINES",
         "mlflow.store.db.utils": "create_sqlalchemy_engine",
-        "mlflow.store.model_registry.dbmodels.models": "SqlRegisteredModel",
+        "mlflow.store.model_registry.dbmodels.models": "SqlModelVersionTag SqlRegisteredModelTag",
         "mlflow.store.model_registry.dbmodels.models.SqlModelVersion": (
-            "current_stage name source storage_location"
+            "current_stage model_version_tags name source storage_location user_id"
         ),
-        "mlflow.store.tracking.dbmodels.models": "SqlTraceTag",
-        "mlflow.store.tracking.dbmodels.models.SqlExperiment": "artifact_location experiment_id",
-        "mlflow.store.tracking.dbmodels.models.SqlLoggedModel": "artifact_location model_id",
-        "mlflow.store.tracking.dbmodels.models.SqlRun": "artifact_uri run_uuid",
+        "mlflow.store.model_registry.dbmodels.models.SqlRegisteredModel": "registered_model_tags",
+        "mlflow.store.tracking.dbmodels.models": (
+            "SqlExperimentTag SqlLoggedModelTag SqlTag SqlTraceTag"
+        ),
+        "mlflow.store.tracking.dbmodels.models.SqlExperiment": (
+            "artifact_location experiment_id tags"
+        ),
+        "mlflow.store.tracking.dbmodels.models.SqlLoggedModel": "artifact_location model_id tags",
+        "mlflow.store.tracking.dbmodels.models.SqlRun": "artifact_uri run_uuid tags user_id",
         "mlflow.store.tracking.dbmodels.models.SqlTraceInfo": "experiment_id request_id",
         "mlflow.utils.mlflow_tags": "MLFLOW_ARTIFACT_LOCATION",
         "mlflow.utils.uri": "append_to_uri_path resolve_uri_if_local",

@@ -36,6 +36,7 @@ from werkzeug.test import Client, TestResponse
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.server import app, metrics
 from mlflow_hokusai_auth.server.gate import interceptors
+from mlflow_hokusai_auth.server.isolation import provenance
 from mlflow_hokusai_auth.server.settings import PREFIX, Settings
 from mlflow_hokusai_auth.server.web import leak_reports
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -323,6 +324,12 @@ def opens(location: str) -> Callable[[World], object]:
     return look
 
 
+def stamps(world: World) -> bool:
+    world.start()
+    assert provenance._installed is not None
+    return provenance._installed.stamps
+
+
 def past_fastapi(world: World) -> bool:
     """Return whether a request under uvicorn bypasses the middleware of the FastAPI application."""
     flask_app = stand_in()
@@ -383,6 +390,7 @@ CASES: dict[str, Case] = {
     "leak_public_keys": Case(leak_keys, leak, 404, 200),
     "log_reads": Case("1", lines("decisions"), 0, 1),
     "metrics_bind": Case(METRICS, metrics_elsewhere, "nobody there", 200),
+    "provenance": Case("false", stamps, True, False),
     "shortcut": Case("false", past_fastapi, True, False),
     "interceptor_errors": Case("refuse", broken_interceptor, 200, 503),
     "forward_headers": Case("user-agent", tenant_arrives, True, False),

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import get_uri_scheme
+from prometheus_client import Counter
 
 from mlflow_hokusai_auth.core.denials import CODES, full_message
 from mlflow_hokusai_auth.core.keys import redact
@@ -107,8 +108,17 @@ class Watch:
         """Whether the mode needs a check of locations."""
         return self.mode.now != "off"
 
-    def refuse(self, code: str, kind: str, uri: str, message: str) -> None:
-        """Refuse with `code` to store or open `uri`, or only count it.
+    def refuse(
+        self,
+        code: str,
+        kind: str,
+        uri: str | None,
+        message: str,
+        counter: Counter = metrics.LOCATIONS,
+    ) -> None:
+        """Refuse a request with `code`, or only count it, in `counter`.
+
+        `uri` is the location that the request would store or open, if it is about one.
 
         Raises MlflowException, which MLflow answers with 403.
         """
@@ -116,14 +126,14 @@ class Watch:
         principal = caller.principal
         key_id, owner = (principal.key_id, principal.owner) if principal else ("", "")
         enforced = self.mode.now == "enforce"
-        metrics.LOCATIONS.labels(kind, "refused" if enforced else "observed").inc()
+        counter.labels(kind, "refused" if enforced else "observed").inc()
         _log.warning(
-            "%s (%s) by key %s, request %s: %s: %s",
+            "%s (%s) by key %s, request %s: %s%s",
             code if enforced else f"Mode observe let pass what is {code}",
             kind,
             key_id or "none",
             caller.request_id or "none",
-            shown(uri),
+            "" if uri is None else f"{shown(uri)}: ",
             redact(message),
         )
         if enforced:

@@ -9,13 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from mlflow.store.db.base_sql_model import Base
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.db.utils import create_sqlalchemy_engine
-from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
+from mlflow.store.model_registry.dbmodels.models import (
+    SqlModelVersion,
+    SqlModelVersionTag,
+    SqlRegisteredModel,
+    SqlRegisteredModelTag,
+)
 from mlflow.store.tracking.dbmodels.models import (
     SqlExperiment,
+    SqlExperimentTag,
     SqlLoggedModel,
+    SqlLoggedModelTag,
     SqlRun,
+    SqlTag,
     SqlTraceInfo,
     SqlTraceTag,
 )
@@ -31,8 +40,15 @@ __all__ = [
     "TRACE_LOCATION",
     "TRACE_LOCATIONS",
     "SqlExperiment",
+    "SqlExperimentTag",
+    "SqlLoggedModel",
+    "SqlLoggedModelTag",
     "SqlModelVersion",
+    "SqlModelVersionTag",
     "SqlRegisteredModel",
+    "SqlRegisteredModelTag",
+    "SqlRun",
+    "SqlTag",
     "SqlTraceTag",
 ]
 
@@ -42,6 +58,15 @@ DELETED = "Deleted_Internal"
 TRACE_LOCATION = MLFLOW_ARTIFACT_LOCATION
 #: That tag, and the one for the files of a trace that newer versions of MLflow have archived.
 TRACE_LOCATIONS = frozenset({TRACE_LOCATION, "mlflow.trace.archiveLocation"})
+
+#: The classes of tags, with the attribute that holds the key.
+TAG_KEYS: dict[Any, str] = {
+    mapper.class_: "tag_key" if "tag_key" in mapper.columns else "key"
+    for mapper in Base.registry.mappers
+    if mapper.local_table.name.endswith("tags")
+}
+#: Their tables, with that attribute's column.
+TAG_COLUMNS = {sa.inspect(model).local_table: key for model, key in TAG_KEYS.items()}
 
 
 def is_database(uri: str) -> bool:

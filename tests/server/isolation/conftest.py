@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import empty_database
+from tests.server.isolation.stores import Stores
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stores:
+    """MLflow's stores on each kind of database, for all tests: each makes things of its own in them."""
+    folder = tmp_path_factory.mktemp("stores")
+    uri = empty_database(request, request.param, folder)
+    return Stores(uri.replace("postgresql:", "postgresql+psycopg:"), folder)
