@@ -26,7 +26,8 @@ from mlflow_hokusai_auth.core.types import Principal
 
 from .redis_client import BestEffortRedis, NoAnswer, client
 
-_PREFIX = "hokusai-auth:3:"
+# The number is that of the entries' form: a principal that lacks a field must not be read.
+_PREFIX = "hokusai-auth:4:"
 #: Most seconds by which another server's clock may be ahead, so that its entries are valid here.
 MAX_SKEW = 10.0
 

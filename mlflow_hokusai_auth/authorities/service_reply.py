@@ -92,6 +92,8 @@ def _principal(fields: dict[str, Any]) -> Principal:
         # Only the boolean counts: "false" and 1 make no administrator.
         is_admin=fields.get("is_admin") is True or user.get("is_admin") is True,
         rate_limit_per_hour=_limit(fields.get("rate_limit_per_hour")),
+        # Never the address: it changes, and a reply may lack it.
+        owner_id=names[0] or names[1],
     )
 
 

@@ -68,6 +68,7 @@ class LocalStore:
             networks=tuple(row.networks),
             rate_limit_per_hour=row.rate_limit_per_hour,
             deprecated_at=row.deprecated_at,
+            owner_id=row.owner,
         )
 
     # Every method below raises AuthorityUnavailable, and KeyNotFound for an unknown id.

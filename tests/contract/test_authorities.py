@@ -202,7 +202,7 @@ def test_a_good_key_is_its_owner_s_with_its_scopes(world: World) -> None:
     for address in ("", "192.0.2.1", "2001:db8::1"):
         found = world.authority.lookup(key, address)
         assert isinstance(found, Principal)
-        assert found.owner == "Zoë & 株式会社 <x>" and found.key_id
+        assert found.owner == found.owner_id == "Zoë & 株式会社 <x>" and found.key_id
         assert found.scopes == {"mlflow:write", "mlflow:read"}
         assert allowed(found, Access.WRITE) and not allowed(found, Access.ADMIN)
     also = world.authority.lookup(other, "192.0.2.1")

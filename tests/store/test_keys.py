@@ -175,7 +175,7 @@ def test_lookup_returns_everything_that_a_verdict_needs(store: LocalStore) -> No
         "rate_limit_per_hour": 100,
     }
     record, key = store.create(owner="ACME", scopes=["mlflow:read"], **limits)
-    plain = Principal(record.key_id, "ACME", frozenset({"mlflow:read"}))
+    plain = Principal(record.key_id, "ACME", frozenset({"mlflow:read"}), owner_id="ACME")
     assert store.lookup(key) == replace(plain, **limits)
     old = store.rotate(record.key_id, overlap=5)[2]
     found = store.lookup(key)
@@ -663,7 +663,7 @@ def test_regression_35_older_keys_stay_valid_after_a_migration(database_uri: str
     assert not store.is_current()
     store.migrate()
     assert store.is_current()
-    admin = Principal("key_good", "ACME", frozenset({"mlflow:admin"}))
+    admin = Principal("key_good", "ACME", frozenset({"mlflow:admin"}), owner_id="ACME")
     assert store.lookup(good) == admin
     assert store.lookup(ended) == replace(admin, key_id="key_ended", revoked_at=7.5)
     assert store.get("key_good") == KeyRecord(

@@ -30,7 +30,7 @@ def blueprint() -> flask.Blueprint:
         return flask.jsonify(
             is_valid=True,
             key_id=principal.key_id,
-            user_id=principal.owner,
+            user_id=principal.owner_id or None,
             service_id=service if isinstance(service, str) else "platform",
             scopes=sorted(principal.scopes),
             email=principal.email or None,
