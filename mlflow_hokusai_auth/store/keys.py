@@ -85,11 +85,12 @@ class LocalStore:
         """Create a key. Return its record and the key itself, which can't be read again.
 
         `fields` are optional ones of `KeyRecord`: name, note, expires_at, networks,
-        rate_limit_per_hour.
+        rate_limit_per_hour. Raises KeyConflict if another owner differs from `owner` in case only.
         """
         key = key_format.generate(environment)
         record = records.new(key, owner=owner, scopes=scopes, **fields)
         with self.database.changing() as change:
+            records.refuse_look_alike(change, record.owner)
             records.insert(change, record, key)
             change.audit("key.created", by, record.key_id, **records.audited(record))
         return record, key
@@ -97,7 +98,11 @@ class LocalStore:
     def add(
         self, key: str, *, owner: str, scopes: Iterable[str], by: Actor = NOBODY, **fields: Any
     ) -> KeyRecord:
-        """Import `key`. Raises InvalidRequest for a wrong form, and KeyConflict for a stored key."""
+        """Import `key`.
+
+        Raises InvalidRequest for a wrong form, and KeyConflict for a stored key and if another owner
+        differs from `owner` in case only.
+        """
         if not key_format.importable(key):
             reason = key_format.problem(key) or (
                 "it must be hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters and digits, or a key "
@@ -107,6 +112,7 @@ class LocalStore:
         record = records.new(key, owner=owner, scopes=scopes, **fields)
         try:
             with self.database.changing() as change:
+                records.refuse_look_alike(change, record.owner)
                 records.insert(change, record, key)
                 change.audit("key.imported", by, record.key_id, **records.audited(record))
         except sa.exc.IntegrityError:
@@ -179,8 +185,8 @@ class LocalStore:
     def edit(self, key_id: str, changes: Mapping[str, Any], by: Actor = NOBODY) -> KeyRecord:
         """Change fields of a key: owner, name, note, scopes, expires_at, networks, rate_limit_per_hour.
 
-        Raises KeyConflict for a revoked key, for a replaced key without an expiry, and if no key that
-        may manage the others would be left.
+        Raises KeyConflict for a revoked key, for a replaced key without an expiry, if no key that may
+        manage the others would be left, and if another key's owner differs from a new owner in case only.
         """
         with self.database.changing() as change:
             before = records.get(change.connection, key_id)
@@ -193,6 +199,8 @@ class LocalStore:
             after = replace(before, **changed)
             if after.deprecated_at is not None and after.expires_at is None:
                 raise KeyConflict(f"Key {key_id} was replaced, so it must keep an expiry.")
+            if after.owner != before.owner:
+                records.refuse_look_alike(change, after.owner, but=key_id)
             if _is_admin(before) and not _is_admin(after):
                 _leave_an_admin(change, before)
             change.connection.execute(

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mlflow_hokusai_auth.core import keys as key_format
-from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyNotFound
+from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyConflict, KeyNotFound
 
 from .database import Change
 from .tables import KEYS
@@ -113,6 +113,26 @@ def new(key: str, *, owner: str, scopes: Iterable[str], **fields: Any) -> KeyRec
 def new_id() -> str:
     """Return a new random id for a key."""
     return f"key_{secrets.token_hex(8)}"
+
+
+def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
+    """Raise KeyConflict if the owner of a stored key differs from `owner` in case only.
+
+    An owner with a key may have more, even if both spellings exist. The key `but` does not count.
+    """
+    others = KEYS.c.key_id != but
+    known = sa.select(KEYS.c.key_id).where(KEYS.c.owner == owner, others).limit(1)
+    if change.connection.execute(known).first() is not None:
+        return
+    # Neither database folds all letters as Python does.
+    for other in change.connection.execute(
+        sa.select(KEYS.c.owner).where(others).distinct()
+    ).scalars():
+        if other.casefold() == owner.casefold():
+            raise KeyConflict(
+                f"The owner {other!r} exists, and differs in upper and lower case only. Use that "
+                "spelling, or a name that nobody takes for it."
+            )
 
 
 def insert(change: Change, record: KeyRecord, key: str) -> None:

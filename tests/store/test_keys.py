@@ -421,6 +421,56 @@ def test_one_of_two_simultaneous_rotations_succeeds(store: LocalStore, another: 
         assert sorted(type(one).__name__ for one in done) == ["KeyConflict", "tuple"]
 
 
+# Owners
+
+
+def test_owner_that_differs_in_case_only_is_refused(store: LocalStore) -> None:
+    first, second = made(store, owner="Straße GmbH"), made(store, owner="Straße GmbH")
+    other = made(store, owner="Globex")
+    before = ids(store), store.generation(), store.database.audited()
+    for owner in ("straße gmbh", "STRASSE GMBH", "Strasse GmbH", "\u017ftra\u1e9ee GMBH"):
+        for change in (
+            partial(made, store, owner=owner),
+            partial(store.add, "hk_live_" + "a" * 32, owner=owner, scopes=["read"]),
+            partial(store.edit, other, {"owner": owner}),
+            # The second key still has the old spelling.
+            partial(store.edit, first, {"owner": owner}),
+        ):
+            refused(KeyConflict, change, "'Straße GmbH' exists")
+    assert (ids(store), store.generation(), store.database.audited()) == before
+    made(store, owner="Strabe GmbH")
+    store.edit(second, {"owner": "Globex"})
+    assert store.edit(first, {"owner": "STRASSE GMBH"}).owner == "STRASSE GMBH"
+    # What a key made stays its owner's, so the spelling of a revoked key still counts.
+    store.revoke(first)
+    refused(KeyConflict, partial(made, store, owner="Straße GmbH"), "'STRASSE GMBH' exists")
+
+
+def test_owners_that_exist_go_on_although_they_differ_in_case_only(store: LocalStore) -> None:
+    upper, lower = made(store, owner="ACME"), made(store, owner="Other")
+    with store.database.changing() as change:
+        this = KEYS.c.key_id == lower
+        change.connection.execute(sa.update(KEYS).where(this).values(owner="acme"))
+    for key_id, owner in ((upper, "ACME"), (lower, "acme")):
+        assert store.rotate(key_id)[0].owner == owner
+        store.edit(made(store, owner=owner), {"name": "x", "owner": owner})
+    refused(KeyConflict, partial(made, store, owner="Acme"), "'(ACME|acme)' exists")
+    # So the keys of one owner can be given to the other, one after the other.
+    for record in store.each(KeyFilter(owner="acme", state="active")):
+        store.edit(record.key_id, {"owner": "ACME"})
+
+
+def test_one_of_two_owners_that_come_at_once_is_made(
+    store: LocalStore, another: LocalStore
+) -> None:
+    for number in range(10):
+        done = at_once(
+            partial(made, store, owner=f"ACME {number}"),
+            partial(made, another, owner=f"acme {number}"),
+        )
+        assert sorted(type(one).__name__ for one in done) == ["KeyConflict", "str"]
+
+
 # The last administrator
 
 
