@@ -37,6 +37,8 @@ _LOOKUP = sa.select(
     KEYS.c.networks,
     KEYS.c.rate_limit_per_hour,
     KEYS.c.deprecated_at,
+    KEYS.c.models,
+    KEYS.c.no_delete,
 ).where(KEYS.c.digest == sa.bindparam("digest"))
 
 
@@ -69,6 +71,8 @@ class LocalStore:
             rate_limit_per_hour=row.rate_limit_per_hour,
             deprecated_at=row.deprecated_at,
             owner_id=row.owner,
+            models=tuple(row.models),
+            no_delete=row.no_delete,
         )
 
     # Every method below raises AuthorityUnavailable, and KeyNotFound for an unknown id.
@@ -85,10 +89,12 @@ class LocalStore:
         """Create a key. Return its record and the key itself, which can't be read again.
 
         `fields` are optional ones of `KeyRecord`: name, note, expires_at, networks,
-        rate_limit_per_hour. Raises KeyConflict if another owner differs from `owner` in case only.
+        rate_limit_per_hour, models, no_delete. Raises StaffNarrowed, and KeyConflict if another owner
+        differs from `owner` in case only.
         """
         key = key_format.generate(environment)
         record = records.new(key, owner=owner, scopes=scopes, **fields)
+        records.refuse_narrowed_staff(record)
         with self.database.changing() as change:
             records.refuse_look_alike(change, record.owner)
             records.insert(change, record, key)
@@ -100,8 +106,8 @@ class LocalStore:
     ) -> KeyRecord:
         """Import `key`.
 
-        Raises InvalidRequest for a wrong form, and KeyConflict for a stored key and if another owner
-        differs from `owner` in case only.
+        Raises InvalidRequest for a wrong form, StaffNarrowed, and KeyConflict for a stored key and if
+        another owner differs from `owner` in case only.
         """
         if not key_format.importable(key):
             reason = key_format.problem(key) or (
@@ -110,6 +116,7 @@ class LocalStore:
             )
             raise InvalidRequest(f"This is not a key that can be imported: {reason}.")
         record = records.new(key, owner=owner, scopes=scopes, **fields)
+        records.refuse_narrowed_staff(record)
         try:
             with self.database.changing() as change:
                 records.refuse_look_alike(change, record.owner)
@@ -183,10 +190,11 @@ class LocalStore:
         return None if row is None else from_row(row)
 
     def edit(self, key_id: str, changes: Mapping[str, Any], by: Actor = NOBODY) -> KeyRecord:
-        """Change fields of a key: owner, name, note, scopes, expires_at, networks, rate_limit_per_hour.
+        """Change fields of a key: the owner, the scopes, and the optional ones of `create`.
 
-        Raises KeyConflict for a revoked key, for a replaced key without an expiry, if no key that may
-        manage the others would be left, and if another key's owner differs from a new owner in case only.
+        Raises StaffNarrowed, and KeyConflict for a revoked key, for a replaced key without an expiry,
+        if no key that may manage the others would be left, and if another key's owner differs from the
+        new one in case only.
         """
         with self.database.changing() as change:
             before = records.get(change.connection, key_id)
@@ -199,6 +207,7 @@ class LocalStore:
             after = replace(before, **changed)
             if after.deprecated_at is not None and after.expires_at is None:
                 raise KeyConflict(f"Key {key_id} was replaced, so it must keep an expiry.")
+            records.refuse_narrowed_staff(after)
             if after.owner != before.owner:
                 records.refuse_look_alike(change, after.owner, but=key_id)
             if _is_admin(before) and not _is_admin(after):
@@ -219,7 +228,8 @@ class LocalStore:
         """Replace a key. Return the new record, the new key, and the old record.
 
         The old key stays good for `overlap` seconds, unless it expires before. The new key has the same
-        owner, scopes, limits and expiry. Raises KeyConflict for a key that has ended or was replaced.
+        owner, scopes, limits, narrowing and expiry. Raises KeyConflict for a key that has ended or was
+        replaced.
         """
         now = time.time()
         with self.database.changing() as change:

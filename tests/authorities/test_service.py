@@ -189,6 +189,8 @@ def test_a_reply_becomes_a_principal(service: Standin, client: AuthService) -> N
             "user": {"id": "u1", "email": "other@acme.example", "roles": ["Owner"]},
             "is_admin": True,
             "balance": "nonsense",
+            "models": ["acme-*", "é"],
+            "no_delete": True,
         },
     )
     assert client.lookup(keys.generate()) == Principal(
@@ -199,6 +201,8 @@ def test_a_reply_becomes_a_principal(service: Standin, client: AuthService) -> N
         roles=frozenset({"Developer", "Owner"}),
         is_admin=True,
         owner_id="acme",
+        models=("acme-*", "é"),
+        no_delete=True,
     )
 
 
@@ -258,6 +262,19 @@ WRONG = {
     "key_id": (*_WRONG_TEXTS, None, "", "schlüssel"),
     "user_id": _WRONG_TEXTS,
     "email": _WRONG_TEXTS,
+    "models": (
+        "acme-*",
+        {"acme-*": True},
+        1,
+        True,
+        [1],
+        [None],
+        [""],
+        ["*-acme"],
+        ["a" * 257],
+        ["a\0"],
+    ),
+    "no_delete": ("true", "", 1, 0, [], [True], {}),
     "rate_limit_per_hour": (0, -1, True, "5", 1.5, [5]),
     "user": (
         *("acme", ["x"], 1, False, [], ""),

@@ -290,6 +290,8 @@ def test_the_endpoint_tells_the_contract_s_fields(behind: tuple[World, str]) -> 
             "roles": [],
             "is_admin": False,
             "rate_limit_per_hour": None,
+            "models": [],
+            "no_delete": False,
             "billing_plan": None,
             "monthly_prediction_limit": None,
             "error": None,

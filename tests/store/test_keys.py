@@ -27,6 +27,7 @@ from mlflow_hokusai_auth.core.errors import (
     InvalidRequest,
     KeyConflict,
     KeyNotFound,
+    StaffNarrowed,
 )
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.store import keys as store_keys
@@ -173,9 +174,11 @@ def test_lookup_returns_everything_that_a_verdict_needs(store: LocalStore) -> No
         "expires_at": time.time() + 60,
         "networks": ("192.0.2.0/24", "2001:db8::/32"),
         "rate_limit_per_hour": 100,
+        "models": ("acme-*", "b"),
+        "no_delete": True,
     }
-    record, key = store.create(owner="ACME", scopes=["mlflow:read"], **limits)
-    plain = Principal(record.key_id, "ACME", frozenset({"mlflow:read"}), owner_id="ACME")
+    record, key = store.create(owner="ACME", scopes=["model:read"], **limits)
+    plain = Principal(record.key_id, "ACME", frozenset({"model:read"}), owner_id="ACME")
     assert store.lookup(key) == replace(plain, **limits)
     old = store.rotate(record.key_id, overlap=5)[2]
     found = store.lookup(key)
@@ -314,16 +317,26 @@ def test_edit_changes_the_given_fields_only(store: LocalStore) -> None:
     changes: dict[str, Any] = {
         "owner": "ACME Ltd",
         "name": "b",
-        "scopes": ["mlflow:write", "mlflow:read", "mlflow:read"],
+        "scopes": ["model:write", "mlflow:read", "mlflow:read"],
         "expires_at": START,
         "networks": ("192.0.2.0/24",),
         "rate_limit_per_hour": 5,
+        "models": ("acme-*",),
+        "no_delete": True,
     }
-    expected = replace(record, **{**changes, "scopes": ("mlflow:read", "mlflow:write")})
+    expected = replace(record, **{**changes, "scopes": ("mlflow:read", "model:write")})
     before = store.generation()
     assert store.edit(record.key_id, changes, OPERATOR) == expected == store.find(key)
     assert store.generation() == before + 1
-    nothing = {"expires_at": None, "networks": (), "rate_limit_per_hour": None}
+    detail = store.database.audited(limit=1)[0]["detail"]
+    assert (detail["models"], detail["no_delete"]) == (["acme-*"], True)
+    nothing: dict[str, Any] = {
+        "expires_at": None,
+        "networks": (),
+        "rate_limit_per_hour": None,
+        "models": (),
+        "no_delete": False,
+    }
     assert store.edit(record.key_id, nothing) == replace(expected, **nothing)
 
 
@@ -342,6 +355,8 @@ def test_rotation_copies_the_key_and_ends_the_old_one_later(
         "note": "n",
         "networks": ("192.0.2.0/24",),
         "rate_limit_per_hour": 5,
+        "models": ("acme-*",),
+        "no_delete": True,
     }
     record, key = store.create(
         owner="ACME", scopes=["model:read", "model:write"], environment="test", **given
@@ -419,6 +434,31 @@ def test_one_of_two_simultaneous_rotations_succeeds(store: LocalStore, another: 
         key_id = made(store)
         done = at_once(partial(store.rotate, key_id), partial(another.rotate, key_id))
         assert sorted(type(one).__name__ for one in done) == ["KeyConflict", "tuple"]
+
+
+# A key's own narrowing
+
+
+def test_staffs_keys_are_not_narrowed(store: LocalStore) -> None:
+    narrowing: tuple[dict[str, Any], ...] = ({"models": ("acme-*",)}, {"no_delete": True})
+    supplier = made(store, "model:write", "mlflow:access", **narrowing[0], **narrowing[1])
+    staff = made(store, "mlflow:write")
+    before = ids(store), store.generation(), store.database.audited()
+    for names, fields in itertools.product(
+        (["mlflow:read"], ["mlflow:access", "metrics:read"], ["model:write", "admin"]), narrowing
+    ):
+        for change in (
+            partial(made, store, *names, **fields),
+            partial(store.add, "hk_live_" + "a" * 32, owner="A", scopes=names, **fields),
+            partial(store.edit, supplier, {"scopes": names}),
+            partial(store.edit, staff, fields),
+        ):
+            refused(StaffNarrowed, change, "staff's keys are never narrowed")
+    assert (ids(store), store.generation(), store.database.audited()) == before
+    widened = {"scopes": ["mlflow:write"], "models": (), "no_delete": False}
+    assert store.edit(supplier, widened).scopes == ("mlflow:write",)
+    narrowed = {"scopes": ["metrics:read"], "no_delete": True}
+    assert store.edit(staff, narrowed).no_delete is True
 
 
 # Owners
@@ -572,6 +612,8 @@ def test_every_change_is_audited_with_its_author(
         "expires_at": None,
         "networks": ["192.0.2.7/32"],
         "rate_limit_per_hour": None,
+        "models": [],
+        "no_delete": False,
     }
     assert details[2:] == [
         {"scopes": ["read"], "name": "x"},

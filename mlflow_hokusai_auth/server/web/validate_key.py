@@ -37,6 +37,8 @@ def blueprint() -> flask.Blueprint:
             roles=sorted(principal.roles),
             is_admin=principal.is_admin,
             rate_limit_per_hour=principal.rate_limit_per_hour,
+            models=list(principal.models),
+            no_delete=principal.no_delete,
             billing_plan=None,
             monthly_prediction_limit=None,
             error=None,

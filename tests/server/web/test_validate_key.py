@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from dataclasses import replace
 
 import flask
 from werkzeug.test import TestResponse
@@ -52,6 +53,8 @@ def test_answer_has_every_attribute_of_the_key() -> None:
         is_admin=True,
         rate_limit_per_hour=5,
         owner_id="u-7",
+        models=("b-*", "a"),
+        no_delete=True,
     )
     assert validate(known, "192.0.2.1", service_id="mlflow").json == {
         "is_valid": True,
@@ -63,6 +66,8 @@ def test_answer_has_every_attribute_of_the_key() -> None:
         "roles": ["member"],
         "is_admin": True,
         "rate_limit_per_hour": 5,
+        "models": ["b-*", "a"],
+        "no_delete": True,
         "billing_plan": None,
         "monthly_prediction_limit": None,
         "error": None,
@@ -77,6 +82,7 @@ def test_other_server_reads_the_same_principal() -> None:
     for known in (
         Principal("key_1", "ACME", frozenset({"model:write"}), owner_id="ACME"),
         Principal("k", "a@b.c", frozenset({"read"}), email="a@b.c", owner_id="u-7", is_admin=True),
+        replace(BOUND, networks=(), owner_id="x", models=("acme-*", "\u200b é"), no_delete=True),
         # The owner of these keys is not known, here or there.
         Principal("k", "a@b.c", frozenset({"read"}), email="a@b.c"),
         Principal("k", "k", frozenset()),
