@@ -26,7 +26,8 @@ from mlflow_hokusai_auth.core.types import Principal
 
 from .redis_client import BestEffortRedis, NoAnswer, client
 
-_PREFIX = "hokusai-auth:3:"
+# The number is that of the entries' form: a principal that lacks a field must not be read.
+_PREFIX = "hokusai-auth:5:"
 #: Most seconds by which another server's clock may be ahead, so that its entries are valid here.
 MAX_SKEW = 10.0
 
@@ -116,6 +117,7 @@ def _decode(digest: bytes, value: bytes) -> tuple[Principal, float] | None:
         fields["scopes"] = frozenset(fields["scopes"])
         fields["roles"] = frozenset(fields["roles"])
         fields["networks"] = tuple(fields["networks"])
+        fields["models"] = tuple(fields["models"])
         verified = float(fields.pop("verified"))
         return Principal(**fields), verified
     except (KeyError, TypeError, ValueError):

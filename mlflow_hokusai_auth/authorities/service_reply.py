@@ -1,7 +1,8 @@
 """Reads a reply of the auth service: the contract as a pure function, without the transport.
 
 Contract: Hokusai's `auth_openapi.json` and its validation guide. `email`, `roles`, `is_admin` and
-`user` are in neither, but Hokusai's own middleware reads them. Balances are ignored.
+`user` are in neither, but Hokusai's own middleware reads them. `models` and `no_delete` are of our own
+endpoint, if another server of this package is the authority. Balances are ignored.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
 from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.core.patterns import problem
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 #: Most characters of a text field in a reply.
@@ -92,6 +94,10 @@ def _principal(fields: dict[str, Any]) -> Principal:
         # Only the boolean counts: "false" and 1 make no administrator.
         is_admin=fields.get("is_admin") is True or user.get("is_admin") is True,
         rate_limit_per_hour=_limit(fields.get("rate_limit_per_hour")),
+        # Never the address: it changes, and a reply may lack it.
+        owner_id=names[0] or names[1],
+        models=_patterns(fields.get("models")),
+        no_delete=_flag("no_delete", fields.get("no_delete")),
     )
 
 
@@ -101,6 +107,25 @@ def _limit(value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise _WrongShape("rate_limit_per_hour")
     return value
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    """Return the patterns of names in the list `value`, none for None. Raises _WrongShape."""
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise _WrongShape("models")
+    for item in value:
+        if not isinstance(item, str) or problem(item) is not None:
+            raise _WrongShape("models")
+    return tuple(value)
+
+
+def _flag(name: str, value: object) -> bool:
+    """Return the boolean `value`, False for None. Raises _WrongShape with `name`."""
+    if not isinstance(value, bool | None):
+        raise _WrongShape(name)
+    return bool(value)
 
 
 def _text(name: str, value: object) -> str:

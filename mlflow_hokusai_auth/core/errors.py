@@ -22,6 +22,10 @@ class InvalidRequest(HokusaiAuthError):
     """Raised for input that can't be used, with what to send instead. HTTP answers 400."""
 
 
+class StaffNarrowed(InvalidRequest):
+    """Raised if a key of the server's staff would be narrowed. The command line exits with 2."""
+
+
 class Forbidden(InvalidRequest):
     """Raised if the caller may not do this to this key. HTTP answers 403."""
 

@@ -20,7 +20,7 @@ TOKEN = "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN"  # noqa: S105 - the name of a vari
 _STARTED_BY = "MLFLOW_SERVER_PID"
 
 #: The principal of the credential. It is compared with `is`, so that no authority can answer with it.
-PRINCIPAL = Principal("jobs", "mlflow-jobs", frozenset({"internal:jobs"}))
+PRINCIPAL = Principal("jobs", "mlflow-jobs", frozenset({"internal:jobs"}), owner_id="mlflow-jobs")
 
 # It begins with hk_, since on routes to providers only such a text counts as a key; and "jobs" is no
 # environment, so that it can't be a key of the store.

@@ -266,6 +266,20 @@ def is_admin(principal: Principal, policy: Policy) -> bool:
     )
 
 
+def is_confined(principal: Principal, policy: Policy) -> bool:
+    """Return whether isolation keeps `principal` to what its owner made or may change.
+
+    All are confined but administrators, the server's jobs, and staff by their scopes. `Policy.kind` and
+    `Policy.empty_scopes` don't matter: they say what a key may do, and not with whose.
+    """
+    staff = (
+        principal is job_rules.PRINCIPAL
+        or is_admin(principal, policy)
+        or scopes.are_staff(principal.scopes)
+    )
+    return not staff
+
+
 def _has_ended(principal: Principal | Rejected, now: float) -> bool:
     if isinstance(principal, Rejected) or principal.revoked_at is not None:
         return True

@@ -49,6 +49,18 @@ METRICS_RULE = "GET /hokusai/metrics"
 KNOWN = frozenset({*GENERAL, *REGISTRY, *ADMIN, METRICS})
 
 
+def are_staff(scopes: frozenset[str]) -> bool:
+    """Return whether `scopes` are those of the server's staff: an administrator's, or a general one.
+
+    A registry scope beside a general one makes a supplier, since Hokusai's command line gives every key
+    `mlflow:access` as well. So does a name like theirs that this version does not know.
+    """
+    if not scopes.isdisjoint(ADMIN):
+        return True
+    registry = any(scope.startswith("model:") for scope in scopes)
+    return not registry and not scopes.isdisjoint(GENERAL)
+
+
 @lru_cache(maxsize=4096)
 def granted(scopes: frozenset[str], operation: Operation) -> Access:
     """Return the highest access that `scopes`, none of them in `ADMIN`, grant for `operation`."""

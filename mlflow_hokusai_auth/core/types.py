@@ -97,6 +97,7 @@ class Principal:
     """The owner of a good key, with its scopes: a fact that may be cached, and never a decision."""
 
     key_id: str
+    #: The owner's name for display. It may be an e-mail address, and may change.
     owner: str
     scopes: frozenset[str]
     #: Seconds since the epoch, or None for a key that does not expire.
@@ -113,6 +114,12 @@ class Principal:
     rate_limit_per_hour: int | None = None
     #: Seconds since the epoch at which another key replaced this one, or None.
     deprecated_at: float | None = None
+    #: The owner of what the key makes: compared exactly, and "" for an owner that is not known.
+    owner_id: str = ""
+    #: Patterns (`core.patterns`) of the registered models that the key may change; empty for all.
+    models: tuple[str, ...] = ()
+    #: True if the key may not delete anything.
+    no_delete: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ _LOOKUP = sa.select(
     KEYS.c.networks,
     KEYS.c.rate_limit_per_hour,
     KEYS.c.deprecated_at,
+    KEYS.c.models,
+    KEYS.c.no_delete,
 ).where(KEYS.c.digest == sa.bindparam("digest"))
 
 
@@ -68,6 +70,9 @@ class LocalStore:
             networks=tuple(row.networks),
             rate_limit_per_hour=row.rate_limit_per_hour,
             deprecated_at=row.deprecated_at,
+            owner_id=row.owner,
+            models=tuple(row.models),
+            no_delete=row.no_delete,
         )
 
     # Every method below raises AuthorityUnavailable, and KeyNotFound for an unknown id.
@@ -84,11 +89,14 @@ class LocalStore:
         """Create a key. Return its record and the key itself, which can't be read again.
 
         `fields` are optional ones of `KeyRecord`: name, note, expires_at, networks,
-        rate_limit_per_hour.
+        rate_limit_per_hour, models, no_delete. Raises StaffNarrowed, and KeyConflict if another owner
+        differs from `owner` in case only.
         """
         key = key_format.generate(environment)
         record = records.new(key, owner=owner, scopes=scopes, **fields)
+        records.refuse_narrowed_staff(record)
         with self.database.changing() as change:
+            records.refuse_look_alike(change, record.owner)
             records.insert(change, record, key)
             change.audit("key.created", by, record.key_id, **records.audited(record))
         return record, key
@@ -96,7 +104,11 @@ class LocalStore:
     def add(
         self, key: str, *, owner: str, scopes: Iterable[str], by: Actor = NOBODY, **fields: Any
     ) -> KeyRecord:
-        """Import `key`. Raises InvalidRequest for a wrong form, and KeyConflict for a stored key."""
+        """Import `key`.
+
+        Raises InvalidRequest for a wrong form, StaffNarrowed, and KeyConflict for a stored key and if
+        another owner differs from `owner` in case only.
+        """
         if not key_format.importable(key):
             reason = key_format.problem(key) or (
                 "it must be hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters and digits, or a key "
@@ -104,8 +116,10 @@ class LocalStore:
             )
             raise InvalidRequest(f"This is not a key that can be imported: {reason}.")
         record = records.new(key, owner=owner, scopes=scopes, **fields)
+        records.refuse_narrowed_staff(record)
         try:
             with self.database.changing() as change:
+                records.refuse_look_alike(change, record.owner)
                 records.insert(change, record, key)
                 change.audit("key.imported", by, record.key_id, **records.audited(record))
         except sa.exc.IntegrityError:
@@ -176,10 +190,11 @@ class LocalStore:
         return None if row is None else from_row(row)
 
     def edit(self, key_id: str, changes: Mapping[str, Any], by: Actor = NOBODY) -> KeyRecord:
-        """Change fields of a key: owner, name, note, scopes, expires_at, networks, rate_limit_per_hour.
+        """Change fields of a key: the owner, the scopes, and the optional ones of `create`.
 
-        Raises KeyConflict for a revoked key, for a replaced key without an expiry, and if no key that
-        may manage the others would be left.
+        Raises StaffNarrowed, and KeyConflict for a revoked key, for a replaced key without an expiry,
+        if no key that may manage the others would be left, and if another key's owner differs from the
+        new one in case only.
         """
         with self.database.changing() as change:
             before = records.get(change.connection, key_id)
@@ -192,6 +207,9 @@ class LocalStore:
             after = replace(before, **changed)
             if after.deprecated_at is not None and after.expires_at is None:
                 raise KeyConflict(f"Key {key_id} was replaced, so it must keep an expiry.")
+            records.refuse_narrowed_staff(after)
+            if after.owner != before.owner:
+                records.refuse_look_alike(change, after.owner, but=key_id)
             if _is_admin(before) and not _is_admin(after):
                 _leave_an_admin(change, before)
             change.connection.execute(
@@ -210,7 +228,8 @@ class LocalStore:
         """Replace a key. Return the new record, the new key, and the old record.
 
         The old key stays good for `overlap` seconds, unless it expires before. The new key has the same
-        owner, scopes, limits and expiry. Raises KeyConflict for a key that has ended or was replaced.
+        owner, scopes, limits, narrowing and expiry. Raises KeyConflict for a key that has ended or was
+        replaced.
         """
         now = time.time()
         with self.database.changing() as change:

@@ -11,7 +11,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from mlflow_hokusai_auth.core import keys as key_format
-from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyNotFound
+from mlflow_hokusai_auth.core.errors import (
+    InvalidRequest,
+    KeyConflict,
+    KeyNotFound,
+    StaffNarrowed,
+)
+from mlflow_hokusai_auth.core.scopes import are_staff
 
 from .database import Change
 from .tables import KEYS
@@ -42,6 +48,10 @@ class KeyRecord:
     replaced_by: str | None = None
     #: The start of the minute of its last use.
     last_used_at: float | None = None
+    #: Patterns (`core.patterns`) of the registered models that the key may change; empty for all.
+    models: tuple[str, ...] = ()
+    #: True if the key may not delete anything.
+    no_delete: bool = False
 
     def state(self, now: float) -> str:
         """Return one of `STATES` at `now`. A "deprecated" (replaced) key is good until it expires."""
@@ -70,7 +80,8 @@ EVERY = KeyFilter()
 def from_row(row: Any) -> KeyRecord:
     """Return the record in a row of `KEYS`."""
     fields = {name: getattr(row, name) for name in KeyRecord.__slots__}
-    return KeyRecord(**{**fields, "scopes": tuple(row.scopes), "networks": tuple(row.networks)})
+    lists = {name: tuple(fields[name]) for name in ("scopes", "networks", "models")}
+    return KeyRecord(**{**fields, **lists})
 
 
 def conditions(which: KeyFilter, now: float) -> Collection[sa.ColumnElement[bool]]:
@@ -115,6 +126,36 @@ def new_id() -> str:
     return f"key_{secrets.token_hex(8)}"
 
 
+def refuse_narrowed_staff(record: KeyRecord) -> None:
+    """Raise StaffNarrowed if `record` is narrowed, and its scopes are those of the server's staff."""
+    if (record.models or record.no_delete) and are_staff(frozenset(record.scopes)):
+        raise StaffNarrowed(
+            "models and no_delete narrow a supplier's key, and staff's keys are never narrowed: "
+            f"{', '.join(record.scopes)}. Give the key model:read or model:write instead, or leave the "
+            "narrowing out."
+        )
+
+
+def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
+    """Raise KeyConflict if the owner of a stored key differs from `owner` in case only.
+
+    An owner with a key may have more, even if both spellings exist. The key `but` does not count.
+    """
+    others = KEYS.c.key_id != but
+    known = sa.select(KEYS.c.key_id).where(KEYS.c.owner == owner, others).limit(1)
+    if change.connection.execute(known).first() is not None:
+        return
+    # Neither database folds all letters as Python does.
+    for other in change.connection.execute(
+        sa.select(KEYS.c.owner).where(others).distinct()
+    ).scalars():
+        if other.casefold() == owner.casefold():
+            raise KeyConflict(
+                f"The owner {other!r} exists, and differs in upper and lower case only. Use that "
+                "spelling, or a name that nobody takes for it."
+            )
+
+
 def insert(change: Change, record: KeyRecord, key: str) -> None:
     """Store `record` with the digest of `key`. Raises IntegrityError if the key is stored already."""
     fields = {name: getattr(record, name) for name in record.__slots__}
@@ -132,12 +173,8 @@ def columns(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def audited(record: KeyRecord) -> dict[str, Any]:
     """Return the fields of a new key that go into the audit log."""
-    return columns(
-        {
-            name: getattr(record, name)
-            for name in ("owner", "name", "scopes", "expires_at", "networks", "rate_limit_per_hour")
-        }
-    )
+    names = ("owner", "name", "scopes", "expires_at", "networks", "rate_limit_per_hour")
+    return columns({name: getattr(record, name) for name in (*names, "models", "no_delete")})
 
 
 def get(connection: sa.Connection, key_id: str) -> KeyRecord:

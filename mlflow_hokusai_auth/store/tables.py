@@ -23,6 +23,8 @@ KEYS = sa.Table(
     sa.Column("deprecated_at", sa.Float(53)),
     sa.Column("replaced_by", sa.String(32)),
     sa.Column("last_used_at", sa.Float(53)),
+    sa.Column("models", sa.JSON, nullable=False),
+    sa.Column("no_delete", sa.Boolean, nullable=False),
 )
 STATE = sa.Table(
     "hokusai_auth_state",

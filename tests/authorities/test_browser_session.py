@@ -31,7 +31,10 @@ from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.sessions import Sessions
 
 HERE = "192.0.2.7"
-ALICE, BOB = (Principal(name, name, frozenset({"read"})) for name in ("alice", "bob"))
+ALICE, BOB = (
+    Principal(name, name, frozenset({"read"}), owner_id=f"id of {name}")
+    for name in ("alice", "bob")
+)
 ACTOR = Actor("ACME", "key_1")
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,20 @@ from tests.store.conftest import LONG  # noqa: E402
 
 DIGEST = bytes(range(32))
 FULL = Principal(
-    "key_a", "älice", frozenset({"a", "b"}), 2e9, 3e9, "a@example.com", frozenset({"r"}), True
+    key_id="key_a",
+    owner="älice",
+    scopes=frozenset({"a", "b"}),
+    expires_at=2e9,
+    revoked_at=3e9,
+    email="a@example.com",
+    roles=frozenset({"r"}),
+    is_admin=True,
+    networks=("192.0.2.0/24", "::1"),
+    rate_limit_per_hour=5,
+    deprecated_at=1e9,
+    owner_id="ü-7",
+    models=("acme-*", "é"),
+    no_delete=True,
 )
 BUDGET = 0.1
 
@@ -102,6 +115,24 @@ def test_principal_comes_back_unchanged(cache: SharedCache) -> None:
         cache.forget(digest)
         settle(cache)
         assert cache.get(digest) is None
+
+
+def test_entry_of_another_form_is_not_read(cache: SharedCache, redis_url: str) -> None:
+    # A server of the version before would leave out fields that this one needs: a new field of a
+    # principal takes a new number in the prefix, and a value of its own in FULL.
+    assert (redis_identities._PREFIX, len(fields(Principal))) == ("hokusai-auth:5:", 14)
+    usual = {field.default for field in fields(Principal)} - {MISSING}
+    assert usual.isdisjoint(getattr(FULL, field.name) for field in fields(Principal))
+    name, value = (
+        redis_identities._name(DIGEST),
+        redis_identities._encode(DIGEST, ALICE, time.time()),
+    )
+    with redis.Redis.from_url(redis_url) as client:
+        client.set(name.replace(":5:", ":4:"), value, ex=60)
+        assert cache.get(DIGEST) is None
+        client.set(name, value, ex=60)
+    found = cache.get(DIGEST)
+    assert found is not None and found[0] == ALICE
 
 
 def test_an_entry_is_kept_for_its_ttl_only(cache: SharedCache, redis_url: str) -> None:

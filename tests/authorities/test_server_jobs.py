@@ -99,6 +99,7 @@ def test_only_the_secret_is_accepted_as_the_jobs_key(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(TOKEN, made[TOKEN])
     authority = recognised(inner)
     assert authority.peek(made[TOKEN], "") is authority.lookup(made[TOKEN], "") is PRINCIPAL
+    assert PRINCIPAL.owner_id == "mlflow-jobs"
     assert authority.peek("theirs", "") is None
     assert authority.lookup("theirs", "") is Inner.known
     assert authority.lookup(made[TOKEN][:-1], "") == Rejected()

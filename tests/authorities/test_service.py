@@ -189,6 +189,8 @@ def test_a_reply_becomes_a_principal(service: Standin, client: AuthService) -> N
             "user": {"id": "u1", "email": "other@acme.example", "roles": ["Owner"]},
             "is_admin": True,
             "balance": "nonsense",
+            "models": ["acme-*", "é"],
+            "no_delete": True,
         },
     )
     assert client.lookup(keys.generate()) == Principal(
@@ -198,22 +200,29 @@ def test_a_reply_becomes_a_principal(service: Standin, client: AuthService) -> N
         email="ada@acme.example",
         roles=frozenset({"Developer", "Owner"}),
         is_admin=True,
+        owner_id="acme",
+        models=("acme-*", "é"),
+        no_delete=True,
     )
 
 
-def test_the_owner_is_the_email_or_the_user_or_the_key(
+def test_owner_is_shown_by_the_email_and_known_by_the_user_id_only(
     service: Standin, client: AuthService
 ) -> None:
-    for fields, owner, address in (
-        ({"email": "a@b.c", "user_id": "u"}, "a@b.c", "a@b.c"),
-        ({"user": {"email": "a@b.c"}, "user_id": "u"}, "a@b.c", "a@b.c"),
-        ({"user_id": "u", "user": {"id": "v"}}, "u", ""),
-        ({"user_id": None, "user": {"id": "v"}}, "v", ""),
-        ({"user": None, "email": None}, "k", ""),
-        ({}, "k", ""),
+    for fields, owner, address, owner_id in (
+        ({"email": "a@b.c", "user_id": "u"}, "a@b.c", "a@b.c", "u"),
+        ({"user": {"email": "a@b.c"}, "user_id": "u"}, "a@b.c", "a@b.c", "u"),
+        ({"user_id": "u", "user": {"id": "v"}}, "u", "", "u"),
+        ({"user_id": None, "user": {"id": "v"}}, "v", "", "v"),
+        ({"user_id": "", "user": {"id": "v", "email": "a@b.c"}}, "a@b.c", "a@b.c", "v"),
+        # The owner of these keys is not known.
+        ({"email": "a@b.c", "user": {"email": "d@e.f"}}, "a@b.c", "a@b.c", ""),
+        ({"user": None, "email": None}, "k", "", ""),
+        ({}, "k", "", ""),
     ):
         reply(service, 200, {"is_valid": True, "key_id": "k", **fields})
-        assert client.lookup(keys.generate()) == Principal("k", owner, frozenset(), email=address)
+        expected = Principal("k", owner, frozenset(), email=address, owner_id=owner_id)
+        assert client.lookup(keys.generate()) == expected, fields
 
 
 def test_regression_15_a_200_that_says_invalid_is_a_rejection(
@@ -253,6 +262,19 @@ WRONG = {
     "key_id": (*_WRONG_TEXTS, None, "", "schlüssel"),
     "user_id": _WRONG_TEXTS,
     "email": _WRONG_TEXTS,
+    "models": (
+        "acme-*",
+        {"acme-*": True},
+        1,
+        True,
+        [1],
+        [None],
+        [""],
+        ["*-acme"],
+        ["a" * 257],
+        ["a\0"],
+    ),
+    "no_delete": ("true", "", 1, 0, [], [True], {}),
     "rate_limit_per_hour": (0, -1, True, "5", 1.5, [5]),
     "user": (
         *("acme", ["x"], 1, False, [], ""),

@@ -202,7 +202,7 @@ def test_a_good_key_is_its_owner_s_with_its_scopes(world: World) -> None:
     for address in ("", "192.0.2.1", "2001:db8::1"):
         found = world.authority.lookup(key, address)
         assert isinstance(found, Principal)
-        assert found.owner == "Zoë & 株式会社 <x>" and found.key_id
+        assert found.owner == found.owner_id == "Zoë & 株式会社 <x>" and found.key_id
         assert found.scopes == {"mlflow:write", "mlflow:read"}
         assert allowed(found, Access.WRITE) and not allowed(found, Access.ADMIN)
     also = world.authority.lookup(other, "192.0.2.1")
@@ -290,6 +290,8 @@ def test_the_endpoint_tells_the_contract_s_fields(behind: tuple[World, str]) -> 
             "roles": [],
             "is_admin": False,
             "rate_limit_per_hour": None,
+            "models": [],
+            "no_delete": False,
             "billing_plan": None,
             "monthly_prediction_limit": None,
             "error": None,

@@ -8,9 +8,17 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core import browser, scopes
+from mlflow_hokusai_auth.core import browser, job_rules, scopes
 from mlflow_hokusai_auth.core.operations import classify, rules
-from mlflow_hokusai_auth.core.policy import SIGNED_OUT, Policy, abilities, access, plan, settle
+from mlflow_hokusai_auth.core.policy import (
+    SIGNED_OUT,
+    Policy,
+    abilities,
+    access,
+    is_confined,
+    plan,
+    settle,
+)
 from mlflow_hokusai_auth.core.types import (
     Access,
     Allow,
@@ -362,6 +370,81 @@ def test_abilities_of_a_key() -> None:
             (replace(whose(), is_admin=True), Policy(), four),
         ],
     )
+
+
+# Confined keys
+
+
+def test_only_staff_and_the_jobs_are_not_confined() -> None:
+    admins = Policy(
+        admin_emails=frozenset({"ops@example.com"}),
+        admin_scopes=frozenset({"ops"}),
+        admin_roles=frozenset({"Owner"}),
+    )
+    agree(
+        is_confined,
+        [
+            *((whose(scope), USUAL, False) for scope in [*scopes.GENERAL, *scopes.ADMIN]),
+            *((whose(scope), USUAL, True) for scope in [*scopes.REGISTRY, scopes.METRICS]),
+            (whose("mlflow:access", "predict", "metrics:read"), USUAL, False),
+            # Hokusai's command line gives every key these.
+            (whose("model:read", "model:write", "mlflow:access"), USUAL, True),
+            (whose("model:write", "mlflow:access"), USUAL, True),
+            (whose("mlflow:write", "model:read"), USUAL, True),
+            (whose("mlflow:write", "model:delete"), USUAL, True),
+            (whose("model:write", "mlflow:admin"), USUAL, False),
+            # A scope of another service, and one that this version does not know, make no staff.
+            (whose("predict"), USUAL, True),
+            (whose("mlflow:owner"), USUAL, True),
+            (whose(), USUAL, True),
+            (whose(), Policy(empty_scopes=Access.WRITE), True),
+            (whose("predict"), Policy(kind="authenticated"), True),
+            (whose("model:write"), Policy(kind="admin"), True),
+            (whose("mlflow:read"), Policy(kind="admin"), False),
+            # Administrators who have no admin scope.
+            (replace(whose("model:write"), is_admin=True), USUAL, False),
+            *(
+                (who, policy, policy is USUAL)
+                for policy in (USUAL, admins)
+                for who in (
+                    whose("model:write", "ops"),
+                    replace(whose("model:write"), roles=frozenset({"Owner"})),
+                    replace(whose("model:write"), email="Ops@Example.com"),
+                )
+            ),
+            (replace(whose("mlflow:write"), owner_id="x"), USUAL, False),
+            # The credential of the jobs is not a matter of its scope or its names.
+            (job_rules.PRINCIPAL, USUAL, False),
+            (replace(job_rules.PRINCIPAL), USUAL, True),
+        ],
+    )
+
+
+@given(
+    st.frozensets(st.one_of(ANY_SCOPE, st.text())),
+    st.sampled_from(["scopes", "authenticated", "admin"]),
+    st.sampled_from([Access.PUBLIC, Access.READ, Access.WRITE]),
+)
+def test_what_a_policy_lets_a_key_do_does_not_confine_it(
+    names: frozenset[str], kind: str, empty: Access
+) -> None:
+    policy = Policy(kind=kind, empty_scopes=empty)
+    expected = scopes.ADMIN.isdisjoint(names) and (
+        names.isdisjoint(scopes.GENERAL) or not names.isdisjoint(scopes.REGISTRY)
+    )
+    known = whose(*(names & scopes.KNOWN))
+    assert is_confined(known, policy) is is_confined(known, USUAL) is expected
+    # Scopes that this version does not know free no key, and an administrator's scope frees each.
+    assert is_confined(whose(*names), policy) >= expected
+    assert not is_confined(whose(*names, "mlflow:admin"), policy)
+
+
+@given(st.frozensets(ANY_SCOPE), st.sampled_from(sorted(scopes.REGISTRY)))
+def test_registry_scope_confines_every_key_but_an_administrators(
+    names: frozenset[str], registry: str
+) -> None:
+    confined = is_confined(whose(*names, registry), USUAL)
+    assert confined is scopes.ADMIN.isdisjoint(names)
 
 
 # plan

@@ -27,6 +27,7 @@ from mlflow_hokusai_auth.core.errors import (
     InvalidRequest,
     KeyConflict,
     KeyNotFound,
+    StaffNarrowed,
 )
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.store import keys as store_keys
@@ -173,9 +174,11 @@ def test_lookup_returns_everything_that_a_verdict_needs(store: LocalStore) -> No
         "expires_at": time.time() + 60,
         "networks": ("192.0.2.0/24", "2001:db8::/32"),
         "rate_limit_per_hour": 100,
+        "models": ("acme-*", "b"),
+        "no_delete": True,
     }
-    record, key = store.create(owner="ACME", scopes=["mlflow:read"], **limits)
-    plain = Principal(record.key_id, "ACME", frozenset({"mlflow:read"}))
+    record, key = store.create(owner="ACME", scopes=["model:read"], **limits)
+    plain = Principal(record.key_id, "ACME", frozenset({"model:read"}), owner_id="ACME")
     assert store.lookup(key) == replace(plain, **limits)
     old = store.rotate(record.key_id, overlap=5)[2]
     found = store.lookup(key)
@@ -314,16 +317,26 @@ def test_edit_changes_the_given_fields_only(store: LocalStore) -> None:
     changes: dict[str, Any] = {
         "owner": "ACME Ltd",
         "name": "b",
-        "scopes": ["mlflow:write", "mlflow:read", "mlflow:read"],
+        "scopes": ["model:write", "mlflow:read", "mlflow:read"],
         "expires_at": START,
         "networks": ("192.0.2.0/24",),
         "rate_limit_per_hour": 5,
+        "models": ("acme-*",),
+        "no_delete": True,
     }
-    expected = replace(record, **{**changes, "scopes": ("mlflow:read", "mlflow:write")})
+    expected = replace(record, **{**changes, "scopes": ("mlflow:read", "model:write")})
     before = store.generation()
     assert store.edit(record.key_id, changes, OPERATOR) == expected == store.find(key)
     assert store.generation() == before + 1
-    nothing = {"expires_at": None, "networks": (), "rate_limit_per_hour": None}
+    detail = store.database.audited(limit=1)[0]["detail"]
+    assert (detail["models"], detail["no_delete"]) == (["acme-*"], True)
+    nothing: dict[str, Any] = {
+        "expires_at": None,
+        "networks": (),
+        "rate_limit_per_hour": None,
+        "models": (),
+        "no_delete": False,
+    }
     assert store.edit(record.key_id, nothing) == replace(expected, **nothing)
 
 
@@ -342,6 +355,8 @@ def test_rotation_copies_the_key_and_ends_the_old_one_later(
         "note": "n",
         "networks": ("192.0.2.0/24",),
         "rate_limit_per_hour": 5,
+        "models": ("acme-*",),
+        "no_delete": True,
     }
     record, key = store.create(
         owner="ACME", scopes=["model:read", "model:write"], environment="test", **given
@@ -419,6 +434,81 @@ def test_one_of_two_simultaneous_rotations_succeeds(store: LocalStore, another: 
         key_id = made(store)
         done = at_once(partial(store.rotate, key_id), partial(another.rotate, key_id))
         assert sorted(type(one).__name__ for one in done) == ["KeyConflict", "tuple"]
+
+
+# A key's own narrowing
+
+
+def test_staffs_keys_are_not_narrowed(store: LocalStore) -> None:
+    narrowing: tuple[dict[str, Any], ...] = ({"models": ("acme-*",)}, {"no_delete": True})
+    supplier = made(store, "model:write", "mlflow:access", **narrowing[0], **narrowing[1])
+    staff = made(store, "mlflow:write")
+    before = ids(store), store.generation(), store.database.audited()
+    for names, fields in itertools.product(
+        (["mlflow:read"], ["mlflow:access", "metrics:read"], ["model:write", "admin"]), narrowing
+    ):
+        for change in (
+            partial(made, store, *names, **fields),
+            partial(store.add, "hk_live_" + "a" * 32, owner="A", scopes=names, **fields),
+            partial(store.edit, supplier, {"scopes": names}),
+            partial(store.edit, staff, fields),
+        ):
+            refused(StaffNarrowed, change, "staff's keys are never narrowed")
+    assert (ids(store), store.generation(), store.database.audited()) == before
+    widened = {"scopes": ["mlflow:write"], "models": (), "no_delete": False}
+    assert store.edit(supplier, widened).scopes == ("mlflow:write",)
+    narrowed = {"scopes": ["metrics:read"], "no_delete": True}
+    assert store.edit(staff, narrowed).no_delete is True
+
+
+# Owners
+
+
+def test_owner_that_differs_in_case_only_is_refused(store: LocalStore) -> None:
+    first, second = made(store, owner="Straße GmbH"), made(store, owner="Straße GmbH")
+    other = made(store, owner="Globex")
+    before = ids(store), store.generation(), store.database.audited()
+    for owner in ("straße gmbh", "STRASSE GMBH", "Strasse GmbH", "\u017ftra\u1e9ee GMBH"):
+        for change in (
+            partial(made, store, owner=owner),
+            partial(store.add, "hk_live_" + "a" * 32, owner=owner, scopes=["read"]),
+            partial(store.edit, other, {"owner": owner}),
+            # The second key still has the old spelling.
+            partial(store.edit, first, {"owner": owner}),
+        ):
+            refused(KeyConflict, change, "'Straße GmbH' exists")
+    assert (ids(store), store.generation(), store.database.audited()) == before
+    made(store, owner="Strabe GmbH")
+    store.edit(second, {"owner": "Globex"})
+    assert store.edit(first, {"owner": "STRASSE GMBH"}).owner == "STRASSE GMBH"
+    # What a key made stays its owner's, so the spelling of a revoked key still counts.
+    store.revoke(first)
+    refused(KeyConflict, partial(made, store, owner="Straße GmbH"), "'STRASSE GMBH' exists")
+
+
+def test_owners_that_exist_go_on_although_they_differ_in_case_only(store: LocalStore) -> None:
+    upper, lower = made(store, owner="ACME"), made(store, owner="Other")
+    with store.database.changing() as change:
+        this = KEYS.c.key_id == lower
+        change.connection.execute(sa.update(KEYS).where(this).values(owner="acme"))
+    for key_id, owner in ((upper, "ACME"), (lower, "acme")):
+        assert store.rotate(key_id)[0].owner == owner
+        store.edit(made(store, owner=owner), {"name": "x", "owner": owner})
+    refused(KeyConflict, partial(made, store, owner="Acme"), "'(ACME|acme)' exists")
+    # So the keys of one owner can be given to the other, one after the other.
+    for record in store.each(KeyFilter(owner="acme", state="active")):
+        store.edit(record.key_id, {"owner": "ACME"})
+
+
+def test_one_of_two_owners_that_come_at_once_is_made(
+    store: LocalStore, another: LocalStore
+) -> None:
+    for number in range(10):
+        done = at_once(
+            partial(made, store, owner=f"ACME {number}"),
+            partial(made, another, owner=f"acme {number}"),
+        )
+        assert sorted(type(one).__name__ for one in done) == ["KeyConflict", "str"]
 
 
 # The last administrator
@@ -522,6 +612,8 @@ def test_every_change_is_audited_with_its_author(
         "expires_at": None,
         "networks": ["192.0.2.7/32"],
         "rate_limit_per_hour": None,
+        "models": [],
+        "no_delete": False,
     }
     assert details[2:] == [
         {"scopes": ["read"], "name": "x"},
@@ -663,7 +755,7 @@ def test_regression_35_older_keys_stay_valid_after_a_migration(database_uri: str
     assert not store.is_current()
     store.migrate()
     assert store.is_current()
-    admin = Principal("key_good", "ACME", frozenset({"mlflow:admin"}))
+    admin = Principal("key_good", "ACME", frozenset({"mlflow:admin"}), owner_id="ACME")
     assert store.lookup(good) == admin
     assert store.lookup(ended) == replace(admin, key_id="key_ended", revoked_at=7.5)
     assert store.get("key_good") == KeyRecord(

@@ -156,6 +156,22 @@ def test_existing_key_is_imported_once(here: Api) -> None:
     assert here.ask("POST /keys/import", {**ACME, "key": old}).status_code == 409
 
 
+def test_owner_that_differs_in_case_only_is_a_conflict(here: Api) -> None:
+    made = here.ask("POST /keys", ACME).json
+    other = here.ask("POST /keys", {**ACME, "owner": "Globex"}).json
+    assert made is not None and other is not None
+    for line, body in (
+        ("POST /keys", {**ACME, "owner": "acme"}),
+        ("POST /keys/import", {**ACME, "owner": "acme", "key": "hk_live_" + "a1B2" * 8}),
+        (f"PATCH /keys/{other['key_id']}", {"owner": "acme"}),
+    ):
+        answer = here.ask(line, body)
+        assert answer.status_code == 409 and answer.json is not None, line
+        assert answer.json["error_code"] == "RESOURCE_CONFLICT", line
+        assert "'ACME' exists" in answer.json["message"], line
+    assert here.ask("POST /keys", ACME).status_code == 201
+
+
 def test_export_has_all_keys_or_an_error_status(here: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     assert here.ask("GET /keys/export").text == ""
     made = [here.store.create(**ACME)[0].key_id for _ in range(3)]  # type: ignore[arg-type]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+from dataclasses import replace
 
 import flask
 from werkzeug.test import TestResponse
 
+from mlflow_hokusai_auth.authorities import service_reply
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller
 from mlflow_hokusai_auth.server.web import validate_key
@@ -50,17 +52,22 @@ def test_answer_has_every_attribute_of_the_key() -> None:
         roles=frozenset({"member"}),
         is_admin=True,
         rate_limit_per_hour=5,
+        owner_id="u-7",
+        models=("b-*", "a"),
+        no_delete=True,
     )
     assert validate(known, "192.0.2.1", service_id="mlflow").json == {
         "is_valid": True,
         "key_id": "key_2",
-        "user_id": "y",
+        "user_id": "u-7",
         "service_id": "mlflow",
         "scopes": ["mlflow:read", "model:write"],
         "email": "y@example.com",
         "roles": ["member"],
         "is_admin": True,
         "rate_limit_per_hour": 5,
+        "models": ["b-*", "a"],
+        "no_delete": True,
         "billing_plan": None,
         "monthly_prediction_limit": None,
         "error": None,
@@ -68,3 +75,18 @@ def test_answer_has_every_attribute_of_the_key() -> None:
     # A body that is not an object is ignored.
     plain = validate(Principal("key_3", "z", frozenset()), "192.0.2.1", "service_id").json
     assert plain is not None and plain["email"] is None and plain["service_id"] == "platform"
+    assert plain["user_id"] is None
+
+
+def test_other_server_reads_the_same_principal() -> None:
+    for known in (
+        Principal("key_1", "ACME", frozenset({"model:write"}), owner_id="ACME"),
+        Principal("k", "a@b.c", frozenset({"read"}), email="a@b.c", owner_id="u-7", is_admin=True),
+        replace(BOUND, networks=(), owner_id="x", models=("acme-*", "\u200b é"), no_delete=True),
+        # The owner of these keys is not known, here or there.
+        Principal("k", "a@b.c", frozenset({"read"}), email="a@b.c"),
+        Principal("k", "k", frozenset()),
+    ):
+        answer = validate(known, "192.0.2.1")
+        reply = service_reply.Reply(answer.status_code, answer.headers, answer.data)
+        assert service_reply.verdict(reply, "hk_live_x") == known
