@@ -38,6 +38,13 @@ MLFLOW_EXPERIMENTS = sa.table(
     sa.column("creation_time", sa.BigInteger),
 )
 MLFLOW_MODELS = sa.table("registered_models", sa.column("name", sa.String))
+MLFLOW_VERSIONS = sa.table(
+    "model_versions",
+    sa.column("name", sa.String),
+    sa.column("version", sa.Integer),
+    sa.column("source", sa.String),
+    sa.column("current_stage", sa.String),
+)
 
 #: The number of PostgreSQL's lock under which the tables are made.
 _LOCK = 4857534150
@@ -183,7 +190,39 @@ def _expand(insert: Callable[[sa.Table], Any]) -> Any:
     return insert(MODEL_ACCESS).from_select(columns, grants).on_conflict_do_nothing()
 
 
+def _expand_to(models: Any, *conditions: sa.ColumnElement[bool]) -> _Statements:
+    """Return an INSERT of the access that a grant gives to those of `models` that it covers."""
+    grant = [
+        sa.bindparam(name, type_=column.type).label(name)
+        for name, column in (
+            ("grant", GRANTS.c.id),
+            ("to", GRANTS.c.grantee),
+            ("allowed", GRANTS.c.level),
+            ("until", GRANTS.c.expires_at),
+        )
+    ]
+    pattern = sa.bindparam("covers", type_=sa.String)
+    covered = sa.select(models.c.name, *grant).where(covers(pattern, models.c.name), *conditions)
+    columns = ["name", "grant_id", "grantee", "level", "expires_at"]
+    return _for_each_dialect(
+        lambda insert: insert(MODEL_ACCESS).from_select(columns, covered).on_conflict_do_nothing()
+    )
+
+
+def _give(insert: Callable[[sa.Table], Any]) -> Any:
+    new = insert(MODELS)
+    return new.on_conflict_do_update(
+        index_elements=[MODELS.c.name],
+        set_={name: new.excluded[name] for name in ("owner", "key_id", "gone_at")},
+    )
+
+
 _CLAIM = _for_each_dialect(_claim)
+_GIVE = _for_each_dialect(_give)
+_EXPAND_OWNERS = _expand_to(
+    MODELS, MODELS.c.owner == sa.bindparam("by", type_=sa.String), MODELS.c.gone_at.is_(None)
+)
+_EXPAND_OPERATORS = _expand_to(MLFLOW_MODELS)
 _EXPAND = _for_each_dialect(_expand)
 _RECORD_EXPERIMENT = _upsert(EXPERIMENTS)
 _RECORD_VERSION = _upsert(VERSIONS)
@@ -270,6 +309,32 @@ def record_model(
 def expand_model(connection: sa.Connection, name: str, owner: str) -> None:
     """Add the grants that cover the model `name` of `owner` ("" for none) to those that it has."""
     connection.execute(_EXPAND[connection.dialect.name], {"model": name, "by": owner})
+
+
+def expand_grant(connection: sa.Connection, grant: Mapping[str, Any]) -> int:
+    """Record the models that a new row of `GRANTS` covers now; return their number."""
+    statements = _EXPAND_OWNERS if grant["granted_by"] else _EXPAND_OPERATORS
+    row = {"grant": grant["id"], "to": grant["grantee"], "allowed": grant["level"]}
+    row |= {"until": grant["expires_at"], "covers": grant["pattern"]}
+    if grant["granted_by"]:
+        row["by"] = grant["granted_by"]
+    connection.execute(statements[connection.dialect.name], row)
+    covered = sa.select(sa.func.count()).where(MODEL_ACCESS.c.grant_id == grant["id"])
+    return int(connection.execute(covered).scalar_one())
+
+
+def give_model(
+    connection: sa.Connection,
+    name: str,
+    *,
+    owner: str,
+    key_id: str,
+    now: float,
+    gone_at: float | None,
+) -> None:
+    """Make `owner` the owner of the name of a model, whoever had it before."""
+    row = {"name": name, "owner": owner, "key_id": key_id, "created_at": now, "gone_at": gone_at}
+    connection.execute(_GIVE[connection.dialect.name], row)
 
 
 def record_experiment(

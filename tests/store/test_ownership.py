@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from mlflow.store.db.base_sql_model import Base
 from mlflow.store.db.utils import create_sqlalchemy_engine
-from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
 from mlflow.store.tracking.dbmodels.models import SqlExperiment
 
 from mlflow_hokusai_auth.core import ownership as rules
@@ -31,24 +29,6 @@ from mlflow_hokusai_auth.store.ownership_tables import (
 NOW = 1_800_000_000.0
 ACME = {"owner": "acme", "key_id": "key_a"}
 GLOBEX = {"owner": "globex", "key_id": "key_g"}
-
-
-@pytest.fixture
-def empty(database_uri: str) -> Iterator[sa.Engine]:
-    """An engine of MLflow's on a database with MLflow's tables, but not ours."""
-    uri = database_uri.replace("postgresql://", "postgresql+psycopg://")
-    engine = create_sqlalchemy_engine(uri)
-    # All of them can't be made without MLflow's migrations on PostgreSQL, which take long.
-    tables = (SqlExperiment, SqlRegisteredModel, SqlModelVersion)
-    Base.metadata.create_all(engine, [model.__table__ for model in tables])
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def engine(empty: sa.Engine) -> sa.Engine:
-    ownership.prepare(empty)
-    return empty
 
 
 @pytest.fixture
