@@ -30,12 +30,20 @@ class Forbidden(InvalidRequest):
     """Raised if the caller may not do this to this key. HTTP answers 403."""
 
 
-class KeyNotFound(InvalidRequest):
-    """Raised if no key has the given id. HTTP answers 404."""
+class NotFound(InvalidRequest):
+    """Raised if nothing that the caller may see has the given name or id. HTTP answers 404."""
 
 
-class KeyConflict(InvalidRequest):
-    """Raised if the key's state does not allow the change. HTTP answers 409."""
+class KeyNotFound(NotFound):
+    """Raised if no key has the given id."""
+
+
+class Conflict(InvalidRequest):
+    """Raised if what exists does not allow the change. HTTP answers 409."""
+
+
+class KeyConflict(Conflict):
+    """Raised if the key's state does not allow the change."""
 
 
 class NotGenuine(InvalidRequest):

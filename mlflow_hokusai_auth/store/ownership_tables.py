@@ -1,8 +1,8 @@
 """The tables of who made what, and of who may change what, in MLflow's database.
 
-Ownership stands in tables and not in MLflow's tags, because clients can set tags while no gate is there.
-No foreign key points into MLflow's tables: MLflow changes their keys between versions. Times are in
-seconds since the epoch, except `experiment_created_at`.
+Ownership stands in tables and not in MLflow's tags, because clients can set tags while no gate is
+there. No foreign key points into MLflow's tables: MLflow changes their keys between versions. Times are
+in seconds since the epoch, except `experiment_created_at`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ OWNER = sa.String(255)
 KEY_ID = sa.String(255)
 
 METADATA = sa.MetaData()
-#: The first owner of each name of a registered model, for good: a deleted or renamed model keeps its row.
+#: The first owner of each name of a registered model, for good: a deleted or renamed model keeps its
+#: row.
 MODELS = sa.Table(
     "hokusai_models",
     METADATA,
@@ -32,8 +33,8 @@ EXPERIMENTS = sa.Table(
     sa.Column("experiment_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("owner", OWNER, nullable=False),
     sa.Column("key_id", KEY_ID, nullable=False),
-    # MLflow's `experiments.creation_time`, in milliseconds. SQLite uses ids again, so the row counts only
-    # while both are equal.
+    # MLflow's `experiments.creation_time`, in milliseconds. SQLite uses ids again, so the row counts
+    # only while both are equal.
     sa.Column("experiment_created_at", sa.BigInteger),
     sa.Index("hokusai_experiments_owner", "owner", "experiment_id"),
 )

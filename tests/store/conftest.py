@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 import time_machine
 
+from mlflow_hokusai_auth.store import ownership
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.conftest import Postgresql
 
@@ -63,3 +64,32 @@ def store(database_uri: str) -> Iterator[LocalStore]:
     store.migrate()
     yield store
     store.database.engine.dispose()
+
+
+@pytest.fixture
+def empty(database_uri: str) -> Iterator[sa.Engine]:
+    """Return MLflow's engine on a database with those of its tables that ownership is about."""
+    from mlflow.store.db.base_sql_model import Base
+    from mlflow.store.db.utils import create_sqlalchemy_engine
+    from mlflow.store.model_registry.dbmodels import models as registry
+    from mlflow.store.tracking.dbmodels import models as tracking
+
+    engine = create_sqlalchemy_engine(database_uri.replace("postgresql:", "postgresql+psycopg:"))
+    # All of them can't be made without MLflow's migrations on PostgreSQL, which take long.
+    used = (
+        tracking.SqlExperiment,
+        tracking.SqlRun,
+        tracking.SqlLoggedModel,
+        registry.SqlRegisteredModel,
+        registry.SqlModelVersion,
+    )
+    Base.metadata.create_all(engine, [model.__table__ for model in used])
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(empty: sa.Engine) -> sa.Engine:
+    """Return the engine of `empty`, with the tables of ownership."""
+    ownership.prepare(empty)
+    return empty
