@@ -101,8 +101,8 @@ class Provenance:
         if self.stamps and caller.principal is not None:
             for key, value in stamps_of(caller.principal):
                 kept.append(_stamp(row, tags, key, value))
-            if isinstance(row, _WITH_USER) and caller.principal.owner:
-                row.user_id = caller.principal.owner
+            if isinstance(row, _WITH_USER) and caller.principal.owner_id:
+                row.user_id = caller.principal.owner_id
         setattr(row, tags.relationship, kept)
         if isinstance(row, SqlRun) and caller.named is not None:
             caller.named["run"] = str(row.run_uuid)
@@ -155,8 +155,8 @@ class Provenance:
 
 def stamps_of(principal: Principal) -> Iterable[tuple[str, str]]:
     """Yield key and value of the tags on what `principal` makes."""
-    if principal.owner:
-        yield OWNER, principal.owner
+    if principal.owner_id:
+        yield OWNER, principal.owner_id
     if principal.key_id:
         yield KEY_ID, principal.key_id
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,11 @@ from mlflow.store.model_registry.dbmodels.models import (
     SqlModelVersion,
     SqlModelVersionTag,
     SqlRegisteredModel,
+    SqlRegisteredModelAlias,
     SqlRegisteredModelTag,
 )
 from mlflow.store.tracking.dbmodels.models import (
+    SqlDataset,
     SqlExperiment,
     SqlExperimentTag,
     SqlLoggedModel,
@@ -175,6 +178,46 @@ def has_logged_model(model_id: str, connection: Connection) -> bool:
 def has_version(name: str, connection: Connection) -> bool:
     """Return whether the registered model `name` has a version."""
     return _has(connection, SqlModelVersion.name, name)
+
+
+def has_registered_model(name: str, connection: Connection) -> bool:
+    """Return whether there is a registered model of this name."""
+    return _has(connection, SqlRegisteredModel.name, name)
+
+
+def experiment_named(name: str, connection: Connection) -> int | None:
+    """Return the number of the experiment of this name; None if there is none."""
+    query = sa.select(SqlExperiment.experiment_id).where(SqlExperiment.name == name)
+    number = connection.execute(query).scalar()
+    return None if number is None else int(number)
+
+
+#: The column with the number of the experiment, and that with the id, by what is in an experiment.
+_IN_EXPERIMENT: dict[str, tuple[Any, Any]] = {
+    "run": (SqlRun.experiment_id, SqlRun.run_uuid),
+    "logged model": (SqlLoggedModel.experiment_id, SqlLoggedModel.model_id),
+    "dataset": (SqlDataset.experiment_id, SqlDataset.dataset_uuid),
+}
+
+
+def experiment_of(kind: str, name: str, connection: Connection) -> int | None:
+    """Return the number of the experiment that holds a run, a logged model or a dataset."""
+    experiment, key = _IN_EXPERIMENT[kind]
+    number = connection.execute(sa.select(experiment).where(key == name)).scalar()
+    return None if number is None else int(number)
+
+
+def aliases(name: str, version: int, connection: Connection) -> list[str]:
+    """Return the aliases that point to a model version."""
+    query = sa.select(SqlRegisteredModelAlias.alias).where(
+        SqlRegisteredModelAlias.name == name, SqlRegisteredModelAlias.version == version
+    )
+    return list(connection.execute(query).scalars())
+
+
+def names_mlflow(text: str) -> bool:
+    """Return whether the text of a statement names one of MLflow's tables."""
+    return any(word in Base.metadata.tables for word in re.findall(r"\w+", text))
 
 
 def _has(connection: Connection, column: Any, value: str) -> bool:

@@ -18,9 +18,9 @@ from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.caller import Caller
 
-ACME = Principal("key_acme", "ACME", frozenset({"model:write"}))
-GLOBEX = Principal("key_globex", "GLOBEX", frozenset({"model:write"}))
-STAFF = Principal("key_staff", "STAFF", frozenset({"mlflow:admin"}))
+ACME = Principal("key_acme", "ACME", frozenset({"model:write"}), owner_id="ACME")
+GLOBEX = Principal("key_globex", "GLOBEX", frozenset({"model:write"}), owner_id="GLOBEX")
+STAFF = Principal("key_staff", "STAFF", frozenset({"mlflow:admin"}), owner_id="STAFF")
 
 
 def unused_name() -> str:

@@ -1,0 +1,148 @@
+"""Who may change what in MLflow's data, decided from facts that are read elsewhere.
+
+Each function returns why its caller, whose owner is `me`, may not make a change, or None. An owner of
+None means that nobody owns the thing: everybody may read it, and no confined key changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from .ownership import matches
+
+#: The experiment that MLflow uses if a client names none. All teams' runs would meet there.
+DEFAULT_EXPERIMENT = 0
+#: Names of experiments that begin so belong to the owner whose name follows.
+DEFAULT_PREFIX = "default:"
+
+
+class Problem(NamedTuple):
+    """Why a change is refused."""
+
+    #: One of `denials.CODES`.
+    code: str
+    message: str
+
+
+def experiment_problem(me: str, number: int, owner: str | None) -> Problem | None:
+    """Judge a change of an experiment, or of a run, a logged model or a dataset in it."""
+    if me and owner == me:
+        return None
+    if number == DEFAULT_EXPERIMENT:
+        return Problem(
+            "EXPERIMENT_REFUSED",
+            "Your key can't add to the Default experiment or change it, because runs of several teams "
+            "would meet there. Set MLFLOW_EXPERIMENT_NAME, or call mlflow.set_experiment, with a name "
+            "of your own.",
+        )
+    return Problem(
+        "NOT_OWNER",
+        f"Experiment {number} belongs to {_owned(owner)}, so your key can't add to it or change it. "
+        "Use an experiment of your own.",
+    )
+
+
+def name_problem(
+    me: str, kind: str, name: str, owner: str | None, taken: bool, reserved: str | None
+) -> Problem | None:
+    """Judge a new name of a "model" or an "experiment".
+
+    `owner` has or had the name, and `taken` says whether something has it now. Names that begin like
+    this one are reserved for `reserved`.
+    """
+    if not me:
+        return Problem("NOT_OWNER", _NOBODY)
+    if owner == me:
+        return None
+    if owner is not None or taken:
+        return Problem(
+            "NAME_TAKEN",
+            f"The name {name} is taken by another owner; a name stays its first owner's, also after the "
+            f"{kind} is deleted. Choose another name.",
+        )
+    default = kind == "experiment" and name.startswith(DEFAULT_PREFIX)
+    if (reserved is not None and reserved != me) or (default and name != DEFAULT_PREFIX + me):
+        return Problem(
+            "NAME_RESERVED",
+            f"Names that begin like {name} are reserved for another owner. Choose another name.",
+        )
+    return None
+
+
+def model_problem(
+    me: str, name: str, owner: str | None, level: str | None, *, touched: bool = False
+) -> Problem | None:
+    """Judge a change of a registered model, its tags or its aliases.
+
+    With `touched`, only the time of its last change is set, as when it gets a version. `level` is what
+    grants give `me` on the model.
+    """
+    if (me and owner == me) or (touched and level == "contribute"):
+        return None
+    return Problem(
+        "NOT_OWNER",
+        f"The registered model {name} belongs to {_owned(owner)}, so your key can't change it. "
+        f"{_advice(owner, level)}",
+    )
+
+
+def version_problem(
+    me: str,
+    name: str,
+    owner: str | None,
+    level: str | None,
+    *,
+    new: bool,
+    maker: str | None,
+    aliases: Collection[str],
+) -> Problem | None:
+    """Judge a new version of a registered model, or a change of one that `maker` made."""
+    if me and owner == me:
+        return None
+    if level != "contribute":
+        return model_problem(me, name, owner, level)
+    if new:
+        return None
+    if maker != me:
+        return Problem(
+            "NOT_OWNER",
+            f"You may add versions to the registered model {name}, and change those that you made. "
+            "Another owner made this one.",
+        )
+    if aliases:
+        return Problem(
+            "NOT_OWNER",
+            f"The alias {sorted(aliases)[0]} points to this version of {name}, so only the model's owner "
+            "can change it. Register a new version, or ask the owner to move the alias.",
+        )
+    return None
+
+
+def narrowing_problem(patterns: Collection[str], name: str) -> Problem | None:
+    """Judge the name of a model by the patterns of the key itself; none means any name."""
+    if not patterns or any(matches(pattern, name) for pattern in patterns):
+        return None
+    return Problem(
+        "NAME_REFUSED",
+        f"This key may create and change only models named {' or '.join(sorted(patterns))}, and not "
+        f"{name}.",
+    )
+
+
+_NOBODY = (
+    "The authority of your key does not say who you are, so the key owns nothing and can't change "
+    "anything. Ask the server's operator."
+)
+
+
+def _owned(owner: str | None) -> str:
+    return "nobody" if owner is None else "another owner"
+
+
+def _advice(owner: str | None, level: str | None) -> str:
+    if owner is None:
+        return "Ask the server's operator to assign it to you: hokusai-auth owners assign."
+    if level is not None:
+        return "What was shared with you doesn't include this."
+    return "Use a name of your own, or ask its owner to share it with you."

@@ -1,0 +1,397 @@
+"""Whose everything in MLflow's data is, and that nobody confined changes what is another owner's.
+
+SQLAlchemy writes rows in flushes. After each flush, in its transaction, `Writes` records the owner of
+what was made, and checks every row that is new, changed or deleted. A check before the flush would lose
+a race against another process; after it, the database has decided who came first. A refusal is an
+exception, which rolls back the transaction. Statements outside a flush are checked at the cursor.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import event, inspect
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
+
+from mlflow_hokusai_auth.core import isolation
+from mlflow_hokusai_auth.core.isolation import Problem
+from mlflow_hokusai_auth.core.policy import Policy, is_confined
+from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.server import caller as callers
+from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server.upstream import tables
+from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
+from mlflow_hokusai_auth.store import ownership
+
+from . import bindings
+from .bindings import BINDINGS, INPUT_TAGS, INPUTS
+from .facts import Facts
+
+#: True while SQLAlchemy writes rows that `Writes` checks afterwards.
+_flushing: ContextVar[bool] = ContextVar("hokusai_checked_flush", default=False)
+#: The beginning of a statement that changes data.
+_CHANGES = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE|WITH)\b", re.IGNORECASE)
+#: Lifecycle and stage of what is deleted or archived, as MLflow writes them.
+_ENDED = frozenset({"deleted", "Archived", tables.DELETED})
+_DELETING = Problem("DELETE_REFUSED", "This key may not delete or archive anything.")
+_installed: Writes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """Records owners, and refuses the changes that confined keys may not make."""
+
+    policy: Policy
+    watch: Watch
+    facts: Facts
+
+    def install(self) -> None:
+        """Record and check whatever this process writes to MLflow's tables from now on."""
+        global _installed
+        if _installed is not None:
+            _installed._listeners(event.remove)
+        self._listeners(event.listen)
+        _installed = self
+
+    def _listeners(self, change: Callable[[Any, str, Any], None]) -> None:
+        for target, name, function in (
+            (Session, "before_flush", self.before_flush),
+            (Session, "after_flush", self.after_flush),
+            (Session, "after_soft_rollback", _rolled_back),
+            (Engine, "before_cursor_execute", self.before_statement),
+        ):
+            change(target, name, function)
+
+    def before_flush(self, session: Session, *_: object) -> None:
+        """Raise MlflowException if a confined caller takes a name, before the database refuses it.
+
+        The database would name the statement and its values.
+        """
+        principal = self._confined()
+        if principal is not None:
+            for row in session.new:
+                if row.__tablename__ == "registered_models":
+                    self._name(session.connection(), principal, "model", row.name)
+                elif row.__tablename__ == "experiments":
+                    self._name(session.connection(), principal, "experiment", row.name)
+                    self._location(row)
+            for row in session.dirty:
+                old, new = _old_and_new(row, "name")
+                if old != new and row.__tablename__ == "registered_models":
+                    self._name(session.connection(), principal, "model", new)
+                elif old != new and row.__tablename__ == "experiments":
+                    self._name(session.connection(), principal, "experiment", new)
+        _flushing.set(True)
+
+    def after_flush(self, session: Session, _: object) -> None:
+        """Record the owners of what was made; raise MlflowException for what may not be changed."""
+        _flushing.set(False)
+        principal = callers.current.get().principal
+        if principal is None or not self.facts.usable:
+            return
+        connection = session.connection()
+        changed = [row for row in session.dirty if session.is_modified(row)]
+        self._record(connection, principal, session.new, changed, session.deleted)
+        if (confined := self._confined()) is not None:
+            for row in session.new:
+                self._check_row(session, confined, row, new=True)
+            for row in changed:
+                self._check_row(session, confined, row)
+            for row in session.deleted:
+                self._check_row(session, confined, row, deleted=True)
+
+    # Recording
+
+    def _record(
+        self,
+        connection: Connection,
+        principal: Principal,
+        new: Iterable[Any],
+        changed: Iterable[Any],
+        deleted: Iterable[Any],
+    ) -> None:
+        """Record what happened to models, versions and experiments, whoever did it."""
+        now = time.time()
+        owner, key_id = principal.owner_id, principal.key_id
+        # A version needs its model's row, so models come first.
+        for row in sorted(new, key=lambda row: row.__tablename__, reverse=True):
+            if not owner:
+                break
+            if row.__tablename__ == "registered_models":
+                if not ownership.record_model(
+                    connection, row.name, owner=owner, key_id=key_id, now=now
+                ):
+                    self._taken(principal, "model", row.name)
+            elif row.__tablename__ == "model_versions":
+                ownership.record_version(
+                    connection,
+                    row.name,
+                    int(row.version),
+                    owner=owner,
+                    key_id=key_id,
+                    source=row.source or "",
+                    now=now,
+                )
+            elif row.__tablename__ == "experiments":
+                ownership.record_experiment(
+                    connection,
+                    int(row.experiment_id),
+                    owner=owner,
+                    key_id=key_id,
+                    created_at=row.creation_time,
+                )
+        for row in changed:
+            if row.__tablename__ == "registered_models":
+                old, renamed = _old_and_new(row, "name")
+                if old != renamed and not ownership.rename_model(connection, old, renamed, now):
+                    self._taken(principal, "model", renamed)
+            elif row.__tablename__ == "model_versions" and row.current_stage == tables.DELETED:
+                ownership.version_gone(connection, row.name, int(row.version))
+        for row in deleted:
+            if row.__tablename__ == "registered_models":
+                ownership.model_gone(connection, row.name, now)
+
+    def _taken(self, principal: Principal, kind: str, name: str) -> None:
+        """Refuse a name that belongs to another owner; staff may use it."""
+        if is_confined(principal, self.policy):
+            problem = isolation.name_problem(principal.owner_id, kind, name, None, True, None)
+            self._refuse(problem)
+
+    # Checking
+
+    def _confined(self) -> Principal | None:
+        """Return the caller if isolation keeps them to what is theirs."""
+        principal = callers.current.get().principal
+        if principal is None or not self.watch.looks or not self.facts.usable:
+            return None
+        return principal if is_confined(principal, self.policy) else None
+
+    def _name(self, connection: Connection, principal: Principal, kind: str, name: str) -> None:
+        problem = isolation.name_problem(
+            principal.owner_id,
+            kind,
+            name,
+            self.facts.name_owner(connection, kind, name),
+            self.facts.is_taken(connection, kind, name),
+            ownership.prefix_owner(connection, kind, name),
+        )
+        if (
+            problem is not None
+            and problem.code == "NAME_TAKEN"
+            and kind == "model"
+            and self.facts.level(connection, principal.owner_id, name) == "contribute"
+        ):
+            # MLflow answers that the model exists, and its client goes on to add a version.
+            return
+        self._refuse(problem)
+
+    def _location(self, row: Any) -> None:
+        if row.artifact_location:
+            self._refuse(
+                Problem(
+                    "LOCATION_REFUSED",
+                    "Your key can't choose where an experiment keeps its artifacts. Leave "
+                    "artifact_location out.",
+                )
+            )
+
+    def _check_row(
+        self,
+        session: Session,
+        principal: Principal,
+        row: Any,
+        *,
+        new: bool = False,
+        deleted: bool = False,
+    ) -> None:
+        """Raise MlflowException if `principal` may not write this row."""
+        table = row.__tablename__
+        connection = session.connection()
+        if principal.no_delete and (deleted or (not new and _ends(row))):
+            self._refuse(_DELETING)
+        if table == INPUT_TAGS and new:
+            return
+        if table == INPUTS and new:
+            self._check_input(connection, principal, row)
+            return
+        things = BINDINGS.get(table)
+        if things is None:
+            self._closed(table)
+            return
+        for thing in things:
+            for values in _identities(row, thing.columns):
+                if thing.kind == "version":
+                    self._check_version(connection, principal, row, values, new=new)
+                elif thing.kind == "model":
+                    self._check_model(connection, principal, row, str(values[0]), deleted=deleted)
+                else:
+                    self._check_in_experiment(connection, principal, thing.kind, values[0])
+
+    def _check_input(self, connection: Connection, principal: Principal, row: Any) -> None:
+        found = bindings.ends(
+            (row.source_type, row.source_id), (row.destination_type, row.destination_id)
+        )
+        if found is None:
+            self._closed(INPUTS)
+            return
+        for kind, name in found:
+            self._check_in_experiment(connection, principal, kind, name)
+
+    def _check_in_experiment(
+        self, connection: Connection, principal: Principal, kind: str, name: object
+    ) -> None:
+        if name is None:  # a logged model without a run
+            return
+        number = self.facts.experiment_of(connection, kind, name)
+        if number is None:
+            missing = f"There is no {kind} {name} that your key may change."
+            self._refuse(Problem("NOT_OWNER", missing))
+            return
+        owner = self.facts.experiment_owner(connection, number)
+        self._refuse(isolation.experiment_problem(principal.owner_id, number, owner))
+
+    def _check_model(
+        self, connection: Connection, principal: Principal, row: Any, name: str, *, deleted: bool
+    ) -> None:
+        me = principal.owner_id
+        owner = ownership.model_owner(connection, name)
+        touched = (
+            row.__tablename__ == "registered_models"
+            and not deleted
+            and _changed(row) <= {"last_updated_time"}
+        )
+        level = None if owner == me else self.facts.level(connection, me, name)
+        self._refuse(isolation.model_problem(me, name, owner, level, touched=touched))
+        self._refuse(isolation.narrowing_problem(principal.models, name))
+
+    def _check_version(
+        self,
+        connection: Connection,
+        principal: Principal,
+        row: Any,
+        values: tuple[Any, ...],
+        *,
+        new: bool,
+    ) -> None:
+        me, (name, version) = principal.owner_id, values
+        owner = ownership.model_owner(connection, name)
+        problem = None
+        if owner != me:
+            level = self.facts.level(connection, me, name)
+            made = new and row.__tablename__ == "model_versions"
+            problem = isolation.version_problem(
+                me,
+                name,
+                owner,
+                level,
+                new=made,
+                maker=ownership.version_owner(connection, name, int(version)),
+                aliases=() if made else tables.aliases(name, int(version), connection),
+            )
+        self._refuse(problem)
+        self._refuse(isolation.narrowing_problem(principal.models, name))
+
+    def before_statement(
+        self,
+        connection: Connection,
+        _: object,
+        text: str,
+        _given: object,
+        context: Any,
+        _many: bool,
+    ) -> None:
+        """Check a statement outside a flush that changes MLflow's data for a confined caller."""
+        if not _CHANGES.match(text) or _flushing.get():
+            return
+        principal = self._confined()
+        if principal is None:
+            return
+        statement = context.compiled and context.compiled.statement
+        table = getattr(getattr(statement, "table", None), "name", "")
+        if table in ownership.TABLES or table in bindings.OPEN:
+            return
+        # A statement that takes its values from a query may name anything.
+        named = list(_named(table, context)) if getattr(statement, "select", None) is None else []
+        if not named and (table or tables.names_mlflow(text)):
+            self._closed(table or "this")
+        for kind, name in named:
+            self._check_in_experiment(connection, principal, kind, name)
+        if principal.no_delete and context.isdelete:
+            self._refuse(_DELETING)
+
+    def _closed(self, table: str) -> None:
+        self._refuse(
+            Problem(
+                "ISOLATED",
+                f"This server does not let your key change {table}. Ask its operator for a key with a "
+                "scope such as mlflow:write.",
+            )
+        )
+
+    def _refuse(self, problem: Problem | None) -> None:
+        if problem is not None:
+            kind = problem.code.lower()
+            self.watch.refuse(problem.code, kind, None, problem.message, metrics.ISOLATION)
+
+
+def _rolled_back(*_: object) -> None:
+    _flushing.set(False)
+
+
+def _old_and_new(row: Any, name: str) -> tuple[Any, Any]:
+    """Return the attribute's value before the flush, and its value now; None if the row has none."""
+    attribute = inspect(row).attrs.get(name)
+    if attribute is None:
+        return None, None
+    before = attribute.history.deleted
+    return (before[0] if before else attribute.value), attribute.value
+
+
+def _changed(row: Any) -> set[str]:
+    """Return the names of the columns that the flush wrote."""
+    columns = inspect(type(row)).column_attrs.keys()
+    return {name for name in columns if inspect(row).attrs[name].history.has_changes()}
+
+
+def _ends(row: Any) -> bool:
+    """Return whether a change of the row deletes or archives what it stands for."""
+    for name in ("lifecycle_stage", "current_stage"):
+        old, new = _old_and_new(row, name)
+        if old != new and new in _ENDED:
+            return True
+    return False
+
+
+def _identities(row: Any, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+    """Yield what the row belongs to now, and what it belonged to before."""
+    both = [_old_and_new(row, name) for name in columns]
+    old, new = (tuple(values) for values in zip(*both, strict=True))
+    yield new
+    if old != new:
+        yield old
+
+
+def _named(table: str, context: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a statement's parameters say that its rows belong to, by kind and id.
+
+    Nothing is yielded for rows of registered models, because MLflow writes these in flushes only.
+    """
+    things = BINDINGS.get(table, ())
+    if any(thing.kind in ("model", "version") for thing in things):
+        return
+    for given in context.compiled_parameters:
+        for name, value in given.items():
+            for thing in things:
+                # SQLAlchemy numbers the parameters for a column: key, key_1, key_m0.
+                if re.fullmatch(rf"{thing.columns[0]}(_m?\d+)*", name):
+                    for one in value if isinstance(value, list) else [value]:
+                        yield thing.kind, one
+            if table in bindings.NAMING_A_RUN and isinstance(value, str):
+                for run in bindings.NAMING_A_RUN[table].findall(value):
+                    yield "run", run
