@@ -32,14 +32,34 @@ curl -fsS "$SERVER/api/2.0/hokusai/keys/import" -H "X-API-Key: $KEY" {_JSON} \\
     "exportKeys": 'curl -fsS "$SERVER/api/2.0/hokusai/keys/export" -H "X-API-Key: $KEY" > keys.ndjson',
     "reportLeaks": f"""curl -sS "$SERVER/api/2.0/hokusai/keys/leaked" {_JSON} \\
   -d '[]'  # refused: it has no signature""",
+    "addGrant": f"""curl -fsS "$SERVER/api/2.0/hokusai/grants" -H "X-API-Key: $KEY" {_JSON} \\
+  -d '{{"grantee": "GLOBEX", "pattern": "lead-*", "level": "contribute"}}' > grant.json
+GRANT_ID=$(sed -n 's/.*"id": *"\\(grant_[^"]*\\)".*/\\1/p' grant.json)""",
+    "listGrants": 'curl -fsS "$SERVER/api/2.0/hokusai/grants" -H "X-API-Key: $KEY"',
+    "removeGrant": """curl -fsS -X DELETE "$SERVER/api/2.0/hokusai/grants/$GRANT_ID" \\
+  -H "X-API-Key: $KEY\"""",
+    "addPrefix": f"""curl -fsS "$SERVER/api/2.0/hokusai/prefixes" -H "X-API-Key: $KEY" {_JSON} \\
+  -d '{{"prefix": "acme-", "owner": "ACME"}}'""",
+    "listPrefixes": 'curl -fsS "$SERVER/api/2.0/hokusai/prefixes" -H "X-API-Key: $KEY"',
+    "removePrefix": """curl -fsS -X DELETE "$SERVER/api/2.0/hokusai/prefixes?prefix=acme-" \\
+  -H "X-API-Key: $KEY\"""",
+    "assignOwner": f"""curl -fsS "$SERVER/api/2.0/hokusai/owners/assign" -H "X-API-Key: $KEY" {_JSON} \\
+  -d '{{"owner": "ACME", "models": "acme-*"}}'""",
+    "listOwners": """curl -fsS --get "$SERVER/api/2.0/hokusai/owners" -H "X-API-Key: $KEY" \\
+  -d kind=experiment -d unowned=true""",
+    "ownersOf": """curl -fsS --get "$SERVER/api/2.0/hokusai/owners/of" -H "X-API-Key: $KEY" \\
+  -d name=Default""",
+    "releaseName": f"""curl -sS "$SERVER/api/2.0/hokusai/owners/release" -H "X-API-Key: $KEY" {_JSON} \\
+  -d '{{"name": "acme-old"}}'  # refused unless somebody owns this name""",
+    "checkOwners": 'curl -fsS "$SERVER/api/2.0/hokusai/owners/check" -H "X-API-Key: $KEY"',
 }
 
 _INTRODUCTION = """# REST API
 
 Send the key as `X-API-Key` or `Authorization: Bearer`. All operations need a key with
-`mlflow:admin`, except `whoami` and the rotation of a key by itself. Every path answers under the
-prefixes, too. Times are seconds since the epoch, durations are seconds. `GET
-/api/2.0/hokusai/openapi.json` gives any key the same as OpenAPI 3.1.
+`mlflow:admin`, except `whoami`, the rotation of a key by itself, `grants`, `listOwners` and `ownersOf`.
+Every path answers under the prefixes, too. Times are seconds since the epoch, durations are seconds.
+`GET /api/2.0/hokusai/openapi.json` gives any key the same as OpenAPI 3.1.
 
 Other routes are `POST /api/v1/keys/validate`
 ([authorities](../operator/authorities.md#serve-other-servers)), and health and metrics

@@ -1,4 +1,4 @@
-"""`hokusai-auth`: keys and the audit log, the gate's decisions, diagnosis, and a demo.
+"""`hokusai-auth`: keys, owners and the audit log, the gate's decisions, diagnosis, and a demo.
 
 Commands that need the server's extra import it when they run, so that the others work on a supplier's
 machine.
@@ -13,6 +13,7 @@ import click
 from mlflow_hokusai_auth import __version__
 
 from .keys import keys
+from .ownership import grants, owners, prefixes
 from .server import audit, demo, explain, log_level, mode, routes
 from .supplier import doctor, smoke, whoami
 
@@ -25,5 +26,6 @@ def main() -> None:
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 
-for command in (keys, audit, mode, log_level, routes, explain, demo, whoami, doctor, smoke):
+_groups: tuple[click.Command, ...] = (keys, owners, grants, prefixes)
+for command in (*_groups, audit, mode, log_level, routes, explain, demo, whoami, doctor, smoke):
     main.add_command(command)

@@ -6,7 +6,7 @@ Requests are sent as MLflow's own are, so they carry the key that any MLflow cal
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -22,10 +22,11 @@ _LEAVE: Any = object()
 
 
 class HokusaiAuthClient:
-    """The server's key management. Every method raises MlflowException if the server refuses.
+    """The server's management of keys and owners. Each method raises MlflowException if it refuses.
 
     Keys are dictionaries, as in the REST API: `key_id`, `owner`, `scopes`, `state` and so on, with
-    times in seconds since the epoch. Only `create_key` and `rotate_key` return the key itself.
+    times in seconds since the epoch. Only `create_key` and `rotate_key` return the key itself. Owned
+    names, grants and prefixes are dictionaries, too.
     """
 
     def __init__(self, tracking_uri: str) -> None:
@@ -168,6 +169,108 @@ class HokusaiAuthClient:
             except (RequestException, ValueError) as error:
                 raise MlflowException(f"The export of keys broke off: {error}") from error
 
+    def list_owners(
+        self,
+        *,
+        kind: str = "model",
+        owner: str | None = None,
+        unowned: bool = False,
+        max_results: int = 100,
+        page_token: str | None = None,
+    ) -> PagedList[dict[str, Any]]:
+        """Return a page of registered models (or experiments: `kind`), each with its `owner` or None.
+
+        `token` of the page is the next page's `page_token` (last page: None).
+        """
+        params = {
+            "kind": kind,
+            "owner": owner,
+            "unowned": "true" if unowned else None,
+            "max_results": max_results,
+            "page_token": page_token,
+        }
+        answer = self._call("GET", "owners", params=_given(params))
+        return PagedList(answer["owners"], answer.get("next_page_token"))
+
+    def owners_of(self, name: str) -> list[dict[str, Any]]:
+        """Return whose the registered model and the experiment with this name are."""
+        owners: list[dict[str, Any]] = self._call("GET", "owners/of", params={"name": name})[
+            "owners"
+        ]
+        return owners
+
+    def assign_owner(
+        self,
+        *,
+        owner: str | None = None,
+        models: str | None = None,
+        experiments: str | None = None,
+        names: Sequence[Mapping[str, str]] = (),
+        apply: bool = False,
+        keep_grants: bool = False,
+    ) -> dict[str, Any]:
+        """Give models or experiments to `owner`; unless `apply`, only return what would change.
+
+        Give one pattern, or `names` with `kind` and `name` each, and perhaps `owner`. The grants of
+        former owners end, or become the new owner's with `keep_grants`.
+        """
+        what = {"owner": owner, "models": models, "experiments": experiments}
+        body = {**_given(what), "apply": apply, "keep_grants": keep_grants}
+        if names:
+            body["names"] = [dict(row) for row in names]
+        return self._call("POST", "owners/assign", json=body)
+
+    def release_name(self, name: str) -> dict[str, Any]:
+        """Make the name of a registered model nobody's, and return whose it was."""
+        return self._call("POST", "owners/release", json={"name": name})
+
+    def check_owners(self) -> list[dict[str, Any]]:
+        """Return what is wrong with the tables of ownership, with advice."""
+        problems: list[dict[str, Any]] = self._call("GET", "owners/check")["problems"]
+        return problems
+
+    def add_grant(
+        self,
+        *,
+        grantee: str,
+        pattern: str,
+        level: str = "read",
+        expires_in: float | None = None,
+    ) -> dict[str, Any]:
+        """Let `grantee` "read" or "contribute" to the models that `pattern` names, now and later.
+
+        An owner's grant covers that owner's models, an operator's any. It ends after `expires_in`
+        seconds (None: never).
+        """
+        body = {"grantee": grantee, "pattern": pattern, "level": level, "expires_in": expires_in}
+        return self._call("POST", "grants", json=_given(body))
+
+    def list_grants(
+        self, *, max_results: int = 100, page_token: str | None = None
+    ) -> PagedList[dict[str, Any]]:
+        """Return a page of the grants that the key's owner gave or has; administrators get all."""
+        params = {"max_results": max_results, "page_token": page_token}
+        answer = self._call("GET", "grants", params=_given(params))
+        return PagedList(answer["grants"], answer.get("next_page_token"))
+
+    def remove_grant(self, grant_id: str) -> dict[str, Any]:
+        """End a grant, and return it."""
+        return self._call("DELETE", _path("grants", grant_id))
+
+    def add_prefix(self, *, prefix: str, owner: str, kind: str = "model") -> dict[str, Any]:
+        """Reserve new names of models (or experiments: `kind`) that begin so for `owner`."""
+        body = {"prefix": prefix, "owner": owner, "kind": kind}
+        return self._call("POST", "prefixes", json=body)
+
+    def list_prefixes(self) -> list[dict[str, Any]]:
+        """Return all prefixes."""
+        prefixes: list[dict[str, Any]] = self._call("GET", "prefixes")["prefixes"]
+        return prefixes
+
+    def remove_prefix(self, *, prefix: str, kind: str = "model") -> dict[str, Any]:
+        """End the reservation of a prefix, and return it."""
+        return self._call("DELETE", "prefixes", params={"prefix": prefix, "kind": kind})
+
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         if method == "POST":
             # If an answer were lost, MLflow would repeat the request and make a second key.
@@ -209,7 +312,11 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _key_path(key_id: str) -> str:
+    return _path("keys", key_id)
+
+
+def _path(kind: str, id: str) -> str:
     # quote keeps dots, and HTTP clients resolve "keys/.." before they send it.
-    if key_id in ("", ".", ".."):
-        raise MlflowException.invalid_parameter_value(f"{key_id!r} is not the id of a key.")
-    return f"keys/{quote(key_id, safe='')}"
+    if id in ("", ".", ".."):
+        raise MlflowException.invalid_parameter_value(f"{id!r} is not the id of a {kind[:-1]}.")
+    return f"{kind}/{quote(id, safe='')}"

@@ -57,6 +57,15 @@ PUBLIC  POST              keys/leaked
 ADMIN   GET,PATCH,DELETE  keys/{key_id}
 KEY     POST              keys/{key_id}/rotate
 
+# Owners share their own models: the view shows and ends no grant of anybody else.
+[hokusai /api/2.0/hokusai/]
+READ    GET               owners  owners/of  grants
+WRITE   POST              grants
+WRITE   DELETE            grants/{grant_id}
+ADMIN   POST              owners/assign  owners/release
+ADMIN   GET               owners/check
+ADMIN   GET,POST,DELETE   prefixes
+
 # Signing in needs no key, since the key is pasted into that page.
 [hokusai /hokusai/]
 PUBLIC  GET,POST          login

@@ -3,9 +3,9 @@
 There are three groups. MLflow's scopes grant their class of access on every kind of resource.
 Suppliers get the registry's scopes (`model:read`, `model:write`), which reach the model registry and
 the runs, logged models and artifacts that registering a model needs. They may also create and look up
-an experiment for the run, but not change or delete one. They don't reach traces, datasets, prompt
-optimisation, the gateway, jobs or webhooks, and they reach a GraphQL query only if they reach every
-kind that its root fields read. Administrators' scopes reach everything.
+an experiment for the run, but not change or delete one, and share their own models. They don't reach
+traces, datasets, prompt optimisation, the gateway, jobs or webhooks, and they reach a GraphQL query
+only if they reach every kind that its root fields read. Administrators' scopes reach everything.
 
 Unknown scopes (`predict`, `train`, …) belong to other Hokusai services and grant nothing here.
 """
@@ -39,8 +39,13 @@ REGISTRY_KINDS = frozenset(
 )
 #: Kinds that a registry scope may only read: experiments by name, the server's version, its pages.
 REGISTRY_READS = frozenset({"experiments", "server", "ui", "hokusai"})
-#: The one rule beyond those kinds that a registry scope may write to: a first run needs an experiment.
-_REGISTRY_WRITES = "/mlflow/experiments/create"
+#: The rules beyond those kinds that a registry scope may write to: a first run needs an experiment,
+#: and owners of models share them.
+_REGISTRY_WRITES = (
+    "/mlflow/experiments/create",
+    "/hokusai/grants",
+    "/hokusai/grants/{grant_id}",
+)
 
 #: The scope for a Prometheus: it reads the server's metrics, and nothing else.
 METRICS = "metrics:read"

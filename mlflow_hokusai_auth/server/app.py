@@ -62,6 +62,7 @@ from .web import (
     health,
     keys_api,
     leak_reports,
+    ownership_api,
     pages,
     validate_key,
 )
@@ -143,6 +144,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     )
     for blueprint in (
         keys_api.blueprint(store, gate, leak_keys),
+        ownership_api.blueprint(store, gate),
         validate_key.blueprint(),
         pages.blueprint(store, sessions, gate, config.session_lifetime),
         pages.account(gate),

@@ -64,6 +64,11 @@ def principal() -> Principal:
     return owner
 
 
+def owner_id() -> str:
+    """Return the owner of what this request's key makes, on routes that take a key."""
+    return principal().owner
+
+
 def actor() -> Actor:
     """Return the caller in the form of the audit log."""
     caller = current.get()

@@ -177,6 +177,11 @@ class Database:
                 change.connection.execute(sa.insert(STATE).values(name=name, value=value))
             change.audit(event, by, "", **detail)
 
+    def note(self, event: str, by: Actor, detail: Mapping[str, Any]) -> None:
+        """Audit a change of another database, after it. Raises AuthorityUnavailable."""
+        with self.changing(generation=False) as change:
+            change.audit(event, by, **detail)
+
     def insert(self, table: sa.Table) -> Any:
         """Return an INSERT into `table` with `on_conflict_do_update`."""
         dialect = sqlite if self.engine.dialect.name == "sqlite" else postgresql

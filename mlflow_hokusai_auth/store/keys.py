@@ -189,6 +189,11 @@ class LocalStore:
             ).one_or_none()
         return None if row is None else from_row(row)
 
+    def owners(self) -> list[str]:
+        """Return the owner of each key, once. Raises AuthorityUnavailable."""
+        with self.database.reading() as connection:
+            return list(connection.execute(sa.select(KEYS.c.owner).distinct()).scalars())
+
     def edit(self, key_id: str, changes: Mapping[str, Any], by: Actor = NOBODY) -> KeyRecord:
         """Change fields of a key: the owner, the scopes, and the optional ones of `create`.
 

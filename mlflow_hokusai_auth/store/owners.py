@@ -82,19 +82,25 @@ class _Group(NamedTuple):
 class Ownership:
     """Ownership in the database of `engine`, for one caller.
 
-    `owner` is the caller's, or None for an operator, who sees and changes everything. Each method
-    raises AuthorityUnavailable if the database can't be used, and StoreError if it has no tables of
-    MLflow, or ours can't be made there. Rows are dictionaries, as in the REST API; times are in seconds
-    since the epoch.
+    `owner` is the caller's, or None for an operator, who sees and changes everything. `key_owners`
+    returns the owners of keys. Each method raises AuthorityUnavailable if the database can't be used,
+    and StoreError if it has no tables of MLflow, or ours can't be made there. Rows are dictionaries, as
+    in the REST API; times are in seconds since the epoch.
     """
 
     def __init__(
-        self, engine: sa.Engine, audit: Audit, owner: str | None = None, key_id: str = ""
+        self,
+        engine: sa.Engine,
+        audit: Audit,
+        owner: str | None = None,
+        key_id: str = "",
+        key_owners: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._engine = engine
         self._audit = audit
         self._owner = owner
         self._key_id = key_id
+        self._key_owners = key_owners
 
     def list_owners(
         self,
@@ -212,11 +218,11 @@ class Ownership:
         self._audit("owners.released", {"name": name, "owner": row["owner"]})
         return {"kind": "model", **_columns(dict(row))}
 
-    def check_owners(self, owners: Iterable[str] = ()) -> list[dict[str, Any]]:
+    def check_owners(self) -> list[dict[str, Any]]:
         """Return what is wrong with the tables, such as after plain MLflow ran on the database.
 
         Each problem has `problem`, `kind`, `name` and `advice`; there are at most `MAX_RESULTS` of a
-        sort. `owners` are those of keys.
+        sort. Owners are compared with each other, and with those of `key_owners`.
         """
         with self._reading() as connection:
             problems = [
@@ -224,7 +230,7 @@ class Ownership:
                 for code, kind, advice, query in _CHECKS
                 for name in connection.execute(query.limit(MAX_RESULTS)).scalars()
             ]
-            alike = rules.look_alikes({*owners, *_owners(connection)})
+            alike = rules.look_alikes({*self._key_owners(), *_owners(connection)})
         return problems + [
             {
                 "problem": "LOOK_ALIKES",

@@ -177,6 +177,96 @@ def test_revoke_sends_its_options(api: Api, client: HokusaiAuthClient) -> None:
         assert api.last.query == dict.fromkeys(names, "true")
 
 
+def test_ownership_is_asked_and_changed_by_its_routes(api: Api, client: HokusaiAuthClient) -> None:
+    one: dict[str, Any] = {"name": "lead", "owner": "ACME"}
+    page = {"max_results": "7", "page_token": "a b"}
+    for call, route, status, answer, query, body in (
+        (
+            lambda: client.list_owners(kind="experiment", unowned=True, max_results=7),
+            "GET owners",
+            200,
+            {"owners": [one], "next_page_token": "next"},
+            {"kind": "experiment", "unowned": "true", "max_results": "7"},
+            None,
+        ),
+        (
+            lambda: client.list_owners(owner="A&B", max_results=7, page_token="a b"),
+            "GET owners",
+            200,
+            {"owners": [one]},
+            {"kind": "model", "owner": "A&B", **page},
+            None,
+        ),
+        (
+            lambda: client.owners_of("/a/b?"),
+            "GET owners/of",
+            200,
+            {"owners": [one]},
+            {"name": "/a/b?"},
+            None,
+        ),
+        (
+            lambda: client.assign_owner(owner="ACME", models="a*"),
+            "POST owners/assign",
+            200,
+            one,
+            {},
+            {"owner": "ACME", "models": "a*", "apply": False, "keep_grants": False},
+        ),
+        (
+            lambda: client.assign_owner(names=[one], apply=True, keep_grants=True),
+            "POST owners/assign",
+            200,
+            one,
+            {},
+            {"names": [one], "apply": True, "keep_grants": True},
+        ),
+        (lambda: client.release_name("l"), "POST owners/release", 200, one, {}, {"name": "l"}),
+        (client.check_owners, "GET owners/check", 200, {"problems": [one]}, {}, None),
+        (
+            lambda: client.add_grant(grantee="G", pattern="a*", level="contribute", expires_in=9),
+            "POST grants",
+            201,
+            one,
+            {},
+            {"grantee": "G", "pattern": "a*", "level": "contribute", "expires_in": 9},
+        ),
+        (
+            lambda: client.list_grants(max_results=7, page_token="a b"),
+            "GET grants",
+            200,
+            {"grants": [one], "next_page_token": None},
+            page,
+            None,
+        ),
+        (lambda: client.remove_grant("grant_1"), "DELETE grants/grant_1", 200, one, {}, None),
+        (
+            lambda: client.add_prefix(prefix="a-", owner="ACME"),
+            "POST prefixes",
+            201,
+            one,
+            {},
+            {"prefix": "a-", "owner": "ACME", "kind": "model"},
+        ),
+        (client.list_prefixes, "GET prefixes", 200, {"prefixes": [one]}, {}, None),
+        (
+            lambda: client.remove_prefix(prefix="a-", kind="experiment"),
+            "DELETE prefixes",
+            200,
+            one,
+            {"prefix": "a-", "kind": "experiment"},
+            None,
+        ),
+    ):
+        api.on(route, status, answer)
+        found = call()
+        assert found in (one, [one]), route
+        asked = f"{api.last.method} {api.last.path.removeprefix(API + '/')}"
+        assert (asked, api.last.query, api.last.body) == (route, query, body)
+    api.on("GET owners", 200, {"owners": [], "next_page_token": "next"})
+    assert client.list_owners().token == "next"
+
+
 def test_export_is_read_lazily(api: Api, client: HokusaiAuthClient) -> None:
     lines = [{**RECORD, "note": "a\u2028b"}, {**RECORD, "key_id": "key_2"}]
     body = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()

@@ -49,7 +49,7 @@ schema = schemathesis.openapi.from_dict(openapi.document())
 def test_every_answer_is_described(case: schemathesis.Case, server: Server) -> None:
     turn = next(_turns)
     # What no generator would guess, most of the time.
-    if case.path_parameters and turn % 4:
+    if "key_id" in (case.path_parameters or {}) and turn % 4:
         made = server.store.create(owner="described", scopes=["model:read"])[0]
         case.path_parameters["key_id"] = made.key_id
     if isinstance(case.body, dict) and "key" in case.body and turn % 4:

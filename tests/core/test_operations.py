@@ -54,6 +54,11 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     POST /api/v1/keys/validate
     POST /api/2.0/hokusai/keys/{key_id}/rotate /api/2.0/hokusai/keys/import
     GET /api/2.0/hokusai/whoami /api/2.0/hokusai/keys/export /api/2.0/hokusai/openapi.json
+    GET /api/2.0/hokusai/owners /api/2.0/hokusai/owners/of /api/2.0/hokusai/owners/check
+    POST /api/2.0/hokusai/owners/assign /api/2.0/hokusai/owners/release
+    GET,POST /api/2.0/hokusai/grants
+    DELETE /api/2.0/hokusai/grants/{grant_id}
+    GET,POST,DELETE /api/2.0/hokusai/prefixes
     GET /hokusai/keys /hokusai/metrics /api/health/mlflow/detailed /hokusai/static/keys.js
     GET /api/2.0/mlflow/users/current /ajax-api/2.0/mlflow/users/current
     GET /api/3.0/mlflow/users/current/permissions /ajax-api/3.0/mlflow/users/current/permissions
@@ -75,6 +80,7 @@ POSTS_THAT_READ = names("""
 GETS_THAT_DO_MORE = table("""
     WRITE /graphql mlflow/gateway-proxy
     ADMIN /metrics hokusai/keys /hokusai/metrics hokusai/keys/export hokusai/keys/{key_id}
+    ADMIN hokusai/owners/check hokusai/prefixes
     ADMIN mlflow/webhooks mlflow/webhooks/{webhook_id}
     ADMIN mlflow/gateway/guardrails/get mlflow/gateway/guardrails/list
     ADMIN mlflow/gateway/secrets/config mlflow/gateway/secrets/get mlflow/gateway/secrets/list
@@ -89,7 +95,7 @@ CALLS_OUT = re.compile(
 
 #: Routes that need ADMIN, with methods other than GET.
 ADMINISTRATION = re.compile(
-    r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|mlflow/(webhooks|workspaces|assistant/|demo/delete"
+    r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|hokusai/(owners/|prefixes)|mlflow/(webhooks|workspaces|assistant/|demo/delete"
     r"|gateway/(secrets|endpoints|model-definitions|budgets|guardrails)/)"
 )
 

@@ -11,6 +11,7 @@ import time_machine
 
 from mlflow_hokusai_auth.store import ownership
 from mlflow_hokusai_auth.store.keys import LocalStore
+from tests import mlflow_tables
 from tests.conftest import Postgresql
 
 #: Seconds after which a test fails, even on a busy machine.
@@ -69,21 +70,10 @@ def store(database_uri: str) -> Iterator[LocalStore]:
 @pytest.fixture
 def empty(database_uri: str) -> Iterator[sa.Engine]:
     """Return MLflow's engine on a database with those of its tables that ownership is about."""
-    from mlflow.store.db.base_sql_model import Base
     from mlflow.store.db.utils import create_sqlalchemy_engine
-    from mlflow.store.model_registry.dbmodels import models as registry
-    from mlflow.store.tracking.dbmodels import models as tracking
 
     engine = create_sqlalchemy_engine(database_uri.replace("postgresql:", "postgresql+psycopg:"))
-    # All of them can't be made without MLflow's migrations on PostgreSQL, which take long.
-    used = (
-        tracking.SqlExperiment,
-        tracking.SqlRun,
-        tracking.SqlLoggedModel,
-        registry.SqlRegisteredModel,
-        registry.SqlModelVersion,
-    )
-    Base.metadata.create_all(engine, [model.__table__ for model in used])
+    mlflow_tables.make(engine)
     yield engine
     engine.dispose()
 

@@ -18,6 +18,15 @@ def tracking_engine() -> Engine | None:
     return engine
 
 
+def shared_engine() -> Engine | None:
+    """Return the engine of the database with both runs and registered models; None without one."""
+    from mlflow.server import handlers
+
+    engine = tracking_engine()
+    registry: Engine | None = getattr(handlers._get_model_registry_store(), "engine", None)
+    return engine if engine and registry and engine.url == registry.url else None
+
+
 def query_tracking_store() -> None:
     """Read one experiment. Raises MLflow's or SQLAlchemy's exception if the store fails."""
     from mlflow.server.handlers import _get_tracking_store

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import flask
@@ -16,7 +16,6 @@ import flask
 from mlflow_hokusai_auth.authorities.cache import MAX_UNCONFIRMED
 from mlflow_hokusai_auth.core import policy
 from mlflow_hokusai_auth.core.errors import (
-    AuthorityUnavailable,
     Forbidden,
     InvalidRequest,
     KeyConflict,
@@ -30,7 +29,7 @@ from mlflow_hokusai_auth.store import usage
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.records import KeyFilter, KeyRecord
 
-from . import leak_reports, openapi, schemas
+from . import api, leak_reports, openapi, schemas
 from .schemas import describe
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def blueprint(
     store: LocalStore, gate: Gate, leak_keys: Mapping[str, EllipticCurvePublicKey]
 ) -> flask.Blueprint:
     """The routes, on `store`. A leak report counts only if one of `leak_keys` signed it."""
-    routes = flask.Blueprint("hokusai", __name__, url_prefix="/api/2.0/hokusai")
+    routes = api.blueprint("hokusai")
 
     @routes.get("/whoami")
     def whoami() -> flask.Response:
@@ -65,7 +64,7 @@ def blueprint(
 
     @routes.post("/keys")
     def create_key() -> tuple[flask.Response, int]:
-        body = schemas.parse(schemas.NewKey, _json())
+        body = schemas.parse(schemas.NewKey, api.body())
         record, key = store.create(
             **schemas.fields(body), environment=body.environment, by=callers.actor()
         )
@@ -73,7 +72,7 @@ def blueprint(
 
     @routes.post("/keys/import")
     def import_key() -> tuple[flask.Response, int]:
-        body = schemas.parse(schemas.ExistingKey, _json())
+        body = schemas.parse(schemas.ExistingKey, api.body())
         record = store.add(body.key.strip(), **schemas.fields(body), by=callers.actor())
         return flask.jsonify(describe(record)), 201
 
@@ -90,7 +89,7 @@ def blueprint(
 
     @routes.patch("/keys/<key_id>")
     def edit_key(key_id: str) -> flask.Response:
-        changes = schemas.changes(schemas.parse(schemas.KeyChanges, _json()))
+        changes = schemas.changes(schemas.parse(schemas.KeyChanges, api.body()))
         return flask.jsonify(describe(store.edit(key_id, changes, callers.actor())))
 
     @routes.post("/keys/<key_id>/rotate")
@@ -100,13 +99,13 @@ def blueprint(
             raise Forbidden("A key may be rotated by itself, or by a key with mlflow:admin.")
         _check_rotation_limit(caller, store, gate)
         # The body counts with any Content-Type: if it were ignored, a leaked key would live for a day.
-        body = schemas.parse(schemas.Rotation, _json() if flask.request.get_data() else {})
+        body = schemas.parse(schemas.Rotation, api.body() if flask.request.get_data() else {})
         new, key, old = store.rotate(key_id, overlap=body.overlap, by=callers.actor())
         return flask.jsonify(**describe(new), key=key, replaces=describe(old)), 201
 
     @routes.delete("/keys/<key_id>")
     def revoke_key(key_id: str) -> flask.Response:
-        wait, force = (_flag(name) for name in ("wait", "force"))
+        wait, force = (api.flag(name) for name in ("wait", "force"))
         record = store.revoke(key_id, callers.actor(), force=force)
         if wait:
             time.sleep(REVOKED_EVERYWHERE)
@@ -126,20 +125,6 @@ def blueprint(
             raise InvalidRequest(str(error)) from None
         return flask.jsonify([reply for leak in leaks if (reply := _revoke_leaked(store, leak))])
 
-    @routes.after_request
-    def no_store(response: flask.Response) -> flask.Response:
-        response.headers["Cache-Control"] = "no-store"
-        return response
-
-    for error, status, error_code in (
-        (NotGenuine, 401, "UNAUTHENTICATED"),
-        (Forbidden, 403, "PERMISSION_DENIED"),
-        (KeyNotFound, 404, "RESOURCE_DOES_NOT_EXIST"),
-        (KeyConflict, 409, "RESOURCE_CONFLICT"),
-        (InvalidRequest, 400, "INVALID_PARAMETER_VALUE"),
-        (AuthorityUnavailable, 503, "TEMPORARILY_UNAVAILABLE"),
-    ):
-        routes.register_error_handler(error, _error(status, error_code))
     return routes
 
 
@@ -175,11 +160,9 @@ def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], 
             raise InvalidRequest(
                 f"{redact(name)[:40]!r} must be printable text of at most 255 characters."
             )
-    results = values.get("max_results", "100")
-    if not (results.isascii() and results.isdigit()) or len(results) > 9:
-        raise InvalidRequest("max_results must be a whole number.")
+    results = api.max_results(values)
     which = KeyFilter(*(values.get(name) for name in KeyFilter.__slots__))
-    return store.page(which, max_results=int(results), page_token=values.get("page_token"))
+    return store.page(which, max_results=results, page_token=values.get("page_token"))
 
 
 def with_uses(store: LocalStore, records: list[KeyRecord]) -> list[dict[str, Any]]:
@@ -211,17 +194,6 @@ def _revoke_leaked(store: LocalStore, leak: leak_reports.Leak) -> dict[str, str]
     return leak_reports.feedback(leak, record is not None)
 
 
-def _json() -> object:
-    return schemas.read_json(flask.request.get_data())
-
-
-def _flag(name: str) -> bool:
-    value = flask.request.args.get(name, "false")
-    if value not in ("true", "false"):
-        raise InvalidRequest(f"{name} must be true or false.")
-    return value == "true"
-
-
 def _with_first_read(lines: Iterator[str]) -> Iterator[str]:
     """`lines`, with the first already read, so that a failing store gives an error status."""
     first = next(lines, "")
@@ -231,10 +203,3 @@ def _with_first_read(lines: Iterator[str]) -> Iterator[str]:
         yield from lines
 
     return chain()
-
-
-def _error(status: int, error_code: str) -> Callable[[Exception], tuple[flask.Response, int]]:
-    def handle(error: Exception) -> tuple[flask.Response, int]:
-        return flask.jsonify(error_code=error_code, message=str(error)), status
-
-    return handle

@@ -11,9 +11,11 @@ from pydantic.json_schema import models_json_schema
 
 from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
+from mlflow_hokusai_auth.core.ownership import KINDS
 from mlflow_hokusai_auth.store.keys import MAX_RESULTS
 from mlflow_hokusai_auth.store.records import STATES
 
+from . import ownership_schemas as owned
 from . import schemas
 
 _BASE = "/api/2.0/hokusai/"
@@ -22,11 +24,11 @@ _ERRORS = {
     "400": "A parameter, the body or the way in which the key was sent is wrong.",
     "401": "The key is missing or not valid.",
     "403": "The key may not do this, or not from this address.",
-    "404": "There is no such key.",
-    "409": "The state of this key, or another key, does not allow this.",
+    "404": "There is no such key, name, grant or prefix.",
+    "409": "What exists does not allow this, such as the state of a key.",
     "413": "The body is too large.",
     "429": "Too many requests; Retry-After says how long to wait.",
-    "503": "Keys can't be checked, or the key store can't be used, at the moment.",
+    "503": "Keys can't be checked, or the key store or MLflow's database can't be used.",
 }
 #: The errors that every operation may answer with.
 _ALWAYS = ("400", "401", "403", "429", "503")
@@ -67,20 +69,34 @@ def _ref(model: type[BaseModel] | None) -> dict[str, Any]:
 
 
 _KEY_ID = _parameter("key_id", "The key's public id.", where="path", pattern="^key_[0-9a-f]{16}$")
-_FILTERS = [
-    _parameter("owner", "Only keys of exactly this owner.", maxLength=255),
-    _parameter("environment", "Only keys of this environment.", enum=list(ENVIRONMENTS)),
-    _parameter("state", "Only keys in this state.", enum=list(STATES)),
-    _parameter("query", "Only keys with this text in their owner, name or id.", maxLength=255),
+_GRANT_ID = _parameter("grant_id", "The grant's id.", where="path", pattern="^grant_[0-9a-f]{16}$")
+_IN_PATH = {"{key_id}": _KEY_ID, "{grant_id}": _GRANT_ID}
+_PAGE = [
     _parameter(
         "max_results",
-        "The number of keys on a page.",
+        "The number of rows on a page.",
         type="integer",
         minimum=1,
         maximum=MAX_RESULTS,
         default=100,
     ),
-    _parameter("page_token", "The next_page_token of the previous page.", maxLength=255),
+    _parameter("page_token", "The next_page_token of the previous page.", maxLength=256),
+]
+_KIND = _parameter("kind", "What is meant.", enum=list(KINDS), default=KINDS[0])
+_NAME = _parameter("name", "The name of a registered model or an experiment.")
+_OF_OWNERS = [
+    _KIND,
+    _parameter("owner", "Only those of exactly this owner.", maxLength=255),
+    _parameter("unowned", "Only those that nobody owns.", type="boolean"),
+    *_PAGE,
+]
+_PREFIX = _parameter("prefix", "The prefix, as it was added.", maxLength=256)
+_FILTERS = [
+    _parameter("owner", "Only keys of exactly this owner.", maxLength=255),
+    _parameter("environment", "Only keys of this environment.", enum=list(ENVIRONMENTS)),
+    _parameter("state", "Only keys in this state.", enum=list(STATES)),
+    _parameter("query", "Only keys with this text in their owner, name or id.", maxLength=255),
+    *_PAGE,
 ]
 _REVOCATION = [
     _parameter("wait", "Answer only once every server process refuses the key.", type="boolean"),
@@ -122,6 +138,30 @@ _ROWS = (
     _Row("POST keys/leaked", "reportLeaks",
          "GitHub's secret scanning reports keys that it found in public.", None,
          errors=("404", "413"), extra=_SIGNED_REPORT),
+    _Row("GET owners", "listOwners", "Registered models or experiments, and whose they are.",
+         owned.OwnedPage, errors=("409",), extra={"parameters": _OF_OWNERS}),
+    _Row("GET owners/of", "ownersOf", "Whose a name is.", owned.OwnedNames, errors=("404", "409"),
+         extra={"parameters": [{**_NAME, "required": True}]}),
+    _Row("POST owners/assign", "assignOwner",
+         "Give models or experiments to an owner; without `apply`, only say what would change.",
+         owned.Assigned, errors=("409",), body=owned.Assignment),
+    _Row("POST owners/release", "releaseName", "Make the name of a model nobody's.", owned.Owned,
+         errors=("404", "409"), body=owned.ModelName),
+    _Row("GET owners/check", "checkOwners", "What is wrong with the tables of ownership.",
+         owned.Problems, errors=("409",)),
+    _Row("GET grants", "listGrants", "The grants that the caller gave or has; all for operators.",
+         owned.GrantPage, errors=("409",), extra={"parameters": _PAGE}),
+    _Row("POST grants", "addGrant",
+         "Share models: an owner's grant covers that owner's models, an operator's any.",
+         owned.Grant, "201", ("409",), owned.NewGrant),
+    _Row("DELETE grants/{grant_id}", "removeGrant", "End a grant that the caller gave.",
+         owned.Grant, errors=("404", "409")),
+    _Row("GET prefixes", "listPrefixes", "The beginnings of names that are reserved for owners.",
+         owned.Prefixes, errors=("409",)),
+    _Row("POST prefixes", "addPrefix", "Reserve new names that begin so for an owner.",
+         owned.Prefix, "201", ("409",), owned.NewPrefix),
+    _Row("DELETE prefixes", "removePrefix", "End the reservation of a prefix.", owned.Prefix,
+         errors=("404", "409"), extra={"parameters": [{**_PREFIX, "required": True}, _KIND]}),
 )
 # fmt: on
 
@@ -138,14 +178,16 @@ def document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for row in _ROWS:
         method, path = row.route.split()
-        shared = {"parameters": [_KEY_ID]} if "{key_id}" in path else {}
+        named = [parameter for segment, parameter in _IN_PATH.items() if segment in path]
+        shared = {"parameters": named} if named else {}
         paths.setdefault(_BASE + path, shared)[method.lower()] = _operation(row)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "mlflow-hokusai-auth",
             "version": __version__,
-            "description": "Keys of an MLflow server. Every path also answers under the prefixes.",
+            "description": "Keys of an MLflow server, and owners of what is on it. Every path also "
+            "answers under the prefixes.",
         },
         "security": [{"key": []}, {"bearer": []}],
         "paths": paths,

@@ -101,11 +101,13 @@ Lifetime = Annotated[
 ]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """The body of a request: unknown fields are mistakes."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class _Fields(_Body):
+class _Fields(Body):
     owner: Owner
     scopes: Scopes
     name: Name = ""
@@ -140,7 +142,7 @@ class KeyChanges(_Fields):
     scopes: Scopes = []
 
 
-class Rotation(_Body):
+class Rotation(Body):
     """Options of a rotation."""
 
     overlap: Annotated[

@@ -1,0 +1,225 @@
+"""The commands for owners, grants and prefixes, in MLflow's database and over REST."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner, Result
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
+from mlflow.store.tracking.dbmodels.models import SqlExperiment
+
+from mlflow_hokusai_auth.cli import main
+from mlflow_hokusai_auth.store import ownership
+from mlflow_hokusai_auth.store.ownership_tables import METADATA
+from tests import mlflow_tables
+from tests.harness import serve
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow_tables.make(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def call(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run a command in this process, as the operator of the database."""
+    monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/keys.db")
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr(getpass, "getuser", lambda: "alice")
+    run("audit")
+
+    return run
+
+
+def run(*arguments: str, status: int = 0) -> Result:
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == status, done.output
+    return done
+
+
+def told(call: Call, *arguments: str, status: int = 0) -> Any:
+    return json.loads(call(*arguments, "--json", status=status).stdout)
+
+
+def make(engine: sa.Engine, *names: str) -> None:
+    with engine.begin() as connection:
+        for name in names:
+            connection.execute(sa.insert(SqlRegisteredModel).values(name=name))
+
+
+def test_operator_takes_over_what_exists(call: Call, engine: sa.Engine) -> None:
+    make(engine, "acme-a", "acme-b", "globex-a")
+    with engine.begin() as connection:
+        version = {"name": "acme-a", "version": 1, "source": "s3://b/m", "current_stage": "None"}
+        connection.execute(sa.insert(SqlModelVersion).values(version))
+    assert [row["name"] for row in told(call, "owners", "list", "--unowned")["owners"]] == [
+        "acme-a",
+        "acme-b",
+        "globex-a",
+    ]
+    plan = call("owners", "assign", "--models", "acme-*", "--owner", "acme").stdout
+    assert "2 would change; nothing did, without --apply. 0 have this owner already." in plan
+    assert "s3://b/m" in plan
+    assert told(call, "owners", "list", "--owner", "acme")["owners"] == []
+    done = call("owners", "assign", "--models", "acme-*", "--owner", "acme", "--apply").stdout
+    assert "2 changed." in done
+    (row,) = told(call, "owners", "of", "acme-a")["owners"]
+    assert row["owner"] == "acme"
+    assert "acme" in call("owners", "of", "acme-a").stdout
+    (event,) = map(json.loads, call("audit", "--event", "owners", "--json").stdout.splitlines())
+    assert (event["event"], event["actor"]) == ("owners.assigned", "cli:alice")
+    assert "was acme's, and is nobody's now" in call("owners", "release", "acme-a").stdout
+    assert told(call, "owners", "release", "acme-b")["owner"] == "acme"
+
+
+def test_file_says_whose_everything_is(call: Call, engine: sa.Engine, tmp_path: Path) -> None:
+    make(engine, "a", "b, c")
+    with engine.begin() as connection:
+        connection.execute(sa.insert(SqlExperiment).values(experiment_id=1, name="e"))
+    file = tmp_path / "owners.csv"
+    text = 'kind,name,owner\nmodel,a,\nmodel,"b, c",globex\nexperiment,e,globex\nmodel,x,\n'
+    # As a spreadsheet writes it.
+    file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    done = call("owners", "assign", "--csv", str(file), "--owner", "acme", "--apply")
+    assert "3 changed." in done.stdout and "there is no x" in done.stderr
+    owners = {row["name"]: row["owner"] for row in told(call, "owners", "list")["owners"]}
+    assert owners == {"a": "acme", "b, c": "globex"}
+    assert told(call, "owners", "of", "e")["owners"][0]["owner"] == "globex"
+    for wrong, says in (
+        ("", "the first line must be"),
+        ("name\na", "the first line must be"),
+        ("kind,name,colour\nmodel,a,red", "the first line must be"),
+        ("kind,name\n", "from 1 to 10000 rows, not 0"),
+        ("kind,name\nmodel,a\nmodel,\n", "row 2 has no kind or no name"),
+        ('kind,name\nmodel,"a', "unexpected end"),
+        ("kind,name\nrun,a", "kind must be one of"),
+        ("kind,name\nmodel,a", "owner of row 1: it is empty"),
+    ):
+        file.write_text(wrong)
+        done = call("owners", "assign", "--csv", str(file), "--apply", status=1)
+        assert says in done.stderr, (wrong, done.stderr)
+    file.write_bytes(b"kind,name\nmodel,\xff")
+    assert "--csv: " in call("owners", "assign", "--csv", str(file), status=1).stderr
+
+
+def test_pages_follow_each_other(call: Call, engine: sa.Engine) -> None:
+    make(engine, *"abc")
+    first = call("owners", "list", "--max-results", "2")
+    assert "--page-token 'b'" in first.stderr
+    rest = told(call, "owners", "list", "--max-results", "2", "--page-token", "b")
+    assert ([row["name"] for row in rest["owners"]], rest["next_page_token"]) == (["c"], None)
+
+
+def test_grants_and_prefixes_are_added_listed_and_removed(call: Call, engine: sa.Engine) -> None:
+    make(engine, "lead")
+    arguments = ("--owner", "GLOBEX", "--model", "l*", "--level", "contribute")
+    grant = told(call, "grants", "add", *arguments, "--expires-in", "30d")
+    assert (grant["granted_by"], grant["level"], grant["models"]) == ("", "contribute", 1)
+    assert round(grant["expires_at"] - grant["created_at"]) == 30 * 86400
+    listed = call("grants", "list").stdout
+    assert grant["id"] in listed and "operators" in listed
+    assert told(call, "grants", "list")["grants"] == [grant]
+    assert grant["id"] in call("grants", "remove", grant["id"]).stdout
+    assert "You gave no grant" in call("grants", "remove", grant["id"], status=1).stderr
+    prefix = told(call, "prefixes", "add", "acme-", "--owner", "ACME")
+    assert told(call, "prefixes", "list")["prefixes"] == [prefix]
+    assert "acme-" in call("prefixes", "list").stdout
+    told(call, "prefixes", "remove", "acme-")
+    assert call("prefixes", "list").stdout == "none\n"
+
+
+def test_check_says_what_is_wrong_by_its_exit_status(call: Call, engine: sa.Engine) -> None:
+    assert call("owners", "check").stdout == "none\n"
+    with engine.begin() as connection:
+        ownership.record_model(connection, "lead", owner="acme", key_id="", now=1.0)
+    (problem,) = told(call, "owners", "check", status=1)["problems"]
+    assert (problem["problem"], problem["name"]) == ("MODEL_MISSING", "lead")
+
+
+def test_sql_is_for_the_kind_of_database(call: Call, engine: sa.Engine) -> None:
+    statements = call("owners", "sql").stdout
+    with engine.begin() as connection:
+        for statement in statements.split(";\n"):
+            if statement:
+                connection.exec_driver_sql(statement)
+    assert {table.name for table in METADATA.sorted_tables} <= set(
+        sa.inspect(engine).get_table_names()
+    )
+    postgres = told(call, "owners", "sql", "--backend-store-uri", "postgresql://u@h/d")["sql"]
+    assert "CREATE TABLE IF NOT EXISTS hokusai_models" in postgres and "FLOAT(53)" in postgres
+
+
+def test_unsuitable_database_is_refused(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    for uri, says in (
+        (f"sqlite:///{empty}", "no tables of MLflow"),
+        (f"sqlite:///{tmp_path}/none.db", "there is no file"),
+        ("sqlite://", "there is no file"),
+        ("./mlruns", "names no database"),
+        ("postgresql://u:secret@h:port/d", "names no database"),
+        ("postgresql://u:secret@127.0.0.1:9/d", "MLflow's database can't be used"),
+        ("mysql+nothing://u:secret@h/d", "names no database"),
+    ):
+        monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", uri)
+        done = call("owners", "list", status=1)
+        assert done.stdout == "" and says in done.stderr, (uri, done.stderr)
+        assert "secret" not in done.stderr
+    assert empty.stat().st_size == 0
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_without_a_database_a_server_is_needed(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI")
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"file://{tmp_path}")
+    assert "Set MLFLOW_TRACKING_URI" in call("owners", "list", status=1).stderr
+
+
+@pytest.mark.servers
+def test_suppliers_share_over_rest_what_an_operator_gave_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(tmp_path) as server:
+        keys = {
+            owner: server.store.create(owner=owner, scopes=["model:write"])[1]
+            for owner in ("acme", "globex")
+        } | {"operator": server.key("mlflow:admin")}
+
+        def by(who: str, *arguments: str, status: int = 0) -> Any:
+            monkeypatch.setenv("HOKUSAI_API_KEY", keys[who])
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", server.origin)
+            monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: server.origin)
+            done = run(*arguments, "--json", status=status)
+            return json.loads(done.stdout) if status == 0 else done.stderr
+
+        body = json.dumps({"name": "lead"}).encode()
+        path = "/api/2.0/mlflow/registered-models/create"
+        headers = {"Content-Type": "application/json"}
+        made = server.request("POST", path, body=body, headers=headers, key=keys["acme"])
+        assert made[0] == 200
+        arguments = ("owners", "assign", "--models", "lead", "--owner", "acme", "--apply")
+        assert "needs the scope mlflow:admin" in by("acme", *arguments, status=1)
+        assert by("operator", *arguments)["changed"] == 1
+        grant = by("acme", "grants", "add", "--owner", "globex", "--model", "lead")
+        assert (grant["granted_by"], grant["models"]) == ("acme", 1)
+        assert by("globex", "owners", "of", "lead")["owners"][0]["owner"] == "acme"
+        assert "no registered model" in by("globex", "owners", "of", "led", status=1)
+        assert by("globex", "grants", "list")["grants"][0]["id"] == grant["id"]
+        assert "You gave no grant" in by("globex", "grants", "remove", grant["id"], status=1)
+        assert by("acme", "grants", "remove", grant["id"])["models"] == 1
