@@ -1,8 +1,17 @@
-"""Locations of files, and the ones that a client may have MLflow store.
+"""Locations of files, and the check of those that clients send.
 
 MLflow reads and writes files at URIs that clients send: an experiment's `artifact_location`, a
 version's `source`. MLflow's parts read a URI in several ways (decoded or not, `..` resolved or not).
 So a client's URI that could be read in more than one way is refused.
+
+The words of this module and of `folders`:
+
+location  a URI of files, split in its parts, as a client or MLflow wrote it
+place     the location where the files really are, behind links and MLflow's artifact proxy
+root      a place below which the server may read and write artifacts
+served    the place below which MLflow's artifact proxy reads and writes, if it is on
+base      the place below which MLflow makes a folder for each experiment, named by its number
+folder    the place of one experiment's files, which no other experiment may share
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The only two decisions: which access a request needs, and whether a principal has it."""
+"""The two decisions on a request: which access it needs, and whether a principal has it.
+
+`locations` decides on locations in MLflow's rows, which only MLflow can find in a request.
+"""
 
 from __future__ import annotations
 
