@@ -167,6 +167,7 @@ HEADERS_TOO_LARGE = Deny(
 
 def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]:
     """Decide on a request. Return what to forward to MLflow, or the gate's own answer."""
+    # 1 prepare
     query = quoted(without_query_key(arrival.query))
     if query != arrival.query:
         # This comes first because the server logs the query whatever happens next.
@@ -179,6 +180,7 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     if not gate.trusted:
         gate.forwarded.check(request)
 
+    # 2 plan
     verdict: Allow | Deny
     if arrival.mounted:
         step: Allow | Deny | NeedKey = MISMOUNTED
@@ -186,6 +188,7 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
         step = HEADERS_TOO_LARGE
     else:
         step = gate.plan(request)
+    # 3 look up, and 4 settle
     if isinstance(step, NeedKey):
         query_step = graphql.any_query(step)
         verdict = gate.peek(query_step or step) or (yield from _look_up(gate, query_step or step))
@@ -196,9 +199,12 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     else:
         verdict = step
 
+    # 5 conclude
     verdict = gate.conclude(exchange, verdict)
+    # 6 refuse
     if isinstance(verdict, Deny):
         return _refusal(gate, exchange, verdict, query, path)
+    # 7 forward
     if prefix and not path:
         return _to_slash(gate, exchange, query)
     exchange.passed = True
