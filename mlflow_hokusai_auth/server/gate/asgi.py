@@ -141,9 +141,9 @@ class AsgiGate:
         try:
             await app(inner, receive, _reporting(send, outcome))
         except BaseException:
-            outcome.over(broke_off=True)
+            outcome.end(broke_off=True)
             raise
-        outcome.over()
+        outcome.end()
 
 
 async def _take(step: Step, scope: Scope, receive: Receive) -> tuple[object, Receive]:

@@ -148,10 +148,10 @@ class Forward:
             return added
         return (*added, *gate.interceptors.on_response(exchange.view(), status))
 
-    def over(self, *, broke_off: bool = False) -> None:
+    def end(self, *, broke_off: bool = False) -> None:
         """Count and log the request, which MLflow has answered or (`broke_off`) failed to answer."""
         self.exchange.broke_off = broke_off
-        self.gate.observer.over(self.exchange)
+        self.gate.observer.report(self.exchange)
 
 
 #: The header of every answer to a key. It keeps caches from giving the answer to another client.
@@ -271,6 +271,6 @@ def _to_slash(gate: Gate, exchange: Exchange, query: bytes) -> Answer:
 def _answer(gate: Gate, exchange: Exchange, answer: Answer) -> Answer:
     """Count and log the request. Return `answer` with the headers that every answer has."""
     exchange.status, exchange.sent = answer.status, len(answer.body)
-    gate.observer.over(exchange)
+    gate.observer.report(exchange)
     body = b"" if exchange.request.method == "HEAD" else answer.body
     return Answer(answer.status, (*answer.headers, *gate.answer_headers(exchange)), body)

@@ -152,7 +152,7 @@ class Gate:
         except Exception:
             _log.exception("A request was refused with 503")
             return self.unavailable(need)
-        self.outage.over()
+        self.outage.end()
         if isinstance(verdict, Allow) or CODES[verdict.code].status != 401:
             self.recent.add(need.credential.key)
         return verdict
@@ -174,7 +174,7 @@ class Gate:
         """Return the 429 for a new key from an address that sent too many wrong keys, or None."""
         if need.credential.key in self.recent:
             return None
-        wait = self.limits.over(need.address)
+        wait = self.limits.wait_for(need.address)
         if wait is None:
             return None
         return _too_many(wait, need.operation, session=need.credential.session)

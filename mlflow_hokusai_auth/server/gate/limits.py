@@ -104,7 +104,7 @@ class Limits:
             return None
         return self._count(self._failures, "failures", self._bucket(address))
 
-    def over(self, address: str) -> float | None:
+    def wait_for(self, address: str) -> float | None:
         """Return seconds to wait, at most 60, if `address` sent too many wrong keys; otherwise None.
 
         Counts nothing.

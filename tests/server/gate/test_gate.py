@@ -260,7 +260,7 @@ def test_clients_are_asked_to_wait_longer_in_a_longer_outage() -> None:
     assert 1 <= waits[0] <= 2
     # The waits cover the restart of a database, but have an end.
     assert sum(waits) > 60 and max(waits) <= MAX_WAIT
-    outage.over()
+    outage.end()
     assert outage.wait() <= 2
 
 

@@ -72,7 +72,7 @@ def grown() -> Iterator[Callable[..., dict[str, float]]]:
 def count(*made: Any) -> None:
     observer = DecisionLog()
     for one in made:
-        observer.over(one)
+        observer.report(one)
     observer.flush()
 
 
@@ -193,7 +193,7 @@ def test_scrape_includes_every_request_that_is_over(
     app.register_blueprint(
         pages.monitoring(LocalStore(f"sqlite:///{tmp_path}/none/k.db"), log.flush)
     )
-    gate.observer.over(exchange(allow()))
+    gate.observer.report(exchange(allow()))
     assert app.test_client().get("/hokusai/metrics").status_code == 200
     assert grown("decisions_total", "outcome") == {"allowed": 1}
 
