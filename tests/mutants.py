@@ -64,7 +64,7 @@ gate/gate           server/observe/test_decision_log e2e/test_modes server/gate/
 gate/gate           adversarial/test_bodies adversarial/test_sign_in e2e/test_service
 gate/gate           adversarial/test_grammar
 gate/outage         server/gate/test_gate
-gate/forwarded      server/gate/test_verdicts
+gate/proxy_warning  server/gate/test_verdicts
 gate/graphql        server/gate/test_flow adversarial/test_bodies
 gate/limits         adversarial/test_sign_in
 gate/wsgi           server/gate/test_exchanges server/gate/test_interceptors

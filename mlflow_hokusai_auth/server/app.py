@@ -132,7 +132,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         ),
         observer=log,
         interceptors=interceptors.load(refuse_on_error=config.interceptor_errors == "refuse"),
-        headers=settings.header_policy_of(config),
+        header_policy=settings.header_policy_of(config),
         count=uses.add,
         absent={} if leak_keys else {leak_reports.RULE: leak_reports.ABSENT},
         trusted=networks(config.trusted_proxies),

@@ -178,7 +178,7 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     request = Request(arrival.method, path or "/", arrival.query, arrival.headers, address)
     exchange = Exchange(request, prefix, request_id(request), arrival.began)
     if not gate.trusted:
-        gate.forwarded.check(request)
+        gate.proxy_warning.check(request)
 
     # 2 plan
     verdict: Allow | Deny
@@ -213,7 +213,7 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
         exchange,
         verdict,
         path,
-        dropped(request.names, verdict, gate.headers),
+        dropped(request.names, verdict, gate.header_policy),
         (*identity_headers(verdict), *exchange.added),
     )
     if gate.observer.debug_headers:

@@ -36,11 +36,11 @@ from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFol
 
 from .bodies import BODY_SECONDS, body_limit, too_large
 from .cors import Cors
-from .forwarded import ForwardedWarning
 from .interceptors import Interceptors
 from .limits import Limits, customer
 from .lookup_pool import LookupPool, RecentKeys
 from .outage import Outage
+from .proxy_warning import ProxyWarning
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Gate:
     limits: Limits = field(default_factory=Limits)
     interceptors: Interceptors = Interceptors()  # noqa: RUF009 - frozen
     #: The operator's rules for the headers that MLflow gets.
-    headers: HeaderPolicy | None = None
+    header_policy: HeaderPolicy | None = None
     #: Called with the id of the key of each request that is allowed.
     count: Callable[[str], object] = str
     lookups: LookupPool = field(default_factory=LookupPool)
@@ -92,7 +92,7 @@ class Gate:
     absent: Mapping[str, str] = field(default_factory=dict)
     #: Proxies whose X-Forwarded-For is believed.
     trusted: tuple[Network, ...] = ()
-    forwarded: ForwardedWarning = field(default_factory=ForwardedWarning)
+    proxy_warning: ProxyWarning = field(default_factory=ProxyWarning)
     mode: Mode = field(default_factory=Mode)
     #: The folders of experiments, which decide on the paths of artifacts.
     folders: ExperimentFolders = field(default_factory=ExperimentFolders)
