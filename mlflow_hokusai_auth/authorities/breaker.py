@@ -13,7 +13,7 @@ import random
 import threading
 from collections.abc import Callable
 
-from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled, UnusableReply
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.store import metrics
 
@@ -134,7 +134,7 @@ class GuardedBackend:
         began = self._timer()
         try:
             answer = self._backend.lookup(key, address)
-        except (Throttled, NoVerdict) as error:
+        except (Throttled, UnusableReply) as error:
             self._count("throttled" if isinstance(error, Throttled) else "failed", began)
             # The backend did answer, and the cause may be this key alone: other keys must not suffer.
             self._answered(ticket)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from cachetools import TLRUCache
 
-from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled, UnusableReply
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.store import metrics
 
@@ -146,7 +146,7 @@ class CachedBackend:
         digest = self._digest(key, address)
         try:
             return self._join(digest, key, address)
-        except (Throttled, NoVerdict):
+        except (Throttled, UnusableReply):
             raise
         except AuthorityUnavailable:
             with self._lock:
