@@ -183,21 +183,21 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     # 2 plan
     verdict: Allow | Deny
     if arrival.mounted:
-        step: Allow | Deny | NeedKey = MISMOUNTED
+        planned: Allow | Deny | NeedKey = MISMOUNTED
     elif large and gate.mode.now != "off":
-        step = HEADERS_TOO_LARGE
+        planned = HEADERS_TOO_LARGE
     else:
-        step = gate.plan(request)
+        planned = gate.plan(request)
     # 3 look up, and 4 settle
-    if isinstance(step, NeedKey):
-        query_step = graphql.any_query(step)
-        verdict = gate.peek(query_step or step) or (yield from _look_up(gate, query_step or step))
-        if query_step and isinstance(verdict, Allow):
-            verdict = yield from _read_query(gate, step, verdict)
-    elif isinstance(step, Allow) and (limit := body_limit(step.operation)):
-        verdict = yield from _read_form(gate, step, limit)
+    if isinstance(planned, NeedKey):
+        need = graphql.any_query(planned) or planned
+        verdict = gate.peek(need) or (yield from _look_up(gate, need))
+        if need is not planned and isinstance(verdict, Allow):
+            verdict = yield from _read_query(gate, planned, verdict)
+    elif isinstance(planned, Allow) and (limit := body_limit(planned.operation)):
+        verdict = yield from _read_form(gate, planned, limit)
     else:
-        verdict = step
+        verdict = planned
 
     # 5 conclude
     verdict = gate.conclude(exchange, verdict)
