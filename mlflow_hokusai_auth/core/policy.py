@@ -36,7 +36,7 @@ class Policy:
     #: Whether a key in `?api_key=` counts.
     query_key: bool = True
     #: "scopes", "authenticated" (every good key may read and write) or "admin" (only
-    #: administrators may do anything, as upstream since 2026-06).
+    #: administrators may do anything, as in Hokusai's middleware since 2026-06).
     kind: str = "scopes"
     #: What a key without any scope may do.
     empty_scopes: Access = Access.READ
