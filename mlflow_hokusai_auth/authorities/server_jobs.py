@@ -84,7 +84,7 @@ class JobsAuthority:
         return hmac.compare_digest(key.encode("latin-1", "replace"), self.secret)
 
 
-def recognised(inner: Authority) -> Authority:
+def with_jobs(inner: Authority) -> Authority:
     """Return `inner` with the jobs' secret in front of it, if `mlflow server` has made one."""
     secret = take()
     return inner if secret is None else JobsAuthority(inner, secret.encode("ascii"))

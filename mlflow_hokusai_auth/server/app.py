@@ -149,7 +149,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         pages.monitoring(store, log.flush),
         health.blueprint(health.Health(health.checks(store, authorities.probe(config, store)))),
     ):
-        blueprint.before_request(caller.required)
+        blueprint.before_request(caller.refuse_without_key)
         flask_app.register_blueprint(blueprint)
     caller.install(flask_app)
     static_files.install(flask_app)

@@ -43,7 +43,7 @@ def install(app: flask.Flask) -> None:
             flask.g.mlflow_authenticated_user = principal.owner
 
 
-def required() -> flask.Response | None:
+def refuse_without_key() -> flask.Response | None:
     """Refuse a request without a key for one of our own routes that takes one.
 
     The gate refuses it in every mode. But with mode observe or off it lets requests for MLflow's routes

@@ -88,7 +88,7 @@ def blueprint(
             status = denials.CODES[verdict.code].status
             if status in (429, 503):
                 return _login_page(status, verdict.message)
-            sessions.refused(address, verdict.code)
+            sessions.count_failed_sign_in(address, verdict.code)
             return _login_page(401, _REFUSED)
         assert verdict.principal is not None
         by = Actor(
