@@ -35,8 +35,8 @@ class Reply(NamedTuple):
 def read_reply(reply: Reply, key: str) -> Principal | Rejected:
     """Return the answer for `key` that `reply` holds.
 
-    Raises Throttled for a 429, UnusableReply for a reply that the service may give to this key alone, and
-    AuthorityUnavailable for any other.
+    Raises Throttled for a 429, UnusableReply for a reply that the service may give to this key alone,
+    and AuthorityUnavailable for any other.
     """
     content = _json(reply.body)
     fields: dict[str, Any] = content if isinstance(content, dict) else {}

@@ -138,7 +138,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         trusted=networks(config.trusted_proxies),
         mode=mode,
         # The time for the auth service, and 5 s for everything else that a lookup waits for.
-        lookups=LookupPool(patience=config.service_timeout + 5.0),
+        lookups=LookupPool(timeout=config.service_timeout + 5.0),
         folders=folders,
     )
     for blueprint in (

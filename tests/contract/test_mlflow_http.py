@@ -12,7 +12,7 @@ import mlflow
 import pytest
 from packaging.version import Version
 
-from mlflow_hokusai_auth.client import beside
+from mlflow_hokusai_auth.client import patches
 
 ROOT = Path(__file__).parents[2]
 LIST = ROOT / "tests/vectors/mlflow_http.txt"
@@ -88,7 +88,7 @@ def test_what_is_changed_is_made_as_we_take_it_to_be(name: str) -> None:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         pytest.skip(f"{error}")  # of an older MLflow, or without the exporter
-    assert beside.is_patched(module)
+    assert patches.is_patched(module)
 
 
 def test_what_users_have_to_set_is_on_the_page() -> None:

@@ -225,7 +225,7 @@ def _look_up(gate: Gate, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
     """Get the verdict on a key that needs a lookup, which runs in another thread."""
     if (refusal := gate.refuse(need)) is not None:
         return refusal
-    verdict: Allow | Deny | None = yield Wait(gate.begin_lookup(need), gate.lookups.patience)
+    verdict: Allow | Deny | None = yield Wait(gate.begin_lookup(need), gate.lookups.timeout)
     return verdict if verdict is not None else gate.lookup_timed_out(need)
 
 

@@ -37,7 +37,7 @@ from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFol
 from .bodies import BODY_SECONDS, body_limit, too_large
 from .cors import Cors
 from .interceptors import Interceptors
-from .limits import Limits, customer
+from .limits import Limits, client_network
 from .lookup_pool import LookupPool, RecentKeys
 from .outage import Outage
 from .proxy_warning import ProxyWarning
@@ -160,13 +160,13 @@ class Gate:
     def decide(self, need: NeedKey) -> Allow | Deny:
         """Return the verdict on a key from a form; `flow` takes the same steps for a request's key.
 
-        Blocks for at most `lookups.patience` seconds.
+        Blocks for at most `lookups.timeout` seconds.
         """
         verdict = self.peek(need) or self.refuse(need)
         if verdict is not None:
             return verdict
         try:
-            return self.begin_lookup(need).result(self.lookups.patience)
+            return self.begin_lookup(need).result(self.lookups.timeout)
         except futures.TimeoutError:
             return self.lookup_timed_out(need)
 
@@ -190,7 +190,7 @@ class Gate:
             # may have been wrong.
             lambda: self.refuse(need) or self.look_up(need),
             lambda: self.unavailable(need),
-            customer(need.address),
+            client_network(need.address),
             crowded=lambda: replace(_CROWDED, operation=need.operation),
             recent=recent,
         )
@@ -200,7 +200,7 @@ class Gate:
 
         The lookup's thread keeps waiting; there are at most twice `lookup_pool.THREADS`.
         """
-        _log.error("A request was refused with 503: no answer in %g s", self.lookups.patience)
+        _log.error("A request was refused with 503: no answer in %g s", self.lookups.timeout)
         return self.unavailable(need)
 
     def unavailable(self, need: NeedKey, retry_after: float | None = None) -> Deny:

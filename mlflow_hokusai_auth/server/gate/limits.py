@@ -135,7 +135,7 @@ class Limits:
         return min(max(reset - time.time(), 1.0), 60.0)
 
     def _bucket(self, address: str) -> str:
-        name = customer(address)
+        name = client_network(address)
         crowded = len(self._addresses_storage.storage) >= MAX_ADDRESSES
         # Python's hash of a text depends on a secret of the process.
         return f"crowd {hash(name) % CROWDS}" if crowded else name
@@ -158,7 +158,7 @@ class Limits:
         return self._keys
 
 
-def customer(address: str) -> str:
+def client_network(address: str) -> str:
     """Return `address`, or for IPv6 its /64: a customer can use any address of that network."""
     if ":" not in address:
         return address

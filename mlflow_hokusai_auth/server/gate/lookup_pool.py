@@ -62,10 +62,10 @@ class RecentKeys:
 
 
 class LookupPool:
-    """A bounded pool of threads. Requests wait up to `patience` seconds for the answers."""
+    """A bounded pool of threads. Requests wait up to `timeout` seconds for the answers."""
 
-    def __init__(self, patience: float = 10.0) -> None:
-        self.patience = patience
+    def __init__(self, timeout: float = 10.0) -> None:
+        self.timeout = timeout
         self._recent = _Lane("hokusai-auth-recent")
         self._new = _Lane("hokusai-auth")
 
@@ -83,7 +83,7 @@ class LookupPool:
         The future resolves to `otherwise()` if the queue is full or no thread is free by the deadline,
         and to `crowded()` if `address` has its quarter of the queue already.
         """
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.timeout
         answer: Future[_Result] = Future()
 
         def work() -> None:

@@ -149,7 +149,7 @@ def test_times_of_the_gate_and_of_mlflow_are_observed(grown: Any) -> None:
 
 def test_one_thread_counts_soon_and_skips_what_cannot_be_counted(grown: Any) -> None:
     def counting() -> int:
-        return sum(one.name == "hokusai-auth-tally" for one in threading.enumerate())
+        return sum(one.name == "hokusai-auth-recorder" for one in threading.enumerate())
 
     before, mine, counted = counting(), Recorder(), threading.Event()
     flush = mine.flush
