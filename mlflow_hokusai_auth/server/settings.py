@@ -127,7 +127,10 @@ class Settings(BaseSettings):
         "takes effect within a second all the same.",
     )
     negative_cache_ttl: float = Field(
-        5.0, ge=0, le=60, description="Seconds for which a refused key is remembered."
+        5.0,
+        ge=0,
+        le=60,
+        description="Seconds for which a key that its authority rejects is remembered.",
     )
     stale_if_error: float = Field(
         0.0,
