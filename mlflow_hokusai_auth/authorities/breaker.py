@@ -148,7 +148,7 @@ class GuardedBackend:
                 )
             raise
         self._answered(ticket)
-        self._count("rejected" if isinstance(answer, Rejected) else "accepted", began)
+        self._count("rejected" if isinstance(answer, Rejected) else "known", began)
         return answer
 
     def _answered(self, ticket: int) -> None:
