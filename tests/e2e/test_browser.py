@@ -360,7 +360,7 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     began = time.time()
     admin.dialog.get_by_role("button", name="Rotate key").click()
     admin.dialog.get_by_role("button", name="Done").click()
-    expect(row).to_contain_text("rotated")
+    expect(row).to_contain_text("deprecated")
     rotated = server.store.get(record.key_id)
     assert rotated.expires_at is not None
     assert began <= rotated.expires_at - 3600 <= time.time()
@@ -371,7 +371,7 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     )
     admin.wrong.clear()
     page.get_by_role("searchbox").fill("fuji")
-    page.get_by_label("State").select_option("Rotated")
+    page.get_by_label("State").select_option("Deprecated")
     page.get_by_role("button", name="Filter").click()
     expect(page.locator("tbody tr")).to_have_count(1)
     admin.open("/hokusai/keys?query=fuji&max_results=1")
