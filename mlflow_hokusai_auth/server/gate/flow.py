@@ -8,8 +8,9 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future
+from concurrent import futures
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple
@@ -85,8 +86,14 @@ class ReadBody:
 class Wait:
     """Wait for `future`. The result is its verdict, or None if it takes longer than `seconds`."""
 
-    future: Future[Allow | Deny]
+    future: futures.Future[Allow | Deny]
     seconds: float
+
+    def block(self) -> Allow | Deny | None:
+        """Return the result. Blocks."""
+        with contextlib.suppress(futures.TimeoutError):
+            return self.future.result(self.seconds)
+        return None
 
 
 Step = ShowQuery | ReadBody | Wait
@@ -221,11 +228,25 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     return forward
 
 
-def _look_up(gate: Gate, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
+def decide(gate: Gate, need: NeedKey) -> Allow | Deny:
+    """Return the verdict on a key from a form. Blocks for at most `gate.lookups.timeout` seconds."""
+    if (known := gate.peek(need)) is not None:
+        return known
+    steps = _look_up(gate, need)
+    result: Allow | Deny | None = None
+    while True:
+        try:
+            result = steps.send(result).block()
+        except StopIteration as done:
+            verdict: Allow | Deny = done.value
+            return verdict
+
+
+def _look_up(gate: Gate, need: NeedKey) -> Generator[Wait, Allow | Deny | None, Allow | Deny]:
     """Get the verdict on a key that needs a lookup, which runs in another thread."""
     if (refusal := gate.refuse(need)) is not None:
         return refusal
-    verdict: Allow | Deny | None = yield Wait(gate.begin_lookup(need), gate.lookups.timeout)
+    verdict = yield Wait(gate.begin_lookup(need), gate.lookups.timeout)
     return verdict if verdict is not None else gate.lookup_timed_out(need)
 
 

@@ -157,19 +157,6 @@ class Gate:
             self.recent.add(need.credential.key)
         return verdict
 
-    def decide(self, need: NeedKey) -> Allow | Deny:
-        """Return the verdict on a key from a form; `flow` takes the same steps for a request's key.
-
-        Blocks for at most `lookups.timeout` seconds.
-        """
-        verdict = self.peek(need) or self.refuse(need)
-        if verdict is not None:
-            return verdict
-        try:
-            return self.begin_lookup(need).result(self.lookups.timeout)
-        except futures.TimeoutError:
-            return self.lookup_timed_out(need)
-
     def refuse(self, need: NeedKey) -> Deny | None:
         """Return the 429 for a new key from an address that sent too many wrong keys, or None."""
         if need.credential.key in self.recent:

@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +86,7 @@ def wsgi_gate(
 def _take(step: Step, environ: Environ) -> object:
     """Take a step of the flow, and return its result."""
     if isinstance(step, Wait):
-        with contextlib.suppress(futures.TimeoutError):
-            return step.future.result(step.seconds)
-        return None
+        return step.block()
     if isinstance(step, ReadBody):
         return _read(environ, step)
     _set_query(environ, step.query.decode("latin-1"))

@@ -21,6 +21,7 @@ from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.types import Allow, Credential, Deny, NeedKey, Request
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server.gate.flow import decide
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.records import STATES
@@ -214,7 +215,7 @@ def monitoring(store: LocalStore, flush: Callable[[], object]) -> flask.Blueprin
 def _check_key(gate: Gate, key: str, address: str) -> Allow | Deny:
     if keys.problem(key) is not None or keys.is_session_token(key):
         return Deny("KEY_MALFORMED", "")
-    return gate.decide(NeedKey(Credential(key, ("the form",)), _WHOAMI, address))
+    return decide(gate, NeedKey(Credential(key, ("the form",)), _WHOAMI, address))
 
 
 def _request() -> Request:
