@@ -21,7 +21,6 @@ _MAX_ORIGIN = 300
 _HOST = re.compile(
     r"(?:[\w.~!$&'()*+;=%-]*|\[([0-9a-fA-F:.]+(?:%[\w.~%-]+)?)\])(?::(\d{0,5}))?", re.A
 )
-_NOT_ASCII = re.compile(rb"[\x80-\xff]")
 
 
 def too_many(headers: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -32,16 +31,6 @@ def too_many(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     for name, value in headers:  # twice as fast as `sum` for this few headers
         size += len(name) + len(value)
     return size > MAX_BYTES
-
-
-def quoted(query: bytes) -> bytes:
-    """`query` in ASCII, with what is none percent-encoded, which means the same (RFC 3986, 2.1).
-
-    gunicorn and waitress let any byte pass, and werkzeug fails on what isn't UTF-8, whatever the route.
-    """
-    if query.isascii():
-        return query
-    return _NOT_ASCII.sub(lambda found: b"%%%02X" % ord(found[0]), query)
 
 
 def malformed(request: Request) -> str | None:

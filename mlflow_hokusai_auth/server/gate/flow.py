@@ -16,10 +16,10 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from mlflow_hokusai_auth.core import browser
-from mlflow_hokusai_auth.core.credentials import without_query_key
+from mlflow_hokusai_auth.core.credentials import quoted, without_query_key
 from mlflow_hokusai_auth.core.denials import redirect, render
 from mlflow_hokusai_auth.core.forwarding import dropped, identity_headers
-from mlflow_hokusai_auth.core.headers import MAX_BYTES, MAX_HEADERS, quoted, too_many
+from mlflow_hokusai_auth.core.headers import MAX_BYTES, MAX_HEADERS, too_many
 from mlflow_hokusai_auth.core.prefixes import slash_location
 from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from mlflow_hokusai_auth.server.caller import Caller
