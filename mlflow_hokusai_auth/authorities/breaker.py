@@ -49,11 +49,6 @@ class Breaker:
         """True if every call is permitted."""
         return self._opened_at is None
 
-    @property
-    def probing(self) -> bool:
-        """True while the probe is under way."""
-        return self._probing
-
     def begin(self, now: float) -> int | None:
         """Return a ticket for a call, or None if no call is permitted now.
 

@@ -97,7 +97,7 @@ class CachedBackend:
             raise ValueError("the cache needs a secret")
         self._backend = GuardedBackend(backend, timer, timeout)
         self._by_address = backend.by_address
-        self._watched: bool = getattr(backend, "watched", True)
+        self._watched = backend.watched
         self._shared = None if self._watched else shared
         key = secret if len(secret) <= 64 else hashlib.blake2b(secret).digest()
         # Neither a name nor a key contains NUL, so two different inputs never give the same text.

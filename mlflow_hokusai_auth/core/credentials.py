@@ -149,10 +149,10 @@ def without_query_key(query: bytes) -> bytes:
 
 
 def quoted(query: bytes) -> bytes:
-    """Return `query` with each non-ASCII byte percent-encoded; the meaning stays the same (RFC 3986, 2.1).
+    """Return `query` with each non-ASCII byte percent-encoded.
 
-    gunicorn and waitress let any byte pass, and werkzeug fails on bytes that aren't UTF-8, whatever the
-    route.
+    The meaning stays the same (RFC 3986, 2.1). gunicorn and waitress let any byte pass, and werkzeug
+    fails on bytes that aren't UTF-8, whatever the route.
     """
     if query.isascii():
         return query

@@ -81,7 +81,7 @@ class Gate:
     #: The operator's rules for the headers that MLflow gets.
     header_policy: HeaderPolicy | None = None
     #: Called with the id of the key of each request that is allowed.
-    count: Callable[[str], object] = str
+    count: Callable[[str], object] = lambda _: None
     lookups: LookupPool = field(default_factory=LookupPool)
     #: Keys that are looked up even if their address has sent many wrong keys.
     recent: RecentKeys = field(default_factory=RecentKeys)

@@ -47,7 +47,7 @@ class DecisionLog:
         self,
         *,
         sample: float = 0.0,
-        observed: Callable[[WouldRefuse], object] = repr,
+        observed: Callable[[WouldRefuse], object] = lambda _: None,
         folders: ExperimentFolders | None = None,
         debug_headers: bool = False,
     ) -> None:

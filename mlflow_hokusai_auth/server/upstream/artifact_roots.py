@@ -100,7 +100,7 @@ class Watch:
 
     mode: Mode
     #: Called for each location that mode observe lets pass.
-    observed: Callable[[WouldRefuse], object] = repr
+    observed: Callable[[WouldRefuse], object] = lambda _: None
 
     @property
     def looks(self) -> bool:

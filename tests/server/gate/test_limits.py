@@ -187,7 +187,7 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
     for _ in range(2):  # It is tried again now and then, and a repeated failure is not logged.
         now[0] += COOL_DOWN
         assert admitted(limits, 100, 1) == 0
-        while breaker.probing and time.monotonic() < ends:
+        while breaker._probing and time.monotonic() < ends:
             time.sleep(0.01)
     assert len(waits) == FAILURES
     with redis_server(tmp_path, *options):
