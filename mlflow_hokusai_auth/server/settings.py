@@ -169,8 +169,8 @@ class Settings(BaseSettings):
         60,
         ge=0,
         description="Requests with a wrong key that one address may send in a minute; 0: no limit. "
-        "After more, only keys that were good within the last day (in the same worker process) are "
-        "served from there for up to a minute; other keys get 429 without a lookup.",
+        "Beyond that, the address gets 429 without a lookup for up to a minute. Keys that this worker "
+        "process found good within the last day still work.",
     )
     session_lifetime: float = Field(
         43200.0,
@@ -188,8 +188,8 @@ class Settings(BaseSettings):
         0.0,
         ge=0,
         le=1,
-        description="Share of the requests which only read that the decision log has; refusals, "
-        "failures and changes are always logged.",
+        description="Share (0 to 1) of read-only requests that the decision log records. It always "
+        "records refusals, failures and changes.",
     )
     metrics_bind: Bind = Field(
         "",

@@ -174,7 +174,7 @@ def check_other_credentials(results: Results) -> Outcome:
     """Check that no other credential is sent that the server takes for a second key."""
     others = {name: os.environ.get(name, "").strip() for name in _OTHERS}
     others["MLFLOW_TRACKING_URI"] = unquote(urlparse(results.uri).password or "")
-    # requests prefers the password of ~/.netrc to any other value for Authorization.
+    # `requests` prefers the password of ~/.netrc to any other value for Authorization.
     netrc = get_netrc_auth(results.uri) if not os.environ.get("MLFLOW_TRACKING_AUTH") else None
     others[_NETRC] = netrc[1] if netrc else ""
     differ = {name: text for name, text in others.items() if text not in ("", results.key)}

@@ -60,7 +60,7 @@ def _fetch(job: Job, method: str, url: str, key: str = "") -> _Reply:
             method,
             url,
             headers={origin_guard.HEADER: key} if key else {},
-            # Without this, requests would add credentials from ~/.netrc or the URL.
+            # Without this, `requests` would add credentials from ~/.netrc or the URL.
             auth=lambda request: request,
             timeout=REQUEST,
             verify=credentials.verify,
