@@ -148,7 +148,8 @@ class Database:
                 # Options in the URL do not get through a pooler such as PgBouncer, but statements do.
                 connection.execute(_BOUND)
             if generation:
-                # This comes first: concurrent changes queue here, and each sees what the one before wrote.
+                # This comes first: concurrent changes queue here, and each sees what the one before it
+                # wrote.
                 connection.execute(_BUMP)
             yield change
         for event in change.events:

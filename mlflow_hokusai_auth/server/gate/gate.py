@@ -54,7 +54,8 @@ _UNAVAILABLE = Deny(
 )
 _THROTTLED = Deny(
     "RATE_LIMITED",
-    "This key is used too often, or the service that checks it is overloaded. Try again a little later.",
+    "This key is used too often, or the service that checks it is overloaded. Try again a little "
+    "later.",
 )
 _CROWDED = Deny(
     "RATE_LIMITED",
@@ -129,7 +130,8 @@ class Gate:
     def peek(self, need: NeedKey) -> Allow | Deny | None:
         """Return the verdict if it needs no I/O.
 
-        None if the key is not in memory, its limit is in Redis, or newer folders may change the verdict.
+        Return None if the key is not in memory, if its limit is in Redis, or if newer folders may change
+        the verdict.
         """
         principal = self.authority.peek(need.credential.key, need.address)
         if principal is None:
@@ -140,7 +142,10 @@ class Gate:
         return None if _may_change(need, verdict) else verdict
 
     def look_up(self, need: NeedKey) -> Allow | Deny:
-        """Ask the authority and return the verdict. Blocks. If the authority fails, the verdict is a refusal."""
+        """Ask the authority and return the verdict. Blocks.
+
+        If the authority fails, the verdict is a refusal.
+        """
         try:
             principal = self.authority.lookup(need.credential.key, need.address)
             verdict = self._settle(need, principal)
