@@ -2,8 +2,8 @@
 
 MLflow asks providers for headers without passing the URL, so the provider takes it from the call stack.
 Among the locals of the nearest `http_request` of mlflow/utils/rest_utils.py are the URL (2.9: its
-parts) and the `kwargs` dictionary that it later passes to `requests.Session.request`. The provider adds a response
-hook to that dictionary. If either is missing, no key is sent.
+parts) and the `kwargs` dictionary that it later passes to `requests.Session.request`. The provider adds
+a response hook to that dictionary. If either is missing, no key is sent.
 """
 
 from __future__ import annotations

@@ -130,8 +130,8 @@ class Gate:
     def peek(self, need: NeedKey) -> Allow | Deny | None:
         """Return the verdict if it needs no I/O.
 
-        Return None if the key is not in memory, if its limit is in Redis, or if newer folders may change
-        the verdict.
+        Return None if the key is not in memory, if its limit is in Redis, or if newer folders may
+        change the verdict.
         """
         principal = self.authority.peek(need.credential.key, need.address)
         if principal is None:
