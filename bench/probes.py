@@ -100,9 +100,9 @@ def idle(stand: Stand, bare: Side, gate: Side) -> dict[str, float]:
     used = {name: engines.cpu(some) - before[name] for name, some in pids.items()}
     counts = stand.postgres.statements("keys")
     each = (time.perf_counter() - begun) * len(gate.workers)
-    kinds = {"generation": 0, "switches": 0, "other": 0}
+    kinds = {"generation": 0, "live_settings": 0, "other": 0}
     for query, calls in counts.items():
-        kind = "generation" if "WHERE" in query else "switches"
+        kind = "generation" if "WHERE" in query else "live_settings"
         kinds[kind if "hokusai_auth_state" in query else "other"] += calls
     return {
         "statements": sum(counts.values()) / each,

@@ -9,7 +9,9 @@ cli/          is the command `hokusai-auth`
 migrations/   holds the versions of the store's tables, for Alembic
 
 Imports point one way: core <- store <- authorities <- server <- cli; import-linter checks it. `client`
-imports a few modules of `core` only. This module imports nothing, so that a client starts fast.
+imports a few modules of `core` only, except in the server's own jobs (`client/artifacts.py`); of the
+others, only `cli` and `authorities/server_jobs.py` import it. This module imports nothing, so that a
+client starts fast.
 """
 
 __version__ = "0.1.0"

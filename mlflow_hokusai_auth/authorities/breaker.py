@@ -13,7 +13,7 @@ import random
 import threading
 from collections.abc import Callable
 
-from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled, UnusableReply
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.store import metrics
 
@@ -48,11 +48,6 @@ class Breaker:
     def closed(self) -> bool:
         """True if every call is permitted."""
         return self._opened_at is None
-
-    @property
-    def probing(self) -> bool:
-        """True while the probe is under way."""
-        return self._probing
 
     def begin(self, now: float) -> int | None:
         """Return a ticket for a call, or None if no call is permitted now.
@@ -134,7 +129,7 @@ class GuardedBackend:
         began = self._timer()
         try:
             answer = self._backend.lookup(key, address)
-        except (Throttled, NoVerdict) as error:
+        except (Throttled, UnusableReply) as error:
             self._count("throttled" if isinstance(error, Throttled) else "failed", began)
             # The backend did answer, and the cause may be this key alone: other keys must not suffer.
             self._answered(ticket)
@@ -148,7 +143,7 @@ class GuardedBackend:
                 )
             raise
         self._answered(ticket)
-        self._count("rejected" if isinstance(answer, Rejected) else "accepted", began)
+        self._count("rejected" if isinstance(answer, Rejected) else "known", began)
         return answer
 
     def _answered(self, ticket: int) -> None:

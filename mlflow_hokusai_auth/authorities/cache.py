@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from cachetools import TLRUCache
 
-from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled, UnusableReply
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.store import metrics
 
@@ -74,8 +74,9 @@ class CachedBackend:
 
     Entries are found by BLAKE2b (RFC 7693), keyed with `secret`; the cache holds no key. `namespace` is
     part of the hashed text and separates authorities that have `shared` and `secret` in common.
-    `shared` is read before the backend is, unless the backend is watched: the key store is as near as
-    Redis, and newer. `timer` is a monotonic clock, in seconds. Raises ValueError without a secret.
+    `shared` is read before the backend is, unless the backend is watched: reading the key store takes
+    no longer than reading Redis, and is never out of date. `timer` is a monotonic clock, in seconds.
+    Raises ValueError without a secret.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class CachedBackend:
             raise ValueError("the cache needs a secret")
         self._backend = GuardedBackend(backend, timer, timeout)
         self._by_address = backend.by_address
-        self._watched: bool = getattr(backend, "watched", True)
+        self._watched = backend.watched
         self._shared = None if self._watched else shared
         key = secret if len(secret) <= 64 else hashlib.blake2b(secret).digest()
         # Neither a name nor a key contains NUL, so two different inputs never give the same text.
@@ -146,7 +147,7 @@ class CachedBackend:
         digest = self._digest(key, address)
         try:
             return self._join(digest, key, address)
-        except (Throttled, NoVerdict):
+        except (Throttled, UnusableReply):
             raise
         except AuthorityUnavailable:
             with self._lock:

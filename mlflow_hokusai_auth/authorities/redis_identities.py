@@ -28,7 +28,7 @@ from .redis_client import BestEffortRedis, NoAnswer, client
 
 # The number is that of the entries' form: a principal that lacks a field must not be read.
 _PREFIX = "hokusai-auth:5:"
-#: Most seconds by which another server's clock may be ahead, so that its entries are valid here.
+#: An entry is ignored if its server's clock is further ahead than this (seconds).
 MAX_SKEW = 10.0
 
 

@@ -24,7 +24,7 @@ import urllib3
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from .service_reply import Reply, verdict
+from .service_reply import Reply, read_reply
 
 PATH = "/api/v1/keys/validate"
 #: Most bytes of a reply's body; a real one has a few hundred.
@@ -84,7 +84,7 @@ class AuthService:
         if error is not None:
             # Raised outside of an `except`, so that no `__context__` leads to the request with the key.
             raise AuthorityUnavailable(f"the auth service can't be reached: {_cause(error)}")
-        return verdict(sent.result(), key)
+        return read_reply(sent.result(), key)
 
     def generation(self) -> int:
         """Return 0, as the service is not watched."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from datetime import timezone
 from typing import Any, NamedTuple
 
-from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled, UnusableReply
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.patterns import problem
 from mlflow_hokusai_auth.core.types import Principal, Rejected
@@ -34,11 +34,11 @@ class Reply(NamedTuple):
     body: bytes
 
 
-def verdict(reply: Reply, key: str) -> Principal | Rejected:
+def read_reply(reply: Reply, key: str) -> Principal | Rejected:
     """Return the answer for `key` that `reply` holds.
 
-    Raises Throttled for a 429, NoVerdict for a reply that the service may give to this key alone, and
-    AuthorityUnavailable for any other.
+    Raises Throttled for a 429, UnusableReply for a reply that the service may give to this key alone,
+    and AuthorityUnavailable for any other.
     """
     content = _json(reply.body)
     fields: dict[str, Any] = content if isinstance(content, dict) else {}
@@ -56,7 +56,7 @@ def verdict(reply: Reply, key: str) -> Principal | Rejected:
         # A 4xx in JSON may concern this key alone, such as its length, so it is no outage. A reply that
         # is not JSON comes from something in front of the service.
         from_service = reply.status < 500 and isinstance(content, dict)
-        raise (NoVerdict if from_service else AuthorityUnavailable)(
+        raise (UnusableReply if from_service else AuthorityUnavailable)(
             message, retry_after=_wait(reply)
         )
     if content is None:
@@ -64,7 +64,7 @@ def verdict(reply: Reply, key: str) -> Principal | Rejected:
     try:
         return _principal(fields)
     except _WrongShape as problem:
-        raise NoVerdict(f"the auth service's reply has a wrong {problem}") from None
+        raise UnusableReply(f"the auth service's reply has a wrong {problem}") from None
 
 
 class _WrongShape(Exception):

@@ -28,7 +28,7 @@ def keys() -> None:
 
 
 def _field_options(*, required: bool) -> Callable[[F], F]:
-    """The options for the fields of a key, named as the REST API names them."""
+    """Return the options for the fields of a key, named as the REST API names them."""
 
     def add(command: F) -> F:
         for option in (
@@ -223,8 +223,8 @@ def revoke(key_id: str, wait: bool, force: bool, as_json: bool) -> None:
     if wait:
         from mlflow_hokusai_auth.server.web.keys_api import REVOKED_EVERYWHERE
 
-        # No server needs to confirm: a process uses a cached key for less than this, unless the store
-        # has confirmed since that nothing changed.
+        # No server needs to confirm: each stops using a cached key within this time, unless it has read
+        # the store since.
         time.sleep(REVOKED_EVERYWHERE)
     _show(described, as_json)
 
@@ -240,7 +240,7 @@ def export() -> None:
 
 
 def _body(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given options as the body of a REST request."""
+    """Return the given options as the body of a REST request."""
     body: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in given.items()

@@ -59,10 +59,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
-    from mlflow_hokusai_auth.client import beside
+    from mlflow_hokusai_auth.client import patches
 
     # This is the one entry point that MLflow loads before it sends anything.
-    beside.install()
+    patches.install()
     if is_job(os.environ):
         from mlflow_hokusai_auth.server.upstream import job_roots
 

@@ -1,6 +1,6 @@
 """The `mlflow.request_auth_provider` entry point: `MLFLOW_TRACKING_AUTH=hokusai`.
 
-This alternative to the header provider does not depend on MLflow's internals, because requests passes
+This alternative to the header provider does not depend on MLflow's internals, because `requests` passes
 the URL to an authentication object. Both may be active at once.
 """
 
@@ -17,7 +17,7 @@ class HokusaiAuth(AuthBase):
     """Sets `X-API-Key` on requests for the origins that the key belongs to. Holds no key itself."""
 
     def __call__(self, request: PreparedRequest) -> PreparedRequest:
-        """Add the key to a prepared request, and return that. requests calls this. Never raises."""
+        """Add the key to a prepared request, and return that. `requests` calls this. Never raises."""
         try:
             key = profile.api_key()
             if key is not None and origin_guard.may_send(request.url or ""):
@@ -33,9 +33,9 @@ class HokusaiAuthProvider(RequestAuthProvider):  # type: ignore[misc,unused-igno
     """The provider that MLflow selects with `MLFLOW_TRACKING_AUTH=hokusai`."""
 
     def get_name(self) -> str:
-        """The value of `MLFLOW_TRACKING_AUTH` that selects this provider."""
+        """Return the value of `MLFLOW_TRACKING_AUTH` that selects this provider."""
         return "hokusai"
 
     def get_auth(self) -> HokusaiAuth:
-        """An authentication object for requests that reads the key anew for each request."""
+        """Return an authentication object for `requests` that reads the key anew for each request."""
         return HokusaiAuth()

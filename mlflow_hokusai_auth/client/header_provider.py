@@ -1,9 +1,9 @@
 """The `mlflow.request_header_provider` entry point: adds the key to MLflow's own requests.
 
-MLflow asks providers for headers without passing the URL, so it is taken from the call stack: the
-nearest `http_request` of mlflow/utils/rest_utils.py has the URL among its locals (2.9: its parts), and
-the `kwargs` dictionary that it later passes to `requests.Session.request`, to which a response hook is
-added. If either is missing, no key is sent.
+MLflow asks providers for headers without passing the URL, so the provider takes it from the call stack.
+Among the locals of the nearest `http_request` of mlflow/utils/rest_utils.py are the URL (2.9: its
+parts) and the `kwargs` dictionary that it later passes to `requests.Session.request`. The provider adds
+a response hook to that dictionary. If either is missing, no key is sent.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _headers(frame: FrameType | None) -> dict[str, str]:
 
 
 def _find_call(frame: FrameType | None) -> dict[str, Any]:
-    """The locals of the `http_request` that is being prepared, or {} if it isn't on the stack."""
+    """Return the locals of the `http_request` that prepares a request, or {} if the stack has none."""
     for _ in range(_MAX_DEPTH):
         if frame is None:
             break

@@ -15,8 +15,8 @@ from mlflow_hokusai_auth.client import profile
 
 HEADER = "X-API-Key"
 
-# requests joins Location to the URL with rules of its own ("////host" leads to host), so any other form
-# than these two plain ones counts as another origin.
+# `requests` joins Location to the URL with rules of its own ("////host" leads to host), so any other
+# form than these two plain ones counts as another origin.
 _PLAIN = re.compile(r"[!-~]+")
 _PATH = re.compile(r"/(?![/\\])")
 # RFC 9745: a date as a structured field (RFC 9651), in seconds since the epoch.
@@ -35,9 +35,9 @@ def may_send(url: str) -> bool:
 
 
 def check_response(response: Any, **_: Any) -> None:
-    """The response hook for requests that both providers add.
+    """The hook that both providers add to a request, for its response.
 
-    With both providers active it runs twice, as requests adds a caller's hooks after those of an
+    With both providers active it runs twice, as `requests` adds a caller's hooks after those of an
     authentication object, which can't see them. The second run has no effect.
     """
     # The order matters: the warning needs the key, which the redirect check removes.
@@ -73,7 +73,7 @@ def warn_of_sunset(response: Any, **_: Any) -> None:
 def drop_key_on_redirect(response: Any, **_: Any) -> None:
     """Remove the key if `response` redirects to another origin.
 
-    requests copies the answered request for the redirect after the hooks have run (`Session.send`,
+    `requests` copies the answered request for the redirect after the hooks have run (`Session.send`,
     then `SessionRedirectMixin.resolve_redirects`), and drops only `Authorization` itself. The copy
     keeps the hook, so every redirect of a chain is checked.
     """
@@ -82,7 +82,7 @@ def drop_key_on_redirect(response: Any, **_: Any) -> None:
     here, there = profile.origin(response.url), _target(response)
     if here is not None and here == there:
         return
-    # An earlier hook (digest authentication) may have sent a second request, while requests still
+    # An earlier hook (digest authentication) may have sent a second request, while `requests` still
     # copies the first one.
     for answered in (response, *response.history):
         if answered.request.headers.pop(HEADER, None) is not None:
@@ -94,7 +94,7 @@ def drop_key_on_redirect(response: Any, **_: Any) -> None:
 
 
 def _target(response: Any) -> profile.Origin | None:
-    """The origin that `response` redirects to, or None if that is ambiguous."""
+    """Return the origin that `response` redirects to, or None if that is ambiguous."""
     location = response.headers["location"]
     if not _PLAIN.fullmatch(location):
         return None
@@ -102,7 +102,7 @@ def _target(response: Any) -> profile.Origin | None:
 
 
 def explain_refusal(target: profile.Origin | None) -> tuple[str, str]:
-    """The reason why `target` (None: an ambiguous URL) does not get the key, and the fix."""
+    """Return the reason why `target` (None: an ambiguous URL) does not get the key, and the fix."""
     if target is None:
         return (
             f"{HEADER} is not sent to a URL with an ambiguous host.",

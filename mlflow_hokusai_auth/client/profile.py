@@ -36,7 +36,7 @@ _MAX_WARNINGS = 256
 #: Nanoseconds; a younger file is not cached, as it may change again with the same modification time.
 _MIN_AGE = 2_000_000_000
 
-#: Variables from which requests may take a proxy for http.
+#: Variables from which `requests` may take a proxy for http.
 _PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -127,7 +127,7 @@ def origin(url: str) -> Origin | None:
     if not match:
         return None
     scheme, host = match[1].lower(), match[2].lower()
-    # Port 0 is refused, as requests would connect to the default port instead.
+    # Port 0 is refused, as `requests` would connect to the default port instead.
     port = int(match[3]) if match[3] else _DEFAULT_PORTS[scheme]
     if not 0 < port < 65536:
         return None
@@ -227,7 +227,7 @@ def _load(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
 
 
 def _parse_ini(text: str) -> dict[str, str]:
-    """The `api_key` of each section, empty if the section has none."""
+    """Return the `api_key` of each section, empty if the section has none."""
     # A plain ConfigParser would take a % in another option for an interpolation.
     parser = configparser.RawConfigParser()
     parser.read_string(text)
@@ -259,7 +259,7 @@ def _home_uri() -> str:
 
 
 def _is_proxied(target: Origin) -> bool:
-    """Return True if requests would use a proxy for `target`, even if that is this machine."""
+    """Return True if `requests` would use a proxy for `target`, even if that is this machine."""
     if sys.platform == "linux" and not any(map(os.environ.get, _PROXIES)):
         return False
     from requests.utils import get_environ_proxies, select_proxy

@@ -65,7 +65,7 @@ class Throttled(AuthorityUnavailable):
     """Raised if the authority answers 429 (too many lookups). HTTP answers 429 as well."""
 
 
-class NoVerdict(AuthorityUnavailable):
+class UnusableReply(AuthorityUnavailable):
     """Raised if the authority answers, but does not say whether the key is good.
 
     HTTP answers 503. The cause may be this key alone, so the authority's breaker stays closed.

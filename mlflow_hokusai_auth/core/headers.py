@@ -21,7 +21,6 @@ _MAX_ORIGIN = 300
 _HOST = re.compile(
     r"(?:[\w.~!$&'()*+;=%-]*|\[([0-9a-fA-F:.]+(?:%[\w.~%-]+)?)\])(?::(\d{0,5}))?", re.A
 )
-_NOT_ASCII = re.compile(rb"[\x80-\xff]")
 
 
 def too_many(headers: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -34,20 +33,11 @@ def too_many(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     return size > MAX_BYTES
 
 
-def quoted(query: bytes) -> bytes:
-    """`query` in ASCII, with what is none percent-encoded, which means the same (RFC 3986, 2.1).
-
-    gunicorn and waitress let any byte pass, and werkzeug fails on what isn't UTF-8, whatever the route.
-    """
-    if query.isascii():
-        return query
-    return _NOT_ASCII.sub(lambda found: b"%%%02X" % ord(found[0]), query)
-
-
 def malformed(request: Request) -> str | None:
     """Return the first of "Host" and "Origin" that is repeated or can't be read, or None.
 
-    On every route, MLflow and Starlette fail on such a value, and pick different ones of two.
+    On every route, MLflow and Starlette fail on such a value, and if there are two, each picks a
+    different one.
     """
     if request.repeats:
         for name in (b"host", b"origin"):

@@ -1,8 +1,17 @@
-"""Locations of files, and the ones that a client may have MLflow store.
+"""Locations of files, and the check of those that clients send.
 
 MLflow reads and writes files at URIs that clients send: an experiment's `artifact_location`, a
 version's `source`. MLflow's parts read a URI in several ways (decoded or not, `..` resolved or not).
 So a client's URI that could be read in more than one way is refused.
+
+The words of this module and of `folders`:
+
+location  a URI of files, split in its parts, as a client or MLflow wrote it
+place     the location where the files really are, behind links and MLflow's artifact proxy
+root      a place below which the server may read and write artifacts
+served    the place below which MLflow's artifact proxy reads and writes, if it is on
+base      the place below which MLflow makes a folder for each experiment, named by its number
+folder    the place of one experiment's files, which no other experiment may share
 """
 
 from __future__ import annotations
@@ -96,8 +105,8 @@ def read_root(uri: str) -> Location:
 def opening_problem(uri: str, roots: Iterable[Location]) -> str | None:
     """Return why the server must not open `uri`, which is no local path; None if it may.
 
-    The check of stored URIs is less strict than that of URIs from clients: a `%` or `#` below a root,
-    which has none itself, can't lead out of it.
+    The check of stored URIs is less strict than that of URIs from clients: roots contain no `%` or `#`,
+    so one below a root can't lead out of it.
     """
     location = read(uri)
     if not uri.isprintable() or uri != uri.strip() or "\\" in uri:
@@ -310,7 +319,7 @@ def source_problem(
         return None
     for version in versions:
         files = roots.place(read(version))
-        # A version of a whole experiment's files, or of more, does not allow others to register them.
+        # If a version holds a whole experiment or more, that does not let others register these files.
         numbered = roots.base is not None and _holds_numbered(files, roots.base)
         whole = numbered or experiments.holds(files)
         below_a_root = roots.root_of(files) not in (None, files)

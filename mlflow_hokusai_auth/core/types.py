@@ -94,7 +94,10 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The owner of a good key, with its scopes: a fact that may be cached, and never a decision."""
+    """The owner of a known key, with its scopes: a fact that may be cached, and never a decision.
+
+    Revoked and expired keys are known, too; `policy.settle` decides whether a key is still good.
+    """
 
     key_id: str
     #: The owner's name for display. It may be an e-mail address, and may change.
@@ -124,7 +127,10 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The answer of an authority that does not accept a key; `reason` is in its own words, or ""."""
+    """The answer of an authority that does not know a key; `reason` is in its own words, or "".
+
+    The auth service may answer so for revoked and expired keys as well.
+    """
 
     reason: str = ""
 

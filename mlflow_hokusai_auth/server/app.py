@@ -133,13 +133,13 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         ),
         observer=log,
         interceptors=interceptors.load(refuse_on_error=config.interceptor_errors == "refuse"),
-        headers=settings.header_policy_of(config),
+        header_policy=settings.header_policy_of(config),
         count=uses.add,
         absent={} if leak_keys else {leak_reports.RULE: leak_reports.ABSENT},
         trusted=networks(config.trusted_proxies),
         mode=mode,
         # The time for the auth service, and 5 s for everything else that a lookup waits for.
-        lookups=LookupPool(patience=config.service_timeout + 5.0),
+        lookups=LookupPool(timeout=config.service_timeout + 5.0),
         folders=folders,
     )
     for blueprint in (
@@ -151,7 +151,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         pages.monitoring(store, log.flush),
         health.blueprint(health.Health(health.checks(store, authorities.probe(config, store)))),
     ):
-        blueprint.before_request(caller.required)
+        blueprint.before_request(caller.refuse_without_key)
         flask_app.register_blueprint(blueprint)
     caller.install(flask_app)
     static_files.install(flask_app)

@@ -24,7 +24,7 @@ def assemble(settings: Settings, store: LocalStore, sessions: Sessions) -> Autho
 
     It removes the jobs' secret from the environment, so each worker calls it once.
     """
-    return SessionAuthority(server_jobs.recognised(build(settings, store)), sessions)
+    return SessionAuthority(server_jobs.with_jobs(build(settings, store)), sessions)
 
 
 def build(settings: Settings, store: LocalStore) -> Authority:

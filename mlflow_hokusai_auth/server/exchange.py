@@ -101,7 +101,7 @@ class Observer(Protocol):
         """Report the request's headers, and those that MLflow gets (`after`)."""
         ...
 
-    def over(self, exchange: Exchange) -> None:
+    def report(self, exchange: Exchange) -> None:
         """Report a request that is over."""
         ...
 

@@ -81,4 +81,4 @@ def follow(database: Database, mode: Mode) -> None:
 
     # The first request needs the right mode already.
     read()
-    threading.Thread(target=poll, name="hokusai-auth-switches", daemon=True).start()
+    threading.Thread(target=poll, name="hokusai-auth-live-settings", daemon=True).start()

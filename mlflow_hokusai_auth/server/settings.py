@@ -37,7 +37,7 @@ SECRETS = Path("/run/secrets")
 _KUBERNETES = re.compile(PREFIX + r"(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_\w+)?)")
 
 
-def _upstream(name: str, *others: str, default: Any = (), description: str) -> Any:
+def _hokusai_alias(name: str, *others: str, default: Any = (), description: str) -> Any:
     """Return a field that is also read under the names which other Hokusai services use for it."""
     names = AliasChoices(PREFIX + name, *({name, *others} - {"SERVICE_URL", "SERVICE_ID"}))
     return Field(default, validation_alias=names, description=description)
@@ -77,16 +77,16 @@ class Settings(BaseSettings):
     empty_scopes: Literal["read", "none", "write"] = Field(
         "read", description="The permissions of a key without any scope."
     )
-    registry_admin_emails: CommaList = _upstream(
+    registry_admin_emails: CommaList = _hokusai_alias(
         "REGISTRY_ADMIN_EMAILS",
         "REGISTRY_ADMIN_USER_EMAILS",
         "REGISTRY_ADMIN_USER_EMAIL",
         description="Users of the auth service who are administrators here.",
     )
-    registry_admin_scopes: CommaList = _upstream(
+    registry_admin_scopes: CommaList = _hokusai_alias(
         "REGISTRY_ADMIN_SCOPES", description="Further scopes that make an administrator."
     )
-    registry_admin_roles: CommaList = _upstream(
+    registry_admin_roles: CommaList = _hokusai_alias(
         "REGISTRY_ADMIN_ROLES",
         description="Roles of the auth service that make an administrator. None by default, as the "
         "role admin of any organisation would make one.",
@@ -96,13 +96,13 @@ class Settings(BaseSettings):
         description="Whether MLflow's assistant answers administrators. It runs programs on the "
         "server's host.",
     )
-    service_url: Url = _upstream(
+    service_url: Url = _hokusai_alias(
         "SERVICE_URL",
         "AUTH_SERVICE_URL",
         default="",
         description="URL of the auth service, such as https://auth.hokus.ai, without the path.",
     )
-    service_id: str = _upstream(
+    service_id: str = _hokusai_alias(
         "SERVICE_ID",
         "AUTH_SERVICE_ID",
         default="platform",
@@ -127,7 +127,10 @@ class Settings(BaseSettings):
         "takes effect within a second all the same.",
     )
     negative_cache_ttl: float = Field(
-        5.0, ge=0, le=60, description="Seconds for which a refused key is remembered."
+        5.0,
+        ge=0,
+        le=60,
+        description="Seconds for which a key that its authority rejects is remembered.",
     )
     stale_if_error: float = Field(
         0.0,
@@ -166,8 +169,8 @@ class Settings(BaseSettings):
         60,
         ge=0,
         description="Requests with a wrong key that one address may send in a minute; 0: no limit. "
-        "After more, only keys that were good within the last day (in the same worker process) are "
-        "served from there for up to a minute; other keys get 429 without a lookup.",
+        "Beyond that, the address gets 429 without a lookup for up to a minute. Keys that this worker "
+        "process found good within the last day still work.",
     )
     session_lifetime: float = Field(
         43200.0,
@@ -185,8 +188,8 @@ class Settings(BaseSettings):
         0.0,
         ge=0,
         le=1,
-        description="Share of the requests which only read that the decision log has; refusals, "
-        "failures and changes are always logged.",
+        description="Share (0 to 1) of read-only requests that the decision log records. It always "
+        "records refusals, failures and changes.",
     )
     metrics_bind: Bind = Field(
         "",

@@ -47,7 +47,7 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 AUTHORITY_CALLS = Counter(
     "hokusai_auth_authority_calls",
-    "Lookups in an authority: accepted, rejected, throttled, failed, or skipped while its breaker is "
+    "Lookups in an authority: known, rejected, throttled, failed, or skipped while its breaker is "
     "open.",
     ["authority", "result"],
 )

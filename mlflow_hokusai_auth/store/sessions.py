@@ -97,7 +97,7 @@ class Sessions:
                 by = Actor(row.owner, row.key_id, address, request_id)
                 change.audit("session.ended", by, by.key_id)
 
-    def refused(self, address: str, reason: str) -> None:
+    def count_failed_sign_in(self, address: str, reason: str) -> None:
         """Count a failed sign-in from `address`; `reason` is an error code. Does no I/O.
 
         Each process writes one row per address and `REFUSED_INTERVAL` to the audit log.

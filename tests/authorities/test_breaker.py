@@ -112,7 +112,7 @@ class Against(RuleBasedStateMachine):
     @invariant()
     def tells_its_state(self) -> None:
         assert self.breaker.closed == (self.state == "closed")
-        assert self.breaker.probing == (self.state == "half-open")
+        assert self.breaker._probing == (self.state == "half-open")
 
 
 TestAgainstModel = Against.TestCase

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 
 from mlflow_hokusai_auth.authorities import breaker, cache
 from mlflow_hokusai_auth.authorities.cache import CachedBackend
-from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, NoVerdict, Throttled
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled, UnusableReply
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from tests.store.conftest import LONG
 
@@ -529,7 +529,7 @@ def test_rejected_key_is_not_served_stale(
 
 
 @pytest.mark.parametrize(
-    "failure", [RuntimeError("a bug"), Throttled("too many"), NoVerdict("403: suspended")]
+    "failure", [RuntimeError("a bug"), Throttled("too many"), UnusableReply("403: suspended")]
 )
 def test_key_is_not_served_stale_after_a_429_or_an_unusable_reply(
     kept: CachedBackend, service: Service, clock: Clock, failure: Exception
@@ -599,7 +599,7 @@ def test_lookups_do_not_wait_for_the_probe(clock: Clock) -> None:
     assert cached.lookup("bob", HERE) == Rejected("unknown")
 
 
-@pytest.mark.parametrize("failure", [Throttled("slow down", retry_after=3), NoVerdict("422")])
+@pytest.mark.parametrize("failure", [Throttled("slow down", retry_after=3), UnusableReply("422")])
 def test_errors_of_one_key_do_not_open_the_breaker(
     kept: CachedBackend, service: Service, failure: AuthorityUnavailable
 ) -> None:
@@ -609,7 +609,7 @@ def test_errors_of_one_key_do_not_open_the_breaker(
     assert kept.lookup("alice", HERE) == ALICE
 
 
-@pytest.mark.parametrize("first", [None, Throttled("slow down"), NoVerdict("422")])
+@pytest.mark.parametrize("first", [None, Throttled("slow down"), UnusableReply("422")])
 def test_the_gauge_of_outages_falls_with_the_first_answer(
     kept: CachedBackend, service: Service, clock: Clock, first: AuthorityUnavailable | None
 ) -> None:

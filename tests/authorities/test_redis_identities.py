@@ -370,7 +370,7 @@ def test_requests_do_not_wait_for_the_probe_of_redis(
     waited = waits(cache)
     for _ in range(5):
         cache.get(DIGEST)
-        assert cache._operations._breaker.probing
+        assert cache._operations._breaker._probing
         settle(cache)
     assert waited == []
 

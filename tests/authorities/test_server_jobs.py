@@ -11,8 +11,8 @@ from mlflow_hokusai_auth.authorities.server_jobs import (
     TOKEN,
     USERNAME,
     issue,
-    recognised,
     take,
+    with_jobs,
 )
 from mlflow_hokusai_auth.client.profile import KEY
 from mlflow_hokusai_auth.core import job_rules, keys, operations
@@ -93,11 +93,11 @@ class Inner:
 def test_only_the_secret_is_accepted_as_the_jobs_key(monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Inner()
     monkeypatch.delenv(TOKEN, raising=False)
-    assert recognised(inner) is inner
+    assert with_jobs(inner) is inner
     made: dict[str, str] = {}
     issue(made)
     monkeypatch.setenv(TOKEN, made[TOKEN])
-    authority = recognised(inner)
+    authority = with_jobs(inner)
     assert authority.peek(made[TOKEN], "") is authority.lookup(made[TOKEN], "") is PRINCIPAL
     assert PRINCIPAL.owner_id == "mlflow-jobs"
     assert authority.peek("theirs", "") is None

@@ -12,7 +12,7 @@ import mlflow
 import pytest
 from packaging.version import Version
 
-from mlflow_hokusai_auth.client import beside
+from mlflow_hokusai_auth.client import patches
 
 ROOT = Path(__file__).parents[2]
 LIST = ROOT / "tests/vectors/mlflow_http.txt"
@@ -83,12 +83,12 @@ def test_every_way_past_http_request_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlflow.otel", "mlflow.genai.utils.gateway_utils"])
-def test_what_is_changed_is_made_as_we_take_it_to_be(name: str) -> None:
+def test_patched_modules_are_patched(name: str) -> None:
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         pytest.skip(f"{error}")  # of an older MLflow, or without the exporter
-    assert beside.is_patched(module)
+    assert patches.is_patched(module)
 
 
 def test_what_users_have_to_set_is_on_the_page() -> None:

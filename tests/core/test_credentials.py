@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlflow_hokusai_auth.core import credentials
 from mlflow_hokusai_auth.core.browser import PLACE
-from mlflow_hokusai_auth.core.credentials import find, without_query_key
+from mlflow_hokusai_auth.core.credentials import find, quoted, without_query_key
 from mlflow_hokusai_auth.core.types import Credential, Deny, Request
 
 from .rows import each
@@ -312,3 +312,8 @@ def test_a_key_is_found_however_it_is_encoded(key: str) -> None:
     everything = "".join(f"%{ord(character):02x}" for character in key)
     for spelling in (key, quote(key), everything):
         assert look(("?", f"x=1&api_key={spelling}")) == Credential(key, ("?api_key=",))
+
+
+def test_query_is_quoted_to_mean_the_same() -> None:
+    assert quoted(b"a=%ff&b") == b"a=%ff&b"
+    assert quoted(b"a=\xc3\xbc&\xff\x80") == b"a=%C3%BC&%FF%80"

@@ -44,7 +44,7 @@ ITS_OWN = {"up": {"job", "instance"}}
 OUTCOMES = {"allowed", "public", "refused", "unavailable", "host", "mlflow_error", "unchecked"}
 DECIDED = {"allowed", "refused", "would_refuse"}
 REGISTERED = {"tried", "succeeded", "refused", "failed", "rejected"}
-CALLED = {"accepted", "rejected", "throttled", "failed", "skipped"}
+CALLED = {"known", "rejected", "throttled", "failed", "skipped"}
 CACHED = {"hit", "miss", "stale"}
 VALUES = {
     ("hokusai_auth_requests", "outcome"): OUTCOMES,

@@ -76,6 +76,7 @@ class Memory:
 
     name = "memory"
     by_address = False
+    watched = True
 
     def __init__(self, principals: dict[str, Principal] | None = None) -> None:
         chosen = PRINCIPALS if principals is None else principals

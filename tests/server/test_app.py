@@ -260,7 +260,7 @@ def test_application_under_uvicorn_is_assembled_as_designed(origins: str, tmp_pa
     found = worker(tmp_path, _MLFLOW_SGI_NAME="uvicorn", **environ)
     assert found == {
         "type": "AsgiGate",
-        "threads": ["hokusai-auth-switches"],
+        "threads": ["hokusai-auth-live-settings"],
         "shortcut": True,
         "user": True,
         "pages": ["hokusai", *(f"hokusai_{name}" for name in PAGES)],

@@ -55,7 +55,7 @@ def test_our_routes_take_a_key_in_every_spelling() -> None:
     ):
         app = flask.Flask("mlflow")
         blueprint = flask.Blueprint("ours", "ours")
-        blueprint.before_request(caller.required)
+        blueprint.before_request(caller.refuse_without_key)
         method, path = line.split()
         blueprint.add_url_rule("/" + path.lstrip("/"), "view", lambda: "", methods=["GET", "POST"])
         app.register_blueprint(blueprint)

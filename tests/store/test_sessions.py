@@ -140,7 +140,7 @@ def test_a_made_up_token_begins_no_change(
 def test_session_events_are_audited_without_secrets(sessions: Sessions, database: Database) -> None:
     token = sessions.begin(KEY, 60, ACME)
     end(sessions, token)
-    sessions.refused("198.51.100.1", "KEY_UNKNOWN")
+    sessions.count_failed_sign_in("198.51.100.1", "KEY_UNKNOWN")
     sessions.write()
     events = database.audited()
     fields = ("event", "actor", "actor_key_id", "key_id", "address", "request_id", "detail")
@@ -160,7 +160,7 @@ def test_failed_sign_ins_take_one_row_for_each_address(
     for number in range(MAX_REFUSED + 7):
         for reason in ("KEY_UNKNOWN", "KEY_EXPIRED")[: 1 + (number < MAX_REFUSED)]:
             for _ in range(3):
-                sessions.refused(f"192.0.2.{number}", reason)
+                sessions.count_failed_sign_in(f"192.0.2.{number}", reason)
     sessions.write()
     sessions.write()
     *rows, others = database.audited(event="session.refused")
@@ -177,9 +177,9 @@ def test_failed_sign_ins_take_one_row_for_each_address(
 def test_old_rows_can_be_deleted_as_documented(sessions: Sessions, database: Database) -> None:
     """The page's statements delete rows older than a year, and the table stays append-only."""
     with time_machine.travel(time.time() - 400 * 86400):
-        sessions.refused("192.0.2.1", "KEY_UNKNOWN")
+        sessions.count_failed_sign_in("192.0.2.1", "KEY_UNKNOWN")
         sessions.write()
-    sessions.refused("192.0.2.2", "KEY_UNKNOWN")
+    sessions.count_failed_sign_in("192.0.2.2", "KEY_UNKNOWN")
     sessions.write()
     page = (ROOT / "docs/operator/keys.md").read_text()
     kinds = re.findall(r"```sql\n-- (\w+)\n(.*?)```", page, re.DOTALL)

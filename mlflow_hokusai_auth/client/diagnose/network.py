@@ -27,14 +27,14 @@ class Failure(NamedTuple):
 
 
 def fetch(url: str, timeout: float, verify: bool | str, cert: str | None) -> Answer | Failure:
-    """GET `url` once, without a key; `timeout` in seconds, `verify` and `cert` as for requests."""
+    """GET `url` once, without a key; `timeout` in seconds, `verify` and `cert` as for `requests`."""
     started = time.perf_counter()
     try:
         with requests.get(
             url, timeout=timeout, verify=verify, cert=cert, allow_redirects=False, stream=True
         ) as response:
             took, at = time.perf_counter() - started, time.time()
-    # urllib3 raises ValueError for some URLs that requests accepts.
+    # urllib3 raises ValueError for some URLs that `requests` accepts.
     except (exceptions.RequestException, ValueError) as error:
         return describe_failure(url, timeout, error)
     if response.status_code == 200:
@@ -99,7 +99,7 @@ def describe_failure(url: str, timeout: float, error: Exception) -> Failure:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """`error` and all its causes, which requests and urllib3 keep in different attributes."""
+    """Yield `error` and all its causes, which `requests` and urllib3 keep in different attributes."""
     left, seen = [error], set[int]()
     while left:
         cause = left.pop()

@@ -8,17 +8,18 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future
+from concurrent import futures
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
 from mlflow_hokusai_auth.core import browser
-from mlflow_hokusai_auth.core.credentials import without_query_key
+from mlflow_hokusai_auth.core.credentials import quoted, without_query_key
 from mlflow_hokusai_auth.core.denials import redirect, render
 from mlflow_hokusai_auth.core.forwarding import dropped, identity_headers
-from mlflow_hokusai_auth.core.headers import MAX_BYTES, MAX_HEADERS, quoted, too_many
+from mlflow_hokusai_auth.core.headers import MAX_BYTES, MAX_HEADERS, too_many
 from mlflow_hokusai_auth.core.prefixes import slash_location
 from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from mlflow_hokusai_auth.server.caller import Caller
@@ -85,8 +86,14 @@ class ReadBody:
 class Wait:
     """Wait for `future`. The result is its verdict, or None if it takes longer than `seconds`."""
 
-    future: Future[Allow | Deny]
+    future: futures.Future[Allow | Deny]
     seconds: float
+
+    def block(self) -> Allow | Deny | None:
+        """Return the result. Blocks."""
+        with contextlib.suppress(futures.TimeoutError):
+            return self.future.result(self.seconds)
+        return None
 
 
 Step = ShowQuery | ReadBody | Wait
@@ -148,10 +155,10 @@ class Forward:
             return added
         return (*added, *gate.interceptors.on_response(exchange.view(), status))
 
-    def over(self, *, broke_off: bool = False) -> None:
+    def end(self, *, broke_off: bool = False) -> None:
         """Count and log the request, which MLflow has answered or (`broke_off`) failed to answer."""
         self.exchange.broke_off = broke_off
-        self.gate.observer.over(self.exchange)
+        self.gate.observer.report(self.exchange)
 
 
 #: The header of every answer to a key. It keeps caches from giving the answer to another client.
@@ -167,6 +174,7 @@ HEADERS_TOO_LARGE = Deny(
 
 def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]:
     """Decide on a request. Return what to forward to MLflow, or the gate's own answer."""
+    # 1 prepare
     query = quoted(without_query_key(arrival.query))
     if query != arrival.query:
         # This comes first because the server logs the query whatever happens next.
@@ -177,28 +185,33 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     request = Request(arrival.method, path or "/", arrival.query, arrival.headers, address)
     exchange = Exchange(request, prefix, request_id(request), arrival.began)
     if not gate.trusted:
-        gate.forwarded.check(request)
+        gate.proxy_warning.check(request)
 
+    # 2 plan
     verdict: Allow | Deny
     if arrival.mounted:
-        step: Allow | Deny | NeedKey = MISMOUNTED
+        planned: Allow | Deny | NeedKey = MISMOUNTED
     elif large and gate.mode.now != "off":
-        step = HEADERS_TOO_LARGE
+        planned = HEADERS_TOO_LARGE
     else:
-        step = gate.plan(request)
-    if isinstance(step, NeedKey):
-        query_step = graphql.any_query(step)
-        verdict = gate.peek(query_step or step) or (yield from _look_up(gate, query_step or step))
-        if query_step and isinstance(verdict, Allow):
-            verdict = yield from _read_query(gate, step, verdict)
-    elif isinstance(step, Allow) and (limit := body_limit(step.operation)):
-        verdict = yield from _read_form(gate, step, limit)
+        planned = gate.plan(request)
+    # 3 look up, and 4 settle
+    if isinstance(planned, NeedKey):
+        need = graphql.any_query(planned) or planned
+        verdict = gate.peek(need) or (yield from _look_up(gate, need))
+        if need is not planned and isinstance(verdict, Allow):
+            verdict = yield from _read_query(gate, planned, verdict)
+    elif isinstance(planned, Allow) and (limit := body_limit(planned.operation)):
+        verdict = yield from _read_form(gate, planned, limit)
     else:
-        verdict = step
+        verdict = planned
 
+    # 5 conclude
     verdict = gate.conclude(exchange, verdict)
+    # 6 refuse
     if isinstance(verdict, Deny):
         return _refusal(gate, exchange, verdict, query, path)
+    # 7 forward
     if prefix and not path:
         return _to_slash(gate, exchange, query)
     exchange.passed = True
@@ -207,7 +220,7 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
         exchange,
         verdict,
         path,
-        dropped(request.names, verdict, gate.headers),
+        dropped(request.names, verdict, gate.header_policy),
         (*identity_headers(verdict), *exchange.added),
     )
     if gate.observer.debug_headers:
@@ -215,11 +228,25 @@ def flow(gate: Gate, arrival: Arrival) -> Generator[Step, Any, Forward | Answer]
     return forward
 
 
-def _look_up(gate: Gate, need: NeedKey) -> Generator[Step, Any, Allow | Deny]:
+def decide(gate: Gate, need: NeedKey) -> Allow | Deny:
+    """Return the verdict on a key from a form. Blocks for at most `gate.lookups.timeout` seconds."""
+    if (known := gate.peek(need)) is not None:
+        return known
+    steps = _look_up(gate, need)
+    result: Allow | Deny | None = None
+    while True:
+        try:
+            result = steps.send(result).block()
+        except StopIteration as done:
+            verdict: Allow | Deny = done.value
+            return verdict
+
+
+def _look_up(gate: Gate, need: NeedKey) -> Generator[Wait, Allow | Deny | None, Allow | Deny]:
     """Get the verdict on a key that needs a lookup, which runs in another thread."""
     if (refusal := gate.refuse(need)) is not None:
         return refusal
-    verdict: Allow | Deny | None = yield Wait(gate.begin_lookup(need), gate.lookups.patience)
+    verdict = yield Wait(gate.begin_lookup(need), gate.lookups.timeout)
     return verdict if verdict is not None else gate.lookup_timed_out(need)
 
 
@@ -265,6 +292,6 @@ def _to_slash(gate: Gate, exchange: Exchange, query: bytes) -> Answer:
 def _answer(gate: Gate, exchange: Exchange, answer: Answer) -> Answer:
     """Count and log the request. Return `answer` with the headers that every answer has."""
     exchange.status, exchange.sent = answer.status, len(answer.body)
-    gate.observer.over(exchange)
+    gate.observer.report(exchange)
     body = b"" if exchange.request.method == "HEAD" else answer.body
     return Answer(answer.status, (*answer.headers, *gate.answer_headers(exchange)), body)

@@ -36,11 +36,11 @@ from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFol
 
 from .bodies import BODY_SECONDS, body_limit, too_large
 from .cors import Cors
-from .forwarded import ForwardedWarning
 from .interceptors import Interceptors
-from .limits import Limits, customer
+from .limits import Limits, client_network
 from .lookup_pool import LookupPool, RecentKeys
 from .outage import Outage
+from .proxy_warning import ProxyWarning
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ _UNAVAILABLE = Deny(
     "AUTHORITY_UNAVAILABLE", "Keys can't be checked at the moment. Try again in a few seconds."
 )
 _THROTTLED = Deny(
-    "RATE_LIMITED", "This key, or its authority, is asked too often. Try again a little later."
+    "RATE_LIMITED",
+    "This key is used too often, or the service that checks it is overloaded. Try again a little "
+    "later.",
 )
 _CROWDED = Deny(
     "RATE_LIMITED",
@@ -69,7 +71,7 @@ _ALWAYS = frozenset({"MISCONFIGURED", "HEADER_MALFORMED"})
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Everything that a verdict needs. `flow.flow` calls the methods in their order."""
+    """Everything that a verdict needs. `flow.flow` puts the methods in order."""
 
     authority: Authority
     policy: Policy
@@ -79,9 +81,9 @@ class Gate:
     limits: Limits = field(default_factory=Limits)
     interceptors: Interceptors = Interceptors()  # noqa: RUF009 - frozen
     #: The operator's rules for the headers that MLflow gets.
-    headers: HeaderPolicy | None = None
+    header_policy: HeaderPolicy | None = None
     #: Called with the id of the key of each request that is allowed.
-    count: Callable[[str], object] = str
+    count: Callable[[str], object] = lambda _: None
     lookups: LookupPool = field(default_factory=LookupPool)
     #: Keys that are looked up even if their address has sent many wrong keys.
     recent: RecentKeys = field(default_factory=RecentKeys)
@@ -92,7 +94,7 @@ class Gate:
     absent: Mapping[str, str] = field(default_factory=dict)
     #: Proxies whose X-Forwarded-For is believed.
     trusted: tuple[Network, ...] = ()
-    forwarded: ForwardedWarning = field(default_factory=ForwardedWarning)
+    proxy_warning: ProxyWarning = field(default_factory=ProxyWarning)
     mode: Mode = field(default_factory=Mode)
     #: The folders of experiments, which decide on the paths of artifacts.
     folders: ExperimentFolders = field(default_factory=ExperimentFolders)
@@ -126,7 +128,11 @@ class Gate:
         return step
 
     def peek(self, need: NeedKey) -> Allow | Deny | None:
-        """Return the verdict if memory knows the key, or None if it needs a lookup. Does no I/O."""
+        """Return the verdict if it needs no I/O.
+
+        Return None if the key is not in memory, if its limit is in Redis, or if newer folders may
+        change the verdict.
+        """
         principal = self.authority.peek(need.credential.key, need.address)
         if principal is None:
             return None
@@ -136,7 +142,10 @@ class Gate:
         return None if _may_change(need, verdict) else verdict
 
     def look_up(self, need: NeedKey) -> Allow | Deny:
-        """Ask the authority and return the verdict. Blocks. An authority that fails never allows."""
+        """Ask the authority and return the verdict. Blocks.
+
+        If the authority fails, the verdict is a refusal.
+        """
         try:
             principal = self.authority.lookup(need.credential.key, need.address)
             verdict = self._settle(need, principal)
@@ -152,29 +161,16 @@ class Gate:
         except Exception:
             _log.exception("A request was refused with 503")
             return self.unavailable(need)
-        self.outage.over()
+        self.outage.end()
         if isinstance(verdict, Allow) or CODES[verdict.code].status != 401:
             self.recent.add(need.credential.key)
         return verdict
-
-    def decide(self, need: NeedKey) -> Allow | Deny:
-        """Return the verdict on a key from a form; `flow` takes the same steps for a request's key.
-
-        Blocks for at most `lookups.patience` seconds.
-        """
-        verdict = self.peek(need) or self.refuse(need)
-        if verdict is not None:
-            return verdict
-        try:
-            return self.begin_lookup(need).result(self.lookups.patience)
-        except futures.TimeoutError:
-            return self.lookup_timed_out(need)
 
     def refuse(self, need: NeedKey) -> Deny | None:
         """Return the 429 for a new key from an address that sent too many wrong keys, or None."""
         if need.credential.key in self.recent:
             return None
-        wait = self.limits.over(need.address)
+        wait = self.limits.wait_for(need.address)
         if wait is None:
             return None
         return _too_many(wait, need.operation, session=need.credential.session)
@@ -190,7 +186,7 @@ class Gate:
             # may have been wrong.
             lambda: self.refuse(need) or self.look_up(need),
             lambda: self.unavailable(need),
-            customer(need.address),
+            client_network(need.address),
             crowded=lambda: replace(_CROWDED, operation=need.operation),
             recent=recent,
         )
@@ -198,9 +194,9 @@ class Gate:
     def lookup_timed_out(self, need: NeedKey) -> Deny:
         """Return the 503 for a request whose lookup takes too long.
 
-        The lookup's thread keeps waiting; there are at most twice `lookup_pool.THREADS`.
+        The lookup goes on in its thread; there are at most 2 × `lookup_pool.THREADS` threads.
         """
-        _log.error("A request was refused with 503: no answer in %g s", self.lookups.patience)
+        _log.error("A request was refused with 503: no answer in %g s", self.lookups.timeout)
         return self.unavailable(need)
 
     def unavailable(self, need: NeedKey, retry_after: float | None = None) -> Deny:

@@ -1,7 +1,7 @@
 """Interceptors: the operator's own code that sees requests and responses, for debugging or site rules.
 
 An interceptor is an object that an entry point of the group `mlflow_hokusai_auth.interceptor` names. It
-has one or both of these methods:
+imports its types from `server.interceptors`, and has one or both of these methods:
 
     def on_request(self, request: RequestView) -> Mapping[str, str] | Refusal | None
         Called after the gate has allowed the request. Returns headers to add for MLflow, or a refusal.

@@ -24,9 +24,9 @@ from mlflow_hokusai_auth.server import metrics
 
 #: Attempts to sign in that one address has in any minute.
 SIGN_INS_PER_MINUTE = 10
-#: The largest number of addresses that are counted apart. Beyond it, each counts as one of `CROWDS`,
-#: which no client can choose: with one crowd, somebody with as many addresses (IPv6) would lock out
-#: all others.
+#: The largest number of addresses that are counted apart. Further addresses share `CROWDS` buckets, and
+#: no client can choose its bucket: with one bucket, somebody with as many addresses (IPv6) would lock
+#: out all others.
 MAX_ADDRESSES = 10_000
 CROWDS = 1000
 #: Seconds that a request to Redis may take, name resolution included.
@@ -104,7 +104,7 @@ class Limits:
             return None
         return self._count(self._failures, "failures", self._bucket(address))
 
-    def over(self, address: str) -> float | None:
+    def wait_for(self, address: str) -> float | None:
         """Return seconds to wait, at most 60, if `address` sent too many wrong keys; otherwise None.
 
         Counts nothing.
@@ -135,7 +135,7 @@ class Limits:
         return min(max(reset - time.time(), 1.0), 60.0)
 
     def _bucket(self, address: str) -> str:
-        name = customer(address)
+        name = client_network(address)
         crowded = len(self._addresses_storage.storage) >= MAX_ADDRESSES
         # Python's hash of a text depends on a secret of the process.
         return f"crowd {hash(name) % CROWDS}" if crowded else name
@@ -158,7 +158,7 @@ class Limits:
         return self._keys
 
 
-def customer(address: str) -> str:
+def client_network(address: str) -> str:
     """Return `address`, or for IPv6 its /64: a customer can use any address of that network."""
     if ":" not in address:
         return address

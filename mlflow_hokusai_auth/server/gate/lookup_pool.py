@@ -62,10 +62,10 @@ class RecentKeys:
 
 
 class LookupPool:
-    """A bounded pool of threads. Requests wait up to `patience` seconds for the answers."""
+    """A bounded pool of threads. Requests wait up to `timeout` seconds for the answers."""
 
-    def __init__(self, patience: float = 10.0) -> None:
-        self.patience = patience
+    def __init__(self, timeout: float = 10.0) -> None:
+        self.timeout = timeout
         self._recent = _Lane("hokusai-auth-recent")
         self._new = _Lane("hokusai-auth")
 
@@ -78,12 +78,12 @@ class LookupPool:
         crowded: Callable[[], _Result] | None = None,
         recent: bool = False,
     ) -> Future[_Result]:
-        """Run `question` in a thread, of those for `recent` keys or of the others.
+        """Run `question` in a thread of the lane for `recent` keys, or of the other lane.
 
         The future resolves to `otherwise()` if the queue is full or no thread is free by the deadline,
         and to `crowded()` if `address` has its quarter of the queue already.
         """
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.timeout
         answer: Future[_Result] = Future()
 
         def work() -> None:
@@ -119,7 +119,7 @@ class _Lane:
     def submit(self, address: str, work: Callable[[], None]) -> str | None:
         """Do `work`, which must not raise, in a thread.
 
-        Return None, or if the queue is full, whether that is the address's part or "all" of it.
+        Return None, or the limit that is reached: "all" for the queue, "address" for its part.
         """
         with self._lock:
             if self._pending >= MAX_PENDING:

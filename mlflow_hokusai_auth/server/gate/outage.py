@@ -27,6 +27,6 @@ class Outage:
         since = self._since = self._since if self._since is not None else now
         return random.uniform(1, 2) * min(max(now - since, 1.0), MAX_WAIT / 2)  # noqa: S311
 
-    def over(self) -> None:
+    def end(self) -> None:
         """Note that keys can be checked again."""
         self._since = None

@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +86,7 @@ def wsgi_gate(
 def _take(step: Step, environ: Environ) -> object:
     """Take a step of the flow, and return its result."""
     if isinstance(step, Wait):
-        with contextlib.suppress(futures.TimeoutError):
-            return step.future.result(step.seconds)
-        return None
+        return step.block()
     if isinstance(step, ReadBody):
         return _read(environ, step)
     _set_query(environ, step.query.decode("latin-1"))
@@ -108,31 +105,31 @@ def _forward(
         forward.exchange.sent = int(length) if length.isdecimal() else 0
         return start_response(status, [*sent, *added], *exc_info)
 
-    def over(*, broke_off: bool = False) -> None:
+    def end(*, broke_off: bool = False) -> None:
         # The thread serves other requests next.
         caller.current.set(caller.NOBODY)
-        forward.over(broke_off=broke_off)
+        forward.end(broke_off=broke_off)
 
     caller.current.set(forward.caller)
     try:
         answer: Iterable[bytes] = app(environ, starting)
     except BaseException:
-        over(broke_off=True)
+        end(broke_off=True)
         raise
     # The server sends a file by itself if it sees the wrapper. No code of MLflow's runs meanwhile.
     file: type = environ.get("wsgi.file_wrapper", type(None))
     if isinstance(answer, file):
-        over()
+        end()
         return answer
-    return _Answer(answer, over)
+    return _Answer(answer, end)
 
 
 class _Answer:
-    """MLflow's answer. When the server closes it, `over` is called, even if MLflow's `close` raises."""
+    """MLflow's answer. When the server closes it, `end` is called, even if MLflow's `close` raises."""
 
-    def __init__(self, answer: Iterable[bytes], over: Callable[[], object]) -> None:
+    def __init__(self, answer: Iterable[bytes], end: Callable[[], object]) -> None:
         self._answer = answer
-        self._over = over
+        self._end = end
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._answer)
@@ -143,7 +140,7 @@ class _Answer:
             if close := getattr(self._answer, "close", None):
                 close()
         finally:
-            self._over()
+            self._end()
 
 
 def _read(environ: Environ, step: ReadBody) -> bytes | Unread:

@@ -47,7 +47,7 @@ class DecisionLog:
         self,
         *,
         sample: float = 0.0,
-        observed: Callable[[WouldRefuse], object] = repr,
+        observed: Callable[[WouldRefuse], object] = lambda _: None,
         folders: ExperimentFolders | None = None,
         debug_headers: bool = False,
     ) -> None:
@@ -58,7 +58,7 @@ class DecisionLog:
         self._recorder = Recorder()
         self.flush = self._recorder.flush
 
-    def over(self, exchange: Exchange) -> None:
+    def report(self, exchange: Exchange) -> None:
         """Log a request that is over, and queue it for `Recorder`. Never raises."""
         try:
             exchange.ended = time.perf_counter()

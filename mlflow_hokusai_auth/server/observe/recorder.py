@@ -51,7 +51,7 @@ class Recorder:
         self._queue.append((exchange, outcome))
         if self._thread is None:
             # A thread does not survive a fork, so the process that serves starts it.
-            thread = threading.Thread(target=self._count, name="hokusai-auth-tally", daemon=True)
+            thread = threading.Thread(target=self._count, name="hokusai-auth-recorder", daemon=True)
             thread.start()
             self._thread = thread
             os.register_at_fork(after_in_child=self._forget_thread)

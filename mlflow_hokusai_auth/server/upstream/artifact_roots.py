@@ -101,7 +101,7 @@ class Watch:
 
     mode: Mode
     #: Called for each location that mode observe lets pass.
-    observed: Callable[[WouldRefuse], object] = repr
+    observed: Callable[[WouldRefuse], object] = lambda _: None
 
     @property
     def looks(self) -> bool:
@@ -129,7 +129,7 @@ class Watch:
         counter.labels(kind, "refused" if enforced else "observed").inc()
         _log.warning(
             "%s (%s) by key %s, request %s: %s%s",
-            code if enforced else f"Mode observe let pass what is {code}",
+            code if enforced else f"Only counted, in mode observe: {code}",
             kind,
             key_id or "none",
             caller.request_id or "none",

@@ -46,7 +46,7 @@ MIN_LIMITED_AGE = 3600.0
 def blueprint(
     store: LocalStore, gate: Gate, leak_keys: Mapping[str, EllipticCurvePublicKey]
 ) -> flask.Blueprint:
-    """The routes, on `store`. A leak report counts only if one of `leak_keys` signed it."""
+    """Return the routes, on `store`. A leak report counts only if one of `leak_keys` signed it."""
     routes = api.blueprint("hokusai")
 
     @routes.get("/whoami")
@@ -98,7 +98,8 @@ def blueprint(
         if key_id != caller.key_id and not policy.is_admin(caller, gate.policy):
             raise Forbidden("A key may be rotated by itself, or by a key with mlflow:admin.")
         _check_rotation_limit(caller, store, gate)
-        # The body counts with any Content-Type: if it were ignored, a leaked key would live for a day.
+        # Read the body whatever its Content-Type: an ignored `overlap` of 0 would leave a leaked key
+        # valid for a day.
         body = schemas.parse(schemas.Rotation, api.body() if flask.request.get_data() else {})
         new, key, old = store.rotate(key_id, overlap=body.overlap, by=callers.actor())
         return flask.jsonify(**describe(new), key=key, replaces=describe(old)), 201
@@ -129,7 +130,7 @@ def blueprint(
 
 
 def whoami_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
-    """The caller's own key, as `schemas.Identity` describes it."""
+    """Return the caller's own key, as `schemas.Identity` describes it."""
     caller = callers.principal()
     try:
         name = store.get(caller.key_id).name
@@ -153,7 +154,7 @@ def whoami_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
 
 
 def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], str | None]:
-    """The page of keys that `query` selects, and the next page's token. Raises InvalidRequest."""
+    """Return the page of keys for `query`, and the next page's token. Raises InvalidRequest."""
     values = {name: value for name, value in query.items() if value}
     for name, value in values.items():
         if not value.isprintable() or len(value) > 255:
@@ -166,7 +167,7 @@ def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], 
 
 
 def with_uses(store: LocalStore, records: list[KeyRecord]) -> list[dict[str, Any]]:
-    """`records` as the REST API shows them, each with its uses in the last 24 hours."""
+    """Return `records` as the REST API shows them, each with its uses in the last 24 hours."""
     counts = usage.by_hour(store.database, [record.key_id for record in records])
     return [{**describe(record), "uses_by_hour": counts[record.key_id]} for record in records]
 
@@ -195,7 +196,7 @@ def _revoke_leaked(store: LocalStore, leak: leak_reports.Leak) -> dict[str, str]
 
 
 def _with_first_read(lines: Iterator[str]) -> Iterator[str]:
-    """`lines`, with the first already read, so that a failing store gives an error status."""
+    """Return `lines`, with the first already read, so that a failing store gives an error status."""
     first = next(lines, "")
 
     def chain() -> Iterator[str]:

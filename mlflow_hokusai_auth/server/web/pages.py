@@ -21,6 +21,7 @@ from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.types import Allow, Credential, Deny, NeedKey, Request
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server.gate.flow import decide
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.records import STATES
@@ -57,7 +58,7 @@ _NEEDS_HTTPS = (
 def blueprint(
     store: LocalStore, sessions: Sessions, gate: Gate, lifetime: float
 ) -> flask.Blueprint:
-    """The pages. A browser session lives for `lifetime` seconds."""
+    """Return the pages. A browser session lives for `lifetime` seconds."""
     folder = Path(__file__).parent
     routes = flask.Blueprint(
         "hokusai_pages",
@@ -88,7 +89,7 @@ def blueprint(
             status = denials.CODES[verdict.code].status
             if status in (429, 503):
                 return _login_page(status, verdict.message)
-            sessions.refused(address, verdict.code)
+            sessions.count_failed_sign_in(address, verdict.code)
             return _login_page(401, _REFUSED)
         assert verdict.principal is not None
         by = Actor(
@@ -167,7 +168,7 @@ def blueprint(
 
 
 def account(gate: Gate) -> flask.Blueprint:
-    """The routes from which MLflow's pages learn who is signed in and which actions to offer."""
+    """Return the routes from which MLflow's pages learn who is signed in and which actions to offer."""
     routes = flask.Blueprint("hokusai_account", __name__)
 
     @routes.get("/api/2.0/mlflow/users/current")
@@ -200,7 +201,7 @@ def account(gate: Gate) -> flask.Blueprint:
 
 
 def monitoring(store: LocalStore, flush: Callable[[], object]) -> flask.Blueprint:
-    """`/hokusai/metrics` in Prometheus's text format. `flush` writes the latest counts first."""
+    """Return the route `/hokusai/metrics`, in Prometheus's text format. `flush` writes counts first."""
     routes = flask.Blueprint("hokusai_monitoring", __name__)
 
     @routes.get("/hokusai/metrics")
@@ -214,11 +215,11 @@ def monitoring(store: LocalStore, flush: Callable[[], object]) -> flask.Blueprin
 def _check_key(gate: Gate, key: str, address: str) -> Allow | Deny:
     if keys.problem(key) is not None or keys.is_session_token(key):
         return Deny("KEY_MALFORMED", "")
-    return gate.decide(NeedKey(Credential(key, ("the form",)), _WHOAMI, address))
+    return decide(gate, NeedKey(Credential(key, ("the form",)), _WHOAMI, address))
 
 
 def _request() -> Request:
-    """The current request without its query, which nothing here reads."""
+    """Return the current request without its query, which nothing here reads."""
     headers = flask.request.headers
     return Request(
         flask.request.method,

@@ -52,7 +52,7 @@ class Observing:
     def show_headers(self, exchange: Exchange, after: object) -> None:
         raise AssertionError
 
-    def over(self, exchange: Exchange) -> None:
+    def report(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
 
     @property

@@ -41,7 +41,7 @@ from mlflow_hokusai_auth.server.gate.outage import MAX_WAIT, Outage
 from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
 from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 from tests.harness import wait_until
-from tests.server.both_ways import ask
+from tests.server.compare_fast_path import ask
 
 
 class Stuck:
@@ -97,7 +97,7 @@ def test_more_requests_than_threads_do_not_wait_for_ever() -> None:
         assert {answer[0] for answer in refused} == {503}
         assert all(float(dict(answer[1])[b"retry-after"]) >= 1 for answer in refused)
         authority.free.set()
-        lookups.patience = 60
+        lookups.timeout = 60
         return await ask(gate, request(), b"")
 
     assert asyncio.run(many())[0] == 200
@@ -120,7 +120,7 @@ def test_requests_do_not_wait_for_ever_under_wsgi() -> None:
     assert [status() for _ in range(THREADS + 2)] == ["503 Service Unavailable"] * 10
     assert authority.asked and not authority.answered
     authority.free.set()
-    lookups.patience = 60
+    lookups.timeout = 60
     assert status() == "200 OK"
 
 
@@ -130,7 +130,7 @@ def test_queue_for_a_stuck_authority_is_bounded_and_given_up(
     now = [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     free, done, running = threading.Event(), [], threading.Semaphore(0)
-    lookups = LookupPool(patience=0.2)
+    lookups = LookupPool(timeout=0.2)
 
     def question() -> str:
         running.release()
@@ -146,7 +146,7 @@ def test_queue_for_a_stuck_authority_is_bounded_and_given_up(
         assert running.acquire(timeout=60)
     assert lookups.begin(question, lambda: "full").result(0) == "full"
     assert f"{MAX_PENDING} wait for the authority" in caplog.text
-    now[0] = lookups.patience
+    now[0] = lookups.timeout
     free.set()
     # Lookups without a thread in time are skipped, because nobody waits for them.
     assert {one.result(60) for one in begun} == {"answer", "otherwise"}
@@ -157,7 +157,7 @@ def test_queue_for_a_stuck_authority_is_bounded_and_given_up(
 def test_an_address_has_a_quarter_of_the_threads_and_of_the_places() -> None:
     free, running = threading.Event(), threading.Semaphore(0)
     asked: list[str] = []
-    lookups = LookupPool(patience=600)
+    lookups = LookupPool(timeout=600)
 
     def begin(address: str, *, recent: bool = False) -> Future[str]:
         def question() -> str:
@@ -260,7 +260,7 @@ def test_clients_are_asked_to_wait_longer_in_a_longer_outage() -> None:
     assert 1 <= waits[0] <= 2
     # The waits cover the restart of a database, but have an end.
     assert sum(waits) > 60 and max(waits) <= MAX_WAIT
-    outage.over()
+    outage.end()
     assert outage.wait() <= 2
 
 

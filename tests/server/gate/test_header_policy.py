@@ -45,7 +45,7 @@ def test_mlflow_gets_the_headers_that_the_setting_names(adapter: Adapter) -> Non
     for setting, value, reaches in REACHES:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(f"HOKUSAI_AUTH_{setting}", value)
-            gate = make_gate(headers=settings.header_policy_of(settings.load()))
+            gate = make_gate(header_policy=settings.header_policy_of(settings.load()))
         answer = adapter(WIRE, gate)
         assert answer.status == 200
         got = inner_headers(answer)
@@ -59,7 +59,7 @@ def test_mlflow_gets_the_headers_that_the_setting_names(adapter: Adapter) -> Non
 
 @both
 def test_key_is_checked_although_mlflow_does_not_get_it(adapter: Adapter) -> None:
-    gate = make_gate(headers=settings.HeaderPolicy(remove=("x-api-key",)))
+    gate = make_gate(header_policy=settings.HeaderPolicy(remove=("x-api-key",)))
     answer = adapter(WIRE, gate)
     assert answer.status == 200
     assert KEYS["read"] not in str(inner_headers(answer))

@@ -14,12 +14,8 @@ import pytest
 from mlflow_hokusai_auth.core.types import Deny
 from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.server.gate import interceptors
-from mlflow_hokusai_auth.server.gate.interceptors import (
-    Interceptors,
-    Refusal,
-    RequestView,
-    load,
-)
+from mlflow_hokusai_auth.server.gate.interceptors import Interceptors, load
+from mlflow_hokusai_auth.server.interceptors import Refusal, RequestView
 from mlflow_hokusai_auth.server.live_settings import Mode
 from tests.server.gate.test_adapters import (
     KEYS,

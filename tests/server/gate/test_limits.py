@@ -187,7 +187,7 @@ def test_server_without_its_redis_counts_for_itself_and_says_so_once(
     for _ in range(2):  # It is tried again now and then, and a repeated failure is not logged.
         now[0] += COOL_DOWN
         assert admitted(limits, 100, 1) == 0
-        while breaker.probing and time.monotonic() < ends:
+        while breaker._probing and time.monotonic() < ends:
             time.sleep(0.01)
     assert len(waits) == FAILURES
     with redis_server(tmp_path, *options):
@@ -244,17 +244,17 @@ def test_checking_an_address_counts_nothing(
     clock: time_machine.Traveller,
 ) -> None:
     limits = Limits(failures_per_minute=2)
-    assert [limits.over("192.0.2.1") for _ in range(9)] == [None] * 9
+    assert [limits.wait_for("192.0.2.1") for _ in range(9)] == [None] * 9
     assert failures(limits, "192.0.2.1", 2) == 2
     waits = []
     for _ in range(240):
-        waits.append(limits.over("192.0.2.1"))
+        waits.append(limits.wait_for("192.0.2.1"))
         clock.shift(0.5)
     over = [wait for wait in waits if wait is not None]
     assert waits[0] is not None and waits[-1] is None
     assert all(1 <= wait <= 60 for wait in over), over
-    assert limits.over("192.0.2.2") is None
-    assert Limits().over("192.0.2.1") is None
+    assert limits.wait_for("192.0.2.2") is None
+    assert Limits().wait_for("192.0.2.1") is None
 
 
 def test_minute_of_an_address_moves_with_the_clock(clock: time_machine.Traveller) -> None:
@@ -298,7 +298,7 @@ def test_crowd_of_addresses_locks_out_nobody_else(
     # Fewer where some of the others are in the same crowd.
     assert 3 <= failures(limits, "2001:db8:1::1", 99) <= 5
     others = [f"198.18.{number // 250}.{number % 250}" for number in range(1000)]
-    assert sum(limits.over(one) is not None for one in others) < 20
+    assert sum(limits.wait_for(one) is not None for one in others) < 20
 
 
 def test_crowd_of_addresses_takes_no_more_memory_and_counts_as_one(

@@ -17,6 +17,7 @@ from mlflow_hokusai_auth.core.types import Allow, NeedKey, Request
 from mlflow_hokusai_auth.server import authorities, settings
 from mlflow_hokusai_auth.server.exchange import Exchange
 from mlflow_hokusai_auth.server.gate.cors import Cors
+from mlflow_hokusai_auth.server.gate.flow import decide
 from mlflow_hokusai_auth.server.gate.gate import Gate
 from mlflow_hokusai_auth.server.live_settings import Mode
 from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
@@ -96,7 +97,7 @@ def ask(gate: Gate, key: str) -> str | None:
     """The code of the refusal, or None for an allowed request."""
     request = Request("GET", "/version", b"", ((b"x-api-key", key.encode()),), "127.0.0.1")
     step = gate.plan(request)
-    verdict = gate.decide(step) if isinstance(step, NeedKey) else step
+    verdict = decide(gate, step) if isinstance(step, NeedKey) else step
     verdict = gate.conclude(Exchange(request, "", "", 0.0), verdict)
     return None if isinstance(verdict, Allow) else verdict.code
 

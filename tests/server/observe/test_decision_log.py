@@ -139,7 +139,7 @@ def logged(caplog: pytest.LogCaptureFixture, observer: DecisionLog, *made: Excha
     caplog.clear()
     with caplog.at_level(logging.INFO, "mlflow_hokusai_auth.decisions"):
         for one in made:
-            observer.over(one)
+            observer.report(one)
     return [
         (one.levelname, json.loads(one.getMessage())["outcome"])
         for one in caplog.records
@@ -176,7 +176,7 @@ def test_sample_of_reading_requests_is_logged(caplog: pytest.LogCaptureFixture) 
 
 def test_log_level_of_the_operator_is_respected(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "mlflow_hokusai_auth.decisions"):
-        DecisionLog(sample=1).over(exchange(MISSING, 401, False))
+        DecisionLog(sample=1).report(exchange(MISSING, 401, False))
     assert not caplog.records
 
 
@@ -196,7 +196,7 @@ def test_request_that_mode_observe_lets_pass_is_recorded() -> None:
         exchange(MISSING, 401, False),
         exchange(allow()),
     ):
-        observer.over(made)
+        observer.report(made)
     assert [one._replace(minute=0) for one in found] == [
         WouldRefuse("KEY_MISSING", READ.rule, "key_1", "192.0.2.1", "somebody", 0),
         WouldRefuse("KEY_MISSING", "", "", "192.0.2.1", "", 0),
@@ -210,7 +210,7 @@ def test_over_never_raises(caplog: pytest.LogCaptureFixture) -> None:
         observer = DecisionLog(sample=1)
         made = exchange(MISSING, 401, False)
         setattr(made, name, None if name in ("decided", "request") else object())
-        observer.over(made)
+        observer.report(made)
         observer.flush()
         assert any(one.levelno == logging.ERROR for one in caplog.records), name
         assert logged(caplog, observer, exchange(allow())) == [("INFO", "allowed")], name
@@ -224,7 +224,7 @@ def test_failing_logger_breaks_no_request() -> None:
     log, broken = logging.getLogger("mlflow_hokusai_auth.decisions"), Broken()
     log.addFilter(broken)
     try:
-        DecisionLog(sample=1).over(exchange(MISSING, 401, False))
+        DecisionLog(sample=1).report(exchange(MISSING, 401, False))
     finally:
         log.removeFilter(broken)
 

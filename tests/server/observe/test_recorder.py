@@ -72,7 +72,7 @@ def grown() -> Iterator[Callable[..., dict[str, float]]]:
 def count(*made: Any) -> None:
     observer = DecisionLog()
     for one in made:
-        observer.over(one)
+        observer.report(one)
     observer.flush()
 
 
@@ -149,7 +149,7 @@ def test_times_of_the_gate_and_of_mlflow_are_observed(grown: Any) -> None:
 
 def test_one_thread_counts_soon_and_skips_what_cannot_be_counted(grown: Any) -> None:
     def counting() -> int:
-        return sum(one.name == "hokusai-auth-tally" for one in threading.enumerate())
+        return sum(one.name == "hokusai-auth-recorder" for one in threading.enumerate())
 
     before, mine, counted = counting(), Recorder(), threading.Event()
     flush = mine.flush
@@ -193,7 +193,7 @@ def test_scrape_includes_every_request_that_is_over(
     app.register_blueprint(
         pages.monitoring(LocalStore(f"sqlite:///{tmp_path}/none/k.db"), log.flush)
     )
-    gate.observer.over(exchange(allow()))
+    gate.observer.report(exchange(allow()))
     assert app.test_client().get("/hokusai/metrics").status_code == 200
     assert grown("decisions_total", "outcome") == {"allowed": 1}
 

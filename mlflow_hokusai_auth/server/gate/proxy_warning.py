@@ -9,7 +9,7 @@ from mlflow_hokusai_auth.core.types import Request
 _log = logging.getLogger(__name__)
 
 
-class ForwardedWarning:
+class ProxyWarning:
     """Warns once in a process of `X-Forwarded-For` that comes although no proxy is trusted."""
 
     def __init__(self) -> None:

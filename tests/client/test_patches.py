@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from mlflow_hokusai_auth.client import beside
+from mlflow_hokusai_auth.client import patches
 from mlflow_hokusai_auth.core import keys
 
 from .conftest import Server
@@ -100,24 +100,24 @@ def test_requests_are_unchanged_without_a_key(
 
 def test_unknown_modules_are_not_patched() -> None:
     module = ModuleType("mlflow.otel")
-    for patch in (beside.patch_otel, beside.patch_gateway):
+    for patch in (patches.patch_otel, patches.patch_gateway):
         patch(module)
     for made in (int, ModuleType, print, "OTLPSpanExporter"):
         module.OTLPSpanExporter = made  # type: ignore[attr-defined]
-        beside.patch_otel(module)
+        patches.patch_otel(module)
         assert module.OTLPSpanExporter is made  # type: ignore[attr-defined]
-    assert not beside.is_patched(module)
+    assert not patches.is_patched(module)
 
 
-@pytest.mark.parametrize("first", ["mlflow", "mlflow_hokusai_auth.client.beside"])
+@pytest.mark.parametrize("first", ["mlflow", "mlflow_hokusai_auth.client.patches"])
 def test_importing_mlflow_patches_the_modules(first: str) -> None:
     code = (
         f"import {first}, mlflow.otel\n"
         "from mlflow.genai.utils import gateway_utils\n"
-        "from mlflow_hokusai_auth.client import beside\n"
+        "from mlflow_hokusai_auth.client import patches\n"
         "import importlib.util\n"
         "assert importlib.util.find_spec('mlflow.otel') is mlflow.otel.__spec__\n"
-        "print(beside.is_patched(mlflow.otel), beside.is_patched(gateway_utils))"
+        "print(patches.is_patched(mlflow.otel), patches.is_patched(gateway_utils))"
     )
     pytest.importorskip("mlflow.otel")
     command = [sys.executable, "-W", "error", "-c", code]
