@@ -14,7 +14,7 @@ from mlflow_hokusai_auth import __version__
 
 from .keys import keys
 from .ownership import grants, owners, prefixes
-from .server import audit, demo, explain, log_level, mode, routes
+from .server import audit, demo, explain, isolation, log_level, mode, routes
 from .supplier import doctor, smoke, whoami
 
 
@@ -27,5 +27,17 @@ def main() -> None:
 
 
 _groups: tuple[click.Command, ...] = (keys, owners, grants, prefixes)
-for command in (*_groups, audit, mode, log_level, routes, explain, demo, whoami, doctor, smoke):
+for command in (
+    *_groups,
+    audit,
+    mode,
+    isolation,
+    log_level,
+    routes,
+    explain,
+    demo,
+    whoami,
+    doctor,
+    smoke,
+):
     main.add_command(command)

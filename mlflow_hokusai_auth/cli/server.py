@@ -7,12 +7,13 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlflow_hokusai_auth.core.errors import SettingsError
-from mlflow_hokusai_auth.core.types import MODES
+from mlflow_hokusai_auth.core.isolation import CODES as CODES_OF_ISOLATION
+from mlflow_hokusai_auth.core.types import ISOLATION, MODES
 
 from .output import (
     Mistake,
@@ -25,6 +26,9 @@ from .output import (
     seconds,
 )
 from .store import actor, opened, require_server
+
+if TYPE_CHECKING:
+    from mlflow_hokusai_auth.store.keys import LocalStore
 
 #: The maximum length of a value in the table of events, in characters.
 _MAX_DETAIL = 60
@@ -202,14 +206,60 @@ def mode(mode: str | None, report: bool, since: str, as_json: bool) -> None:
         if mode:
             number = MODES.index(mode) if mode in MODES else -1
             store.database.set_state("mode", number, "mode.changed", actor(), mode=mode)
-        number = store.database.states().get("mode", -1)
-        changes = store.database.audited(event="mode.changed", limit=1)
-    name = MODES[number] if 0 <= number < len(MODES) else "default"
+        _print_state(store, "mode", MODES, "HOKUSAI_AUTH_MODE", as_json)
+
+
+@click.command()
+@click.argument("level", required=False, type=click.Choice([*ISOLATION, "default"]))
+@click.option(
+    "--report", is_flag=True, help="Show changes that observe let pass and writes would refuse."
+)
+@click.option(
+    "--since", metavar="TIME", default="7d", show_default=True, help="The period of --report."
+)
+@json_option
+def isolation(level: str | None, report: bool, since: str, as_json: bool) -> None:
+    """Show or set the isolation of running servers, within a second or two and without a restart.
+
+    \b
+    off       every key with model:write changes everybody's models
+    observe   refuse nothing, but record what writes would refuse: see --report
+    writes    a key with model:* scopes changes what its owner made or may contribute to
+    default   use each server's HOKUSAI_AUTH_ISOLATION
+
+    It counts while the mode is enforce.
+    """
+    if level and report:
+        raise Mistake("give an isolation to set, or --report")
+    after = time.time() - seconds(since, "--since")
+    with opened() as store:
+        from mlflow_hokusai_auth.store import dry_run
+
+        if report:
+            rows = dry_run.report(store.database, after)
+            return _print_report(
+                [row for row in rows if row["reason"] in CODES_OF_ISOLATION], as_json
+            )
+        if level:
+            number = ISOLATION.index(level) if level in ISOLATION else -1
+            store.database.set_state(
+                "isolation", number, "isolation.changed", actor(), isolation=level
+            )
+        _print_state(store, "isolation", ISOLATION, "HOKUSAI_AUTH_ISOLATION", as_json)
+
+
+def _print_state(
+    store: LocalStore, state: str, names: Sequence[str], variable: str, as_json: bool
+) -> None:
+    """Print a setting that the store keeps, and who changed it last."""
+    number = store.database.states().get(state, -1)
+    changes = store.database.audited(event=f"{state}.changed", limit=1)
+    name = names[number] if 0 <= number < len(names) else "default"
     change = changes[-1] if changes else None
     if as_json:
         last = change and {"since": change["at"], "by": change["actor"]}
-        return print_json({"mode": name, **(last or {"since": None, "by": None})})
-    click.echo(name if name != "default" else "default: HOKUSAI_AUTH_MODE of each server")
+        return print_json({state: name, **(last or {"since": None, "by": None})})
+    click.echo(name if name != "default" else f"default: {variable} of each server")
     if change:
         click.echo(f"since {moment(change['at'])}, by {change['actor']}")
 

@@ -11,6 +11,19 @@ from typing import NamedTuple
 
 from .ownership import matches
 
+#: The codes with which isolation refuses a change.
+CODES = frozenset(
+    {
+        "NOT_OWNER",
+        "NAME_TAKEN",
+        "NAME_RESERVED",
+        "NAME_REFUSED",
+        "DELETE_REFUSED",
+        "EXPERIMENT_REFUSED",
+        "ARTIFACT_FROZEN",
+        "ISOLATED",
+    }
+)
 #: The experiment that MLflow uses if a client names none. All teams' runs would meet there.
 DEFAULT_EXPERIMENT = 0
 #: Names of experiments that begin so belong to the owner whose name follows.
@@ -113,8 +126,8 @@ def version_problem(
     if aliases:
         return Problem(
             "NOT_OWNER",
-            f"The alias {sorted(aliases)[0]} points to this version of {name}, so only the model's owner "
-            "can change it. Register a new version, or ask the owner to move the alias.",
+            f"The alias {sorted(aliases)[0]} points to this version of {name}, so only the model's "
+            "owner can change it. Register a new version, or ask the owner to move the alias.",
         )
     return None
 

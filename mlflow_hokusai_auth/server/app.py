@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import sys
 import traceback
@@ -45,7 +46,8 @@ from .gate import cors, interceptors
 from .gate.gate import Gate
 from .gate.limits import Limits
 from .gate.lookup_pool import LookupPool
-from .isolation import locations, outside, provenance
+from .isolation import locations, outside, preparation, provenance, writes
+from .isolation.facts import Facts
 from .observe import redaction
 from .observe.decision_log import DecisionLog
 from .upstream import (
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from .gate.asgi import AsgiGate
+
+_log = logging.getLogger(__name__)
 
 #: uvicorn's STARTUP_FAILURE: its supervisor stops instead of restarting the worker.
 _STARTUP_FAILURE = 3
@@ -159,13 +163,24 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     repositories.confine(roots, watch)
     locations.Stored(roots, gate.policy, watch, folders).install()
     provenance.Provenance(watch, config.provenance).install()
+    isolation = live_settings.Isolation(mode, config.isolation)
+    obstacle = preparation.prepare()
+    if obstacle is not None:
+        if config.isolation == "writes":
+            raise SettingsError(f"HOKUSAI_AUTH_ISOLATION=writes can't be kept: {obstacle}.")
+        _log.warning("Owners are not recorded, and isolation must stay off: %s", obstacle)
+    writes.Writes(
+        gate.policy,
+        artifact_roots.Watch(isolation, observed.add),
+        Facts(usable=obstacle is None),
+    ).install()
     folders.begin()
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()
     redaction.show_own()
 
     def begin() -> None:
-        live_settings.follow(store.database, mode)
+        live_settings.follow(store.database, mode, isolation)
         outside.log_in_thread(roots, config.artifact_roots)
 
     app: AsgiGate | WSGIApplication

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from mlflow_hokusai_auth.core.types import MODES
+from mlflow_hokusai_auth.core.types import ISOLATION, MODES
 from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.store.database import Database
 
@@ -40,6 +40,30 @@ class Mode:
         self.now = self._forced or stored
 
 
+class Isolation:
+    """The isolation of this process: the store's, or `start` if the store has none.
+
+    `now` is in the words of a mode, for `Watch`: isolation is off unless the mode is enforce.
+    """
+
+    def __init__(self, mode: Mode, start: str = "off") -> None:
+        self._mode = mode
+        self._start = start
+        self.level = start
+
+    @property
+    def now(self) -> str:
+        """Return "enforce", "observe" or "off"."""
+        if self._mode.now != "enforce":
+            return "off"
+        return "enforce" if self.level == "writes" else self.level
+
+    def follow(self, kept: Mapping[str, int]) -> None:
+        """Take the isolation from the store's settings."""
+        number = kept.get("isolation", -1)
+        self.level = ISOLATION[number] if 0 <= number < len(ISOLATION) else self._start
+
+
 class LogLevel:
     """The log level of this package."""
 
@@ -59,20 +83,24 @@ class LogLevel:
         self._now = level
 
 
-def follow(database: Database, mode: Mode) -> None:
-    """Keep `mode` and the log level equal to the store's settings from now on."""
+def follow(database: Database, mode: Mode, isolation: Isolation) -> None:
+    """Keep `mode`, `isolation` and the log level equal to the store's settings from now on."""
     level = LogLevel()
 
     def read() -> None:
-        before = mode.now
+        before, isolated = mode.now, isolation.level
         # If the store is down, keep the current values; its other users log the outage.
         with contextlib.suppress(Exception):
             kept = database.states()
             level.follow(kept)
             mode.follow(kept)
+            isolation.follow(kept)
         if mode.now != before:
             _log.warning("The mode is now %s (before: %s)", mode.now, before)
+        if isolation.level != isolated:
+            _log.warning("The isolation is now %s (before: %s)", isolation.level, isolated)
         metrics.show_mode(mode.now)
+        metrics.show_isolation(isolation.level)
 
     def poll() -> None:
         while True:

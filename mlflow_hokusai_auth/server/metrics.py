@@ -30,6 +30,7 @@ from prometheus_client.registry import REGISTRY, Collector
 
 from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.types import ISOLATION as ISOLATION_LEVELS
 from mlflow_hokusai_auth.core.types import MODES
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.metrics import EVENT_NAMES, EVENTS
@@ -89,6 +90,12 @@ INTERCEPTOR_ERRORS = Counter(
     "hokusai_auth_interceptor_errors", "Exceptions of an interceptor, by its entry point.", ["name"]
 )
 MODE = Gauge("hokusai_auth_mode", "1 for the current mode.", ["mode"], multiprocess_mode="livemax")
+ISOLATION_LEVEL = Gauge(
+    "hokusai_auth_isolation_level",
+    "1 for the current isolation. It counts only while the mode is enforce.",
+    ["isolation"],
+    multiprocess_mode="livemax",
+)
 INFO = Gauge(
     "hokusai_auth_info",
     "Always 1; the labels name the versions, the policy and the authorities.",
@@ -119,6 +126,12 @@ def show_mode(mode: str) -> None:
     """Set the metric of this process's mode."""
     for name in MODES:
         MODE.labels(name).set(name == mode)
+
+
+def show_isolation(level: str) -> None:
+    """Set the metric of this process's isolation."""
+    for name in ISOLATION_LEVELS:
+        ISOLATION_LEVEL.labels(name).set(name == level)
 
 
 def describe(policy: str, authority: str) -> None:

@@ -60,6 +60,13 @@ class Settings(BaseSettings):
         description="The mode that overrides `hokusai-auth mode`. The last resort: with off, the "
         "server starts even if its key store can't be reached.",
     )
+    isolation: Literal["off", "observe", "writes"] = Field(
+        "off",
+        description="writes: a key with model:* scopes changes only what its owner made, or may "
+        "contribute to; observe: only log and count such changes of others' things; off: nothing. It "
+        "counts while the mode is enforce. `hokusai-auth isolation` overrides it, also while the server "
+        "runs.",
+    )
     backend: Backends = Field(
         ("local",),
         description="The authorities that look up a key, in this order: local (the key store), "

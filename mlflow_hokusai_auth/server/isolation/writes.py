@@ -75,6 +75,7 @@ class Writes:
         """
         principal = self._confined()
         if principal is not None:
+            self._require_facts()
             for row in session.new:
                 if row.__tablename__ == "registered_models":
                     self._name(session.connection(), principal, "model", row.name)
@@ -168,9 +169,20 @@ class Writes:
     def _confined(self) -> Principal | None:
         """Return the caller if isolation keeps them to what is theirs."""
         principal = callers.current.get().principal
-        if principal is None or not self.watch.looks or not self.facts.usable:
+        if principal is None or not self.watch.looks:
             return None
         return principal if is_confined(principal, self.policy) else None
+
+    def _require_facts(self) -> None:
+        """Raise MlflowException if whose anything is can't be known: then nobody confined changes it."""
+        if not self.facts.usable:
+            self._refuse(
+                Problem(
+                    "ISOLATED",
+                    "This server does not know whose its models are, so your key can't change anything. "
+                    "Tell its operator: the server's log says why.",
+                )
+            )
 
     def _name(self, connection: Connection, principal: Principal, kind: str, name: str) -> None:
         problem = isolation.name_problem(
@@ -312,6 +324,7 @@ class Writes:
         principal = self._confined()
         if principal is None:
             return
+        self._require_facts()
         statement = context.compiled and context.compiled.statement
         table = getattr(getattr(statement, "table", None), "name", "")
         if table in ownership.TABLES or table in bindings.OPEN:

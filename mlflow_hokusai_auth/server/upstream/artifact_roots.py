@@ -20,7 +20,7 @@ from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.locations import Location, Roots, inside, read, read_root
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server import metrics
-from mlflow_hokusai_auth.server.live_settings import Mode
+from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.store.dry_run import WouldRefuse
 
 #: Variables in which `mlflow server` passes its options to its workers.
@@ -99,7 +99,7 @@ def load(extra: Iterable[str], environ: Mapping[str, str] = os.environ) -> Roots
 class Watch:
     """Refuses locations in mode enforce, and only counts them in mode observe."""
 
-    mode: Mode
+    mode: Mode | Isolation
     #: Called for each location that mode observe lets pass.
     observed: Callable[[WouldRefuse], object] = lambda _: None
 
