@@ -14,7 +14,7 @@ class Backend(Protocol):
     name: str
     #: True if an answer holds only for the address that was looked up with the key.
     by_address: bool
-    #: True if `generation` changes with every change of an answer: a cache may then trust it.
+    #: True if `generation` changes whenever an answer may have changed, so that a cache may rely on it.
     watched: bool
 
     def lookup(self, key: str, address: str) -> Principal | Rejected:

@@ -74,8 +74,9 @@ class CachedBackend:
 
     Entries are found by BLAKE2b (RFC 7693), keyed with `secret`; the cache holds no key. `namespace` is
     part of the hashed text and separates authorities that have `shared` and `secret` in common.
-    `shared` is read before the backend is, unless the backend is watched: the key store is as near as
-    Redis, and newer. `timer` is a monotonic clock, in seconds. Raises ValueError without a secret.
+    `shared` is read before the backend is, unless the backend is watched: reading the key store takes
+    no longer than reading Redis, and is never out of date. `timer` is a monotonic clock, in seconds.
+    Raises ValueError without a secret.
     """
 
     def __init__(

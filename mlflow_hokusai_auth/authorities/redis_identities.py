@@ -27,7 +27,7 @@ from mlflow_hokusai_auth.core.types import Principal
 from .redis_client import BestEffortRedis, NoAnswer, client
 
 _PREFIX = "hokusai-auth:3:"
-#: Most seconds by which another server's clock may be ahead, so that its entries are valid here.
+#: An entry is ignored if its server's clock is further ahead than this (seconds).
 MAX_SKEW = 10.0
 
 

@@ -36,8 +36,8 @@ def issue(environ: MutableMapping[str, str] = os.environ) -> None:
     """Put a new secret into `environ`, for the workers and jobs that will be started.
 
     A username or password that the operator has set stays: it may be for an artifact store that takes
-    Basic authentication, or a key made for the jobs. Jobs then send it; a job that was started with
-    Basic authentication still sends the token.
+    Basic authentication, or a key made for the jobs. Jobs then send the operator's value; a job that
+    was started with Basic authentication still sends the token.
     """
     secret = f"hk_jobs_{secrets.token_hex(32)}"
     # An existing value is replaced: the name is private to MLflow, and if this server runs in a job of

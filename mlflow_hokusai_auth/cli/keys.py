@@ -223,8 +223,8 @@ def revoke(key_id: str, wait: bool, force: bool, as_json: bool) -> None:
     if wait:
         from mlflow_hokusai_auth.server.web.keys_api import REVOKED_EVERYWHERE
 
-        # No server needs to confirm: a process uses a cached key for less than this, unless the store
-        # has confirmed since that nothing changed.
+        # No server needs to confirm: each stops using a cached key within this time, unless it has read
+        # the store since.
         time.sleep(REVOKED_EVERYWHERE)
     _show(described, as_json)
 

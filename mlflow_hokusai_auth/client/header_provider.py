@@ -1,9 +1,9 @@
 """The `mlflow.request_header_provider` entry point: adds the key to MLflow's own requests.
 
 MLflow asks providers for headers without passing the URL, so the provider takes it from the call stack.
-The nearest `http_request` of mlflow/utils/rest_utils.py has the URL among its locals (2.9: its parts), and
-the `kwargs` dictionary that it later passes to `requests.Session.request`. The provider adds a response
-hook to that dictionary. If either is missing, no key is sent.
+Among the locals of the nearest `http_request` of mlflow/utils/rest_utils.py are the URL (2.9: its
+parts) and the `kwargs` dictionary that it later passes to `requests.Session.request`. The provider adds
+a response hook to that dictionary. If either is missing, no key is sent.
 """
 
 from __future__ import annotations

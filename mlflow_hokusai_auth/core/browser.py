@@ -61,7 +61,10 @@ def session_tokens(request: Request) -> list[str]:
 
 
 def csrf_token(session: str) -> str:
-    """Return the token that proves that a page of `session` sent a request. It doesn't reveal it."""
+    """Return the token that proves that a page of `session` sent a request.
+
+    The token doesn't reveal the session.
+    """
     return hmac.digest(session.encode(), b"hokusai-auth csrf", hashlib.sha256).hex()
 
 

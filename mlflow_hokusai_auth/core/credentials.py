@@ -41,8 +41,8 @@ _QUERY_NAME = b"".join(b"(?:%c|%%%02x|%%%02X)" % (letter, letter, letter) for le
 _QUERY_FIELD = re.compile(rb"(?:^|&)" + _QUERY_NAME + rb"(?:[=&]|\Z)")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 QUERY_PLACE = "?api_key="
-#: A longer value (bytes) can't hold a key of ours. Other layers' tokens are longer, and reading them
-#: would cost time for callers without a key.
+#: A longer value (bytes) can't hold a key of ours. Other layers' tokens are longer, and a caller
+#: without a key must not make the server parse them.
 MAX_VALUE = 1024
 _SCHEMES = ("bearer", "apikey")
 #: The credential of a request whose key is not known: it names all headers that may hold one.

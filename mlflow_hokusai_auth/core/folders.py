@@ -35,7 +35,7 @@ class Folders:
     served: Location | None = _HERE
     #: The place below which MLflow makes numbered folders; None if it makes none.
     base: Location | None = _HERE
-    #: The other folders, as MLflow reads their locations.
+    #: The folders that are not numbered, as MLflow reads their locations.
     exact: frozenset[_Key] = frozenset()
     #: The same folders after `fold`, because some file systems ignore case and Unicode forms.
     alike: frozenset[_Key] = frozenset()

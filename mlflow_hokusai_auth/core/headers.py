@@ -36,7 +36,8 @@ def too_many(headers: Sequence[tuple[bytes, bytes]]) -> bool:
 def malformed(request: Request) -> str | None:
     """Return the first of "Host" and "Origin" that is repeated or can't be read, or None.
 
-    On every route, MLflow and Starlette fail on such a value, and pick different ones of two.
+    On every route, MLflow and Starlette fail on such a value, and if there are two, each picks a
+    different one.
     """
     if request.repeats:
         for name in (b"host", b"origin"):

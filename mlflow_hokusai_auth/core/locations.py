@@ -105,8 +105,8 @@ def read_root(uri: str) -> Location:
 def opening_problem(uri: str, roots: Iterable[Location]) -> str | None:
     """Return why the server must not open `uri`, which is no local path; None if it may.
 
-    The check of stored URIs is less strict than that of URIs from clients: a `%` or `#` below a root,
-    which has none itself, can't lead out of it.
+    The check of stored URIs is less strict than that of URIs from clients: roots contain no `%` or `#`,
+    so one below a root can't lead out of it.
     """
     location = read(uri)
     if not uri.isprintable() or uri != uri.strip() or "\\" in uri:
@@ -319,7 +319,7 @@ def source_problem(
         return None
     for version in versions:
         files = roots.place(read(version))
-        # A version of a whole experiment's files, or of more, does not allow others to register them.
+        # If a version holds a whole experiment or more, that does not let others register these files.
         numbered = roots.base is not None and _holds_numbered(files, roots.base)
         whole = numbered or experiments.holds(files)
         below_a_root = roots.root_of(files) not in (None, files)

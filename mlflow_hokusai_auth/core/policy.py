@@ -20,7 +20,8 @@ _SCOPE_FOR = {
     Access.WRITE: "mlflow:write",
     Access.ADMIN: "mlflow:admin",
 }
-#: Another server checks a key here. The view checks the address in the body, not the caller's.
+#: Another server has a key checked here. The view compares the key's networks with `client_ip` of the
+#: body, not with the caller's address.
 _VALIDATE = "POST /api/v1/keys/validate"
 #: The message for a page that is still open after its session has ended.
 SIGNED_OUT = "You are signed out. Reload this page to sign in."
@@ -209,7 +210,10 @@ def _subject(operation: Operation) -> str:
 
 
 def _scope_for(operation: Operation, principal: Principal, policy: Policy) -> str:
-    """Return the scope to ask for: for a key with a registry scope, another one if it is enough."""
+    """Return the scope to ask for.
+
+    A key with a registry scope is told another registry scope, if that is enough.
+    """
     if policy.kind == "admin":
         return _SCOPE_FOR[Access.ADMIN]
     if policy.kind == "scopes":

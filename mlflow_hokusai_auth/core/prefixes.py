@@ -1,8 +1,9 @@
 """Prefixes: the paths, such as `/mlflow` and `/api/mlflow`, under which the server answers as well.
 
 The prefix is removed once, from `path` and `raw_path`, and `root_path` does not change: Starlette
-routes by the path without `root_path`, while MLflow's middlewares read the whole path, and a request
-could pass a gate between two readings of one path (measured on MLflow 3.12 and 3.17).
+routes by the path without `root_path`, while MLflow's middlewares read the whole path. If the two
+disagree on the path, a request passes the gate as one route and reaches another (measured on MLflow
+3.12 and 3.17).
 """
 
 from __future__ import annotations

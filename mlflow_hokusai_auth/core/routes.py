@@ -20,14 +20,14 @@ TABLE = """
 PUBLIC  GET               health
 READ    GET               version
 
-# MLflow 3.9 has it at the root.
+# MLflow 3.9 has server-info at the root.
 [server /]
 READ    GET               server-info
 
 [server /{api,ajax-api}/3.0/mlflow/]
 READ    GET               server-info
 
-# MLflow serves it with --expose-prometheus only. It shows everybody's traffic.
+# MLflow serves its metrics with --expose-prometheus only. They show everybody's traffic.
 [server /]
 ADMIN   GET               metrics
 
@@ -40,7 +40,8 @@ READ    GET               /  /static-files/{path:path}  /build/{filename:path}
 READ    GET               ui-telemetry
 WRITE   POST              ui-telemetry
 
-# This is a mutation's access. A query differs in the body only: see `operations.graphql`.
+# This row has the access of a mutation. A query needs READ; only the body tells them apart, in
+# `operations.graphql`.
 [graphql /]
 WRITE   GET,POST          graphql
 
@@ -48,7 +49,8 @@ WRITE   GET,POST          graphql
 KEY     POST              v1/keys/validate
 KEY     GET               2.0/hokusai/whoami  2.0/hokusai/openapi.json
 
-# A key may rotate itself: the view checks that it is no other. GitHub signs its reports of leaks.
+# A key may rotate itself: the view checks that the path names the caller's own key. GitHub signs its
+# reports of leaks.
 [hokusai /api/2.0/hokusai/]
 ADMIN   GET,POST          keys
 ADMIN   POST              keys/import

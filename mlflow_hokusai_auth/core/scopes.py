@@ -19,8 +19,8 @@ from .types import Access, Operation
 #: Scopes for everything, keys and webhooks included.
 ADMIN = frozenset({"mlflow:admin", "admin", "registry:admin", "model-registry:admin"})
 
-#: Scopes for everything but administration. Beside `mlflow:*`, these are names that Hokusai's keys
-#: carry today: those that its middleware lets write, and `read` from its documentation.
+#: Scopes for everything but administration. The names without `mlflow:` are those that Hokusai's keys
+#: carry today: the ones that its middleware lets write, and `read` from its documentation.
 GENERAL = {
     "mlflow:read": Access.READ,
     "read": Access.READ,

@@ -44,10 +44,11 @@ def install(app: flask.Flask) -> None:
 
 
 def refuse_without_key() -> flask.Response | None:
-    """Refuse a request without a key for one of our own routes that takes one.
+    """Refuse a request that has no key, if its route is one of ours and needs a key.
 
     The gate refuses it in every mode. But with mode observe or off it lets requests for MLflow's routes
-    pass, and the router may accept a spelling of our routes that the gate takes for one of those.
+    pass, and the router may accept a spelling of one of our routes that the gate took for a route of
+    MLflow's.
     """
     operation = classify(flask.request.method, flask.request.path)
     known = current.get().principal is not None or operation.access is Access.PUBLIC

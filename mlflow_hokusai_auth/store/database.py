@@ -83,7 +83,7 @@ class Change:
     def audit(self, event: str, by: Actor, key_id: str = "", **detail: object) -> None:
         """Add a row to the audit log, in this transaction: `by` did `event` to the key `key_id`.
 
-        A `count` in `detail` is the number of times, which the metric of events adds.
+        If `detail` has a `count`, the metric of events grows by it.
         """
         row: dict[str, object] = {
             "at": time.time(),
@@ -148,7 +148,8 @@ class Database:
                 # Options in the URL do not get through a pooler such as PgBouncer, but statements do.
                 connection.execute(_BOUND)
             if generation:
-                # This is first, so that changes wait for each other here, and then see the last one.
+                # This comes first: concurrent changes queue here, and each sees what the one before it
+                # wrote.
                 connection.execute(_BUMP)
             yield change
         for event in change.events:

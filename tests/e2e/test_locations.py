@@ -360,7 +360,7 @@ def test_an_operator_s_list_and_mode_observe_open_more(tmp_path: Path, canary: P
             assert touch(client, run, model)[0] == (200, SECRET)
             status, answer = client.experiment(mode, artifact_location=f"{tmp_path}/{mode}")
             assert status == 200, answer
-            told = server.log.count("Mode observe let pass what is LOCATION_REFUSED")
+            told = server.log.count("Only counted, in mode observe: LOCATION_REFUSED")
             assert (told >= 2) == (mode == "observe"), server.log
 
 

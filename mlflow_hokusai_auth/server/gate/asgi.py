@@ -69,7 +69,7 @@ class AsgiGate:
     def _ending(self, send: Send) -> Send:
         """Return a `send` that calls `at_end` before the lifespan's last message.
 
-        After that message uvicorn raises the signal that stopped it again, which kills the process.
+        After that message uvicorn raises again the signal that stopped it, which kills the process.
         """
 
         async def sending(message: Message) -> None:
@@ -88,7 +88,7 @@ class AsgiGate:
                 try:
                     last()
                 except Exception:
-                    _log.exception("What was counted last is lost")
+                    _log.exception("The last counts are lost")
             # If the loop is closed, nobody waits any more.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(ended.set)
@@ -98,7 +98,7 @@ class AsgiGate:
         try:
             await asyncio.wait_for(ended.wait(), MAX_END)
         except asyncio.TimeoutError:
-            _log.error("What was counted last is lost: not written in %g s", MAX_END)
+            _log.error("The last counts are lost: not written in %g s", MAX_END)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, method: str) -> None:
         began = time.perf_counter()

@@ -53,7 +53,9 @@ _UNAVAILABLE = Deny(
     "AUTHORITY_UNAVAILABLE", "Keys can't be checked at the moment. Try again in a few seconds."
 )
 _THROTTLED = Deny(
-    "RATE_LIMITED", "This key, or its authority, is asked too often. Try again a little later."
+    "RATE_LIMITED",
+    "This key is used too often, or the service that checks it is overloaded. Try again a little "
+    "later.",
 )
 _CROWDED = Deny(
     "RATE_LIMITED",
@@ -69,7 +71,7 @@ _ALWAYS = frozenset({"MISCONFIGURED", "HEADER_MALFORMED"})
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Everything that a verdict needs. `flow.flow` calls the methods in their order."""
+    """Everything that a verdict needs. `flow.flow` puts the methods in order."""
 
     authority: Authority
     policy: Policy
@@ -126,7 +128,11 @@ class Gate:
         return step
 
     def peek(self, need: NeedKey) -> Allow | Deny | None:
-        """Return the verdict if memory knows the key, or None if it needs a lookup. Does no I/O."""
+        """Return the verdict if it needs no I/O.
+
+        Return None if the key is not in memory, if its limit is in Redis, or if newer folders may
+        change the verdict.
+        """
         principal = self.authority.peek(need.credential.key, need.address)
         if principal is None:
             return None
@@ -136,7 +142,10 @@ class Gate:
         return None if _may_change(need, verdict) else verdict
 
     def look_up(self, need: NeedKey) -> Allow | Deny:
-        """Ask the authority and return the verdict. Blocks. An authority that fails never allows."""
+        """Ask the authority and return the verdict. Blocks.
+
+        If the authority fails, the verdict is a refusal.
+        """
         try:
             principal = self.authority.lookup(need.credential.key, need.address)
             verdict = self._settle(need, principal)
@@ -185,7 +194,7 @@ class Gate:
     def lookup_timed_out(self, need: NeedKey) -> Deny:
         """Return the 503 for a request whose lookup takes too long.
 
-        The lookup's thread keeps waiting; there are at most twice `lookup_pool.THREADS`.
+        The lookup goes on in its thread; there are at most 2 × `lookup_pool.THREADS` threads.
         """
         _log.error("A request was refused with 503: no answer in %g s", self.lookups.timeout)
         return self.unavailable(need)

@@ -24,9 +24,9 @@ from mlflow_hokusai_auth.server import metrics
 
 #: Attempts to sign in that one address has in any minute.
 SIGN_INS_PER_MINUTE = 10
-#: The largest number of addresses that are counted apart. Beyond it, each counts as one of `CROWDS`,
-#: which no client can choose: with one crowd, somebody with as many addresses (IPv6) would lock out
-#: all others.
+#: The largest number of addresses that are counted apart. Further addresses share `CROWDS` buckets, and
+#: no client can choose its bucket: with one bucket, somebody with as many addresses (IPv6) would lock
+#: out all others.
 MAX_ADDRESSES = 10_000
 CROWDS = 1000
 #: Seconds that a request to Redis may take, name resolution included.

@@ -78,7 +78,7 @@ class LookupPool:
         crowded: Callable[[], _Result] | None = None,
         recent: bool = False,
     ) -> Future[_Result]:
-        """Run `question` in a thread, of those for `recent` keys or of the others.
+        """Run `question` in a thread of the lane for `recent` keys, or of the other lane.
 
         The future resolves to `otherwise()` if the queue is full or no thread is free by the deadline,
         and to `crowded()` if `address` has its quarter of the queue already.
@@ -119,7 +119,7 @@ class _Lane:
     def submit(self, address: str, work: Callable[[], None]) -> str | None:
         """Do `work`, which must not raise, in a thread.
 
-        Return None, or if the queue is full, whether that is the address's part or "all" of it.
+        Return None, or the limit that is reached: "all" for the queue, "address" for its part.
         """
         with self._lock:
             if self._pending >= MAX_PENDING:

@@ -1,1 +1,1 @@
-"""Checks of the locations in MLflow's rows, which decide where clients may have it read and write."""
+"""Hooks that refuse a location where a client must not make MLflow read or write."""

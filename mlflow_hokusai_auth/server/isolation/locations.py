@@ -78,7 +78,7 @@ class Stored:
     def experiment(self, _: object, connection: Connection, row: SqlExperiment) -> None:
         """Raise MlflowException if the caller may not choose the row's location."""
         uri, before = _change(row, "artifact_location")
-        # MLflow makes up a location for an experiment without one after the first write of its row,
+        # If an experiment has no location, MLflow makes one up after the first write of its row,
         # because it needs the row's number.
         made_up = inspect(row).persistent and not before
         if not uri or (made_up and read(uri).parts[-1:] == (str(row.experiment_id),)):

@@ -119,7 +119,7 @@ class Watch:
         metrics.LOCATIONS.labels(kind, "refused" if enforced else "observed").inc()
         _log.warning(
             "%s (%s) by key %s, request %s: %s: %s",
-            code if enforced else f"Mode observe let pass what is {code}",
+            code if enforced else f"Only counted, in mode observe: {code}",
             kind,
             key_id or "none",
             caller.request_id or "none",

@@ -1,6 +1,6 @@
 """The confinement of MLflow's artifact repositories to this server's roots, whatever rows say.
 
-MLflow makes every object that reads and writes artifacts in the registry's `get_artifact_repository`.
+MLflow's registry makes every object that reads or writes artifacts, in `get_artifact_repository`.
 This module wraps that method, and each repository that it returns checks the paths that it gets:
 MLflow reads below its artifacts' destination by the path of a stored `mlflow-artifacts:` URI, and
 before 3.17 it follows a `..` in that path.

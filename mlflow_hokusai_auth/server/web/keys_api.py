@@ -99,7 +99,8 @@ def blueprint(
         if key_id != caller.key_id and not policy.is_admin(caller, gate.policy):
             raise Forbidden("A key may be rotated by itself, or by a key with mlflow:admin.")
         _check_rotation_limit(caller, store, gate)
-        # The body counts with any Content-Type: if it were ignored, a leaked key would live for a day.
+        # Read the body whatever its Content-Type: an ignored `overlap` of 0 would leave a leaked key
+        # valid for a day.
         body = schemas.parse(schemas.Rotation, _json() if flask.request.get_data() else {})
         new, key, old = store.rotate(key_id, overlap=body.overlap, by=callers.actor())
         return flask.jsonify(**describe(new), key=key, replaces=describe(old)), 201
