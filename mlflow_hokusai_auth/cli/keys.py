@@ -28,7 +28,7 @@ def keys() -> None:
 
 
 def _field_options(*, required: bool) -> Callable[[F], F]:
-    """The options for the fields of a key, named as the REST API names them."""
+    """Return the options for the fields of a key, named as the REST API names them."""
 
     def add(command: F) -> F:
         for option in (
@@ -240,7 +240,7 @@ def export() -> None:
 
 
 def _body(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given options as the body of a REST request."""
+    """Return the given options as the body of a REST request."""
     body: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in given.items()

@@ -41,24 +41,24 @@ def seconds(text: str, option: str) -> float:
 
 
 def printable(value: object) -> str:
-    """`value` as text without line breaks and terminal control characters."""
+    """Return `value` as text without line breaks and terminal control characters."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
 def cell(value: object) -> str:
-    """`value` as text for a table."""
+    """Return `value` as text for a table."""
     if isinstance(value, (list, tuple)):
         value = ",".join(str(item) for item in value)
     return "-" if value is None or value == "" else printable(value)
 
 
 def date(at: float | None, *, form: str = "%Y-%m-%d %H:%MZ") -> str | None:
-    """`at`, in seconds since the epoch, as text in UTC, to the minute."""
+    """Return `at`, in seconds since the epoch, as text in UTC, to the minute."""
     return None if at is None else datetime.fromtimestamp(at, timezone.utc).strftime(form)
 
 
 def moment(at: float) -> str | None:
-    """`at`, in seconds since the epoch, as text in UTC, to the second."""
+    """Return `at`, in seconds since the epoch, as text in UTC, to the second."""
     return date(at, form="%Y-%m-%d %H:%M:%SZ")
 
 

@@ -140,7 +140,7 @@ def demo(keep: bool) -> None:
 
 
 def _short(detail: Mapping[str, Any]) -> str:
-    """`detail` in one line. Texts are quoted, so that none can look like another field."""
+    """Return `detail` in one line. Texts are quoted, so that none can look like another field."""
     shown = []
     for name, value in detail.items():
         if name.endswith("_at") and isinstance(value, (int, float)):

@@ -56,7 +56,7 @@ def opened() -> Iterator[LocalStore]:
 
 
 def actor() -> Actor:
-    """The actor for the audit log: the user of this process."""
+    """Return the actor for the audit log: the user of this process."""
     from mlflow_hokusai_auth.store.database import Actor
 
     try:

@@ -107,7 +107,7 @@ def _print_check(check: Check | TimedCheck) -> None:
 
 
 def _lines(answer: dict[str, Any]) -> dict[str, str]:
-    """The lines for `answer`, the body of `GET whoami`. A missing field has no line."""
+    """Return the lines for `answer`, the body of `GET whoami`. A missing field has no line."""
     from mlflow_hokusai_auth.client.diagnose.doctor import date
 
     lines: dict[str, str] = {}

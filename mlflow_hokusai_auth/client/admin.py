@@ -198,7 +198,7 @@ def _fields(
     rate_limit_per_hour: int | None,
     note: str,
 ) -> dict[str, Any]:
-    """The optional fields of a new key that are set."""
+    """Return the optional fields of a new key that are set."""
     texts = {"name": name, "note": note, "networks": networks}
     numbers = {"expires_in": expires_in, "rate_limit_per_hour": rate_limit_per_hour}
     return {**{field: value for field, value in texts.items() if value}, **_given(numbers)}

@@ -33,7 +33,7 @@ class HokusaiAuthProvider(RequestAuthProvider):  # type: ignore[misc,unused-igno
     """The provider that MLflow selects with `MLFLOW_TRACKING_AUTH=hokusai`."""
 
     def get_name(self) -> str:
-        """The value of `MLFLOW_TRACKING_AUTH` that selects this provider."""
+        """Return the value of `MLFLOW_TRACKING_AUTH` that selects this provider."""
         return "hokusai"
 
     def get_auth(self) -> HokusaiAuth:

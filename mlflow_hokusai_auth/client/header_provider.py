@@ -57,7 +57,7 @@ def _headers(frame: FrameType | None) -> dict[str, str]:
 
 
 def _find_call(frame: FrameType | None) -> dict[str, Any]:
-    """The locals of the `http_request` that is being prepared, or {} if it isn't on the stack."""
+    """Return the locals of the `http_request` that prepares a request, or {} if the stack has none."""
     for _ in range(_MAX_DEPTH):
         if frame is None:
             break

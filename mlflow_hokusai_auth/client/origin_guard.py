@@ -94,7 +94,7 @@ def drop_key_on_redirect(response: Any, **_: Any) -> None:
 
 
 def _target(response: Any) -> profile.Origin | None:
-    """The origin that `response` redirects to, or None if that is ambiguous."""
+    """Return the origin that `response` redirects to, or None if that is ambiguous."""
     location = response.headers["location"]
     if not _PLAIN.fullmatch(location):
         return None
@@ -102,7 +102,7 @@ def _target(response: Any) -> profile.Origin | None:
 
 
 def explain_refusal(target: profile.Origin | None) -> tuple[str, str]:
-    """The reason why `target` (None: an ambiguous URL) does not get the key, and the fix."""
+    """Return the reason why `target` (None: an ambiguous URL) does not get the key, and the fix."""
     if target is None:
         return (
             f"{HEADER} is not sent to a URL with an ambiguous host.",

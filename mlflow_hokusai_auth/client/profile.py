@@ -227,7 +227,7 @@ def _load(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
 
 
 def _parse_ini(text: str) -> dict[str, str]:
-    """The `api_key` of each section, empty if the section has none."""
+    """Return the `api_key` of each section, empty if the section has none."""
     # A plain ConfigParser would take a % in another option for an interpolation.
     parser = configparser.RawConfigParser()
     parser.read_string(text)

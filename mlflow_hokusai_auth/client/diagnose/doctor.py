@@ -133,14 +133,14 @@ def _call(look: Callable[[Results], Outcome], results: Results) -> Outcome:
 
 
 def fix_for(error: MlflowException, otherwise: str) -> str:
-    """The fix for a refusal by this package's server, or `otherwise` for another error."""
+    """Return the fix for a refusal by this package's server, or `otherwise` for another error."""
     body = getattr(error, "json", {})
     code = body.get("error") if isinstance(body, dict) else None
     return FIXES.get(str(code), "Tell the server's operator.") if code else otherwise
 
 
 def one_line(text: str, key: str = "") -> str:
-    """`text`, which a server may have sent, as one printable line without `key` or passwords."""
+    """Return `text`, which a server may have sent, as one printable line without `key` or passwords."""
     if key:
         text = text.replace(key, "***")
     text = re.sub(r"//[^/@\s]*@", "//", keys.redact(text))
@@ -150,7 +150,7 @@ def one_line(text: str, key: str = "") -> str:
 
 
 def date(seconds: float) -> str:
-    """A time in seconds since the epoch, as text in UTC."""
+    """Return a time in seconds since the epoch, as text in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 

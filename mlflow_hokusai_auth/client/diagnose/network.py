@@ -99,7 +99,7 @@ def describe_failure(url: str, timeout: float, error: Exception) -> Failure:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """`error` and all its causes, which `requests` and urllib3 keep in different attributes."""
+    """Yield `error` and all its causes, which `requests` and urllib3 keep in different attributes."""
     left, seen = [error], set[int]()
     while left:
         cause = left.pop()

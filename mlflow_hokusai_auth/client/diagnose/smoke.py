@@ -99,7 +99,7 @@ def smoke(url: str, report: Callable[[Check], object]) -> Report:
 
 
 def _name_url(text: str) -> str:
-    """A text of doctor's with the argument URL in place of the variable."""
+    """Return a text of doctor's with the argument URL in place of the variable."""
     return re.sub(r"MLFLOW_TRACKING_URI\b", "URL", text)
 
 

@@ -94,7 +94,7 @@ def _is_list(body: dict[str, Any]) -> bool:
 
 
 def _not_refused(job: Job, what: str, reply: _Reply) -> Outcome:
-    """The outcome on `reply`, to a request `what` that should have been refused."""
+    """Return the outcome on `reply`, to a request `what` that should have been refused."""
     found = f"{what} answered {reply.status}"
     if reply.status < 400:
         found = f"ANSWERS {what.upper()}: {found}"

@@ -58,7 +58,7 @@ class Job(doctor.Results):
     threads: list[threading.Thread] = field(default_factory=list)
 
     def client(self) -> MlflowClient:
-        """The client for a step's next request. Raises Failed once cleaning up has begun."""
+        """Return the client for a step's next request. Raises Failed once cleaning up has begun."""
         if self.over:
             raise Failed("too late", "")
         return MlflowClient(self.uri, self.uri)

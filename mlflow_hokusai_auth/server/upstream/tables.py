@@ -100,7 +100,7 @@ def stored_locations() -> Iterator[tuple[str, str]]:
 
 
 def chosen_folders(connection: Connection, default_root: str) -> Texts:
-    """The locations of experiments, without those that MLflow made up by an experiment's number."""
+    """Return the locations of experiments, but not those that MLflow made up from their numbers."""
     query = sa.select(SqlExperiment.artifact_location)
     root = resolve_uri_if_local(default_root).rstrip("/") + "/"
     if default_root and append_to_uri_path(root, "1") == f"{root}1":
@@ -128,7 +128,7 @@ def owner_locations(ids: Iterable[str], connection: Connection) -> Iterator[str]
 
 
 def version_locations(uri: str, connection: Connection) -> Texts:
-    """The locations of model versions at or above `uri`."""
+    """Return the locations of model versions at or above `uri`."""
     whole = uri.rstrip("/")
     ends = [i for i, letter in enumerate(whole) if letter == "/"] + [len(whole)]
     above = [whole[:end] + slash for end in ends for slash in ("", "/") if whole[:end]]

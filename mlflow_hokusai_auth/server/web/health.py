@@ -105,7 +105,7 @@ def _outcome(ok: bool, seconds: float, found: str) -> dict[str, Any]:
 
 
 def checks(store: LocalStore, authority: Check) -> dict[str, Check]:
-    """The checks by name. `authority` checks the authority for keys."""
+    """Return the checks by name. `authority` checks the authority for keys."""
     return {
         "key_store": lambda: f"generation {store.generation()}",
         "migrations": lambda: _migrations(store),
@@ -149,7 +149,7 @@ def _check_folder(folder: Path) -> str:
 
 
 def blueprint(health: Health) -> flask.Blueprint:
-    """The routes. They answer 200, or 503 if a check fails."""
+    """Return the routes. They answer 200, or 503 if a check fails."""
     routes = flask.Blueprint("hokusai_health", __name__, url_prefix="/api/health/mlflow")
 
     @routes.get("")

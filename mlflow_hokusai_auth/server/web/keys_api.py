@@ -47,7 +47,7 @@ MIN_LIMITED_AGE = 3600.0
 def blueprint(
     store: LocalStore, gate: Gate, leak_keys: Mapping[str, EllipticCurvePublicKey]
 ) -> flask.Blueprint:
-    """The routes, on `store`. A leak report counts only if one of `leak_keys` signed it."""
+    """Return the routes, on `store`. A leak report counts only if one of `leak_keys` signed it."""
     routes = flask.Blueprint("hokusai", __name__, url_prefix="/api/2.0/hokusai")
 
     @routes.get("/whoami")
@@ -145,7 +145,7 @@ def blueprint(
 
 
 def whoami_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
-    """The caller's own key, as `schemas.Identity` describes it."""
+    """Return the caller's own key, as `schemas.Identity` describes it."""
     caller = callers.principal()
     try:
         name = store.get(caller.key_id).name
@@ -169,7 +169,7 @@ def whoami_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
 
 
 def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], str | None]:
-    """The page of keys that `query` selects, and the next page's token. Raises InvalidRequest."""
+    """Return the page of keys for `query`, and the next page's token. Raises InvalidRequest."""
     values = {name: value for name, value in query.items() if value}
     for name, value in values.items():
         if not value.isprintable() or len(value) > 255:
@@ -184,7 +184,7 @@ def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], 
 
 
 def with_uses(store: LocalStore, records: list[KeyRecord]) -> list[dict[str, Any]]:
-    """`records` as the REST API shows them, each with its uses in the last 24 hours."""
+    """Return `records` as the REST API shows them, each with its uses in the last 24 hours."""
     counts = usage.by_hour(store.database, [record.key_id for record in records])
     return [{**describe(record), "uses_by_hour": counts[record.key_id]} for record in records]
 
@@ -224,7 +224,7 @@ def _flag(name: str) -> bool:
 
 
 def _with_first_read(lines: Iterator[str]) -> Iterator[str]:
-    """`lines`, with the first already read, so that a failing store gives an error status."""
+    """Return `lines`, with the first already read, so that a failing store gives an error status."""
     first = next(lines, "")
 
     def chain() -> Iterator[str]:

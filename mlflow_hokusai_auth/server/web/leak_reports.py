@@ -64,7 +64,7 @@ class Leak:
 
 
 def load(path: str) -> Mapping[str, EllipticCurvePublicKey]:
-    """GitHub's public keys by identifier, from the file at `path`, a saved answer of `KEYS_URL`.
+    """Return GitHub's public keys by identifier, from the file at `path`, a saved answer of `KEYS_URL`.
 
     Keys with `is_current` false are included: GitHub's documentation selects the key by the identifier
     that came with the report, and none of its samples reads `is_current`.
@@ -129,7 +129,7 @@ def parse(body: bytes) -> list[Leak]:
 
 
 def feedback(leak: Leak, known: bool) -> dict[str, str]:
-    """The entry of the reply for `leak`. `known` says that the token is, or once was, a key of ours.
+    """Return the reply's entry for `leak`. `known` says that the token is, or once was, a key of ours.
 
     GitHub takes the token or its SHA-256; we send the SHA-256, so that no key is sent. Its
     documentation does not say how to encode it; this is hexadecimal, as another partner does it
@@ -151,13 +151,13 @@ def _json(content: bytes) -> object:
 
 
 def _strings(entry: object, *names: str) -> list[str]:
-    """The values of `names` in `entry`; "" for one that is missing or not a string."""
+    """Return the values of `names` in `entry`; "" for one that is missing or not a string."""
     values = [entry.get(name) if isinstance(entry, dict) else None for name in names]
     return [value if isinstance(value, str) else "" for value in values]
 
 
 def _public_key(pem: str) -> EllipticCurvePublicKey | None:
-    """The P-256 key in `pem`, or None."""
+    """Return the P-256 key in `pem`, or None."""
     try:
         key = load_pem_public_key(pem.encode("utf-8"))
     except (ValueError, UnsupportedAlgorithm):

@@ -128,7 +128,7 @@ _ROWS = (
 
 @lru_cache(maxsize=1)
 def document() -> dict[str, Any]:
-    """The OpenAPI document, ready for JSON."""
+    """Return the OpenAPI document, ready for JSON."""
     models: list[type[BaseModel]] = [schemas.Error]
     for row in _ROWS:
         models += [model for model in (row.answer, row.body) if model and model not in models]

@@ -58,7 +58,7 @@ _NEEDS_HTTPS = (
 def blueprint(
     store: LocalStore, sessions: Sessions, gate: Gate, lifetime: float
 ) -> flask.Blueprint:
-    """The pages. A browser session lives for `lifetime` seconds."""
+    """Return the pages. A browser session lives for `lifetime` seconds."""
     folder = Path(__file__).parent
     routes = flask.Blueprint(
         "hokusai_pages",
@@ -168,7 +168,7 @@ def blueprint(
 
 
 def account(gate: Gate) -> flask.Blueprint:
-    """The routes from which MLflow's pages learn who is signed in and which actions to offer."""
+    """Return the routes from which MLflow's pages learn who is signed in and which actions to offer."""
     routes = flask.Blueprint("hokusai_account", __name__)
 
     @routes.get("/api/2.0/mlflow/users/current")
@@ -201,7 +201,7 @@ def account(gate: Gate) -> flask.Blueprint:
 
 
 def monitoring(store: LocalStore, flush: Callable[[], object]) -> flask.Blueprint:
-    """`/hokusai/metrics` in Prometheus's text format. `flush` writes the latest counts first."""
+    """Return the route `/hokusai/metrics`, in Prometheus's text format. `flush` writes counts first."""
     routes = flask.Blueprint("hokusai_monitoring", __name__)
 
     @routes.get("/hokusai/metrics")
@@ -219,7 +219,7 @@ def _check_key(gate: Gate, key: str, address: str) -> Allow | Deny:
 
 
 def _request() -> Request:
-    """The current request without its query, which nothing here reads."""
+    """Return the current request without its query, which nothing here reads."""
     headers = flask.request.headers
     return Request(
         flask.request.method,

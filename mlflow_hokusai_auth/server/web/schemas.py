@@ -254,13 +254,13 @@ def parse(model: type[_Model], body: object) -> _Model:
 
 
 def fields(body: _Fields) -> dict[str, Any]:
-    """The arguments of `LocalStore.create` and `add` that `body` holds."""
+    """Return the arguments of `LocalStore.create` and `add` that `body` holds."""
     same = body.model_dump(include=_Fields.model_fields.keys() - {"expires_in"})
     return {**same, "networks": tuple(body.networks), "expires_at": _expires_at(body.expires_in)}
 
 
 def changes(body: KeyChanges) -> dict[str, Any]:
-    """The `changes` of `LocalStore.edit`; raises InvalidRequest if `body` has no field."""
+    """Return the `changes` of `LocalStore.edit`; raises InvalidRequest if `body` has no field."""
     changed: dict[str, Any] = {}
     for name in (name for name in KeyChanges.model_fields if name in body.model_fields_set):
         value = getattr(body, name)
@@ -274,7 +274,7 @@ def changes(body: KeyChanges) -> dict[str, Any]:
 
 
 def describe(record: KeyRecord) -> dict[str, Any]:
-    """`record` as the REST API shows it: its fields and current state, never the key."""
+    """Return `record` as the REST API shows it: its fields and current state, never the key."""
     values = {name: getattr(record, name) for name in record.__slots__}
     return Key(
         **{**values, "scopes": list(record.scopes), "networks": list(record.networks)},

@@ -11,7 +11,7 @@ from . import schemas
 
 
 def blueprint() -> flask.Blueprint:
-    """The route. The gate has already checked the key and answered 401 if it is not good.
+    """Return the route. The gate has already checked the key and answered 401 if it is not good.
 
     The route returns the key's attributes, or 401 if the key may not be used from `client_ip`, the
     address that the calling server names. A key in the body is ignored, as the auth service does.
