@@ -53,7 +53,7 @@ gate/bodies         server/gate/test_adapters adversarial/test_bodies adversaria
 gate/asgi           server/gate/test_exchanges server/gate/test_gate server/gate/test_interceptors
 gate/asgi           server/observe/test_decision_log adversarial/test_bodies
 gate/asgi           adversarial/test_grammar adversarial/test_spelling e2e/test_modes
-gate/asgi           e2e/test_telling_apart
+gate/asgi           e2e/test_faults_are_distinguishable
 gate/cors           server/gate/test_adapters server/test_app server/upstream/test_fast_path
 gate/cors           adversarial/test_spelling
 gate/flow           server/gate/test_flow server/gate/test_exchanges server/gate/test_interceptors
@@ -69,7 +69,8 @@ gate/graphql        server/gate/test_flow adversarial/test_bodies
 gate/limits         adversarial/test_sign_in
 gate/wsgi           server/gate/test_exchanges server/gate/test_interceptors
 gate/wsgi           server/observe/test_decision_log adversarial/test_bodies
-gate/wsgi           adversarial/test_grammar adversarial/test_spelling e2e/test_telling_apart
+gate/wsgi           adversarial/test_grammar adversarial/test_spelling
+gate/wsgi           e2e/test_faults_are_distinguishable
 job_roots           e2e/test_jobs
 jobs                e2e/test_jobs
 server/live_settings       server/gate/test_state_table e2e/test_modes e2e/test_log_level
@@ -80,7 +81,7 @@ redaction           e2e/test_log_level e2e/test_metrics e2e/test_secrets
 server/app          server/test_settings server/upstream/test_sockets test_cli e2e/test_running
 server/app          e2e/test_modes e2e/test_jobs e2e/test_outbound e2e/test_metrics
 server/authorities  server/gate/test_state_table contract/test_authorities e2e/test_service
-server/caller       e2e/test_telling_apart e2e/test_lifecycle
+server/caller       e2e/test_faults_are_distinguishable e2e/test_lifecycle
 server/settings     server/gate/test_header_policy test_cli e2e/test_metrics
 session             adversarial/test_sign_in e2e/test_browser
 setting_types       server/test_settings

@@ -91,7 +91,7 @@ def test_the_user_reads_what_to_do(api: Api) -> None:
     each(check, ((code,) for code in FINAL))
 
 
-def test_what_passes_is_tried_again_after_the_time_that_is_told(
+def test_client_retries_after_retry_after(
     api: Api, naps: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
@@ -114,13 +114,13 @@ def test_the_longest_wait_is_bearable(api: Api, naps: list[float]) -> None:
     assert set(naps) == {MAX_RETRY_AFTER}
 
 
-def test_only_what_passes_says_when_to_come_again() -> None:
+def test_only_temporary_refusals_have_retry_after() -> None:
     for code in CODES:
         told = "Retry-After" in dict(render(Deny(code, "")).headers)
         assert told is (code in WAIT), code
 
 
-def test_doctor_knows_no_code_that_is_none() -> None:
+def test_doctor_has_a_fix_for_each_key_refusal_and_no_unknown_code() -> None:
     assert set(doctor.FIXES) <= set(CODES)
     # What a key can be refused with before it is known what it may do.
     about_keys = {code for code in CODES if code.startswith(("KEY_", "ADDRESS_", "RATE_", "AUTH"))}

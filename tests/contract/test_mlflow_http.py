@@ -83,7 +83,7 @@ def test_every_way_past_http_request_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlflow.otel", "mlflow.genai.utils.gateway_utils"])
-def test_what_is_changed_is_made_as_we_take_it_to_be(name: str) -> None:
+def test_patched_modules_are_patched(name: str) -> None:
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

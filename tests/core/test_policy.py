@@ -132,7 +132,7 @@ ANY_SCOPE = st.sampled_from(sorted([*scopes.KNOWN, *NO_SCOPES]))
 
 
 @given(st.frozensets(ANY_SCOPE, min_size=1), ANY_SCOPE, st.sampled_from(list(rules())))
-def test_a_scope_more_never_grants_less(
+def test_another_scope_never_grants_less(
     some: frozenset[str], more: str, operation: Operation
 ) -> None:
     def may(names: frozenset[str]) -> Access:

@@ -387,7 +387,7 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     assert admin.wrong == []
 
 
-def test_the_last_key_that_may_manage_takes_a_second_word(
+def test_last_key_that_may_manage_needs_a_second_confirmation(
     person: NewPerson, server: Server
 ) -> None:
     store = server.store
@@ -725,7 +725,7 @@ def test_signing_in_leads_nowhere_else(
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out(width: int, person: NewPerson, server: Server) -> None:
+def test_long_texts_fit_the_page(width: int, person: NewPerson, server: Server) -> None:
     store = server.store
     store.create(owner="o" * 255, name="n" * 255, note="w" * 500, scopes=["mlflow:write"])
     long = [f"2001:db8:{n:x}:ffff:ffff:ffff:ffff:0/112" for n in range(1, 65)]

@@ -76,18 +76,18 @@ def becomes(server: Server, *failing: str, key: str | None = None) -> dict[str, 
 
 
 class TestWhoIsTold:
-    def test_that_the_process_lives_everybody_as_ever(self, server: Server) -> None:
+    def test_health_is_public(self, server: Server) -> None:
         for prefix in PREFIXES:
             status, _, body = server.request("GET", f"{prefix}/health")
             assert (status, body) == (200, b"OK"), prefix
 
-    def test_a_word_for_everybody(self, server: Server) -> None:
+    def test_readiness_is_public_and_one_word(self, server: Server) -> None:
         for prefix in PREFIXES:
             status, headers, body = server.request("GET", prefix + SUMMARY)
             assert (status, json.loads(body)) == (200, {"status": "ok"}), prefix
             assert headers["cache-control"] == "no-store", prefix
 
-    def test_the_parts_for_who_has_a_key(self, server: Server) -> None:
+    def test_details_need_a_key(self, server: Server) -> None:
         for prefix in PREFIXES:
             assert server.request("GET", prefix + DETAILED)[0] == 401, prefix
             wrong = keys.generate()

@@ -146,7 +146,7 @@ def test_a_supplier_s_experiment_has_its_artifacts_in_a_folder_of_its_own(
         assert status == 200, (location, answer)
 
 
-def test_a_version_is_of_files_that_are_nobody_else_s_experiment_s(
+def test_version_source_is_not_in_another_experiment(
     server: Server, tmp_path: Path, canary: Path
 ) -> None:
     client = Client(server, "model:write")

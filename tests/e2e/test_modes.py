@@ -309,7 +309,7 @@ def test_forced_off_is_the_only_way_to_serve_without_it(tmp_path: Path) -> None:
         pass
 
 
-def test_a_mode_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_mode_command_refuses_bad_arguments(tmp_path: Path) -> None:
     for arguments in (["strict"], ["off", "--report"], ["--report", "--since", "x"]):
         done = subprocess.run(
             [*HOKUSAI_AUTH, "mode", *arguments],

@@ -41,7 +41,7 @@ from mlflow_hokusai_auth.server.web import leak_reports
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.authorities.test_service import certificate  # noqa: F401 - a fixture
 from tests.harness import free_port
-from tests.server.both_ways import ask
+from tests.server.compare_fast_path import ask
 from tests.server.forked import watchers_rest
 from tests.server.web import test_leak_reports as signed
 from tests.standin import Grant, Standin

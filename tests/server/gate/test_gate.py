@@ -41,7 +41,7 @@ from mlflow_hokusai_auth.server.gate.outage import MAX_WAIT, Outage
 from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
 from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 from tests.harness import wait_until
-from tests.server.both_ways import ask
+from tests.server.compare_fast_path import ask
 
 
 class Stuck:

@@ -28,7 +28,7 @@ from tests.harness import environment
 @pytest.mark.parametrize("origins", ["https://allowed.example", "*", ""])
 def test_fast_path_gives_the_same_status_headers_and_body(tmp_path: Path, origins: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.server.both_ways", str(tmp_path), origins],
+        [sys.executable, "-m", "tests.server.compare_fast_path", str(tmp_path), origins],
         env=environment(tmp_path),
         capture_output=True,
         text=True,

@@ -20,7 +20,7 @@ from mlflow_hokusai_auth.server.upstream.flask_bridge import (
     FlaskBridge,
     environ_of,
 )
-from tests.server.both_ways import ask
+from tests.server.compare_fast_path import ask
 
 GET: dict[str, Any] = {
     "type": "http",

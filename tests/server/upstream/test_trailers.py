@@ -98,7 +98,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-A: ",
     ],
 )
-def test_what_never_ends_is_ended(start: bytes) -> None:
+def test_endless_head_or_trailer_closes_the_connection(start: bytes) -> None:
     served, transport = connection()
     served.data_received(start)
     sent = 0
@@ -120,7 +120,7 @@ def test_a_body_may_be_of_any_length() -> None:
         assert not transport.closed
 
 
-def test_requests_that_are_sent_at_once_are_few() -> None:
+def test_pipelined_requests_are_bounded() -> None:
     served, transport = connection()
     served.data_received(b"GET / HTTP/1.1\r\n\r\n" * (trailers.MAX_WAITING + 1))
     assert not transport.closed
