@@ -27,17 +27,6 @@ def main() -> None:
 
 
 _groups: tuple[click.Command, ...] = (keys, owners, grants, prefixes)
-for command in (
-    *_groups,
-    audit,
-    mode,
-    isolation,
-    log_level,
-    routes,
-    explain,
-    demo,
-    whoami,
-    doctor,
-    smoke,
-):
+_commands = (audit, mode, isolation, log_level, routes, explain, demo, whoami, doctor, smoke)
+for command in (*_groups, *_commands):
     main.add_command(command)

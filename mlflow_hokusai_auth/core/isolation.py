@@ -71,8 +71,8 @@ def name_problem(
     if owner is not None or taken:
         return Problem(
             "NAME_TAKEN",
-            f"The name {name} is taken by another owner; a name stays its first owner's, also after the "
-            f"{kind} is deleted. Choose another name.",
+            f"The name {name} is taken by another owner. Choose another name: a name stays its first "
+            f"owner's, also after the {kind} is deleted.",
         )
     default = kind == "experiment" and name.startswith(DEFAULT_PREFIX)
     if (reserved is not None and reserved != me) or (default and name != DEFAULT_PREFIX + me):

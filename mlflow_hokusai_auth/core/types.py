@@ -9,8 +9,8 @@ from enum import IntEnum
 #: "enforce" refuses requests; "observe" only logs those that it would refuse; "off" does not check.
 #: The store keeps the position of the mode in this list, so the order must not change.
 MODES = ("enforce", "observe", "off")
-#: "off" keeps nobody from changing what is another owner's; "observe" only counts and logs such changes;
-#: "writes" refuses them. The store keeps the position in this list, so the order must not change.
+#: "off" keeps nobody from changing what is another owner's; "observe" only counts and logs such
+#: changes; "writes" refuses them. The store keeps the position in this list, so the order must not change.
 ISOLATION = ("off", "observe", "writes")
 
 

@@ -63,9 +63,8 @@ class Settings(BaseSettings):
     isolation: Literal["off", "observe", "writes"] = Field(
         "off",
         description="writes: a key with model:* scopes changes only what its owner made, or may "
-        "contribute to; observe: only log and count such changes of others' things; off: nothing. It "
-        "counts while the mode is enforce. `hokusai-auth isolation` overrides it, also while the server "
-        "runs.",
+        "contribute to; observe: only log and count other changes; off: nothing. It counts while the "
+        "mode is enforce. `hokusai-auth isolation` overrides it, also while the server runs.",
     )
     backend: Backends = Field(
         ("local",),

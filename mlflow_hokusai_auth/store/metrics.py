@@ -82,6 +82,7 @@ EVENT_NAMES = (
     "session.begun",
     "session.ended",
     "session.refused",
+    "isolation.changed",
     "log_level.changed",
     "mode.changed",
 )

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import MODES
 from mlflow_hokusai_auth.server import live_settings
-from mlflow_hokusai_auth.server.live_settings import LogLevel, Mode, follow
+from mlflow_hokusai_auth.server.live_settings import Isolation, LogLevel, Mode, follow
 from mlflow_hokusai_auth.store.database import Actor, Database
 
 BY = Actor("operator", "")
@@ -91,7 +91,7 @@ def test_change_is_followed_and_an_outage_changes_nothing(
     database.set_state("mode", MODES.index("observe"), "mode.set", BY)
     database.set_state("log_level", logging.DEBUG, "log_level.set", BY)
     mode = Mode()
-    follow(database, mode)
+    follow(database, mode, Isolation(mode))
     # The mode is set before the first request, not a second after it.
     assert (mode.now, LOGGER.level, shown()) == ("observe", logging.DEBUG, {"observe"})
     assert looks[-1].wait(60)

@@ -174,13 +174,13 @@ class Writes:
         return principal if is_confined(principal, self.policy) else None
 
     def _require_facts(self) -> None:
-        """Raise MlflowException if whose anything is can't be known: then nobody confined changes it."""
+        """Raise MlflowException if no owner can be known: then nobody confined changes anything."""
         if not self.facts.usable:
             self._refuse(
                 Problem(
                     "ISOLATED",
-                    "This server does not know whose its models are, so your key can't change anything. "
-                    "Tell its operator: the server's log says why.",
+                    "This server does not know whose its models are, so your key can't change "
+                    "anything. Tell its operator: the server's log says why.",
                 )
             )
 

@@ -39,6 +39,7 @@ def _confine() -> None:
 
     config = settings.load()
     mode = live_settings.Mode(config.mode, config.force_mode)
-    live_settings.follow(LocalStore(config.database_uri.get_secret_value()).database, mode)
+    database = LocalStore(config.database_uri.get_secret_value()).database
+    live_settings.follow(database, mode, live_settings.Isolation(mode))
     roots = artifact_roots.load(config.artifact_roots)
     repositories.confine(roots, artifact_roots.Watch(mode))
