@@ -10,7 +10,7 @@ from enum import IntEnum
 #: The store keeps the position of the mode in this list, so the order must not change.
 MODES = ("enforce", "observe", "off")
 #: "off" keeps nobody from changing what is another owner's; "observe" only counts and logs such
-#: changes; "writes" refuses them. The store keeps the position in this list, so the order must not change.
+#: changes; "writes" refuses them. The store keeps the position in this list: its order must not change.
 ISOLATION = ("off", "observe", "writes")
 
 

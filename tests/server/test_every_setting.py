@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextvars
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,11 +32,14 @@ from fastapi import FastAPI
 from mlflow.exceptions import MlflowException
 from mlflow.server import fastapi_app
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from pydantic import AliasChoices
 from werkzeug.test import Client, TestResponse
 
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import app, metrics
+from mlflow_hokusai_auth.server.caller import Caller, current
 from mlflow_hokusai_auth.server.gate import interceptors
 from mlflow_hokusai_auth.server.isolation import provenance
 from mlflow_hokusai_auth.server.settings import PREFIX, Settings
@@ -324,6 +329,30 @@ def opens(location: str) -> Callable[[World], object]:
     return look
 
 
+def a_foreign_change(world: World) -> int:
+    """Return how MLflow's registry answers a supplier that changes another one's model."""
+    uri = f"sqlite:///{world.folder}/mlflow.db"
+    world.set("_MLFLOW_SERVER_FILE_STORE", uri)
+    registry = SqlAlchemyStore(uri)
+    world.start()
+    made_by, other = (
+        Caller(Principal(f"key_{name}", name, frozenset({"model:write"}), owner_id=name), "", "")
+        for name in ("ACME", "GLOBEX")
+    )
+    contextvars.Context().run(_as, made_by, registry.create_registered_model, "scorer")
+    change = partial(registry.update_registered_model, "scorer", "changed")
+    try:
+        contextvars.Context().run(_as, other, change)
+    except MlflowException as error:
+        return error.get_http_status_code()
+    return 200
+
+
+def _as(caller: Caller, act: Callable[..., object], *arguments: object) -> None:
+    current.set(caller)
+    act(*arguments)
+
+
 def stamps(world: World) -> bool:
     world.start()
     assert provenance._installed is not None
@@ -357,6 +386,7 @@ def past_fastapi(world: World) -> bool:
 CASES: dict[str, Case] = {
     "mode": Case("off", without_a_key, 401, 200),
     "force_mode": Case("off", no_store, REFUSED_TO_START, 200),
+    "isolation": Case("writes", a_foreign_change, 200, 403),
     "backend": Case("service", by_service(), 401, 200, {"SERVICE_URL": service_url}),
     "database_uri": Case(lambda w: f"sqlite:///{w.folder}/other.db", other_store, 401, 200),
     "policy": Case("authenticated", status(WRITE, "mlflow:read", method="POST"), 403, 200),
