@@ -93,7 +93,8 @@ def test_create_takes_every_field(call: Call) -> None:
     before = time.time()
     fields = ("--name", "laptop", "--note", "two\nlines", "--expires-in", "30d")
     limits = ("--network", "192.0.2.0/24", "--network", "2001:db8::1", "--rate-limit", "100")
-    new = made(call, *READER, "--scope", "model:read", *fields, *limits)
+    narrowing = ("--models", "acme-*", "--models", "scorer", "--no-delete")
+    new = made(call, *READER, "--scope", "model:read", *fields, *limits, *narrowing)
     assert shown(call, new["key_id"]) == {
         "key_id": new["key_id"],
         "owner": "ACME",
@@ -110,6 +111,8 @@ def test_create_takes_every_field(call: Call) -> None:
         "networks": ["192.0.2.0/24", "2001:db8::1/128"],
         "rate_limit_per_hour": 100,
         "last_used_at": None,
+        "models": ["acme-*", "scorer"],
+        "no_delete": True,
         "uses_by_hour": [0] * 24,
     }
 
@@ -214,6 +217,8 @@ def test_show_prints_every_field_on_its_own_line(call: Call, store: LocalStore) 
         "replaced_by": "-",
         "networks": "-",
         "rate_limit_per_hour": "-",
+        "models": "-",
+        "no_delete": "no",
         "uses in 24 hours": "3",
     }
     assert sum(shown(call, key_id)["uses_by_hour"]) == 3
@@ -240,6 +245,43 @@ def test_edit_changes_only_the_given_fields(call: Call) -> None:
     assert edit("--expires-in", "2d")["expires_at"] == pytest.approx(time.time() + 172800, abs=60)
     assert "Bee" in call("keys", "edit", before["key_id"], "--name", "x").stdout
     call("keys", "edit", before["key_id"], "--any-network", "--network", "192.0.2.7", status=2)
+
+
+def test_key_is_narrowed_and_widened_again(call: Call) -> None:
+    supplier = ("--owner", "ACME", "--scope", "model:write")
+    key_id = made(call, *supplier, "--models", "acme-*", "--no-delete")["key_id"]
+    lines = call("keys", "show", key_id).stdout.splitlines()
+    fields = {line.split(":")[0]: line.split(":")[1].strip() for line in lines}
+    assert (fields["models"], fields["no_delete"]) == ("acme-*", "yes")
+
+    def edit(*options: str) -> tuple[list[str], bool]:
+        record = json.loads(call("keys", "edit", key_id, *options, "--json").stdout)
+        return record["models"], record["no_delete"]
+
+    assert edit("--name", "x") == (["acme-*"], True)
+    assert edit("--models", "acme-a", "--models", "acme-b") == (["acme-a", "acme-b"], True)
+    assert audited(call, "--limit", "1")[0]["detail"] == {"models": ["acme-a", "acme-b"]}
+    assert edit("--may-delete") == (["acme-a", "acme-b"], False)
+    assert edit("--any-model", "--no-delete") == ([], True)
+    call("keys", "import", *supplier, "--models", "acme-*", "--no-delete", stdin=OLD_KEY)
+    (imported,) = json.loads(call("keys", "list", "--json").stdout)["keys"][:1]
+    assert (imported["models"], imported["no_delete"]) == (["acme-*"], True)
+
+
+def test_staffs_key_is_not_narrowed(call: Call) -> None:
+    staff = made(call, "--owner", "Boss", "--scope", "mlflow:write")["key_id"]
+    supplier = made(call, "--owner", "ACME", "--scope", "model:write", "--no-delete")["key_id"]
+    before = len(audited(call))
+    for command in (
+        ("create", *READER, "--models", "acme-*"),
+        ("create", "--owner", "Boss", "--scope", "model:write", "--scope", "admin", "--no-delete"),
+        ("import", *READER, "--no-delete"),
+        ("edit", staff, "--no-delete"),
+        ("edit", supplier, "--scope", "mlflow:write"),
+    ):
+        printed = call("keys", *command, stdin=OLD_KEY, status=2).stderr
+        assert "Usage: " in printed and "staff's keys are never narrowed" in printed, command
+    assert len(audited(call)) == before
 
 
 def test_rotate_prints_the_new_key_and_reports_the_old_one(call: Call) -> None:
@@ -384,7 +426,7 @@ def test_stored_text_can_not_control_the_terminal(call: Call, store: LocalStore)
         change.audit("key.edited", Actor(evil), record.key_id, note=evil, other=[evil])
     for command, count in (
         (("keys", "list"), 2),
-        (("keys", "show", record.key_id), 16 + 3),  # three texts of two lines
+        (("keys", "show", record.key_id), 18 + 3),  # three texts of two lines
         (("keys", "edit", record.key_id, "--rate-limit", "1"), 2),
         (("audit", "--limit", "10"), 4),
     ):
@@ -418,6 +460,7 @@ MISTAKES = [
     (["keys", "create", *READER, "--expires-in", "1y"], "--expires-in takes a number and s,"),
     (["keys", "create", *READER, "--expires-in", "0s"], "expires_in: "),
     (["keys", "create", *READER, "--expires-in", "999999999d"], "expires_in: "),
+    (["keys", "create", *READER, "--models", "*-a"], "models.0: must be a name, or a beginning"),
     (["keys", "create", *READER, "--environment", "prod"], "must be one of live, test, dev"),
     (["keys", "create", *READER, "--network", "here"], "must be an address or network"),
     (["keys", "create", *READER, "--rate-limit", "0"], "rate_limit_per_hour: "),
@@ -435,6 +478,8 @@ WRONG_CALLS = [
     ["keys", "create", "--scope", "mlflow:read"],
     ["keys", "create", "--owner", "x"],
     ["keys", "list", "--max-results", "many"],
+    ["keys", "edit", "key_nobody", "--models", "a", "--any-model"],
+    ["keys", "edit", "key_nobody", "--no-delete", "--may-delete"],
     ["audit", "--limit", "0"],
     ["keys", "import", *READER, "--key-file", "/nowhere/key.txt"],
     ["nothing"],

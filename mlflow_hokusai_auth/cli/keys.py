@@ -33,6 +33,19 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
     def add(command: F) -> F:
         for option in (
             click.option(
+                "--no-delete",
+                is_flag=True,
+                default=None,
+                help="The key may not delete anything.",
+            ),
+            click.option(
+                "--models",
+                multiple=True,
+                metavar="PATTERN",
+                help="A registered model that the key may change, or a beginning and `*`, such as "
+                "`acme-*`; may be repeated.",
+            ),
+            click.option(
                 "--rate-limit",
                 "rate_limit_per_hour",
                 metavar="N|none",
@@ -163,14 +176,28 @@ def show(key_id: str, as_json: bool) -> None:
 @click.argument("key_id")
 @_field_options(required=False)
 @click.option("--any-network", is_flag=True, help="The key may be used from any address.")
+@click.option("--any-model", is_flag=True, help="The key may change models of any name.")
+@click.option("--may-delete", is_flag=True, help="The key may delete.")
 @json_option
-def edit(key_id: str, as_json: bool, any_network: bool, **given: Any) -> None:
+def edit(
+    key_id: str,
+    as_json: bool,
+    any_network: bool,
+    any_model: bool,
+    may_delete: bool,
+    **given: Any,
+) -> None:
     """Change a key; fields that are left out stay as they are."""
-    if any_network and given["networks"]:
-        raise click.UsageError("Give --network or --any-network, not both.")
     body = _body(given)
-    if any_network:
-        body["networks"] = []
+    for option, other, name, undone, value in (
+        ("--network", "--any-network", "networks", any_network, []),
+        ("--models", "--any-model", "models", any_model, []),
+        ("--no-delete", "--may-delete", "no_delete", may_delete, False),
+    ):
+        if undone and name in body:
+            raise click.UsageError(f"Give {option} or {other}, not both.")
+        if undone:
+            body[name] = value
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas
 

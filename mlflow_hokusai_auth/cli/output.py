@@ -49,6 +49,8 @@ def cell(value: object) -> str:
     """Return `value` as text for a table."""
     if isinstance(value, (list, tuple)):
         value = ",".join(str(item) for item in value)
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
     return "-" if value is None or value == "" else printable(value)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_hokusai_auth.core.errors import HokusaiAuthError
+from mlflow_hokusai_auth.core.errors import HokusaiAuthError, StaffNarrowed
 
 from .output import Mistake, printable
 
@@ -33,7 +33,10 @@ def require_server() -> None:
 
 @contextmanager
 def opened() -> Iterator[LocalStore]:
-    """Open the store that the settings name. Errors of this package in the block become Mistakes."""
+    """Open the store that the settings name. Errors of this package become Mistakes.
+
+    StaffNarrowed becomes wrong usage.
+    """
     require_server()
     from mlflow_hokusai_auth.server import settings
     from mlflow_hokusai_auth.store.keys import LocalStore
@@ -51,6 +54,8 @@ def opened() -> Iterator[LocalStore]:
                 err=True,
             )
         yield store
+    except StaffNarrowed as error:
+        raise click.UsageError(str(error), click.get_current_context()) from None
     except HokusaiAuthError as error:
         raise Mistake(str(error)) from None
 

@@ -114,9 +114,16 @@ def _lines(answer: dict[str, Any]) -> dict[str, str]:
     for name in ("key_id", "owner", "name"):
         if name in answer:
             lines[name] = str(answer[name] or "-")
-    for name, none in (("scopes", "none"), ("can", "nothing"), ("networks", "everywhere")):
+    for name, none in (
+        ("scopes", "none"),
+        ("can", "nothing"),
+        ("networks", "everywhere"),
+        ("models", "any"),
+    ):
         if name in answer:
             lines[name] = ", ".join(map(str, answer[name] or ())) or none
+    if "no_delete" in answer:
+        lines["no_delete"] = "yes" if answer["no_delete"] else "no"
     for name, none in (("expires_at", "never"), ("deprecated_at", "-")):
         if name in answer:
             lines[name] = none if answer[name] is None else date(answer[name])

@@ -50,12 +50,24 @@ class HokusaiAuthClient:
         networks: Sequence[str] = (),
         rate_limit_per_hour: int | None = None,
         note: str = "",
+        models: Sequence[str] = (),
+        no_delete: bool = False,
     ) -> dict[str, Any]:
         """Make a key that lives `expires_in` seconds (None: for ever). `key` is returned only now.
 
-        `networks` are the addresses and CIDR networks that it may be used from; empty means all.
+        `networks` are the addresses and CIDR networks that it may be used from. `models` are the names
+        of registered models that it may change, or beginnings and `*`. Empty means all. With
+        `no_delete` it may not delete anything.
         """
-        fields = _fields(name, expires_in, networks, rate_limit_per_hour, note)
+        fields = _fields(
+            name=name,
+            note=note,
+            networks=networks,
+            models=models,
+            no_delete=no_delete,
+            expires_in=expires_in,
+            rate_limit_per_hour=rate_limit_per_hour,
+        )
         body = {"owner": owner, "scopes": scopes, "environment": environment, **fields}
         return self._call("POST", "keys", json=body)
 
@@ -70,9 +82,19 @@ class HokusaiAuthClient:
         networks: Sequence[str] = (),
         rate_limit_per_hour: int | None = None,
         note: str = "",
+        models: Sequence[str] = (),
+        no_delete: bool = False,
     ) -> dict[str, Any]:
         """Import the existing `key`. The other arguments are those of `create_key`."""
-        fields = _fields(name, expires_in, networks, rate_limit_per_hour, note)
+        fields = _fields(
+            name=name,
+            note=note,
+            networks=networks,
+            models=models,
+            no_delete=no_delete,
+            expires_in=expires_in,
+            rate_limit_per_hour=rate_limit_per_hour,
+        )
         body = {"key": key, "owner": owner, "scopes": scopes, **fields}
         return self._call("POST", "keys/import", json=body)
 
@@ -117,11 +139,13 @@ class HokusaiAuthClient:
         networks: Sequence[str] = _LEAVE,
         rate_limit_per_hour: int | None = _LEAVE,
         note: str = _LEAVE,
+        models: Sequence[str] = _LEAVE,
+        no_delete: bool = _LEAVE,
     ) -> dict[str, Any]:
         """Change the given fields, and leave the others.
 
         `expires_in` is in seconds from now. None for `expires_in` or `rate_limit_per_hour`, and an
-        empty list for `networks`, remove the limit.
+        empty list for `networks` or `models`, remove the limit.
         """
         changes = {
             "owner": owner,
@@ -131,6 +155,8 @@ class HokusaiAuthClient:
             "networks": networks,
             "rate_limit_per_hour": rate_limit_per_hour,
             "note": note,
+            "models": models,
+            "no_delete": no_delete,
         }
         body = {field: value for field, value in changes.items() if value is not _LEAVE}
         return self._call("PATCH", _key_path(key_id), json=body)
@@ -295,16 +321,11 @@ class HokusaiAuthClient:
 
 
 def _fields(
-    name: str,
-    expires_in: float | None,
-    networks: Sequence[str],
-    rate_limit_per_hour: int | None,
-    note: str,
+    *, expires_in: float | None, rate_limit_per_hour: int | None, **others: Any
 ) -> dict[str, Any]:
     """Return the optional fields of a new key that are set."""
-    texts = {"name": name, "note": note, "networks": networks}
     numbers = {"expires_in": expires_in, "rate_limit_per_hour": rate_limit_per_hour}
-    return {**{field: value for field, value in texts.items() if value}, **_given(numbers)}
+    return {**{field: value for field, value in others.items() if value}, **_given(numbers)}
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -214,7 +214,7 @@ class Rig:
             Cors((UI,), "http://localhost"),
             limits=Limits(failures_per_minute=10**9),
             interceptors=Interceptors((("rule", Rule()),), refuse_on_error=True),
-            headers=HeaderPolicy(remove=("x-tenant",)),
+            header_policy=HeaderPolicy(remove=("x-tenant",)),
             observer=DecisionLog(debug_headers=True),
             count=UseCounter(self.store.database).add,
             lookups=LookupPool(30.0),

@@ -122,6 +122,8 @@ def test_create_sends_only_the_given_fields(api: Api, client: HokusaiAuthClient)
         "networks": ["192.0.2.0/24"],
         "rate_limit_per_hour": 1000,
         "note": "two\nlines",
+        "models": ["acme-*"],
+        "no_delete": True,
     }
     client.create_key("ACME", ("model:write", "model:read"), **more)
     assert api.last.body == {"owner": "ACME", "scopes": ["model:write", "model:read"], **more}
@@ -157,6 +159,7 @@ def test_edit_distinguishes_none_from_omitted(api: Api, client: HokusaiAuthClien
         {"expires_in": None},
         {"rate_limit_per_hour": None, "name": ""},
         {"owner": "B", "scopes": ["admin"], "networks": [], "note": "", "expires_in": 60},
+        {"models": [], "no_delete": False},
     ):
         assert client.edit_key("key_1", **changes) == RECORD
         assert api.last.body == changes

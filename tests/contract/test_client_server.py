@@ -183,7 +183,7 @@ def test_the_ways_without_python_are_as_documented() -> None:
 # The REST API
 
 #: A field of each kind, as a server would give it.
-_EXAMPLES: dict[Any, Any] = {str: "x", int: 1, float: 1.0, list: []}
+_EXAMPLES: dict[Any, Any] = {str: "x", int: 1, float: 1.0, bool: True, list: []}
 
 
 def example(model: type[BaseModel]) -> dict[str, Any]:
@@ -206,11 +206,11 @@ CALLS: dict[str, Callable[[HokusaiAuthClient], Any]] = {
     "whoami": lambda client: client.whoami(),
     "create_key": lambda client: client.create_key(
         "a", ["model:read"], name="n", environment="test", expires_in=1, networks=["::1"],
-        rate_limit_per_hour=1, note="x",
+        rate_limit_per_hour=1, note="x", models=["a*"], no_delete=True,
     ),
     "import_key": lambda client: client.import_key(
         keys.generate("test"), "a", ["model:read"], name="n", expires_in=1, networks=["::1"],
-        rate_limit_per_hour=1, note="x",
+        rate_limit_per_hour=1, note="x", models=["a*"], no_delete=True,
     ),
     "list_keys": lambda client: client.list_keys(
         owner="a", environment="test", state="active", query="q", page_token="t",
@@ -218,7 +218,7 @@ CALLS: dict[str, Callable[[HokusaiAuthClient], Any]] = {
     "get_key": lambda client: client.get_key("key_1"),
     "edit_key": lambda client: client.edit_key(
         "key_1", owner="a", name="n", scopes=["model:read"], expires_in=1, networks=["::1"],
-        rate_limit_per_hour=1, note="x",
+        rate_limit_per_hour=1, note="x", models=["a*"], no_delete=True,
     ),
     "rotate_key": lambda client: client.rotate_key("key_1", overlap=1),
     "revoke_key": lambda client: client.revoke_key("key_1", wait=True, force=True),

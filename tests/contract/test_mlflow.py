@@ -58,6 +58,7 @@ IMPORTS: dict[str, dict[str, str]] = {
         _STORE: "_get_store",
         "mlflow.utils.rest_utils": "http_request verify_rest_response",
     },
+    "cli/ownership.py": {"mlflow": "get_tracking_uri", "mlflow.exceptions": "MlflowException"},
     "client/artifacts.py": {
         "mlflow.store.artifact.mlflow_artifacts_repo": "MlflowArtifactsRepository"
     },
@@ -116,29 +117,36 @@ IMPORTS: dict[str, dict[str, str]] = {
     "server/upstream/static_files.py": {"mlflow": "__file__"},
     "server/upstream/stores.py": {
         "mlflow.server.handlers": (
-            "_get_artifact_repo_mlflow_artifacts _get_tracking_store _is_serving_proxied_artifacts"
+            "_get_artifact_repo_mlflow_artifacts _get_model_registry_store _get_tracking_store "
+            "_is_serving_proxied_artifacts"
         ),
         "mlflow.store.artifact.artifact_repo": "ArtifactRepository",
         "mlflow.store.artifact.local_artifact_repo": "LocalArtifactRepository",
         "mlflow.utils.workspace_context": "set_server_request_workspace",
     },
     "server/upstream/tables.py": {
-        "mlflow.store.db.base_sql_model": "Base",
+        "mlflow.store.db.base_sql_model.Base": "metadata registry",
         "mlflow.store.db.db_types": "DATABASE_ENGINES",
         "mlflow.store.db.utils": "create_sqlalchemy_engine",
         "mlflow.store.model_registry.dbmodels.models": "SqlModelVersionTag SqlRegisteredModelTag",
         "mlflow.store.model_registry.dbmodels.models.SqlModelVersion": (
-            "current_stage model_version_tags name source storage_location user_id"
+            "current_stage name source storage_location"
         ),
-        "mlflow.store.model_registry.dbmodels.models.SqlRegisteredModel": "registered_model_tags",
+        "mlflow.store.model_registry.dbmodels.models.SqlRegisteredModel": "name",
+        "mlflow.store.model_registry.dbmodels.models.SqlRegisteredModelAlias": (
+            "alias name version"
+        ),
         "mlflow.store.tracking.dbmodels.models": (
             "SqlExperimentTag SqlLoggedModelTag SqlTag SqlTraceTag"
         ),
+        "mlflow.store.tracking.dbmodels.models.SqlDataset": "dataset_uuid experiment_id",
         "mlflow.store.tracking.dbmodels.models.SqlExperiment": (
-            "artifact_location experiment_id tags"
+            "artifact_location experiment_id name"
         ),
-        "mlflow.store.tracking.dbmodels.models.SqlLoggedModel": "artifact_location model_id tags",
-        "mlflow.store.tracking.dbmodels.models.SqlRun": "artifact_uri run_uuid tags user_id",
+        "mlflow.store.tracking.dbmodels.models.SqlLoggedModel": (
+            "artifact_location experiment_id model_id"
+        ),
+        "mlflow.store.tracking.dbmodels.models.SqlRun": "artifact_uri experiment_id run_uuid",
         "mlflow.store.tracking.dbmodels.models.SqlTraceInfo": "experiment_id request_id",
         "mlflow.utils.mlflow_tags": "MLFLOW_ARTIFACT_LOCATION",
         "mlflow.utils.uri": "append_to_uri_path resolve_uri_if_local",
@@ -179,6 +187,7 @@ VARIABLES = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "client/diagnose/smoke.py: its output",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "cli/demo.py",
     "MLFLOW_DISABLE_TELEMETRY": "cli/demo.py",
+    "MLFLOW_BACKEND_STORE_URI": "cli/ownership.py: MLflow's database",
 }
 
 

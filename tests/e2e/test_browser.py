@@ -344,11 +344,24 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     row = page.locator(f"#{record.key_id}")
     row.get_by_role("button", name="Edit").click()
     admin.dialog.get_by_label("Requests per hour").fill("7")
+    admin.dialog.get_by_label("Only these models").fill("fuji-*\n\n scorer ")
+    admin.dialog.get_by_label("May not delete anything").check()
     admin.dialog.get_by_label("Expires", exact=True).select_option("never")
     admin.dialog.get_by_role("button", name="Save").click()
     expect(row).to_contain_text("7 / hour")
+    expect(row).to_contain_text("no deletion")
     edited = server.store.get(record.key_id)
     assert (edited.rate_limit_per_hour, edited.expires_at) == (7, None)
+    assert (edited.models, edited.no_delete) == (("fuji-*", "scorer"), True)
+    # A dialog shows what is set, and changes only what is changed in it.
+    row.get_by_role("button", name="Edit").click()
+    expect(admin.dialog.get_by_label("Only these models")).to_have_value("fuji-*\nscorer")
+    expect(admin.dialog.get_by_label("May not delete anything")).to_be_checked()
+    admin.dialog.get_by_label("model:read").uncheck()
+    admin.dialog.get_by_label("mlflow:write").check()
+    admin.dialog.get_by_role("button", name="Save").click()
+    expect(admin.dialog.get_by_role("alert")).to_contain_text("staff's keys are never narrowed")
+    admin.dialog.get_by_role("button", name="Cancel").click()
     assert (edited.owner, edited.networks, edited.scopes) == (
         "Fuji",
         record.networks,
@@ -418,7 +431,12 @@ def test_last_key_that_may_manage_needs_a_second_confirmation(
 def test_one_who_may_not_manage_sees_their_own_key(person: NewPerson, server: Server) -> None:
     others = server.store.create(owner="Somebody else", scopes=["mlflow:read"])[0]
     record, key = server.store.create(
-        owner="Oi", name="Brush", scopes=["model:read"], rate_limit_per_hour=1000
+        owner="Oi",
+        name="Brush",
+        scopes=["model:read"],
+        rate_limit_per_hour=1000,
+        models=("oi-*",),
+        no_delete=True,
     )
     # With a limit it may replace itself once it is an hour old.
     with server.store.database.changing() as change:
@@ -428,6 +446,8 @@ def test_one_who_may_not_manage_sees_their_own_key(person: NewPerson, server: Se
     page = one.open("/hokusai/keys")
     expect(page.get_by_role("heading", name="Your API key")).to_be_visible()
     expect(page.get_by_text("999 of 1,000 requests left")).to_be_visible()
+    expect(page.get_by_text("only oi-*")).to_be_visible()
+    expect(page.get_by_text("nothing may be deleted")).to_be_visible()
     assert others.key_id not in page.content() and "Somebody else" not in page.content()
     assert page.get_by_role("button").all_inner_texts() == ["Sign out", "Rotate"]
     page.get_by_role("button", name="Rotate").click()
@@ -730,7 +750,8 @@ def test_long_texts_fit_the_page(width: int, person: NewPerson, server: Server) 
     store.create(owner="o" * 255, name="n" * 255, note="w" * 500, scopes=["mlflow:write"])
     long = [f"2001:db8:{n:x}:ffff:ffff:ffff:ffff:0/112" for n in range(1, 65)]
     store.create(owner="Wide", scopes=["model:read", "model:write", "mlflow:read", "mlflow:write"],
-                 networks=tuple(long), rate_limit_per_hour=10**9)  # fmt: skip
+                 networks=tuple(long), rate_limit_per_hour=10**9, no_delete=True,
+                 models=tuple(f"{n}{'m' * 250}*" for n in range(3)))  # fmt: skip
     admin = person(
         server.key("mlflow:admin"),
         viewport={"width": width, "height": 800},

@@ -49,6 +49,7 @@ from tests.authorities.test_service import certificate  # noqa: F401 - a fixture
 from tests.harness import free_port
 from tests.server.compare_fast_path import ask
 from tests.server.forked import watchers_rest
+from tests.server.isolation.stores import unused_name
 from tests.server.web import test_leak_reports as signed
 from tests.standin import Grant, Standin
 
@@ -339,8 +340,9 @@ def a_foreign_change(world: World) -> int:
         Caller(Principal(f"key_{name}", name, frozenset({"model:write"}), owner_id=name), "", "")
         for name in ("ACME", "GLOBEX")
     )
-    contextvars.Context().run(_as, made_by, registry.create_registered_model, "scorer")
-    change = partial(registry.update_registered_model, "scorer", "changed")
+    name = unused_name()
+    contextvars.Context().run(_as, made_by, registry.create_registered_model, name)
+    change = partial(registry.update_registered_model, name, "changed")
     try:
         contextvars.Context().run(_as, other, change)
     except MlflowException as error:

@@ -150,6 +150,8 @@ def whoami_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
         deprecated_at=caller.deprecated_at,
         networks=list(caller.networks),
         rate_limit=left,
+        models=list(caller.models),
+        no_delete=caller.no_delete,
     ).model_dump()
 
 

@@ -11,17 +11,19 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     StrictInt,
     StrictStr,
     ValidationError,
 )
 
+from mlflow_hokusai_auth.core import patterns
 from mlflow_hokusai_auth.core import scopes as known_scopes
 from mlflow_hokusai_auth.core.addresses import networks as parsed_networks
 from mlflow_hokusai_auth.core.errors import InvalidRequest
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
 from mlflow_hokusai_auth.store.keys import OVERLAP
-from mlflow_hokusai_auth.store.records import KeyRecord
+from mlflow_hokusai_auth.store.records import KeyRecord, columns
 
 #: Maximum lifetime of a key (20 years) and overlap of a rotation (90 days), in seconds.
 MAX_LIFETIME = 20 * 365 * 86400
@@ -73,6 +75,13 @@ def _network(text: str) -> str:
     return str(network)
 
 
+def _pattern(text: str) -> str:
+    text = text.strip()
+    if problem := patterns.problem(text):
+        raise ValueError(f"must be a name, or a beginning and `*`, such as `acme-*`: {problem}")
+    return text
+
+
 Owner = Annotated[StrictStr, Field(min_length=1, max_length=255), AfterValidator(_owner)]
 Name = Annotated[StrictStr, Field(max_length=255), AfterValidator(_printable)]
 Note = Annotated[StrictStr, Field(max_length=2000), AfterValidator(_note)]
@@ -95,6 +104,15 @@ Networks = Annotated[
 RateLimit = Annotated[
     Annotated[StrictInt, Field(ge=1, le=10**9)] | None, Field(description="Requests in any hour.")
 ]
+Models = Annotated[
+    list[Annotated[StrictStr, AfterValidator(_pattern)]],
+    Field(
+        max_length=64,
+        description="Names of the registered models that the key may change, or beginnings and `*`, "
+        "such as `acme-*`; empty for all.",
+    ),
+]
+NoDelete = Annotated[StrictBool, Field(description="Whether the key may not delete anything.")]
 Lifetime = Annotated[
     Annotated[float, Field(gt=0, le=MAX_LIFETIME, strict=True)] | None,
     Field(description="Seconds from now until the key ends; null for never."),
@@ -115,6 +133,8 @@ class _Fields(Body):
     expires_in: Lifetime = None
     networks: Networks = []
     rate_limit_per_hour: RateLimit = None
+    models: Models = []
+    no_delete: NoDelete = False
 
 
 class NewKey(_Fields):
@@ -174,6 +194,8 @@ class Key(BaseModel):
     networks: list[str]
     rate_limit_per_hour: int | None
     last_used_at: float | None
+    models: list[str]
+    no_delete: bool
 
 
 class KeyWithUses(Key):
@@ -221,6 +243,8 @@ class Identity(BaseModel):
     deprecated_at: float | None
     networks: list[str]
     rate_limit: LimitLeft | None
+    models: list[str]
+    no_delete: bool
 
 
 class Error(BaseModel):
@@ -258,7 +282,8 @@ def parse(model: type[_Model], body: object) -> _Model:
 def fields(body: _Fields) -> dict[str, Any]:
     """Return the arguments of `LocalStore.create` and `add` that `body` holds."""
     same = body.model_dump(include=_Fields.model_fields.keys() - {"expires_in"})
-    return {**same, "networks": tuple(body.networks), "expires_at": _expires_at(body.expires_in)}
+    lists = {"networks": tuple(body.networks), "models": tuple(body.models)}
+    return {**same, **lists, "expires_at": _expires_at(body.expires_in)}
 
 
 def changes(body: KeyChanges) -> dict[str, Any]:
@@ -278,10 +303,7 @@ def changes(body: KeyChanges) -> dict[str, Any]:
 def describe(record: KeyRecord) -> dict[str, Any]:
     """Return `record` as the REST API shows it: its fields and current state, never the key."""
     values = {name: getattr(record, name) for name in record.__slots__}
-    return Key(
-        **{**values, "scopes": list(record.scopes), "networks": list(record.networks)},
-        state=record.state(time.time()),
-    ).model_dump()
+    return Key(**columns(values), state=record.state(time.time())).model_dump()
 
 
 def _expires_at(seconds: float | None) -> float | None:

@@ -57,6 +57,8 @@ IDENTITY = {
     "deprecated_at": None,
     "networks": [],
     "rate_limit": None,
+    "models": [],
+    "no_delete": False,
 }
 DAY = 86400
 
@@ -608,6 +610,8 @@ def test_whoami_prints_the_record_of_the_key(api: Api, run: Any) -> None:
         "scopes:        model:write\n"
         "can:           read, register\n"
         "networks:      everywhere\n"
+        "models:        any\n"
+        "no_delete:     no\n"
         "expires_at:    never\n"
         "deprecated_at: -\n"
         "rate_limit:    none\n"
@@ -618,6 +622,8 @@ def test_whoami_prints_the_record_of_the_key(api: Api, run: Any) -> None:
         "expires_at": 1796133600,
         "deprecated_at": 1796047200.5,
         "networks": ["192.0.2.0/24", "::1/128"],
+        "models": ["acme-*", "scorer"],
+        "no_delete": True,
         "rate_limit": {"limit": 1000, "remaining": 990, "reset": 60},
     }
     api.on("GET whoami", 200, {**IDENTITY, **more})
@@ -626,6 +632,8 @@ def test_whoami_prints_the_record_of_the_key(api: Api, run: Any) -> None:
     assert lines[4:] == [
         "can:           nothing",
         "networks:      192.0.2.0/24, ::1/128",
+        "models:        acme-*, scorer",
+        "no_delete:     yes",
         "expires_at:    2026-12-01 14:00 UTC",
         "deprecated_at: 2026-11-30 14:00 UTC",
         "rate_limit:    990 of 1000 requests left, more in 60 s",

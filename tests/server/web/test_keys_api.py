@@ -92,6 +92,20 @@ MISTAKES: list[tuple[str, object, int, str]] = [
     ("POST /keys", {**ACME, "scopes": ["root"]}, 400, "unknown scope 'root'; known: "),
     ("POST /keys", {**ACME, "environment": "jobs"}, 400, "must be one of "),
     ("POST /keys", {**ACME, "networks": ["x"]}, 400, "networks.0: must be an address"),
+    (
+        "POST /keys",
+        {**ACME, "models": ["a*b"]},
+        400,
+        "models.0: must be a name, or a beginning and `*`",
+    ),
+    ("POST /keys", {**ACME, "models": [" "]}, 400, "models.0: must be a name"),
+    ("POST /keys", {**ACME, "models": ["\ud800"]}, 400, "models.0: "),
+    ("POST /keys", {**ACME, "models": ["a\0"]}, 400, "it has a control character"),
+    ("POST /keys", {**ACME, "models": "acme-*"}, 400, "models: "),
+    ("POST /keys", {**ACME, "models": ["a"] * 65}, 400, "models: "),
+    ("POST /keys", {**ACME, "no_delete": "true"}, 400, "no_delete: "),
+    ("POST /keys", {**ACME, "scopes": ["mlflow:write"], "no_delete": True}, 400, "never narrowed"),
+    ("POST /keys", {**ACME, "scopes": ["admin"], "models": ["a"]}, 400, "never narrowed: admin."),
     ("POST /keys", {**ACME, "colour": "red"}, 400, "colour: unknown; known: owner, "),
     ("POST /keys/import", {**ACME, "key": "hk_live_short"}, 400, "can be imported"),
     ("PATCH /keys/key_0", {}, 400, "Nothing to change. Known: owner, "),
@@ -115,6 +129,7 @@ def test_mistakes_are_explained(here: Api) -> None:
 
 def test_key_is_made_changed_and_shown(here: Api) -> None:
     fields = {"name": " a ", "note": "b\nc", "networks": ["192.0.2.1"], "rate_limit_per_hour": 5}
+    fields |= {"models": ["acme-* "], "no_delete": True}
     answer = here.ask("POST /keys", {**ACME, **fields, "expires_in": 60, "environment": "test"})
     made = answer.json
     assert answer.status_code == 201 and made is not None
@@ -127,6 +142,8 @@ def test_key_is_made_changed_and_shown(here: Api) -> None:
             "note": "b\nc",
             "networks": ["192.0.2.1/32"],
             "rate_limit_per_hour": 5,
+            "models": ["acme-*"],
+            "no_delete": True,
             "environment": "test",
             "state": "active",
         }.items()
@@ -136,11 +153,19 @@ def test_key_is_made_changed_and_shown(here: Api) -> None:
     path = f"/keys/{made['key_id']}"
     changed = here.ask(f"PATCH {path}", {"name": "b", "networks": [], "expires_in": None}).json
     assert changed == {**made, "name": "b", "networks": [], "expires_at": None}
+    rotated = here.ask(f"POST {path}/rotate").json
+    assert rotated is not None and (rotated["models"], rotated["no_delete"]) == (["acme-*"], True)
+    path = f"/keys/{rotated['key_id']}"
+    refused = here.ask(f"PATCH {path}", {"scopes": ["mlflow:write"]})
+    assert refused.status_code == 400 and "never narrowed" in refused.text
+    changed = here.ask(f"PATCH {path}", {"models": [], "no_delete": False}).json
+    assert changed is not None and (changed["models"], changed["no_delete"]) == ([], False)
+    assert here.audited()["detail"] == {"models": [], "no_delete": False}
     assert here.ask(f"GET {path}").json == {**changed, "uses_by_hour": [0] * 24}
     for query, count in (
-        ("", 1),
-        ("?owner=ACME&query=&max_results=", 1),
-        ("?owner=", 1),
+        ("", 2),
+        ("?owner=ACME&query=&max_results=", 2),
+        ("?owner=", 2),
         ("?owner=x", 0),
         ("?state=revoked", 0),
     ):
@@ -258,12 +283,19 @@ def test_key_is_revoked_and_the_last_administrator_only_by_force(
 def test_whoami_describes_the_caller(here: Api) -> None:
     record, _ = here.store.create(**ACME, name="laptop")  # type: ignore[arg-type]
     caller = Principal(
-        record.key_id, "ACME", frozenset(record.scopes), rate_limit_per_hour=9, networks=("::1",)
+        record.key_id,
+        "ACME",
+        frozenset(record.scopes),
+        rate_limit_per_hour=9,
+        networks=("::1",),
+        models=("acme-*",),
+        no_delete=True,
     )
     reply = here.ask("GET /whoami", caller=caller).json
     assert reply is not None
     assert (reply["key_id"], reply["name"], reply["networks"]) == (record.key_id, "laptop", ["::1"])
     assert reply["rate_limit"]["limit"] == reply["rate_limit"]["remaining"] == 9
+    assert (reply["models"], reply["no_delete"]) == (["acme-*"], True)
     # The store does not know a key of the auth service.
     reply = here.ask("GET /whoami").json
     assert reply is not None and reply["name"] == "" and reply["rate_limit"] is None

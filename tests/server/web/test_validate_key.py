@@ -89,4 +89,4 @@ def test_other_server_reads_the_same_principal() -> None:
     ):
         answer = validate(known, "192.0.2.1")
         reply = service_reply.Reply(answer.status_code, answer.headers, answer.data)
-        assert service_reply.verdict(reply, "hk_live_x") == known
+        assert service_reply.read_reply(reply, "hk_live_x") == known

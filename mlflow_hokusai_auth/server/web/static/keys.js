@@ -101,7 +101,8 @@ function open(name, key = null) {
 
 function fill(form, key) {
   for (const name of ["owner", "name", "note", "rate_limit_per_hour"]) form[name].value = key[name] ?? "";
-  form.networks.value = key.networks.join("\n");
+  for (const name of ["networks", "models"]) form[name].value = key[name].join("\n");
+  form.no_delete.checked = key.no_delete;
   for (const scope of key.scopes) {
     let box = [...form.scopes].find(({ value }) => value === scope);
     if (!box) {
@@ -137,6 +138,8 @@ function fields(form) {
     scopes: data.getAll("scopes"),
     networks: data.get("networks").split(/[\s,]+/).filter(Boolean),
     rate_limit_per_hour: Number(data.get("rate_limit_per_hour")) || null,
+    models: data.get("models").split("\n").map((line) => line.trim()).filter(Boolean),
+    no_delete: data.has("no_delete"),
     ...(expiry !== "keep" && { expires_in: expiry === "never" ? null : expiry * DAY }),
   };
 }
