@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled, UnusableReply
 from mlflow_hokusai_auth.core.keys import redact
-from mlflow_hokusai_auth.core.patterns import problem
+from mlflow_hokusai_auth.core.ownership import problem
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 #: Most characters of a text field in a reply.

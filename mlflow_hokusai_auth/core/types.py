@@ -122,7 +122,7 @@ class Principal:
     deprecated_at: float | None = None
     #: The owner of what the key makes: compared exactly, and "" for an owner that is not known.
     owner_id: str = ""
-    #: Patterns (`core.patterns`) of the registered models that the key may change; empty for all.
+    #: Patterns (`core.ownership`) of the registered models that the key may change; empty for all.
     models: tuple[str, ...] = ()
     #: True if the key may not delete anything.
     no_delete: bool = False

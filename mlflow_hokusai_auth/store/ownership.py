@@ -28,8 +28,6 @@ from .ownership_tables import (
     VERSIONS,
 )
 
-#: The names of the tables that are made here.
-TABLES = frozenset(METADATA.tables)
 #: The version of the tables that this code makes and uses.
 TABLES_VERSION = 1
 #: The parts of MLflow's tables that are used here. `store` does not import MLflow.

@@ -48,7 +48,7 @@ class KeyRecord:
     replaced_by: str | None = None
     #: The start of the minute of its last use.
     last_used_at: float | None = None
-    #: Patterns (`core.patterns`) of the registered models that the key may change; empty for all.
+    #: Patterns (`core.ownership`) of the registered models that the key may change; empty for all.
     models: tuple[str, ...] = ()
     #: True if the key may not delete anything.
     no_delete: bool = False

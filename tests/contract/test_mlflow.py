@@ -21,6 +21,7 @@ from typing import Any
 
 import flask
 import mlflow
+import mlflow.cli
 import mlflow.environment_variables
 import pytest
 import requests
@@ -288,6 +289,7 @@ def test_mlflow_still_knows_these_variables() -> None:
     handlers = importlib.import_module("mlflow.server.handlers")
     known.add(handlers.STATIC_PREFIX_ENV_VAR)
     known |= {value for key, value in vars(mlflow.server).items() if key.endswith("_ENV_VAR")}
+    known |= {str(option.envvar) for option in mlflow.cli.server.params if option.envvar}
     # It has no constant: MLflow sets it where it starts the jobs.
     if not absent("MLFLOW_SERVER_PID"):
         jobs = Path(str(mlflow.__file__)).parent / "server" / "jobs" / "utils.py"

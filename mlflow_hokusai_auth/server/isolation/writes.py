@@ -324,14 +324,14 @@ class Writes:
         principal = self._confined()
         if principal is None:
             return
-        self._require_facts()
         statement = context.compiled and context.compiled.statement
         table = getattr(getattr(statement, "table", None), "name", "")
-        if table in ownership.TABLES or table in bindings.OPEN:
+        if not tables.is_mlflow_s(table, text) or table in bindings.OPEN:
             return
+        self._require_facts()
         # A statement that takes its values from a query may name anything.
         named = list(_named(table, context)) if getattr(statement, "select", None) is None else []
-        if not named and (table or tables.names_mlflow(text)):
+        if not named:
             self._closed(table or "this")
         for kind, name in named:
             self._check_in_experiment(connection, principal, kind, name)

@@ -215,8 +215,10 @@ def aliases(name: str, version: int, connection: Connection) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
-def names_mlflow(text: str) -> bool:
-    """Return whether the text of a statement names one of MLflow's tables."""
+def is_mlflow_s(table: str, text: str) -> bool:
+    """Return whether `table` is MLflow's; if a statement has no table, whether its text names one."""
+    if table:
+        return table in Base.metadata.tables
     return any(word in Base.metadata.tables for word in re.findall(r"\w+", text))
 
 

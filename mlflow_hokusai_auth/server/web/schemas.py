@@ -17,7 +17,7 @@ from pydantic import (
     ValidationError,
 )
 
-from mlflow_hokusai_auth.core import patterns
+from mlflow_hokusai_auth.core import ownership
 from mlflow_hokusai_auth.core import scopes as known_scopes
 from mlflow_hokusai_auth.core.addresses import networks as parsed_networks
 from mlflow_hokusai_auth.core.errors import InvalidRequest
@@ -77,7 +77,7 @@ def _network(text: str) -> str:
 
 def _pattern(text: str) -> str:
     text = text.strip()
-    if problem := patterns.problem(text):
+    if problem := ownership.problem(text):
         raise ValueError(f"must be a name, or a beginning and `*`, such as `acme-*`: {problem}")
     return text
 

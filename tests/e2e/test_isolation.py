@@ -1,0 +1,149 @@
+"""Two suppliers share one registry: neither changes what is the other's, unless it is shared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.parts import hokusai_auth
+from tests.harness import SERVERS, Server, each_worker_answers, serve, wait_until
+from tests.server.isolation.stores import unused_name
+
+pytestmark = pytest.mark.servers
+
+API = "/api/2.0/mlflow"
+OWN = "/api/2.0/hokusai"
+
+
+class Supplier:
+    """Requests with the key of one owner."""
+
+    def __init__(self, server: Server, owner: str, *scopes: str, **more: Any) -> None:
+        self.server = server
+        _, self._key = server.store.create(owner=owner, scopes=scopes or ("model:write",), **more)
+
+    def ask(self, method: str, path: str, **content: Any) -> tuple[int, Any]:
+        status, _, body = self.server.request(
+            method,
+            path,
+            key=self._key,
+            headers={"Content-Type": "application/json"},
+            body=json.dumps(content).encode() if content or method != "GET" else None,
+        )
+        return status, json.loads(body)
+
+    def post(self, path: str, **content: Any) -> tuple[int, Any]:
+        return self.ask("POST", f"{API}/{path}", **content)
+
+    def good(self, path: str, **content: Any) -> Any:
+        status, answer = self.post(path, **content)
+        assert status == 200, (path, answer)
+        return answer
+
+    def refusal(self, path: str, method: str = "POST", **content: Any) -> str:
+        status, answer = self.ask(method, f"{API}/{path}", **content)
+        assert status == 403, (path, answer)
+        return str(answer["error"])
+
+    def model(self) -> tuple[str, dict[str, str]]:
+        """Register a model with one version; return its name, and what a version is made from."""
+        name = unused_name()
+        experiment = self.good("experiments/create", name=name)["experiment_id"]
+        run = self.good("runs/create", experiment_id=experiment)["run"]["info"]
+        source = {"source": f"{run['artifact_uri']}/model", "run_id": run["run_id"]}
+        self.good("registered-models/create", name=name)
+        self.good("model-versions/create", name=name, **source)
+        return name, source
+
+
+@pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder: Path = tmp_path_factory.mktemp("isolation")
+    with serve(folder, SERVERS[request.param], HOKUSAI_AUTH_ISOLATION="writes") as running:
+        yield running
+
+
+def test_supplier_changes_nothing_of_another_one_s(server: Server) -> None:
+    acme, globex = Supplier(server, "ACME"), Supplier(server, "GLOBEX")
+    name, _ = acme.model()
+    own, source = globex.model()
+    for path, content in (
+        ("registered-models/rename", {"new_name": unused_name()}),
+        ("registered-models/set-tag", {"key": "a", "value": "b"}),
+        ("registered-models/alias", {"alias": "champion", "version": "1"}),
+        ("model-versions/create", source),
+        ("model-versions/set-tag", {"version": "1", "key": "a", "value": "b"}),
+        ("model-versions/transition-stage", {"version": "1", "stage": "Production"}),
+    ):
+        assert globex.refusal(path, name=name, **content) == "NOT_OWNER", path
+    assert globex.refusal("registered-models/create", name=name) == "NAME_TAKEN"
+    assert globex.refusal("registered-models/rename", name=own, new_name=name) == "NAME_TAKEN"
+    for path in ("registered-models/delete", "model-versions/delete"):
+        assert globex.refusal(path, "DELETE", name=name, version="1") == "NOT_OWNER", path
+    # Reading stays open, and the owner goes on.
+    status, answer = globex.ask("GET", f"{API}/registered-models/get?name={name}")
+    assert status == 200 and answer["registered_model"]["name"] == name
+    acme.good("registered-models/set-tag", name=name, key="a", value="b")
+
+
+def test_contributor_adds_versions_and_changes_its_own(server: Server) -> None:
+    acme, globex = Supplier(server, "ACME"), Supplier(server, "GLOBEX")
+    name, _ = acme.model()
+    _, source = globex.model()
+    status, grant = acme.ask(
+        "POST", f"{OWN}/grants", grantee="GLOBEX", pattern=name, level="contribute"
+    )
+    assert status == 201, grant
+    # MLflow's register_model makes the model first, and goes on if it exists.
+    status, answer = globex.post("registered-models/create", name=name)
+    assert (status, answer["error_code"]) == (400, "RESOURCE_ALREADY_EXISTS")
+    version = globex.good("model-versions/create", name=name, **source)["model_version"]
+    assert (version["version"], version["user_id"]) == ("2", "GLOBEX")
+    globex.good("model-versions/set-tag", name=name, version="2", key="a", value="b")
+    assert globex.refusal("model-versions/set-tag", name=name, version="1", key="a", value="b")
+    assert globex.refusal("registered-models/alias", name=name, alias="champion", version="2")
+    acme.good("registered-models/alias", name=name, alias="champion", version="2")
+    assert globex.refusal("model-versions/delete", "DELETE", name=name, version="2") == "NOT_OWNER"
+    assert acme.ask("DELETE", f"{OWN}/grants/{grant['id']}")[0] == 200
+    assert globex.refusal("model-versions/create", name=name, **source) == "NOT_OWNER"
+
+
+def test_staff_change_everything(server: Server) -> None:
+    acme, staff = Supplier(server, "ACME"), Supplier(server, "HOKUSAI", "mlflow:write")
+    name, source = acme.model()
+    staff.good("registered-models/set-tag", name=name, key="a", value="b")
+    staff.good("model-versions/create", name=name, **source)
+    staff.good("registered-models/rename", name=name, new_name=unused_name())
+
+
+def test_isolation_changes_while_the_server_runs(tmp_path: Path) -> None:
+    with serve(tmp_path, SERVERS["gunicorn"]) as server:
+        each_worker_answers(server)
+        acme, globex = Supplier(server, "ACME"), Supplier(server, "GLOBEX")
+        name, _ = acme.model()
+        change = {"name": name, "key": "a"}
+        globex.good("registered-models/set-tag", **change, value="off")
+
+        def follow(level: str) -> None:
+            before = server.log.count(f"The isolation is now {level}")
+            hokusai_auth(server, "isolation", level)
+            wait_until(lambda: server.log.count(f"The isolation is now {level}") == before + 2)
+
+        follow("observe")
+        globex.good("registered-models/set-tag", **change, value="observe")
+        wait_until(lambda: "NOT_OWNER" in hokusai_auth(server, "isolation", "--report"))
+        follow("writes")
+        assert globex.refusal("registered-models/set-tag", **change, value="writes") == "NOT_OWNER"
+        hokusai_auth(server, "mode", "observe")
+        wait_until(lambda: server.log.count("The mode is now observe") == 2)
+        globex.good("registered-models/set-tag", **change, value="mode")
+        hokusai_auth(server, "mode", "enforce")
+        follow("off")
+        globex.good("registered-models/set-tag", **change, value="off again")
+        assert hokusai_auth(server, "isolation").startswith("off\nsince 20")
