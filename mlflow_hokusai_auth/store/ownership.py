@@ -295,7 +295,8 @@ def record_model(
     """Record that `owner` made the registered model `name`, and the grants that cover it.
 
     A name that its owner has given up is revived. Returns False, and changes nothing, if the name
-    belongs to another owner. `now` is in seconds since the epoch.
+    belongs to another owner. It forgets versions, so call it before `record_version`. `now` is in
+    seconds since the epoch.
     """
     row = {"name": name, "owner": owner, "key_id": key_id, "created_at": now, "gone_at": None}
     if not _claimed(connection, row):

@@ -405,7 +405,8 @@ def test_owner_that_differs_in_case_only_is_refused_and_listed(registry: Registr
             attempt()
     assert registry.owner("lead") == "acme"
     assert face.check_owners() == []
-    (problem,) = face.check_owners(["Acme", "globex"])
+    with_keys = Ownership(registry.engine, face._audit, key_owners=lambda: ["Acme", "globex"])
+    (problem,) = with_keys.check_owners()
     assert (problem["problem"], problem["name"]) == ("LOOK_ALIKES", "Acme, acme")
     # What exists goes on.
     registry.model("other", "Acme")

@@ -386,3 +386,49 @@ def test_two_owners_who_claim_one_name_at_once_do_not_both_get_it(engine: sa.Eng
             thread.join()
         with engine.connect() as connection:
             assert won == [ownership.model_owner(connection, f"m{number}")]
+
+
+#: The revision of MLflow's tables before workspaces, which changed their primary keys. 3.9 is older.
+BEFORE_WORKSPACES = "c8d9e0f1a2b3"
+
+
+def test_rows_outlive_an_upgrade_of_mlflows_tables(database_uri: str) -> None:
+    from alembic import command
+    from mlflow.store.db.utils import _get_alembic_config
+    from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
+
+    url = database_uri.replace("postgresql://", "postgresql+psycopg://")
+    engine = create_sqlalchemy_engine(url)
+    config = _get_alembic_config(url)
+
+    def upgrade(revision: str) -> None:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+
+    InitialBase.metadata.create_all(engine)
+    upgrade(BEFORE_WORKSPACES)
+    ownership.prepare(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO registered_models (name) VALUES ('old')")
+        for number in (1, 2):
+            connection.exec_driver_sql(
+                "INSERT INTO model_versions (name, version, current_stage) "
+                f"VALUES ('old', {number}, 'None')"
+            )
+            ownership.record_version(connection, "old", number, **ACME, source="s", now=NOW)
+        ownership.record_model(connection, "kept", **ACME, now=NOW)
+        ownership.record_model(connection, "old", **ACME, now=NOW)
+        ownership.record_version(connection, "old", 1, **ACME, source="s", now=NOW)
+        before = contents(connection)
+    upgrade("heads")
+    ownership.prepare(engine)
+    with engine.begin() as connection:
+        assert contents(connection) == before
+        connection.exec_driver_sql("DELETE FROM model_versions WHERE version = 2")
+        connection.exec_driver_sql("UPDATE registered_models SET name = 'new'")
+        assert ownership.rename_model(connection, "old", "new", NOW)
+        assert ownership.version_owner(connection, "new", 1) == "acme"
+        connection.exec_driver_sql("DELETE FROM model_versions")
+        connection.exec_driver_sql("DELETE FROM registered_models")
+    engine.dispose()
