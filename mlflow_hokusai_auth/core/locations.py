@@ -310,13 +310,19 @@ def source_problem(
         return None
     for version in versions:
         files = roots.place(read(version))
-        # A version of a whole experiment's files, or of more, does not allow others to register them.
-        numbered = roots.base is not None and _holds_numbered(files, roots.base)
-        whole = numbered or experiments.holds(files)
-        below_a_root = roots.root_of(files) not in (None, files)
-        if not whole and not files.odd and below_a_root and inside(place, files):
+        if is_part(files, roots, experiments) and inside(place, files):
             return None
     return problem
+
+
+def is_part(files: Location, roots: Roots, experiments: Experiments) -> bool:
+    """Return whether a version's `files` are less than a whole experiment's.
+
+    A version of more does not allow others to register them.
+    """
+    numbered = roots.base is not None and _holds_numbered(files, roots.base)
+    below_a_root = roots.root_of(files) not in (None, files)
+    return not numbered and not experiments.holds(files) and not files.odd and below_a_root
 
 
 def outside(
