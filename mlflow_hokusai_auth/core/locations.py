@@ -209,14 +209,15 @@ class Experiments(Protocol):
 
 def location_problem(uri: str, roots: Roots, others: Experiments) -> str | None:
     """Return why a client may not create an experiment at `uri`; None if it may."""
+    if problem := outside_problem(uri, roots):
+        return problem
+    return _folder_problem(roots.place(read(uri)), roots, others)
+
+
+def outside_problem(uri: str, roots: Roots) -> str | None:
+    """Return why a client may not name `uri`, wherever its files belong; None if it may."""
     location = read(uri)
     place = roots.place(location)
-    if problem := _outside(location, place, roots):
-        return problem
-    return _folder_problem(place, roots, others)
-
-
-def _outside(location: Location, place: Location, roots: Roots) -> str | None:
     if location.odd:
         return location.odd
     # Clients would send their keys to another host, however the server reads its name.
@@ -299,10 +300,9 @@ def source_problem(
     `owners` are the locations of the runs and logged models of `owners_named`. `versions` are those of
     registered versions at or above `uri`; they are read only if the decision depends on them.
     """
-    location = read(uri)
-    place = roots.place(location)
-    if problem := _outside(location, place, roots):
+    if problem := outside_problem(uri, roots):
         return problem
+    place = roots.place(read(uri))
     if any(inside(place, roots.place(read(owner))) for owner in owners):
         return None
     problem = _folder_problem(place, roots, experiments)

@@ -101,6 +101,15 @@ class Artifacts:
             self.frozen.add(principal.owner_id, change)
         self._refuse(change.place, problem)
 
+    def owns(self, uri: str, connection: Connection) -> bool:
+        """Return whether the files at `uri` belong to the caller, who is kept to what is theirs."""
+        principal, location = self.confined(), read(uri)
+        if principal is None or location.odd:
+            return False
+        place = self.roots.place(location)
+        rests = self._rests(place, connection)
+        return self._owner_problem(principal.owner_id, place, rests, connection, file=False) is None
+
     def check_source(self, uri: str, connection: Connection) -> None:
         """Raise MlflowException if the caller may not register the files at `uri` as a model version.
 
@@ -112,10 +121,9 @@ class Artifacts:
         me, location = principal.owner_id, read(uri)
         named = reference(location)
         if named is None:
-            place = self.roots.place(location)
-            allowed = self._owner_problem(
-                me, place, self._rests(place, connection), connection, file=False
-            ) is None or self._is_shared(me, place, connection)
+            allowed = self.owns(uri, connection) or self._is_shared(
+                me, self.roots.place(location), connection
+            )
         elif named.kind == "version":
             name = named.name.partition("@")[0]
             allowed = self._has_version(me, name, named.version, connection)

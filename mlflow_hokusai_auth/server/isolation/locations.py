@@ -19,6 +19,7 @@ from mlflow_hokusai_auth.core.locations import (
     Reference,
     Roots,
     location_problem,
+    outside_problem,
     owners_named,
     read,
     reference,
@@ -164,6 +165,8 @@ class Stored:
         with tables.tracking(connection) as tracking:
             if (named := reference(location)) is not None:
                 return _missing(named, tracking, connection)
+            if self.artifacts is not None and self.artifacts.owns(uri, tracking):
+                return outside_problem(uri, self.roots)
             return source_problem(
                 uri,
                 self.roots,

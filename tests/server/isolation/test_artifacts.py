@@ -10,9 +10,11 @@ import io
 import json
 import pkgutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow.store.artifact
@@ -35,6 +37,7 @@ from mlflow_hokusai_auth.server.upstream import artifact_roots, repositories
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
 from mlflow_hokusai_auth.server.upstream.repositories import READING, STORING
+from mlflow_hokusai_auth.server.upstream.tables import SqlModelVersion
 from mlflow_hokusai_auth.store import ownership
 from tests.server.isolation.stores import ACME, GLOBEX, STAFF, Made, Stores, calling, unused_name
 
@@ -477,3 +480,75 @@ def test_uploads_in_parts_and_by_url_are_judged(world: World) -> None:
         world.stores.registry.create_model_version(theirs.model, str(world.file(folder)))
         for use in uses:
             assert code(use) == "ARTIFACT_FROZEN"
+
+
+def version(world: World, name: str, source: str) -> str:
+    return code(world.stores.registry.create_model_version, name, source)
+
+
+@contextmanager
+def checked(world: World) -> Iterator[None]:
+    """Check sources, until the context ends: the mappers would keep the check."""
+    check = world.stored.version
+    for name in ("before_insert", "before_update"):
+        sa.event.listen(SqlModelVersion, name, check)
+    try:
+        yield
+    finally:
+        for name in ("before_insert", "before_update"):
+            sa.event.remove(SqlModelVersion, name, check)
+
+
+def test_source_of_a_version_is_one_s_own_or_shared(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = world.stores
+    client = SimpleNamespace(get_logged_model=stores.tracking.get_logged_model)
+    monkeypatch.setattr("mlflow.store.model_registry.sqlalchemy_store.MlflowClient", lambda: client)
+    theirs, own, shared = world.made_by(ACME), world.made_by(GLOBEX), world.made_by(ACME)
+    nobodys = world.made_by(replace(STAFF, owner_id=""))
+    folder = {made: files(made)[0].rpartition("/")[0] for made in (theirs, own, shared, nobodys)}
+    for made in (theirs, own, shared, nobodys):
+        with calling(STAFF):
+            stores.registry.create_model_version(made.model, str(world.file(folder[made])))
+    with stores.registry.engine.begin() as connection:
+        grant = {"id": unused_name()[-32:], "grantee": "GLOBEX", "granted_by": "ACME"}
+        grant |= {"pattern": shared.model, "level": "read", "expires_at": None}
+        grant |= {"key_id": "", "created_at": 0.0}
+        connection.execute(sa.insert(ownership.GRANTS), grant)
+        ownership.expand_grant(connection, grant)
+
+    def sources(made: Made) -> list[str]:
+        return [
+            str(world.file(folder[made])),
+            world.file(folder[made]).as_uri(),
+            f"mlflow-artifacts:/{folder[made]}",
+            f"runs:/{made.run}/model",
+            f"models:/{made.logged}",
+            f"models:/{made.model}/2",
+            f"mlflow-artifacts:/{made.experiment}/own",
+        ]
+
+    with checked(world), calling(GLOBEX):
+        for source in (*sources(own), "dummy-source"):
+            assert version(world, own.model, source) == "", source
+        for made in (theirs, nobodys):
+            for source in sources(made):
+                assert version(world, own.model, source) == "SOURCE_REFUSED", source
+        for source in (
+            f"mlflow-artifacts:/{own.experiment}",
+            f"mlflow-artifacts:/{own.experiment}/{theirs.run}/artifacts",
+            f"mlflow-artifacts:/{own.experiment}/{own.run}/artifacts/{theirs.run}",
+            f"mlflow-artifacts:/{unused_name()}",
+            f"runs:/{'0' * 32}/model",
+        ):
+            assert version(world, own.model, source) == "SOURCE_REFUSED", source
+        # A version that is shared, and the files of it; nothing else of its run.
+        for source in (f"models:/{shared.model}/2", *sources(shared)[:3]):
+            assert version(world, own.model, source) == "", source
+        for source in (f"runs:/{shared.run}/other", f"models:/{shared.logged}"):
+            assert version(world, own.model, source) == "SOURCE_REFUSED", source
+    with checked(world), calling(NAMELESS):
+        assert version(world, own.model, sources(own)[0]) != ""
+    with checked(world), calling(STAFF):
+        assert version(world, own.model, sources(theirs)[0]) == ""
