@@ -6,9 +6,11 @@ None means that nobody owns the thing: everybody may read it, and no confined ke
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from .artifact_places import Named, holder
+from .folders import fold
 from .ownership import matches
 
 #: The codes with which isolation refuses a change.
@@ -132,6 +134,39 @@ def version_problem(
     return None
 
 
+def artifact_problem(
+    me: str,
+    owners: Mapping[int, str | None],
+    rests: Collection[tuple[str, ...]],
+    known: Collection[Named],
+    *,
+    file: bool,
+) -> Problem | None:
+    """Judge a change of a file of artifacts, or with all that is in it, of a folder.
+
+    `rests` are the paths of the file or folder below the folders of the experiments that it is in.
+    `owners` are those of these experiments, and of those with a run or a logged model that the place
+    names: by the number of the experiment. `known` are the runs and logged models that exist.
+    """
+    if not rests:
+        return Problem("NOT_OWNER", f"These artifacts are in no experiment's folder. {_ARTIFACTS}")
+    for number in sorted(owners):
+        if problem := experiment_problem(me, number, owners[number]):
+            return problem
+    for rest in rests:
+        folder = rest[:-1] if file else rest
+        if folder in ((), ("models",)):
+            return Problem(
+                "NOT_OWNER", f"The folder of an experiment itself is nobody's. {_ARTIFACTS}"
+            )
+        if fold(rest[0]) == "traces":
+            return Problem("ISOLATED", "Your key can't change the artifacts of traces.")
+        named = holder(rest)
+        if named is not None and named not in known:
+            return Problem("NOT_OWNER", f"There is no {' '.join(named)}. {_ARTIFACTS}")
+    return None
+
+
 def narrowing_problem(patterns: Collection[str], name: str) -> Problem | None:
     """Judge the name of a model by the patterns of the key itself; none means any name."""
     if not patterns or any(matches(pattern, name) for pattern in patterns):
@@ -143,6 +178,23 @@ def narrowing_problem(patterns: Collection[str], name: str) -> Problem | None:
     )
 
 
+#: Registered versions and finished logged models stay what they were when somebody began to use them.
+FROZEN = Problem(
+    "ARTIFACT_FROZEN",
+    "These artifacts belong to a registered model version, or to a logged model that is finished, so "
+    "they can't be changed or deleted any more. Log the model again, and register a new version.",
+)
+SOURCE = Problem(
+    "SOURCE_REFUSED",
+    "A model version of yours can't have this source, because the files are not yours. Register the "
+    "files of a run or of a logged model in your own experiments, or a version that is yours or that "
+    "was shared with you (models:/NAME/VERSION). The owner of a model may share it with you.",
+)
+DELETING = Problem("DELETE_REFUSED", "This key may not delete or archive anything.")
+
+_ARTIFACTS = (
+    "Your key changes only the artifacts of runs and logged models in your own experiments."
+)
 _NOBODY = (
     "The authority of your key does not say who you are, so the key owns nothing and can't change "
     "anything. Ask the server's operator."

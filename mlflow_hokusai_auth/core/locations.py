@@ -218,14 +218,15 @@ class Experiments(Protocol):
 
 def location_problem(uri: str, roots: Roots, others: Experiments) -> str | None:
     """Return why a client may not create an experiment at `uri`; None if it may."""
+    if problem := outside_problem(uri, roots):
+        return problem
+    return _folder_problem(roots.place(read(uri)), roots, others)
+
+
+def outside_problem(uri: str, roots: Roots) -> str | None:
+    """Return why a client may not name `uri`, wherever its files belong; None if it may."""
     location = read(uri)
     place = roots.place(location)
-    if problem := _outside(location, place, roots):
-        return problem
-    return _folder_problem(place, roots, others)
-
-
-def _outside(location: Location, place: Location, roots: Roots) -> str | None:
     if location.odd:
         return location.odd
     # Clients would send their keys to another host, however the server reads its name.
@@ -308,10 +309,9 @@ def source_problem(
     `owners` are the locations of the runs and logged models of `owners_named`. `versions` are those of
     registered versions at or above `uri`; they are read only if the decision depends on them.
     """
-    location = read(uri)
-    place = roots.place(location)
-    if problem := _outside(location, place, roots):
+    if problem := outside_problem(uri, roots):
         return problem
+    place = roots.place(read(uri))
     if any(inside(place, roots.place(read(owner))) for owner in owners):
         return None
     problem = _folder_problem(place, roots, experiments)
@@ -319,13 +319,19 @@ def source_problem(
         return None
     for version in versions:
         files = roots.place(read(version))
-        # If a version holds a whole experiment or more, that does not let others register these files.
-        numbered = roots.base is not None and _holds_numbered(files, roots.base)
-        whole = numbered or experiments.holds(files)
-        below_a_root = roots.root_of(files) not in (None, files)
-        if not whole and not files.odd and below_a_root and inside(place, files):
+        if is_part(files, roots, experiments) and inside(place, files):
             return None
     return problem
+
+
+def is_part(files: Location, roots: Roots, experiments: Experiments) -> bool:
+    """Return whether a version's `files` are less than a whole experiment's.
+
+    A version of more does not allow others to register them.
+    """
+    numbered = roots.base is not None and _holds_numbered(files, roots.base)
+    below_a_root = roots.root_of(files) not in (None, files)
+    return not numbered and not experiments.holds(files) and not files.odd and below_a_root
 
 
 def outside(

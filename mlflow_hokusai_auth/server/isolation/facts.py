@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cachetools import LRUCache, TTLCache
 from sqlalchemy.engine import Connection
 
+from mlflow_hokusai_auth.core.artifact_places import Named
 from mlflow_hokusai_auth.server.upstream import tables
 from mlflow_hokusai_auth.store import ownership
 
@@ -42,6 +43,17 @@ class Facts:
                 with self._lock:
                     self._experiments[kind, name] = found
         return found
+
+    def experiments_of(self, connection: Connection, things: Iterable[Named]) -> dict[Named, int]:
+        """Return the experiments of those of `things`, runs and logged models, that exist."""
+        with self._lock:
+            found = {thing: self._experiments.get(thing) for thing in things}
+        if missing := [thing for thing, number in found.items() if number is None]:
+            read = tables.experiments_of(missing, connection)
+            with self._lock:
+                for thing, number in read.items():
+                    self._experiments[thing] = found[thing] = number
+        return {thing: number for thing, number in found.items() if number is not None}
 
     def experiment_owner(self, connection: Connection, number: int) -> str | None:
         """Return the owner of an experiment, at most `FRESH` seconds old."""

@@ -19,6 +19,7 @@ from mlflow_hokusai_auth.core.locations import (
     Reference,
     Roots,
     location_problem,
+    outside_problem,
     owners_named,
     read,
     reference,
@@ -45,6 +46,8 @@ from mlflow_hokusai_auth.server.upstream.tables import (
     SqlTraceTag,
 )
 
+from .artifacts import Artifacts
+
 _WARNING = (
     "Warning",
     f'299 hokusai-auth "This location is outside the artifact roots of the server, which does not open '
@@ -60,6 +63,8 @@ class Stored:
     policy: Policy
     watch: Watch
     folders: ExperimentFolders
+    #: The further check of sources, for callers whom isolation keeps to what is theirs.
+    artifacts: Artifacts | None = None
 
     def install(self) -> None:
         """Check every row that this process stores from now on."""
@@ -117,6 +122,8 @@ class Stored:
                     "of its own in the server's artifact roots. The server's operator may set "
                     f"{SETTING} for more.",
                 )
+            if self.artifacts is not None:
+                self.artifacts.check_source(uri, connection)
 
     def trace_tag(self, _: object, connection: Connection, row: SqlTraceTag) -> None:
         """Raise MlflowException if the row places a trace's files where MLflow would not."""
@@ -158,6 +165,8 @@ class Stored:
         with tables.tracking(connection) as tracking:
             if (named := reference(location)) is not None:
                 return _missing(named, tracking, connection)
+            if self.artifacts is not None and self.artifacts.owns(uri, tracking):
+                return outside_problem(uri, self.roots)
             return source_problem(
                 uri,
                 self.roots,

@@ -39,7 +39,6 @@ _flushing: ContextVar[bool] = ContextVar("hokusai_checked_flush", default=False)
 _CHANGES = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE|WITH)\b", re.IGNORECASE)
 #: Lifecycle and stage of what is deleted or archived, as MLflow writes them.
 _ENDED = frozenset({"deleted", "Archived", tables.DELETED})
-_DELETING = Problem("DELETE_REFUSED", "This key may not delete or archive anything.")
 _installed: Writes | None = None
 
 
@@ -226,7 +225,7 @@ class Writes:
         table = row.__tablename__
         connection = session.connection()
         if principal.no_delete and (deleted or (not new and _ends(row))):
-            self._refuse(_DELETING)
+            self._refuse(isolation.DELETING)
         if table == INPUT_TAGS and new:
             return
         if table == INPUTS and new:
@@ -336,7 +335,7 @@ class Writes:
         for kind, name in named:
             self._check_in_experiment(connection, principal, kind, name)
         if principal.no_delete and context.isdelete:
-            self._refuse(_DELETING)
+            self._refuse(isolation.DELETING)
 
     def _closed(self, table: str) -> None:
         self._refuse(

@@ -8,13 +8,14 @@ before 3.17 it follows a `..` in that path.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote, urlsplit
 
 from mlflow.server import handlers
 from mlflow.store.artifact import artifact_repo, artifact_repository_registry
@@ -22,7 +23,14 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.uri import get_uri_scheme
 
-from mlflow_hokusai_auth.core.locations import Roots, inside, leads_out, opening_problem
+from mlflow_hokusai_auth.core.locations import (
+    Location,
+    Roots,
+    inside,
+    leads_out,
+    opening_problem,
+    read,
+)
 
 from .artifact_roots import (
     SETTING,
@@ -37,14 +45,60 @@ _REGISTRY = artifact_repository_registry._artifact_repository_registry
 _REFERENCES = ("runs", "models")
 #: MLflow's names for the argument that is a path below a repository's root.
 _PATHS = ("path", "artifact_path", "remote_file_path")
+#: Its names for the argument whose last segment is the name of the file in that path.
+_FILES = ("local_file", "artifact_file_name")
+#: Public methods that only read. Any other method with a path changes artifacts.
+READING = frozenset(
+    {
+        "download_artifacts",
+        "download_trace_attachment",
+        "download_trace_attachment_to_file",
+        "full_path",
+        "get_download_presigned_url",
+        "get_local_path",
+        "list_artifacts",
+    }
+)
+#: Methods that store one file.
+STORING = frozenset(
+    {
+        "abort_multipart_upload",
+        "complete_multipart_upload",
+        "create_multipart_upload",
+        "create_presigned_upload_url",
+        "log_artifact",
+        "log_artifact_from_async_stream",
+        "log_artifact_from_stream",
+    }
+)
+_DELETING = "delete_artifacts"
 
 
-def confine(roots: Roots, watch: Watch) -> None:
-    """Let MLflow in this process open only artifacts in `roots` from now on."""
+class Change(NamedTuple):
+    """A change of the file at `place`, or, without `file`, of a folder with all that is in it."""
+
+    place: Location
+    file: bool
+    deletes: bool
+
+
+class Changes(Protocol):
+    """Judges changes of artifacts by the caller of the request."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether this caller's changes are judged."""
+
+    def check(self, change: Change) -> None:
+        """Raise MlflowException if the caller may not make this change. Blocks."""
+
+
+def confine(roots: Roots, watch: Watch, changes: Changes | None = None) -> None:
+    """Let MLflow in this process open only artifacts in `roots`, and judge `changes`, from now on."""
     inner = _REGISTRY.get_artifact_repository
     # Tests assemble several applications in one process, and only one wrapper may remain.
     inner = getattr(inner, "__wrapped__", inner)
-    opener = Opener(roots, watch)
+    opener = Opener(roots, watch, changes)
 
     @functools.wraps(inner)
     def get_artifact_repository(artifact_uri: str, *args: Any, **kwargs: Any) -> Any:
@@ -65,6 +119,7 @@ class Opener:
 
     roots: Roots
     watch: Watch
+    changes: Changes | None = None
     _classes: dict[type, type] = field(default_factory=dict)
 
     def check(self, uri: str) -> None:
@@ -121,14 +176,64 @@ class Opener:
         return type(kind)(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
 
     def _guarded(self, method: Callable[..., Any], place: int, name: str) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
+        title = method.__name__
+        changes = None if title.startswith("_") or title in READING else self.changes
+        signature = inspect.signature(method)
+
+        def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments | None:
+            """Check the path; return the arguments of a call that is to be judged."""
             path = args[place] if len(args) > place else kwargs.get(name)
             if path and self.watch.looks:
                 self._check_path(args[0], str(path))
-            return method(*args, **kwargs)
+            if changes is None or not changes.looks:
+                return None
+            return signature.bind(*args, **kwargs)
 
-        return guarded
+        def judge(given: dict[str, Any]) -> None:
+            assert changes is not None
+            file = next((str(given[one]) for one in _FILES if one in given), "")
+            for where in self._places(given["self"], str(given.get(name) or ""), file):
+                changes.check(Change(where, title in STORING, title == _DELETING))
+
+        @functools.wraps(method)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            bound = look(args, kwargs)
+            if bound is None:
+                return method(*args, **kwargs)
+            again = functools.partial(judge, dict(bound.arguments))
+            again()
+            if "stream" in bound.arguments:
+                bound.arguments["stream"] = _Stream(bound.arguments["stream"], again)
+            return method(*bound.args, **bound.kwargs)
+
+        @functools.wraps(method)
+        async def guarded_async(*args: Any, **kwargs: Any) -> Any:
+            bound = look(args, kwargs)
+            if bound is None:
+                return await method(*args, **kwargs)
+            again = functools.partial(judge, dict(bound.arguments))
+            await asyncio.to_thread(again)
+            if "chunks" in bound.arguments:
+                bound.arguments["chunks"] = _chunks(bound.arguments["chunks"], again)
+            return await method(*bound.args, **bound.kwargs)
+
+        return guarded_async if inspect.iscoroutinefunction(method) else guarded
+
+    def _places(self, repository: ArtifactRepository, path: str, file: str) -> set[Location]:
+        """Return the place of a change: as written, as MLflow may decode it, and without links."""
+        local = isinstance(repository, LocalArtifactRepository)
+        if local:
+            root = real_folder(repository.artifact_dir)
+        else:
+            root = self.roots.place(read(repository.artifact_uri))
+        name = os.path.basename(file)  # noqa: PTH119
+        found = set()
+        for written in {path, _decoded(path)}:
+            parts = [part for part in (*written.split("/"), name) if part not in ("", ".")]
+            found.add(Location(root.scheme, root.authority, (*root.parts, *parts)))
+            if local:
+                found.add(real_folder(os.path.join("/", *root.parts, *parts)))  # noqa: PTH118
+        return found
 
     def _check_path(self, repository: ArtifactRepository, path: str) -> None:
         problem = "its path leads out of its root" if leads_out(path) else None
@@ -140,3 +245,33 @@ class Opener:
                 problem = "a link leads out of its root"
         if problem is not None:
             self._refuse(where, problem)
+
+
+def _decoded(path: str) -> str:
+    """Return `path` as it is after any number of decodings; `leads_out` limits their number."""
+    while (decoded := unquote(path)) != path:
+        path = decoded
+    return path
+
+
+class _Stream:
+    """A stream whose end is judged again: a slow upload may end after its place was frozen."""
+
+    def __init__(self, stream: Any, again: Callable[[], None]) -> None:
+        self._stream, self._again = stream, again
+
+    def read(self, *size: int) -> bytes:
+        data: bytes = self._stream.read(*size)
+        if not data:
+            self._again()
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+async def _chunks(chunks: AsyncIterable[bytes], again: Callable[[], None]) -> AsyncIterator[bytes]:
+    """Yield `chunks`, and judge again before the file gets its place."""
+    async for chunk in chunks:
+        yield chunk
+    await asyncio.to_thread(again)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.store.db.base_sql_model import Base
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.db.utils import create_sqlalchemy_engine
@@ -62,6 +63,10 @@ TRACE_LOCATION = MLFLOW_ARTIFACT_LOCATION
 #: That tag, and the one for the files of a trace that newer versions of MLflow have archived.
 TRACE_LOCATIONS = frozenset({TRACE_LOCATION, "mlflow.trace.archiveLocation"})
 
+#: The location of a version's files, and whether the version is not deleted.
+_VERSION_LOCATION = sa.func.coalesce(SqlModelVersion.storage_location, SqlModelVersion.source)
+_KEPT = SqlModelVersion.current_stage != DELETED
+
 #: The classes of tags, with the attribute that holds the key.
 TAG_KEYS: dict[Any, str] = {
     mapper.class_: "tag_key" if "tag_key" in mapper.columns else "key"
@@ -113,10 +118,9 @@ class Texts:
 def stored_locations() -> Iterator[tuple[str, str]]:
     """Yield the locations of experiments with their number, and of model versions with ""."""
     database = os.environ.get(TRACKING, "")
-    version = sa.func.coalesce(SqlModelVersion.storage_location, SqlModelVersion.source)
     queries = (
         (database, sa.select(SqlExperiment.artifact_location, SqlExperiment.experiment_id)),
-        (os.environ.get(REGISTRY) or database, sa.select(version, sa.null()).distinct()),
+        (os.environ.get(REGISTRY) or database, sa.select(_VERSION_LOCATION, sa.null()).distinct()),
     )
     for uri, query in queries:
         if not is_database(uri):
@@ -205,6 +209,66 @@ def experiment_of(kind: str, name: str, connection: Connection) -> int | None:
     experiment, key = _IN_EXPERIMENT[kind]
     number = connection.execute(sa.select(experiment).where(key == name)).scalar()
     return None if number is None else int(number)
+
+
+def experiments_of(
+    things: Iterable[tuple[str, str]], connection: Connection
+) -> dict[tuple[str, str], int]:
+    """Return the numbers of the experiments of those of `things`, by kind and id, that exist."""
+    things = tuple(things)
+    found: list[sa.Select[Any]] = []
+    for kind in ("run", "logged model"):
+        experiment, key = _IN_EXPERIMENT[kind]
+        ids = [name for other, name in things if other == kind]
+        if ids:
+            found.append(sa.select(sa.literal(kind), key, experiment).where(key.in_(ids)))
+    rows = connection.execute(sa.union_all(*found)) if found else ()
+    return {(kind, name): int(number) for kind, name, number in rows}
+
+
+def experiments_at(uris: Iterable[str], connection: Connection) -> list[tuple[int, str]]:
+    """Return the numbers of the experiments whose location is one of `uris`, with their location."""
+    location = SqlExperiment.artifact_location
+    query = sa.select(SqlExperiment.experiment_id, location).where(location.in_(_ended(uris)))
+    return [(int(number), str(uri)) for number, uri in connection.execute(query)]
+
+
+def versions_at(uris: Iterable[str], connection: Connection) -> list[tuple[str, int, str]]:
+    """Return name, version and location of the model versions whose location is one of `uris`."""
+    query = sa.select(SqlModelVersion.name, SqlModelVersion.version, _VERSION_LOCATION).where(
+        _VERSION_LOCATION.in_(_ended(uris)), _KEPT
+    )
+    return [(name, int(version), uri) for name, version, uri in connection.execute(query)]
+
+
+def is_registered(uris: Iterable[str], above: Iterable[str], connection: Connection) -> bool:
+    """Return whether a model version's location is one of `uris`, or below one of `above`."""
+    matches: list[sa.ColumnElement[bool]] = [_VERSION_LOCATION.in_(_ended(uris))]
+    for uri in above:
+        start = sa.func.substr(_VERSION_LOCATION, 1, len(uri) + 1, type_=sa.String)
+        matches.append(start == f"{uri}/")
+    query = sa.select(sa.literal(1)).select_from(SqlModelVersion)
+    return connection.execute(query.where(sa.or_(*matches), _KEPT).limit(1)).first() is not None
+
+
+def _ended(uris: Iterable[str]) -> list[str]:
+    """Return `uris`, with and without a slash at their end."""
+    return [uri + slash for uri in uris for slash in ("", "/")]
+
+
+def logged_models(
+    ids: Iterable[str], connection: Connection
+) -> list[tuple[str, bool, str | None, str]]:
+    """Return id, whether it is ready, the run and the name of each logged model with one of `ids`."""
+    query = sa.select(
+        SqlLoggedModel.model_id,
+        SqlLoggedModel.status == LoggedModelStatus.READY.to_int(),
+        SqlLoggedModel.source_run_id,
+        SqlLoggedModel.name,
+    ).where(SqlLoggedModel.model_id.in_(tuple(ids)))
+    return [
+        (model, bool(ready), run, name) for model, ready, run, name in connection.execute(query)
+    ]
 
 
 def aliases(name: str, version: int, connection: Connection) -> list[str]:

@@ -53,6 +53,8 @@ class Stores:
     """MLflow's stores on one database."""
 
     def __init__(self, uri: str, folder: Path) -> None:
+        #: The root of all artifacts.
+        self.folder = folder
         self.tracking = Tracking(uri, folder.as_uri())
         self.registry = Registry(uri)
         #: The tags of the last run, as MLflow answered when it was made.

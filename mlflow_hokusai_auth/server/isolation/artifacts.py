@@ -1,0 +1,250 @@
+"""Nobody confined changes artifacts of other owners, or artifacts that are registered.
+
+MLflow's artifact repositories ask `Artifacts` when they store or delete files, by whichever route. Who
+owns a place follows from the ids in it and from the experiments whose folder it is in.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from cachetools import TTLCache
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from mlflow_hokusai_auth.core import artifact_places, isolation
+from mlflow_hokusai_auth.core.isolation import Problem
+from mlflow_hokusai_auth.core.locations import Location, Roots, is_part, read, reference
+from mlflow_hokusai_auth.core.policy import Policy, is_confined
+from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.server import caller as callers
+from mlflow_hokusai_auth.server import metrics
+from mlflow_hokusai_auth.server.upstream import stores, tables
+from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
+from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
+from mlflow_hokusai_auth.server.upstream.repositories import Change
+from mlflow_hokusai_auth.store import ownership
+
+from .facts import FRESH, Facts
+
+_SIZE = 10_000
+#: Segments of a place, at most: the queries grow with their number.
+_DEPTH = 100
+#: A number of a version has less digits.
+_DIGITS = 10
+_ODD = Problem(
+    "LOCATION_REFUSED",
+    "The path of these artifacts leads out of its folder, or has too many folders.",
+)
+
+
+class Frozen:
+    """The changes that were refused because their place is frozen, for `FRESH` seconds each."""
+
+    def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
+        self._lock = threading.Lock()
+        self._found: TTLCache[tuple[str, Change], bool] = TTLCache(_SIZE, FRESH, timer)
+
+    def has(self, owner: str, change: Change) -> bool:
+        """Return whether the change was refused to this owner a moment ago."""
+        with self._lock:
+            return (owner, change) in self._found
+
+    def add(self, owner: str, change: Change) -> None:
+        """Remember that the change is refused to this owner."""
+        with self._lock:
+            self._found[owner, change] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Artifacts:
+    """Refuses changes of artifacts that confined keys may not make."""
+
+    roots: Roots
+    policy: Policy
+    folders: ExperimentFolders
+    watch: Watch
+    facts: Facts
+    frozen: Frozen = field(default_factory=Frozen)
+
+    @property
+    def looks(self) -> bool:
+        """Whether the caller is kept to what is theirs."""
+        return self.confined() is not None
+
+    def check(self, change: Change) -> None:
+        """Raise MlflowException if the caller may not make this change. Blocks.
+
+        What is frozen may be `FRESH` seconds old; what is not frozen is asked of the database.
+        """
+        principal = self.confined()
+        if principal is None:
+            return
+        if principal.no_delete and change.deletes:
+            self._refuse(change.place, isolation.DELETING)
+        if self.frozen.has(principal.owner_id, change):
+            self._refuse(change.place, isolation.FROZEN)
+            return
+        try:
+            problem = self._problem(principal.owner_id, change)
+        except SQLAlchemyError as error:
+            raise MlflowException(
+                "Who owns these artifacts can't be looked up at the moment. Try again.",
+                error_code=TEMPORARILY_UNAVAILABLE,
+            ) from error
+        if problem is isolation.FROZEN:
+            self.frozen.add(principal.owner_id, change)
+        self._refuse(change.place, problem)
+
+    def owns(self, uri: str, connection: Connection) -> bool:
+        """Return whether the files at `uri` belong to the caller, who is kept to what is theirs."""
+        principal, location = self.confined(), read(uri)
+        if principal is None or location.odd:
+            return False
+        place = self.roots.place(location)
+        rests = self._rests(place, connection)
+        return self._owner_problem(principal.owner_id, place, rests, connection, file=False) is None
+
+    def check_source(self, uri: str, connection: Connection) -> None:
+        """Raise MlflowException if the caller may not register the files at `uri` as a model version.
+
+        A run, a logged model or a version that does not exist is left to others.
+        """
+        principal = self.confined()
+        if principal is None:
+            return
+        me, location = principal.owner_id, read(uri)
+        named = reference(location)
+        if named is None:
+            allowed = self.owns(uri, connection) or self._is_shared(
+                me, self.roots.place(location), connection
+            )
+        elif named.kind == "version":
+            name = named.name.partition("@")[0]
+            allowed = self._has_version(me, name, named.version, connection)
+        else:
+            kind = "run" if named.kind == "run" else "logged model"
+            number = self.facts.experiment_of(connection, kind, named.name)
+            allowed = number is None or self._owns(me, number, connection)
+        if not allowed:
+            self._refuse(location, isolation.SOURCE)
+
+    def confined(self) -> Principal | None:
+        """Return the caller if they are kept to what is theirs."""
+        principal = callers.current.get().principal
+        if principal is None or not self.watch.looks or not self.facts.usable:
+            return None
+        return principal if is_confined(principal, self.policy) else None
+
+    def _problem(self, me: str, change: Change) -> Problem | None:
+        engine = stores.tracking_engine()
+        assert engine is not None, "there are tables of ownership, so the store is a database"
+        place, file = change.place, change.file
+        if len(place.parts) > _DEPTH or ".." in place.parts:
+            return _ODD
+        with engine.connect() as connection:
+            rests = self._rests(place, connection)
+            problem = self._owner_problem(me, place, rests, connection, file=file)
+            if problem is None and self._is_frozen(place, rests, connection, file=file):
+                return isolation.FROZEN
+            return problem
+
+    def _owner_problem(
+        self,
+        me: str,
+        place: Location,
+        rests: Mapping[int, tuple[str, ...]],
+        connection: Connection,
+        *,
+        file: bool,
+    ) -> Problem | None:
+        named = artifact_places.named_in(place)
+        if len(named) > artifact_places.MAX_NAMED:
+            return _ODD
+        if not file and self.folders.known.holds(place):
+            return Problem("NOT_OWNER", "This folder contains the folder of an experiment.")
+        known = self.facts.experiments_of(connection, named)
+        owners = {
+            number: self.facts.experiment_owner(connection, number)
+            for number in {*rests, *known.values()}
+        }
+        return isolation.artifact_problem(me, owners, rests.values(), known, file=file)
+
+    def _rests(self, place: Location, connection: Connection) -> dict[int, tuple[str, ...]]:
+        """Return the path of `place` below the folder of each experiment that it is in."""
+        found = {}
+        in_number = artifact_places.numbered(place, self.roots.base)
+        if in_number is not None:
+            found[in_number[0]] = in_number[1]
+        if in_number is None or self.folders.known.overlaps(place):
+            for number, uri in tables.experiments_at(self._uris(place, 1), connection):
+                folder = self.roots.place(read(uri))
+                found[number] = place.parts[len(folder.parts) :]
+        return found
+
+    def _is_frozen(
+        self,
+        place: Location,
+        rests: Mapping[int, tuple[str, ...]],
+        connection: Connection,
+        *,
+        file: bool,
+    ) -> bool:
+        models = [name for kind, name in artifact_places.named_in(place) if kind == "logged model"]
+        references = list(artifact_places.references(place))
+        for model, ready, run, name in tables.logged_models(models, connection) if models else ():
+            rest = artifact_places.in_model(place, model)
+            if rest is None:
+                continue
+            if ready:
+                return True
+            if run:
+                references.append(Location("runs", "", (run, name, *rest)))
+        # A version of several experiments' files would freeze those of all of them.
+        least = len(place.parts) - max(map(len, rests.values()))
+        uris = [*self._uris(place, least)]
+        for one in references:
+            uris += self._uris(one, 1)
+        above = [] if file else [uri for one in (place, *references) for uri in self._spelled(one)]
+        return tables.is_registered(uris, above, connection)
+
+    def _is_shared(self, me: str, place: Location, connection: Connection) -> bool:
+        """Return whether `place` is among the files of a version that `me` has."""
+        for name, version, uri in tables.versions_at(self._uris(place, 1), connection):
+            files = self.roots.place(read(uri))
+            if is_part(files, self.roots, self.folders.known) and self._has_version(
+                me, name, str(version), connection
+            ):
+                return True
+        return False
+
+    def _has_version(self, me: str, name: str, version: str, connection: Connection) -> bool:
+        """Return whether a model version is `me`'s own, or shared with `me`."""
+        if not me:
+            return False
+        if ownership.model_owner(connection, name) == me or self.facts.level(connection, me, name):
+            return True
+        made = version.isdecimal() and len(version) < _DIGITS
+        return made and ownership.version_owner(connection, name, int(version)) == me
+
+    def _owns(self, me: str, number: int, connection: Connection) -> bool:
+        owner = self.facts.experiment_owner(connection, number)
+        return isolation.experiment_problem(me, number, owner) is None
+
+    def _uris(self, place: Location, least: int) -> Iterable[str]:
+        for one in artifact_places.at_or_above(place, least):
+            yield from self._spelled(one)
+
+    def _spelled(self, place: Location) -> Iterable[str]:
+        return artifact_places.spellings(place, self.roots)
+
+    def _refuse(self, place: Location, problem: Problem | None) -> None:
+        if problem is not None:
+            self.watch.refuse(
+                problem.code, problem.code.lower(), str(place), problem.message, metrics.ISOLATION
+            )
