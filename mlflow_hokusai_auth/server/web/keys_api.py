@@ -23,6 +23,7 @@ from mlflow_hokusai_auth.core.errors import (
     KeyNotFound,
     NotGenuine,
 )
+from mlflow_hokusai_auth.core.isolation import DEFAULT_PREFIX
 from mlflow_hokusai_auth.core.keys import problem, redact
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
@@ -45,14 +46,20 @@ MIN_LIMITED_AGE = 3600.0
 
 
 def blueprint(
-    store: LocalStore, gate: Gate, leak_keys: Mapping[str, EllipticCurvePublicKey]
+    store: LocalStore,
+    gate: Gate,
+    leak_keys: Mapping[str, EllipticCurvePublicKey],
+    isolated: Callable[[], bool] = lambda: False,
 ) -> flask.Blueprint:
-    """The routes, on `store`. A leak report counts only if one of `leak_keys` signed it."""
+    """The routes, on `store`. A leak report counts only if one of `leak_keys` signed it.
+
+    `isolated` says whether isolation is enforced now.
+    """
     routes = flask.Blueprint("hokusai", __name__, url_prefix="/api/2.0/hokusai")
 
     @routes.get("/whoami")
     def whoami() -> flask.Response:
-        return flask.jsonify(whoami_of(store, gate))
+        return flask.jsonify(whoami_of(store, gate, isolated))
 
     @routes.get("/openapi.json")
     def description() -> flask.Response:
@@ -143,8 +150,10 @@ def blueprint(
     return routes
 
 
-def whoami_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
-    """The caller's own key, as `schemas.Identity` describes it."""
+def whoami_of(
+    store: LocalStore, gate: Gate, isolated: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """The caller's own key, as `schemas.Identity` describes it. `isolated` is that of `blueprint`."""
     caller = callers.principal()
     try:
         name = store.get(caller.key_id).name
@@ -164,7 +173,15 @@ def whoami_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
         deprecated_at=caller.deprecated_at,
         networks=list(caller.networks),
         rate_limit=left,
+        default_experiment=_default_experiment(caller, gate) if isolated() else None,
     ).model_dump()
+
+
+def _default_experiment(caller: Principal, gate: Gate) -> str | None:
+    """The name of the experiment for runs of `caller` that name none, or None for MLflow's Default."""
+    # A key whose owner is unknown owns nothing, so it can't make an experiment either.
+    confined = caller.owner_id and policy.is_confined(caller, gate.policy)
+    return DEFAULT_PREFIX + caller.owner_id if confined else None
 
 
 def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], str | None]:

@@ -219,6 +219,9 @@ class Identity(BaseModel):
     deprecated_at: float | None
     networks: list[str]
     rate_limit: LimitLeft | None
+    default_experiment: str | None = Field(
+        description="The experiment for runs that name none; null: MLflow's Default."
+    )
 
 
 class Error(BaseModel):
