@@ -79,7 +79,7 @@ test-pythons:
 # The tests that depend on MLflow's version, on older versions, in separate environments. They leave out
 # `mlflow models serve`, because that of MLflow 3.4 does not start with a current FastAPI.
 MATRIX_TESTS = tests/e2e/test_registration.py tests/e2e/test_every_route.py tests/e2e/test_forked.py \
-	tests/client/test_sending.py tests/client/test_artifacts.py tests/core/test_operations.py \
+	tests/client/test_sending.py tests/client/test_artifacts.py tests/client/test_default_experiment.py tests/core/test_operations.py \
 	tests/adversarial/test_artifacts.py tests/adversarial/test_spelling.py tests/e2e/test_locations.py \
 	tests/e2e/test_artifact_paths.py \
 	tests/server/upstream/test_repositories.py tests/contract/test_mlflow.py tests/server/upstream/test_fast_path.py

@@ -103,6 +103,9 @@ setup(
         "mlflow.artifact_repository": [
             "mlflow-artifacts = mlflow_hokusai_auth.client.artifacts:HokusaiArtifactRepository"
         ],
+        "mlflow.default_experiment_provider": [
+            "hokusai = mlflow_hokusai_auth.client.default_experiment:HokusaiDefaultExperimentProvider"
+        ],
         "mlflow.request_header_provider": [
             "hokusai = mlflow_hokusai_auth.client.header_provider:HokusaiHeaderProvider"
         ],

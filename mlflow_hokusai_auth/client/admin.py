@@ -35,6 +35,8 @@ class HokusaiAuthClient:
     def whoami(self, **options: Any) -> dict[str, Any]:
         """Return the record of the key in use: `key_id`, `owner`, `scopes`, what it `can` do, ….
 
+        `default_experiment` is the name of the experiment for runs that name none, or None if these
+        go to MLflow's Default.
         `options` are those of MLflow's `http_request` (`timeout` in seconds, `max_retries`).
         """
         return self._call("GET", "whoami", **options)

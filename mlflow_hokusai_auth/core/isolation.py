@@ -195,6 +195,12 @@ DELETING = Problem("DELETE_REFUSED", "This key may not delete or archive anythin
 _ARTIFACTS = (
     "Your key changes only the artifacts of runs and logged models in your own experiments."
 )
+#: The refusal of everything while the tables of ownership can't be used.
+UNKNOWN = Problem(
+    "ISOLATED",
+    "This server does not know whose its models are, so your key can't change anything. Tell its "
+    "operator: the server's log says why.",
+)
 _NOBODY = (
     "The authority of your key does not say who you are, so the key owns nothing and can't change "
     "anything. Ask the server's operator."

@@ -47,6 +47,7 @@ from .gate.gate import Gate
 from .gate.limits import Limits
 from .gate.lookup_pool import LookupPool
 from .isolation import locations, outside, preparation, provenance, writes
+from .isolation.artifacts import Artifacts
 from .isolation.facts import Facts
 from .observe import redaction
 from .observe.decision_log import DecisionLog
@@ -117,6 +118,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     flask_app = apps.flask_app()
     sessions = Sessions(store.database)
     mode = live_settings.Mode(config.mode, config.force_mode)
+    isolation = live_settings.Isolation(mode, config.isolation)
     leak_keys = leak_reports.load(config.leak_public_keys) if config.leak_public_keys else {}
     observed, uses = Observed(store.database), UseCounter(store.database)
     roots = artifact_roots.load(config.artifact_roots)
@@ -147,7 +149,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         folders=folders,
     )
     for blueprint in (
-        keys_api.blueprint(store, gate, leak_keys),
+        keys_api.blueprint(store, gate, leak_keys, lambda: isolation.now == "enforce"),
         ownership_api.blueprint(store, gate),
         validate_key.blueprint(),
         pages.blueprint(store, sessions, gate, config.session_lifetime),
@@ -160,20 +162,18 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     caller.install(flask_app)
     static_files.install(flask_app)
     watch = artifact_roots.Watch(mode, observed.add)
-    repositories.confine(roots, watch)
-    locations.Stored(roots, gate.policy, watch, folders).install()
-    provenance.Provenance(watch, config.provenance).install()
-    isolation = live_settings.Isolation(mode, config.isolation)
+    isolated = artifact_roots.Watch(isolation, observed.add)
     obstacle = preparation.prepare()
     if obstacle is not None:
         if config.isolation == "writes":
             raise SettingsError(f"HOKUSAI_AUTH_ISOLATION=writes can't be kept: {obstacle}.")
         _log.warning("Owners are not recorded, and isolation must stay off: %s", obstacle)
-    writes.Writes(
-        gate.policy,
-        artifact_roots.Watch(isolation, observed.add),
-        Facts(usable=obstacle is None),
-    ).install()
+    facts = Facts(usable=obstacle is None)
+    artifacts = Artifacts(roots, gate.policy, folders, isolated, facts)
+    repositories.confine(roots, watch, artifacts)
+    locations.Stored(roots, gate.policy, watch, folders, artifacts).install()
+    provenance.Provenance(watch, config.provenance).install()
+    writes.Writes(gate.policy, isolated, facts).install()
     folders.begin()
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()

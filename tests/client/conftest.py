@@ -16,12 +16,14 @@ from urllib.parse import urlsplit
 import mlflow
 import pytest
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+from mlflow.tracking.default_experiment.registry import _default_experiment_provider_registry
 from mlflow.tracking.request_auth.registry import _request_auth_provider_registry
 from mlflow.tracking.request_header.registry import _request_header_provider_registry
 
-from mlflow_hokusai_auth.client import profile
+from mlflow_hokusai_auth.client import default_experiment, profile
 from mlflow_hokusai_auth.client.artifacts import HokusaiArtifactRepository
 from mlflow_hokusai_auth.client.auth_provider import HokusaiAuthProvider
+from mlflow_hokusai_auth.client.default_experiment import HokusaiDefaultExperimentProvider
 from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
 from mlflow_hokusai_auth.core import keys
 
@@ -160,6 +162,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     monkeypatch.setattr(profile, "_warned", set())
     profile._files.clear()
     profile._parse_origins.cache_clear()
+    default_experiment._of.cache_clear()
     yield home
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
@@ -174,6 +177,7 @@ def providers() -> None:
     for registry, provider in (
         (_request_header_provider_registry, HokusaiHeaderProvider),
         (_request_auth_provider_registry, HokusaiAuthProvider),
+        (_default_experiment_provider_registry, HokusaiDefaultExperimentProvider),
     ):
         if not any(isinstance(known, provider) for known in registry):
             registry.register(provider)

@@ -316,6 +316,7 @@ def test_whoami_has_all_that_the_commands_read() -> None:
     results = doctor.Results(mlflow.get_tracking_uri(), identity=answer)
     for look in (doctor.check_scope, doctor.check_expiry):
         look(results)
+    assert list(doctor.default_experiment(results))
     assert answer.asked == set(schemas.Identity.model_fields)
     assert limit.asked == set(schemas.LimitLeft.model_fields)
 

@@ -66,6 +66,10 @@ IMPORTS: dict[str, dict[str, str]] = {
     "client/auth_provider.py": {
         "mlflow.tracking.request_auth.abstract_request_auth_provider": "RequestAuthProvider"
     },
+    "client/default_experiment.py": {
+        "mlflow": "MlflowClient get_tracking_uri",
+        "mlflow.exceptions": "MlflowException",
+    },
     "client/diagnose/doctor.py": {
         "mlflow": "__version__ get_tracking_uri",
         "mlflow.exceptions": "MlflowException",
@@ -386,6 +390,7 @@ GROUPS = {
     "mlflow.app": "mlflow.server",
     "mlflow.app.client": "mlflow.server",
     "mlflow.artifact_repository": "mlflow.store.artifact.artifact_repository_registry",
+    "mlflow.default_experiment_provider": "mlflow.tracking.default_experiment.registry",
     "mlflow.request_header_provider": "mlflow.tracking.request_header.registry",
     "mlflow.request_auth_provider": "mlflow.tracking.request_auth.registry",
 }

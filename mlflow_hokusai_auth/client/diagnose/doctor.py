@@ -102,7 +102,9 @@ _S = TypeVar("_S", bound=Results)
 
 def examine() -> Iterator[Check]:
     """Check MLflow's tracking URI and the current key, and yield each check when it is done."""
-    return run(_CHECKS, Results(str(mlflow.get_tracking_uri())), _call)
+    results = Results(str(mlflow.get_tracking_uri()))
+    yield from run(_CHECKS, results, _call)
+    yield from default_experiment(results)
 
 
 def run(
@@ -373,6 +375,13 @@ def check_other_ways(results: Results) -> Outcome:
             fix = f"Set OTEL_EXPORTER_OTLP_{signal}HEADERS to x-api-key=YOUR_KEY."
             return False, found, fix
     return True, found, ""
+
+
+def default_experiment(results: Results) -> Iterator[Check]:
+    """Report which experiment runs go to that name none, if the server tells of one."""
+    if name := results.identity.get("default_experiment"):
+        found = f"runs that name no experiment go to {name}"
+        yield Check("default experiment", True, one_line(found, results.key))
 
 
 #: Name, names of the checks that must have passed before, and the check.

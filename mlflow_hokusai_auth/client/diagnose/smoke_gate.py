@@ -156,7 +156,7 @@ def scope(job: Job) -> Outcome:
     ok, found, fix = doctor.check_scope(job)
     if not ok:
         return False, found, fix or OPERATOR
-    if "write" in job.identity["can"]:
+    if "write" in job.identity["can"] or job.identity.get("default_experiment"):
         return True, found, ""
     # model:write may make an experiment but not delete it, so the run goes to an existing one.
     try:

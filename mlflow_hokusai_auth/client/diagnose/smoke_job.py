@@ -18,6 +18,8 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from mlflow_hokusai_auth.client.default_experiment import find_or_make
+
 from . import doctor
 
 #: The experiment that every server has, for keys that may not delete one of their own.
@@ -67,6 +69,10 @@ class Job(doctor.Results):
 def _experiment(job: Job) -> Outcome:
     if job.experiment_id:
         return True, f"{job.experiment_id}, as the key may not delete its own", ""
+    name = job.identity.get("default_experiment")
+    if name and "write" not in job.identity["can"]:
+        job.experiment_id = find_or_make(job.client(), name)
+        return True, f"{job.experiment_id}, {name}, as the key may not delete its own", ""
     job.left.append(f"experiment {job.name}")
     job.experiment_id = job.client().create_experiment(job.name)
     return True, f"{job.experiment_id}, {job.name}", ""
@@ -74,8 +80,8 @@ def _experiment(job: Job) -> Outcome:
 
 def _run(job: Job) -> Outcome:
     # A run in our own experiment is deleted with the experiment.
-    if job.experiment_id == DEFAULT:
-        job.left.append(f"run {job.name} in experiment {DEFAULT}")
+    if f"experiment {job.name}" not in job.left:
+        job.left.append(f"run {job.name} in experiment {job.experiment_id}")
     job.run = job.client().create_run(job.experiment_id, run_name=job.name)
     run_id, uri = job.run.info.run_id, job.run.info.artifact_uri
     job.client().log_metric(run_id, "accuracy", _METRIC)

@@ -85,6 +85,8 @@ class Artifacts:
         principal = self.confined()
         if principal is None:
             return
+        if not self.facts.usable:
+            self._refuse(change.place, isolation.UNKNOWN)
         if principal.no_delete and change.deletes:
             self._refuse(change.place, isolation.DELETING)
         if self.frozen.has(principal.owner_id, change):
@@ -137,7 +139,7 @@ class Artifacts:
     def confined(self) -> Principal | None:
         """Return the caller if they are kept to what is theirs."""
         principal = callers.current.get().principal
-        if principal is None or not self.watch.looks or not self.facts.usable:
+        if principal is None or not self.watch.looks:
             return None
         return principal if is_confined(principal, self.policy) else None
 

@@ -175,13 +175,7 @@ class Writes:
     def _require_facts(self) -> None:
         """Raise MlflowException if no owner can be known: then nobody confined changes anything."""
         if not self.facts.usable:
-            self._refuse(
-                Problem(
-                    "ISOLATED",
-                    "This server does not know whose its models are, so your key can't change "
-                    "anything. Tell its operator: the server's log says why.",
-                )
-            )
+            self._refuse(isolation.UNKNOWN)
 
     def _name(self, connection: Connection, principal: Principal, kind: str, name: str) -> None:
         problem = isolation.name_problem(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import flask
@@ -22,6 +22,7 @@ from mlflow_hokusai_auth.core.errors import (
     KeyNotFound,
     NotGenuine,
 )
+from mlflow_hokusai_auth.core.isolation import DEFAULT_PREFIX
 from mlflow_hokusai_auth.core.keys import problem, redact
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
@@ -44,14 +45,20 @@ MIN_LIMITED_AGE = 3600.0
 
 
 def blueprint(
-    store: LocalStore, gate: Gate, leak_keys: Mapping[str, EllipticCurvePublicKey]
+    store: LocalStore,
+    gate: Gate,
+    leak_keys: Mapping[str, EllipticCurvePublicKey],
+    isolated: Callable[[], bool] = lambda: False,
 ) -> flask.Blueprint:
-    """Return the routes, on `store`. A leak report counts only if one of `leak_keys` signed it."""
+    """Return the routes, on `store`. A leak report counts only if one of `leak_keys` signed it.
+
+    `isolated` says whether isolation is enforced now.
+    """
     routes = api.blueprint("hokusai")
 
     @routes.get("/whoami")
     def whoami() -> flask.Response:
-        return flask.jsonify(whoami_of(store, gate))
+        return flask.jsonify(whoami_of(store, gate, isolated))
 
     @routes.get("/openapi.json")
     def description() -> flask.Response:
@@ -129,8 +136,10 @@ def blueprint(
     return routes
 
 
-def whoami_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
-    """Return the caller's own key, as `schemas.Identity` describes it."""
+def whoami_of(
+    store: LocalStore, gate: Gate, isolated: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Return the caller's own key, as `schemas.Identity` describes it; `isolated` as in `blueprint`."""
     caller = callers.principal()
     try:
         name = store.get(caller.key_id).name
@@ -152,7 +161,15 @@ def whoami_of(store: LocalStore, gate: Gate) -> dict[str, Any]:
         rate_limit=left,
         models=list(caller.models),
         no_delete=caller.no_delete,
+        default_experiment=_default_experiment(caller, gate) if isolated() else None,
     ).model_dump()
+
+
+def _default_experiment(caller: Principal, gate: Gate) -> str | None:
+    """The name of the experiment for runs of `caller` that name none, or None for MLflow's Default."""
+    # A key whose owner is unknown owns nothing, so it can't make an experiment either.
+    confined = caller.owner_id and policy.is_confined(caller, gate.policy)
+    return DEFAULT_PREFIX + caller.owner_id if confined else None
 
 
 def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], str | None]:

@@ -245,6 +245,9 @@ class Identity(BaseModel):
     rate_limit: LimitLeft | None
     models: list[str]
     no_delete: bool
+    default_experiment: str | None = Field(
+        description="The experiment for runs that name none; null: MLflow's Default."
+    )
 
 
 class Error(BaseModel):

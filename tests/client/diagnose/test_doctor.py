@@ -126,6 +126,14 @@ def skipped(verdicts: dict[str, bool | None]) -> list[str]:
     return [name for name, ok in verdicts.items() if ok is None]
 
 
+def test_default_experiment_has_a_line_only_if_the_server_names_one(api: Api, run: Any) -> None:
+    for name in (None, "", "default:ACME"):
+        api.on("GET whoami", 200, {**IDENTITY, "default_experiment": name})
+        last = run("doctor").stdout.splitlines()[-1]
+        assert ("default experiment" in last) is bool(name)
+    assert last == "ok    default experiment: runs that name no experiment go to default:ACME"
+
+
 def test_every_check_passes(api: Api, key: str, run: Any) -> None:
     result = run("doctor")
     assert result.exit_code == 0

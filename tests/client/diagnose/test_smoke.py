@@ -163,6 +163,28 @@ def test_smoke_does_the_whole_job(scope: str, prefix: str, live: Server, run: An
     assert "`mlflow gc`" in checks["clean up"]["found"]
 
 
+def test_run_goes_to_the_default_experiment_of_a_confined_key(alone: Server, run: Any) -> None:
+    with between(alone) as way:
+
+        def isolated(ask: Callable[[], Answer]) -> Answer:
+            status, headers, body = ask() or (0, {}, b"")
+            named = json.loads(body) | {"default_experiment": "default:test"}
+            return status, headers, json.dumps(named).encode()
+
+        way.on["hokusai/whoami"] = isolated
+        before = things(alone)
+        for _ in range(2):
+            _, checks = run(way.origin, alone.key("model:write"), code=0)
+            assert failed(checks) == skipped(checks) == []
+            assert not checks["experiment"]["found"].startswith("0,")
+    after = things(alone)
+    assert after.pop("experiments") == ["default:test", *before.pop("experiments")]
+    # Of the runs, only the folder of their experiment stays.
+    assert [path for path in after.pop("artifacts") if Path(path).is_file()] == []
+    before.pop("artifacts")
+    assert after == before
+
+
 def test_output_is_readable_lines(live: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOKUSAI_API_KEY", live.key("mlflow:write"))
     result = CliRunner().invoke(main, ["smoke", f"{live.origin}/api/mlflow/"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,11 +56,13 @@ class Api:
         return self.store.database.audited(limit=1)[0]
 
 
-def served(folder: Path, leak_keys: Any = signed.KEYS) -> Api:
+def served(
+    folder: Path, leak_keys: Any = signed.KEYS, isolated: Callable[[], bool] = lambda: False
+) -> Api:
     store = LocalStore(f"sqlite:///{folder}/keys.db")
     store.migrate()
     app = flask.Flask("mlflow")
-    app.register_blueprint(keys_api.blueprint(store, make_gate(), leak_keys))
+    app.register_blueprint(keys_api.blueprint(store, make_gate(), leak_keys, isolated))
     return Api(store, app)
 
 
@@ -299,6 +301,32 @@ def test_whoami_describes_the_caller(here: Api) -> None:
     # The store does not know a key of the auth service.
     reply = here.ask("GET /whoami").json
     assert reply is not None and reply["name"] == "" and reply["rate_limit"] is None
+
+
+def test_whoami_names_a_default_experiment_for_confined_keys_while_they_are(tmp_path: Path) -> None:
+    now = ["off"]
+    api = served(tmp_path, isolated=lambda: now[0] == "writes")
+
+    def named(owner_id: str, *scopes: str) -> str | None:
+        # The display name doesn't count.
+        caller = Principal("key_1", "Shown", frozenset(scopes), owner_id=owner_id)
+        reply = api.ask("GET /whoami", caller=caller).json
+        assert reply is not None and "default_experiment" in reply
+        name: str | None = reply["default_experiment"]
+        return name
+
+    confined = ("model:write",), ("model:write", "mlflow:access"), ("model:read",), ()
+    staff = ("mlflow:admin",), ("mlflow:write",)
+    for scopes in confined + staff:
+        assert named("ACME", *scopes) is None, scopes
+    now[0] = "writes"
+    for scopes in confined:
+        assert named("ACME", *scopes) == "default:ACME", scopes
+        assert named("", *scopes) is None, scopes
+    for scopes in staff:
+        assert named("ACME", *scopes) is None, scopes
+    now[0] = "observe"
+    assert named("ACME", *confined[0]) is None
 
 
 class TestReportsOfLeaks:
