@@ -528,14 +528,20 @@ def _named(connection: sa.Connection, kind: str, condition: _Condition) -> list[
         ]
     rows = connection.execute(_models().where(condition(MLFLOW_MODELS.c.name))).mappings()
     found = [_Named(dict(row), True) for row in rows]
-    gone = sa.select(MODELS).where(condition(MODELS.c.name), ~_exists(MLFLOW_MODELS, MODELS))
+    gone = _without_model(sa.select(MODELS), MODELS).where(condition(MODELS.c.name))
     rows = connection.execute(gone).mappings()
     return found + [_Named({"kind": "model", **_columns(dict(row))}, False) for row in rows]
 
 
-def _exists(table: Any, other: Any) -> sa.Exists:
-    """Return whether `table` has the name of a row of `other`."""
-    return sa.exists().where(table.c.name == other.c.name)
+def _without_model(query: sa.Select[Any], table: sa.Table) -> sa.Select[Any]:
+    """Return `query` on `table` without rows whose name is that of a model that MLflow has.
+
+    MLflow has no index by which SQLite could look up each name, but it makes one for a join.
+    """
+    same = MLFLOW_MODELS.c.name == table.c.name
+    return query.select_from(table.outerjoin(MLFLOW_MODELS, same)).where(
+        MLFLOW_MODELS.c.name.is_(None)
+    )
 
 
 def _wanted(
@@ -739,16 +745,16 @@ _CHECKS: tuple[tuple[str, str, str, sa.Select[Any]], ...] = (
         "model",
         "MLflow has no such model: plain MLflow may have deleted or renamed it. The name stays its "
         "owner's until `owners release`.",
-        sa.select(MODELS.c.name).where(MODELS.c.gone_at.is_(None), ~_exists(MLFLOW_MODELS, MODELS)),
+        _without_model(sa.select(MODELS.c.name), MODELS).where(MODELS.c.gone_at.is_(None)),
     ),
     (
         "MODEL_CAME_BACK",
         "model",
         "The model was deleted, and plain MLflow made one of the same name. Say whose it is: "
         "`owners assign`.",
-        sa.select(MODELS.c.name).where(
-            MODELS.c.gone_at.is_not(None), _exists(MLFLOW_MODELS, MODELS)
-        ),
+        sa.select(MODELS.c.name)
+        .join(MLFLOW_MODELS, MLFLOW_MODELS.c.name == MODELS.c.name)
+        .where(MODELS.c.gone_at.is_not(None)),
     ),
     (
         "EXPERIMENT_MISSING",
@@ -762,21 +768,22 @@ _CHECKS: tuple[tuple[str, str, str, sa.Select[Any]], ...] = (
         "VERSION_MISSING",
         "version",
         "MLflow has no such version: plain MLflow may have deleted it.",
-        sa.select(VERSIONS.c.name + "/" + sa.cast(VERSIONS.c.version, sa.String)).where(
-            ~sa.exists().where(_SAME_VERSION).correlate(VERSIONS)
-        ),
+        sa.select(VERSIONS.c.name + "/" + sa.cast(VERSIONS.c.version, sa.String))
+        .select_from(VERSIONS.outerjoin(MLFLOW_VERSIONS, _SAME_VERSION))
+        .where(MLFLOW_VERSIONS.c.name.is_(None)),
     ),
     (
         "ACCESS_LEFT_OVER",
         "model",
-        "A grant that was removed, or a model that is gone, left its access.",
+        "A grant that was removed left its access.",
         sa.select(MODEL_ACCESS.c.name)
         .distinct()
-        .where(
-            sa.or_(
-                ~sa.exists().where(GRANTS.c.id == MODEL_ACCESS.c.grant_id),
-                ~_exists(MLFLOW_MODELS, MODEL_ACCESS),
-            )
-        ),
+        .where(~sa.exists().where(GRANTS.c.id == MODEL_ACCESS.c.grant_id)),
+    ),
+    (
+        "ACCESS_LEFT_OVER",
+        "model",
+        "A model that is gone left its access.",
+        _without_model(sa.select(MODEL_ACCESS.c.name).distinct(), MODEL_ACCESS),
     ),
 )

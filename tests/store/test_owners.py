@@ -439,8 +439,8 @@ def test_leftovers_of_plain_mlflow_are_found(registry: Registry) -> None:
         ("MODEL_CAME_BACK", "again"),
         ("EXPERIMENT_MISSING", "5"),
         ("VERSION_MISSING", "other/3"),
-        ("ACCESS_LEFT_OVER", "lead"),
         ("ACCESS_LEFT_OVER", "other"),
+        ("ACCESS_LEFT_OVER", "lead"),
     ]
 
 
