@@ -67,7 +67,7 @@ def principal() -> Principal:
 
 def owner_id() -> str:
     """Return the owner of what this request's key makes, on routes that take a key."""
-    return principal().owner
+    return principal().owner_id
 
 
 def actor() -> Actor:
