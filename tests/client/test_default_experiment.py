@@ -155,6 +155,15 @@ def test_error_gives_one_warning_and_mlflow_s_default(
         assert default() == "7", answers
 
 
+def test_run_does_not_wait_for_minutes_if_whoami_fails(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+    api.on("GET whoami", 503, b"", {"Retry-After": "0"})
+    assert default() == "0"
+    assert asked(api) == ["whoami"] * 2
+
+
 def test_nothing_is_asked_where_the_key_does_not_go(
     api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
