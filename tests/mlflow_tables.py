@@ -7,7 +7,6 @@ import sqlalchemy as sa
 
 def make(engine: sa.Engine) -> None:
     """Make them in an empty database. MLflow's models can't make all of its tables."""
-    from mlflow.store.db.base_sql_model import Base
     from mlflow.store.model_registry.dbmodels import models as registry
     from mlflow.store.tracking.dbmodels import models as tracking
 
@@ -18,4 +17,11 @@ def make(engine: sa.Engine) -> None:
         registry.SqlRegisteredModel,
         registry.SqlModelVersion,
     )
-    Base.metadata.create_all(engine, [model.__table__ for model in used])
+    made = sa.MetaData()
+    for model in used:
+        table = model.__table__.to_metadata(made)
+        # MLflow's migrations, if they ran in this process, have added checks to its models twice.
+        for constraint in list(table.constraints):
+            if isinstance(constraint, sa.CheckConstraint):
+                table.constraints.remove(constraint)
+    made.create_all(engine)

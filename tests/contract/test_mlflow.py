@@ -125,17 +125,20 @@ IMPORTS: dict[str, dict[str, str]] = {
             "_get_artifact_repo_mlflow_artifacts _get_model_registry_store _get_tracking_store "
             "_is_serving_proxied_artifacts"
         ),
+        "mlflow.exceptions": "MlflowException",
+        "mlflow.protos.databricks_pb2": "TEMPORARILY_UNAVAILABLE",
         "mlflow.store.artifact.artifact_repo": "ArtifactRepository",
         "mlflow.store.artifact.local_artifact_repo": "LocalArtifactRepository",
         "mlflow.utils.workspace_context": "set_server_request_workspace",
     },
     "server/upstream/tables.py": {
+        "mlflow.entities.logged_model_status.LoggedModelStatus": "READY",
         "mlflow.store.db.base_sql_model.Base": "metadata registry",
         "mlflow.store.db.db_types": "DATABASE_ENGINES",
         "mlflow.store.db.utils": "create_sqlalchemy_engine",
         "mlflow.store.model_registry.dbmodels.models": "SqlModelVersionTag SqlRegisteredModelTag",
         "mlflow.store.model_registry.dbmodels.models.SqlModelVersion": (
-            "current_stage name source storage_location"
+            "current_stage name source storage_location version"
         ),
         "mlflow.store.model_registry.dbmodels.models.SqlRegisteredModel": "name",
         "mlflow.store.model_registry.dbmodels.models.SqlRegisteredModelAlias": (
@@ -149,7 +152,7 @@ IMPORTS: dict[str, dict[str, str]] = {
             "artifact_location experiment_id name"
         ),
         "mlflow.store.tracking.dbmodels.models.SqlLoggedModel": (
-            "artifact_location experiment_id model_id"
+            "artifact_location experiment_id model_id name source_run_id status"
         ),
         "mlflow.store.tracking.dbmodels.models.SqlRun": "artifact_uri experiment_id run_uuid",
         "mlflow.store.tracking.dbmodels.models.SqlTraceInfo": "experiment_id request_id",

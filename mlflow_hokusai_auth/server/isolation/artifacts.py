@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cachetools import TTLCache
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -95,9 +93,8 @@ class Artifacts:
         try:
             problem = self._problem(principal.owner_id, change)
         except SQLAlchemyError as error:
-            raise MlflowException(
-                "Who owns these artifacts can't be looked up at the moment. Try again.",
-                error_code=TEMPORARILY_UNAVAILABLE,
+            raise stores.unavailable(
+                "Who owns these artifacts can't be looked up at the moment. Try again."
             ) from error
         if problem is isolation.FROZEN:
             self.frozen.add(principal.owner_id, change)

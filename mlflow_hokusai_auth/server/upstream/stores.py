@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from sqlalchemy.engine import Engine
+
+
+def unavailable(message: str) -> MlflowException:
+    """Return the exception that MLflow answers with 503."""
+    return MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)
 
 
 def tracking_engine() -> Engine | None:

@@ -22,8 +22,8 @@ from tests import mlflow_tables
 from tests.server.sentinel import make_gate
 from tests.server.web.test_keys_api import ADMIN, Api
 
-ACME = Principal("key_acme", "acme", frozenset({"model:write"}))
-GLOBEX = Principal("key_globex", "globex", frozenset({"model:write"}))
+ACME = Principal("key_acme", "acme", frozenset({"model:write"}), owner_id="acme")
+GLOBEX = Principal("key_globex", "globex", frozenset({"model:write"}), owner_id="globex")
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_routes_are_open_to_whom_they_should_be() -> None:
             name
             for name in ("model:read", "model:write", "mlflow:write", "mlflow:admin")
             if access(
-                Principal("key_1", "o", frozenset({name})),
+                Principal("key_1", "o", frozenset({name}), owner_id="o"),
                 operation := classify(line.split()[0], base + line.split()[1]),
                 Policy(),
             )
