@@ -33,7 +33,7 @@ _HOST = "its scheme takes no host"
 #: Characters of a URI, at most. MLflow's columns are shorter.
 _MAX_LENGTH = 1000
 #: A path that needs more rounds of decoding than this counts as odd.
-_MAX_DECODING = 10
+MAX_DECODING = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def _folded(parts: tuple[str, ...]) -> str:
 
 def leads_out(path: str) -> bool:
     """Return whether `path`, below a root, is absolute or has a `..` or a NUL, decoded or not."""
-    for _ in range(_MAX_DECODING):
+    for _ in range(MAX_DECODING):
         if path.startswith("/") or ".." in re.split(r"[/\\]", path) or "\0" in path:
             return True
         if (decoded := unquote(path)) == path:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -19,28 +17,6 @@ pytestmark = pytest.mark.servers
 
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
-#: The application with isolation, until the application itself has it.
-WIRED = """
-from mlflow_hokusai_auth.core.policy import Policy
-from mlflow_hokusai_auth.server import app, live_settings
-from mlflow_hokusai_auth.server.isolation import artifacts, facts, locations, writes
-from mlflow_hokusai_auth.server.upstream import artifact_roots, repositories, stores
-from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
-from mlflow_hokusai_auth.store import ownership
-
-
-def create_app():
-    made = app.create_app()
-    ownership.prepare(stores.tracking_engine())
-    watch = artifact_roots.Watch(live_settings.Mode("enforce"))
-    roots, known = artifact_roots.load(()), facts.Facts(usable=True)
-    folders = ExperimentFolders(roots)
-    judge = artifacts.Artifacts(roots, Policy(), folders, watch, known)
-    writes.Writes(Policy(), watch, known).install()
-    repositories.confine(roots, watch, judge)
-    locations.Stored(roots, Policy(), watch, folders, judge).install()
-    return made
-"""
 
 
 class Supplier:
@@ -94,17 +70,7 @@ def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp(f"isolated-{request.param}")
-    info = folder / "hokusai_isolated-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hokusai-isolated\nVersion: 0\n")
-    (info / "entry_points.txt").write_text(
-        "[mlflow.app]\nhokusai-isolated = hokusai_isolated:create_app\n"
-    )
-    (folder / "hokusai_isolated.py").write_text(WIRED)
-    path = os.pathsep.join((str(folder), str(Path.cwd())))
-    with serve(
-        folder, SERVERS[request.param], app="hokusai-isolated", started=True, PYTHONPATH=path
-    ) as server:
+    with serve(folder, SERVERS[request.param], HOKUSAI_AUTH_ISOLATION="writes") as server:
         yield server
 
 

@@ -75,30 +75,25 @@ class Artifacts:
         """Whether the caller is kept to what is theirs."""
         return self.confined() is not None
 
-    def check(self, change: Change) -> None:
-        """Raise MlflowException if the caller may not make this change. Blocks.
+    def check(self, change: Change) -> bool:
+        """Return whether the caller may make this change, or raise MlflowException. Blocks.
 
         What is frozen may be `FRESH` seconds old; what is not frozen is asked of the database.
         """
         principal = self.confined()
         if principal is None:
-            return
+            return True
         if not self.facts.usable:
             self._refuse(change.place, isolation.UNKNOWN)
-        if principal.no_delete and change.deletes:
-            self._refuse(change.place, isolation.DELETING)
-        if self.frozen.has(principal.owner_id, change):
-            self._refuse(change.place, isolation.FROZEN)
-            return
+            return False
         try:
-            problem = self._problem(principal.owner_id, change)
+            problem = self._problem(principal, change)
         except SQLAlchemyError as error:
             raise stores.unavailable(
                 "Who owns these artifacts can't be looked up at the moment. Try again."
             ) from error
-        if problem is isolation.FROZEN:
-            self.frozen.add(principal.owner_id, change)
         self._refuse(change.place, problem)
+        return problem is None
 
     def owns(self, uri: str, connection: Connection) -> bool:
         """Return whether the files at `uri` belong to the caller, who is kept to what is theirs."""
@@ -140,17 +135,22 @@ class Artifacts:
             return None
         return principal if is_confined(principal, self.policy) else None
 
-    def _problem(self, me: str, change: Change) -> Problem | None:
+    def _problem(self, principal: Principal, change: Change) -> Problem | None:
+        me, place, file = principal.owner_id, change.place, change.file
+        if principal.no_delete and change.deletes:
+            return isolation.DELETING
+        if self.frozen.has(me, change):
+            return isolation.FROZEN
         engine = stores.tracking_engine()
         assert engine is not None, "there are tables of ownership, so the store is a database"
-        place, file = change.place, change.file
         if len(place.parts) > _DEPTH or ".." in place.parts:
             return _ODD
         with engine.connect() as connection:
             rests = self._rests(place, connection)
             problem = self._owner_problem(me, place, rests, connection, file=file)
             if problem is None and self._is_frozen(place, rests, connection, file=file):
-                return isolation.FROZEN
+                self.frozen.add(me, change)
+                problem = isolation.FROZEN
             return problem
 
     def _owner_problem(

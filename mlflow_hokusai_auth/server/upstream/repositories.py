@@ -24,6 +24,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.uri import get_uri_scheme
 
 from mlflow_hokusai_auth.core.locations import (
+    MAX_DECODING,
     Location,
     Roots,
     inside,
@@ -89,8 +90,8 @@ class Changes(Protocol):
     def looks(self) -> bool:
         """Whether this caller's changes are judged."""
 
-    def check(self, change: Change) -> None:
-        """Raise MlflowException if the caller may not make this change. Blocks."""
+    def check(self, change: Change) -> bool:
+        """Return whether the caller may make this change, or raise MlflowException. Blocks."""
 
 
 def confine(roots: Roots, watch: Watch, changes: Changes | None = None) -> None:
@@ -189,11 +190,13 @@ class Opener:
                 return None
             return signature.bind(*args, **kwargs)
 
-        def judge(given: dict[str, Any]) -> None:
+        def judge(given: dict[str, Any]) -> bool:
             assert changes is not None
             file = next((str(given[one]) for one in _FILES if one in given), "")
-            for where in self._places(given["self"], str(given.get(name) or ""), file):
+            return all(
                 changes.check(Change(where, title in STORING, title == _DELETING))
+                for where in self._places(given["self"], str(given.get(name) or ""), file)
+            )
 
         @functools.wraps(method)
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -201,8 +204,7 @@ class Opener:
             if bound is None:
                 return method(*args, **kwargs)
             again = functools.partial(judge, dict(bound.arguments))
-            again()
-            if "stream" in bound.arguments:
+            if again() and "stream" in bound.arguments:
                 bound.arguments["stream"] = _Stream(bound.arguments["stream"], again)
             return method(*bound.args, **bound.kwargs)
 
@@ -212,8 +214,7 @@ class Opener:
             if bound is None:
                 return await method(*args, **kwargs)
             again = functools.partial(judge, dict(bound.arguments))
-            await asyncio.to_thread(again)
-            if "chunks" in bound.arguments:
+            if await asyncio.to_thread(again) and "chunks" in bound.arguments:
                 bound.arguments["chunks"] = _chunks(bound.arguments["chunks"], again)
             return await method(*bound.args, **bound.kwargs)
 
@@ -248,16 +249,16 @@ class Opener:
 
 
 def _decoded(path: str) -> str:
-    """Return `path` as it is after any number of decodings; `leads_out` limits their number."""
-    while (decoded := unquote(path)) != path:
-        path = decoded
+    """Return `path` after as many decodings as `leads_out` allows."""
+    for _ in range(MAX_DECODING):
+        path = unquote(path)
     return path
 
 
 class _Stream:
     """A stream whose end is judged again: a slow upload may end after its place was frozen."""
 
-    def __init__(self, stream: Any, again: Callable[[], None]) -> None:
+    def __init__(self, stream: Any, again: Callable[[], object]) -> None:
         self._stream, self._again = stream, again
 
     def read(self, *size: int) -> bytes:
@@ -270,7 +271,9 @@ class _Stream:
         return getattr(self._stream, name)
 
 
-async def _chunks(chunks: AsyncIterable[bytes], again: Callable[[], None]) -> AsyncIterator[bytes]:
+async def _chunks(
+    chunks: AsyncIterable[bytes], again: Callable[[], object]
+) -> AsyncIterator[bytes]:
     """Yield `chunks`, and judge again before the file gets its place."""
     async for chunk in chunks:
         yield chunk

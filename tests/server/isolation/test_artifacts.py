@@ -214,6 +214,14 @@ def test_spellings_of_a_path_lead_nowhere_else(world: World) -> None:
     assert contents(world.stores.folder) == before
 
 
+def test_path_with_too_many_folders_is_refused(world: World) -> None:
+    own = world.made_by(ACME)
+    for inner in ("x/" * 200, "".join(f"{number:032x}/" for number in range(40))):
+        with calling(ACME):
+            path = f"{own.experiment}/{own.run}/artifacts/{inner}x"
+            assert code(world.put, path) == "LOCATION_REFUSED"
+
+
 def test_every_run_in_a_path_counts(world: World) -> None:
     """An administrator placed ACME's experiment among the artifacts of GLOBEX's run."""
     outer = world.made_by(GLOBEX)
@@ -273,6 +281,9 @@ def test_registered_artifacts_are_frozen_by_every_spelling(world: World) -> None
                 assert code(world.put, path) == "ARTIFACT_FROZEN", source
             for path in (file, folder, folder.rpartition("/")[0], f"{made.experiment}/{made.run}"):
                 assert code(world.proxy.delete_artifacts, path) == "ARTIFACT_FROZEN", (source, path)
+            # MLflow decodes the path of a deletion.
+            spelled = folder.removesuffix("l") + f"%{ord('l'):x}"
+            assert code(world.proxy.delete_artifacts, spelled) == "ARTIFACT_FROZEN", source
             world.put(other)
             world.put(f"{folder}2/x")
         assert world.file(file).read_bytes() == b"second"
@@ -548,6 +559,11 @@ def test_source_of_a_version_is_one_s_own_or_shared(
             assert version(world, own.model, source) == "", source
         for source in (f"runs:/{shared.run}/other", f"models:/{shared.logged}"):
             assert version(world, own.model, source) == "SOURCE_REFUSED", source
+    # An administrator's version of everybody's files gives nobody the rest.
+    with calling(STAFF):
+        stores.registry.create_model_version(shared.model, str(stores.folder))
+    with checked(world), calling(GLOBEX):
+        assert version(world, own.model, sources(theirs)[0]) == "SOURCE_REFUSED"
     with checked(world), calling(NAMELESS):
         assert version(world, own.model, sources(own)[0]) != ""
     with checked(world), calling(STAFF):
