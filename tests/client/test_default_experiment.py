@@ -21,7 +21,6 @@ from mlflow.tracking import fluent
 from mlflow_hokusai_auth.client import default_experiment
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.job_rules import TOKEN
-from tests.e2e.parts import interceptor
 from tests.harness import Server, serve
 
 from .test_admin import UNKNOWN, Api, answering
@@ -213,22 +212,10 @@ def test_nothing_is_asked_before_an_experiment_is_needed(api: Api) -> None:
     assert not asked(api)
 
 
-#: An interceptor's module, loaded before the app is put together: it has the server isolate.
-ISOLATED = """
-from mlflow_hokusai_auth.server.web import keys_api
-
-answer = keys_api.whoami_of
-keys_api.whoami_of = lambda store, gate, *_: answer(store, gate, lambda: True)
-
-def on_request(request):
-    pass
-"""
-
-
 @pytest.fixture(scope="module")
 def isolating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("isolating")
-    with serve(folder, PYTHONPATH=interceptor(folder / "site", ISOLATED)) as server:
+    with serve(folder, HOKUSAI_AUTH_ISOLATION="writes") as server:
         yield server
 
 
