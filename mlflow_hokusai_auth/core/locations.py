@@ -74,7 +74,8 @@ def read(uri: str) -> Location:
 def _oddity(uri: str, written_scheme: str, authority: str, rest: str, parts: Sequence[str]) -> str:
     if len(uri) > _MAX_LENGTH:
         return f"it has more than {_MAX_LENGTH} characters"
-    if not uri.isprintable() or uri != uri.strip():
+    # A slash at the end is no part of the location.
+    if not uri.isprintable() or uri.rstrip("/") != uri.strip().rstrip("/").rstrip():
         return "it has characters that can't be printed, or spaces around it"
     if found := set(uri) & set("%?#;\\"):
         return f"it has {' '.join(sorted(found))} in it"

@@ -48,6 +48,8 @@ class Policy:
     admin_roles: frozenset[str] = frozenset()
     #: True if MLflow's assistant, which runs programs on the server's host, is switched on.
     assistant: bool = False
+    #: True while isolation keeps suppliers to the kinds of resource that registry scopes reach.
+    isolated: bool = False
     #: Paths of MLflow's own static files. They need no key, because an open page loads parts of itself
     #: after its session has ended.
     static_files: frozenset[str] = frozenset()
@@ -182,6 +184,14 @@ def settle(
             "The operator may set HOKUSAI_AUTH_ASSISTANT=true.",
             operation=operation,
         )
+    if policy.isolated and _is_closed(principal, operation, policy):
+        return Deny(
+            "ISOLATED",
+            f"{_subject(operation) or 'A route that MLflow is not known to have'} is closed to "
+            "suppliers, because this server keeps them apart. If you need it, ask its operator for a "
+            "key with a scope such as mlflow:write, and without model:write.",
+            operation=operation,
+        )
     may = max(access(principal, operation, policy), Access.KEY)
     if may < operation.access:
         scope = _scope_for(operation, principal, policy)
@@ -198,6 +208,15 @@ def settle(
             operation=operation,
         )
     return Allow(operation, principal, need.credential, _sunset(principal))
+
+
+def _is_closed(principal: Principal, operation: Operation, policy: Policy) -> bool:
+    """Return whether isolation closes the operation, to which the key's scopes may reach."""
+    # Jobs, for example, act for whoever starts them, with a credential that is not confined.
+    if operation.rule == scopes.METRICS_RULE:
+        return False
+    reached = max(scopes.for_suppliers(operation), Access.KEY)
+    return reached < operation.access and is_confined(principal, policy)
 
 
 def _subject(operation: Operation) -> str:

@@ -73,9 +73,14 @@ def granted(scopes: frozenset[str], operation: Operation) -> Access:
         return operation.access
     general = max((GENERAL.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)
     registry = max((REGISTRY.get(scope, Access.PUBLIC) for scope in scopes), default=Access.PUBLIC)
+    return max(general, min(registry, for_suppliers(operation)))
+
+
+def for_suppliers(operation: Operation) -> Access:
+    """Return the highest access that any registry scope grants for `operation`."""
     kinds = operation.reads or {operation.kind}
     if not kinds <= REGISTRY_KINDS | REGISTRY_READS:
-        registry = Access.PUBLIC
-    elif not kinds <= REGISTRY_KINDS and not operation.rule.endswith(_REGISTRY_WRITES):
-        registry = min(registry, Access.READ)
-    return max(general, registry)
+        return Access.PUBLIC
+    if kinds <= REGISTRY_KINDS or operation.rule.endswith(_REGISTRY_WRITES):
+        return Access.WRITE
+    return Access.READ

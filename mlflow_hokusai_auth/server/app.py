@@ -144,6 +144,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         absent={} if leak_keys else {leak_reports.RULE: leak_reports.ABSENT},
         trusted=networks(config.trusted_proxies),
         mode=mode,
+        isolation=isolation,
         # The time for the auth service, and 5 s for everything else that a lookup waits for.
         lookups=LookupPool(timeout=config.service_timeout + 5.0),
         folders=folders,

@@ -109,6 +109,7 @@ def test_opened_remote_location_is_in_a_root(uri: str) -> None:
 
 
 @given(st.text() | URIS)
+@example("/ /")
 def test_every_text_is_read_and_shown(uri: str) -> None:
     location = read(uri)
     assert str(location).isprintable() or location.odd

@@ -422,6 +422,41 @@ def test_only_staff_and_the_jobs_are_not_confined() -> None:
     )
 
 
+def test_isolation_closes_what_no_supplier_needs() -> None:
+    isolated = Policy(isolated=True)
+    supplier, staff = whose("model:write", "mlflow:access"), whose("mlflow:write")
+
+    def check(method: str, path: str, closed: bool) -> None:
+        asked = asking(method, path)
+        assert isinstance(settle(asked, supplier, NOW, USUAL), Allow)
+        assert isinstance(settle(asked, staff, NOW, isolated), Allow)
+        if closed:
+            assert refusal(asked, supplier, isolated).code == "ISOLATED"
+        else:
+            assert isinstance(settle(asked, supplier, NOW, isolated), Allow)
+
+    each(
+        check,
+        [
+            ("POST", "/api/2.0/mlflow/model-versions/create", False),
+            ("POST", "/api/2.0/mlflow/runs/log-batch", False),
+            ("POST", "/api/2.0/mlflow/experiments/create", False),
+            ("GET", "/api/2.0/mlflow/experiments/get", False),
+            ("GET", "/api/2.0/hokusai/whoami", False),
+            ("POST", "/api/2.0/hokusai/grants", False),
+            ("POST", "/api/2.0/mlflow/experiments/delete", True),
+            ("POST", "/api/3.0/mlflow/traces", True),
+            ("POST", "/v1/traces", True),
+            ("POST", "/ajax-api/3.0/jobs/", True),
+            ("POST", "/gateway/openai/v1/chat/completions", True),
+        ],
+    )
+    metrics = asking("GET", "/hokusai/metrics")
+    assert isinstance(settle(metrics, whose("metrics:read"), NOW, isolated), Allow)
+    every = Policy(kind="authenticated", isolated=True)
+    assert refusal(asking("POST", "/v1/traces"), whose("predict"), every).code == "ISOLATED"
+
+
 @given(
     st.frozensets(st.one_of(ANY_SCOPE, st.text())),
     st.sampled_from(["scopes", "authenticated", "admin"]),

@@ -31,7 +31,7 @@ from mlflow_hokusai_auth.core.types import (
     Request,
 )
 from mlflow_hokusai_auth.server.exchange import Exchange, Observer
-from mlflow_hokusai_auth.server.live_settings import Mode
+from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
 
 from .bodies import BODY_SECONDS, body_limit, too_large
@@ -96,6 +96,8 @@ class Gate:
     trusted: tuple[Network, ...] = ()
     proxy_warning: ProxyWarning = field(default_factory=ProxyWarning)
     mode: Mode = field(default_factory=Mode)
+    #: While it is "enforce", suppliers are kept apart; None: never.
+    isolation: Isolation | None = None
     #: The folders of experiments, which decide on the paths of artifacts.
     folders: ExperimentFolders = field(default_factory=ExperimentFolders)
 
@@ -234,7 +236,10 @@ class Gate:
         return allow
 
     def _settle(self, need: NeedKey, principal: Principal | Rejected) -> Allow | Deny:
-        verdict = settle(need, principal, time.time(), self.policy)
+        policy = self.policy
+        if self.isolation is not None and self.isolation.now == "enforce":
+            policy = replace(policy, isolated=True)
+        verdict = settle(need, principal, time.time(), policy)
         if isinstance(verdict, Allow):
             verdict = self.limits.admit(verdict)
         if isinstance(principal, Principal):
