@@ -85,6 +85,15 @@ def name_problem(
     return None
 
 
+def staff_name_problem(name: str) -> Problem:
+    """Return why staff can't use a name that another owner has or had."""
+    return Problem(
+        "NAME_TAKEN",
+        f"The name {name} belongs to another owner. Choose another one, or free it first: "
+        "hokusai-auth owners release, or owners assign.",
+    )
+
+
 def model_problem(
     me: str, name: str, owner: str | None, level: str | None, *, touched: bool = False
 ) -> Problem | None:
@@ -110,9 +119,12 @@ def version_problem(
     *,
     new: bool,
     maker: str | None,
-    aliases: Collection[str],
+    held: Collection[str],
 ) -> Problem | None:
-    """Judge a new version of a registered model, or a change of one that `maker` made."""
+    """Judge a new version of a registered model, or a change of one that `maker` made.
+
+    `held` are the aliases and stages by which consumers find it.
+    """
     if me and owner == me:
         return None
     if level != "contribute":
@@ -125,11 +137,11 @@ def version_problem(
             f"You may add versions to the registered model {name}, and change those that you made. "
             "Another owner made this one.",
         )
-    if aliases:
+    if held:
         return Problem(
             "NOT_OWNER",
-            f"The alias {sorted(aliases)[0]} points to this version of {name}, so only the model's "
-            "owner can change it. Register a new version, or ask the owner to move the alias.",
+            f"The {next(iter(held))} is, or would be, this version of {name}, so only the model's "
+            "owner can change it. Register a new version, or ask the owner.",
         )
     return None
 
@@ -187,8 +199,9 @@ FROZEN = Problem(
 SOURCE = Problem(
     "SOURCE_REFUSED",
     "A model version of yours can't have this source, because the files are not yours. Register the "
-    "files of a run or of a logged model in your own experiments, or a version that is yours or that "
-    "was shared with you (models:/NAME/VERSION). The owner of a model may share it with you.",
+    "files of a run or of a logged model in your own experiments, by their artifact URI or "
+    "models:/m-…, or a version that is yours or that was shared with you (models:/NAME/VERSION). "
+    "runs:/… won't do, because its files may change later.",
 )
 DELETING = Problem("DELETE_REFUSED", "This key may not delete or archive anything.")
 

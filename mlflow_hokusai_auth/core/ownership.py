@@ -7,7 +7,7 @@ points: MLflow's databases do the same, so `Acme-x` is not within `acme-*`.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 #: What a grant allows, in rising order; each level includes those before it.
 LEVELS = ("read", "contribute")
@@ -51,6 +51,16 @@ def matches(pattern: str, name: str) -> bool:
     """Return whether the name `name` is the pattern, or begins as the pattern does."""
     start = beginning(pattern)
     return name == pattern if start is None else name.startswith(start)
+
+
+def within(pattern: str, patterns: Collection[str]) -> bool:
+    """Return whether each name that matches `pattern` matches one of `patterns`."""
+    start = beginning(pattern)
+    if start is None:
+        return any(matches(one, pattern) for one in patterns)
+    return any(
+        (limit := beginning(one)) is not None and start.startswith(limit) for one in patterns
+    )
 
 
 def overlaps(one: str, other: str) -> bool:

@@ -69,7 +69,6 @@ class Attacker(Supplier):
         return self.ask("POST", f"{OWN}/grants", **grant)[0]
 
 
-@pytest.mark.xfail(strict=True, reason="provenance._key: SqlInputTag has `name`, no `key`; a 500")
 @pytest.mark.parametrize("scope", ["model:write", "mlflow:write"])
 def test_dataset_is_logged_with_its_context(server: Server, scope: str) -> None:
     acme = Attacker(server, "ACME", scope)
@@ -79,14 +78,12 @@ def test_dataset_is_logged_with_its_context(server: Server, scope: str) -> None:
     acme.good("runs/log-inputs", run_id=run, datasets=[{"dataset": dataset, "tags": tags}])
 
 
-@pytest.mark.xfail(strict=True, reason="source_run_id is '' then, and '' is looked up as a run")
 def test_logged_model_needs_no_run(server: Server) -> None:
     acme = Attacker(server, "ACME")
     experiment, _ = acme.run()
     acme.good("logged-models", experiment_id=experiment, name="external")
 
 
-@pytest.mark.xfail(strict=True, reason="runs:/RUN/NAME means the newest logged model of that name")
 def test_deleted_logged_model_changes_no_registered_bytes(server: Server) -> None:
     acme, globex = Attacker(server, "ACME"), Attacker(server, "GLOBEX")
     name, _ = acme.model()
@@ -100,7 +97,6 @@ def test_deleted_logged_model_changes_no_registered_bytes(server: Server) -> Non
         globex.refusal(f"logged-models/{good}", "DELETE")
 
 
-@pytest.mark.xfail(strict=True, reason="the maker sets the status back to PENDING")
 def test_finished_logged_model_stays_as_it_is(server: Server) -> None:
     globex = Attacker(server, "GLOBEX")
     experiment, run = globex.run()
@@ -110,7 +106,6 @@ def test_finished_logged_model_stays_as_it_is(server: Server) -> None:
     assert globex.put(place, b"evil") == HTTPStatus.FORBIDDEN
 
 
-@pytest.mark.xfail(strict=True, reason="a stage points to a version as an alias does, unprotected")
 def test_contributor_puts_no_version_into_production(server: Server) -> None:
     acme, globex = Attacker(server, "ACME"), Attacker(server, "GLOBEX")
     name, _ = acme.model()
@@ -122,9 +117,6 @@ def test_contributor_puts_no_version_into_production(server: Server) -> None:
     globex.refusal("model-versions/transition-stage", name=name, version="2", stage="Production")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="NAMING_A_RUN takes what an UPDATE sets for what it is about"
-)
 def test_supplier_changes_no_assessment_of_another_one_s_trace(server: Server) -> None:
     acme, staff = Attacker(server, "ACME"), Attacker(server, "HOKUSAI", "mlflow:write")
     globex = Attacker(server, "GLOBEX", "model:write", "mlflow:access")
@@ -154,7 +146,6 @@ def test_supplier_changes_no_assessment_of_another_one_s_trace(server: Server) -
     assert globex.ask("PATCH", f"{path}/{made}", **changed)[0] == HTTPStatus.FORBIDDEN
 
 
-@pytest.mark.xfail(strict=True, reason="check_source cuts the name of models:/NAME/1 at an @")
 def test_source_is_the_model_that_mlflow_opens(server: Server) -> None:
     acme, globex = Attacker(server, "ACME"), Attacker(server, "GLOBEX")
     name, _ = globex.model()
@@ -165,16 +156,12 @@ def test_source_is_the_model_that_mlflow_opens(server: Server) -> None:
     assert globex.refusal("model-versions/create", **foreign) == "SOURCE_REFUSED"
 
 
-@pytest.mark.xfail(strict=True, reason="ownership_api ignores the key's own limits")
 def test_narrowed_key_shares_only_what_it_may_change(server: Server) -> None:
     name, _ = Attacker(server, "ACME").model()
     narrowed = Attacker(server, "ACME", models=("other-*",))
     assert narrowed.share(name, "GLOBEX") == HTTPStatus.FORBIDDEN
 
 
-@pytest.mark.xfail(
-    strict=True, reason="_taken lets staff pass, and the tombstone's owner has it then"
-)
 def test_model_keeps_its_owner_when_staff_rename_it(server: Server) -> None:
     acme, globex = Attacker(server, "ACME"), Attacker(server, "GLOBEX")
     staff = Attacker(server, "HOKUSAI", "mlflow:write")
@@ -187,7 +174,6 @@ def test_model_keeps_its_owner_when_staff_rename_it(server: Server) -> None:
     assert globex.refusal("registered-models/set-tag", name=now, key="a", value="b") == "NOT_OWNER"
 
 
-@pytest.mark.xfail(strict=True, reason="Watch.refuse logs names with their line breaks")
 def test_refusal_is_one_line_of_the_log(server: Server) -> None:
     globex = Attacker(server, "GLOBEX")
     globex.refusal("experiments/create", name='default:x\n{"event": "forged"}')
@@ -203,9 +189,6 @@ def test_error_shows_no_sql(server: Server) -> None:
     assert "[SQL" not in str(answers) and "[parameters" not in str(answers)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="MLflow writes traces in threads, where nobody is the caller"
-)
 def test_lost_caller_changes_nothing(server: Server) -> None:
     globex = Attacker(server, "GLOBEX", "model:write", "mlflow:access")
     status, answer = globex.ask("POST", "/ajax-api/3.0/mlflow/demo/generate")
@@ -224,9 +207,6 @@ def stores(tmp_path: Path) -> Stores:
     return found
 
 
-@pytest.mark.xfail(
-    strict=True, reason="_check_in_experiment takes the cached owner for deletions, too"
-)
 def test_former_owner_does_not_delete_an_assigned_experiment(stores: Stores) -> None:
     with calling(ACME):
         made = stores.make()

@@ -151,6 +151,9 @@ IMPORTS: dict[str, dict[str, str]] = {
         "mlflow.store.tracking.dbmodels.models.SqlExperiment": (
             "artifact_location experiment_id name"
         ),
+        "mlflow.store.tracking.dbmodels.models.SqlInput": (
+            "destination_id destination_type input_uuid source_id source_type"
+        ),
         "mlflow.store.tracking.dbmodels.models.SqlLoggedModel": (
             "artifact_location experiment_id model_id name source_run_id status"
         ),

@@ -119,11 +119,14 @@ class Artifacts:
                 me, self.roots.place(location), connection
             )
         elif named.kind == "version":
-            name = named.name.partition("@")[0]
+            # MLflow reads models:/NAME@ALIAS, and models:/NAME/VERSION with any name.
+            name = named.name if named.version else named.name.rpartition("@")[0] or named.name
             allowed = self._has_version(me, name, named.version, connection)
+        elif named.kind == "run":
+            # MLflow resolves runs:/RUN/NAME at each download, to the newest logged model of the name.
+            allowed = not tables.has_run(named.name, connection)
         else:
-            kind = "run" if named.kind == "run" else "logged model"
-            number = self.facts.experiment_of(connection, kind, named.name)
+            number = self.facts.experiment_of(connection, "logged model", named.name)
             allowed = number is None or self._owns(me, number, connection)
         if not allowed:
             self._refuse(location, isolation.SOURCE)

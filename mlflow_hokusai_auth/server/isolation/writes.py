@@ -39,6 +39,8 @@ _flushing: ContextVar[bool] = ContextVar("hokusai_checked_flush", default=False)
 _CHANGES = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE|WITH)\b", re.IGNORECASE)
 #: Lifecycle and stage of what is deleted or archived, as MLflow writes them.
 _ENDED = frozenset({"deleted", "Archived", tables.DELETED})
+#: Stages by which consumers find a version.
+_LIVE = ("Production", "Staging")
 _installed: Writes | None = None
 
 
@@ -158,10 +160,16 @@ class Writes:
                 ownership.model_gone(connection, row.name, now)
 
     def _taken(self, principal: Principal, kind: str, name: str) -> None:
-        """Refuse a name that belongs to another owner; staff may use it."""
+        """Refuse a name that belongs to another owner, to staff as well.
+
+        What staff would put under it were the other owner's.
+        """
+        if not self.watch.looks:
+            return
         if is_confined(principal, self.policy):
-            problem = isolation.name_problem(principal.owner_id, kind, name, None, True, None)
-            self._refuse(problem)
+            self._refuse(isolation.name_problem(principal.owner_id, kind, name, None, True, None))
+        else:
+            self._refuse(isolation.staff_name_problem(name))
 
     # Checking
 
@@ -220,7 +228,10 @@ class Writes:
         connection = session.connection()
         if principal.no_delete and (deleted or (not new and _ends(row))):
             self._refuse(isolation.DELETING)
-        if table == INPUT_TAGS and new:
+        if table == INPUT_TAGS and (new or not deleted):
+            # MLflow makes a new input together with its tags; of one that exists, the run counts.
+            run = None if new else tables.run_of_input(row.input_uuid, connection)
+            self._check_in_experiment(connection, principal, "run", run)
             return
         if table == INPUTS and new:
             self._check_input(connection, principal, row)
@@ -229,6 +240,10 @@ class Writes:
         if things is None:
             self._closed(table)
             return
+        if table == "logged_models" and not new:
+            old, status = _old_and_new(row, "status")
+            if old == tables.READY != status:
+                self._refuse(isolation.FROZEN)
         for thing in things:
             for values in _identities(row, thing.columns):
                 if thing.kind == "version":
@@ -251,14 +266,19 @@ class Writes:
     def _check_in_experiment(
         self, connection: Connection, principal: Principal, kind: str, name: object
     ) -> None:
-        if name is None:  # a logged model without a run
+        if not name and kind == "run":  # a logged model without a run
             return
         number = self.facts.experiment_of(connection, kind, name)
         if number is None:
             missing = f"There is no {kind} {name} that your key may change."
             self._refuse(Problem("NOT_OWNER", missing))
             return
-        owner = self.facts.experiment_owner(connection, number)
+        owner = (
+            # What happens to an experiment itself is rare, and final.
+            ownership.experiment_owner(connection, number)
+            if kind == "experiment"
+            else self.facts.experiment_owner(connection, number)
+        )
         self._refuse(isolation.experiment_problem(principal.owner_id, number, owner))
 
     def _check_model(
@@ -297,7 +317,7 @@ class Writes:
                 level,
                 new=made,
                 maker=ownership.version_owner(connection, name, int(version)),
-                aliases=() if made else tables.aliases(name, int(version), connection),
+                held=() if made else _held(connection, name, int(version), row),
             )
         self._refuse(problem)
         self._refuse(isolation.narrowing_problem(principal.models, name))
@@ -344,6 +364,14 @@ class Writes:
         if problem is not None:
             kind = problem.code.lower()
             self.watch.refuse(problem.code, kind, None, problem.message, metrics.ISOLATION)
+
+
+def _held(connection: Connection, name: str, version: int, row: Any) -> list[str]:
+    """Return what points to a version of a model, before the change of `row` or after it."""
+    stages = {*_old_and_new(row, "current_stage"), tables.stage(name, version, connection)}
+    live = sorted(stage for stage in stages & set(_LIVE))
+    aliases = tables.aliases(name, version, connection)
+    return [*(f"alias {alias}" for alias in sorted(aliases)), *(f"stage {stage}" for stage in live)]
 
 
 def _rolled_back(*_: object) -> None:
@@ -398,6 +426,6 @@ def _named(table: str, context: Any) -> Iterator[tuple[str, Any]]:
                 if re.fullmatch(rf"{thing.columns[0]}(_m?\d+)*", name):
                     for one in value if isinstance(value, list) else [value]:
                         yield thing.kind, one
-            if table in bindings.NAMING_A_RUN and isinstance(value, str):
-                for run in bindings.NAMING_A_RUN[table].findall(value):
-                    yield "run", run
+            pattern = bindings.NAMING_A_RUN.get(table) if context.isdelete else None
+            if pattern is not None and (match := pattern.fullmatch(str(value))):
+                yield "run", match[1]

@@ -134,7 +134,8 @@ class Watch:
             key_id or "none",
             caller.request_id or "none",
             "" if uri is None else f"{shown(uri)}: ",
-            redact(message),
+            # Names of clients may have line breaks.
+            redact(message).encode("unicode_escape").decode(),
         )
         if enforced:
             raise MlflowException(

@@ -25,6 +25,7 @@ from mlflow.store.tracking.dbmodels.models import (
     SqlDataset,
     SqlExperiment,
     SqlExperimentTag,
+    SqlInput,
     SqlLoggedModel,
     SqlLoggedModelTag,
     SqlRun,
@@ -67,11 +68,14 @@ TRACE_LOCATIONS = frozenset({TRACE_LOCATION, "mlflow.trace.archiveLocation"})
 _VERSION_LOCATION = sa.func.coalesce(SqlModelVersion.storage_location, SqlModelVersion.source)
 _KEPT = SqlModelVersion.current_stage != DELETED
 
+#: The status of a logged model that is finished.
+READY = LoggedModelStatus.READY.to_int()
 #: The classes of tags, with the attribute that holds the key.
 TAG_KEYS: dict[Any, str] = {
     mapper.class_: "tag_key" if "tag_key" in mapper.columns else "key"
     for mapper in Base.registry.mappers
-    if mapper.local_table.name.endswith("tags")
+    # The tags of inputs, which say what a dataset is for, have no key but a name.
+    if mapper.local_table.name.endswith("tags") and mapper.local_table.name != "input_tags"
 }
 #: Their tables, with that attribute's column.
 TAG_COLUMNS = {sa.inspect(model).local_table: key for model, key in TAG_KEYS.items()}
@@ -262,13 +266,32 @@ def logged_models(
     """Return id, whether it is ready, the run and the name of each logged model with one of `ids`."""
     query = sa.select(
         SqlLoggedModel.model_id,
-        SqlLoggedModel.status == LoggedModelStatus.READY.to_int(),
+        SqlLoggedModel.status == READY,
         SqlLoggedModel.source_run_id,
         SqlLoggedModel.name,
     ).where(SqlLoggedModel.model_id.in_(tuple(ids)))
     return [
         (model, bool(ready), run, name) for model, ready, run, name in connection.execute(query)
     ]
+
+
+def run_of_input(input_uuid: str, connection: Connection) -> str | None:
+    """Return the run that a row of `inputs` is about, whichever of its ends that is."""
+    query = sa.select(
+        SqlInput.source_type, SqlInput.source_id, SqlInput.destination_type, SqlInput.destination_id
+    ).where(SqlInput.input_uuid == input_uuid)
+    row = connection.execute(query).first()
+    if row is None:
+        return None
+    return str(row[1] if row[0].startswith("RUN") else row[3])
+
+
+def stage(name: str, version: int, connection: Connection) -> str | None:
+    """Return the stage of a model version."""
+    query = sa.select(SqlModelVersion.current_stage).where(
+        SqlModelVersion.name == name, SqlModelVersion.version == version
+    )
+    return connection.execute(query).scalar()
 
 
 def aliases(name: str, version: int, connection: Connection) -> list[str]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import flask
 
 from mlflow_hokusai_auth.core import policy
-from mlflow_hokusai_auth.core.errors import Conflict
+from mlflow_hokusai_auth.core.errors import Conflict, Forbidden
+from mlflow_hokusai_auth.core.ownership import within
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.upstream import stores
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -90,10 +91,15 @@ def blueprint(store: LocalStore, gate: Gate) -> flask.Blueprint:
     @routes.post("/grants")
     def add_grant() -> tuple[flask.Response, int]:
         body = schemas.parse(owned.NewGrant, api.body())
+        limits = callers.principal().models
+        if limits and not within(body.pattern, limits):
+            raise Forbidden(f"This key shares only models named {' or '.join(sorted(limits))}.")
         return flask.jsonify(ownership().add_grant(**body.model_dump())), 201
 
     @routes.delete("/grants/<grant_id>")
     def remove_grant(grant_id: str) -> flask.Response:
+        if callers.principal().no_delete:
+            raise Forbidden("This key may not delete anything.")
         return flask.jsonify(ownership().remove_grant(grant_id))
 
     @routes.get("/prefixes")

@@ -534,7 +534,6 @@ def test_source_of_a_version_is_one_s_own_or_shared(
             str(world.file(folder[made])),
             world.file(folder[made]).as_uri(),
             f"mlflow-artifacts:/{folder[made]}",
-            f"runs:/{made.run}/model",
             f"models:/{made.logged}",
             f"models:/{made.model}/2",
             f"mlflow-artifacts:/{made.experiment}/own",
@@ -552,6 +551,9 @@ def test_source_of_a_version_is_one_s_own_or_shared(
             f"mlflow-artifacts:/{own.experiment}/{own.run}/artifacts/{theirs.run}",
             f"mlflow-artifacts:/{unused_name()}",
             f"runs:/{'0' * 32}/model",
+            # The newest logged model of that name, whenever it is opened.
+            f"runs:/{own.run}/model",
+            f"runs:/{theirs.run}/model",
         ):
             assert version(world, own.model, source) == "SOURCE_REFUSED", source
         # A version that is shared, and the files of it; nothing else of its run.
