@@ -24,6 +24,8 @@ CODES = frozenset(
         "EXPERIMENT_REFUSED",
         "ARTIFACT_FROZEN",
         "ISOLATED",
+        "LOCATION_REFUSED",
+        "SOURCE_REFUSED",
     }
 )
 #: The experiment that MLflow uses if a client names none. All teams' runs would meet there.
