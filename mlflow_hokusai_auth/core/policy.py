@@ -182,8 +182,8 @@ def settle(
             "The operator may set HOKUSAI_AUTH_ASSISTANT=true.",
             operation=operation,
         )
-    may = max(access(principal, operation, policy), Access.KEY)
-    if may < operation.access:
+    enough = access(principal, operation, policy) >= operation.access
+    if not enough and operation.access > Access.KEY:
         scope = _scope_for(operation, principal, policy)
         subject = _subject(operation) or (
             "A route that MLflow is not known to have (is the path of MLFLOW_TRACKING_URI right?)"
