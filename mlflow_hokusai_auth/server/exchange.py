@@ -108,10 +108,10 @@ class Observer(Protocol):
 
 def request_id(request: Request) -> str:
     """Return the client's X-Request-Id if it is well-formed and contains no key, or a new id."""
-    headers = request.headers if request.header(b"x-request-id") is not None else ()
-    for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            text = value.decode("ascii")
-            if redact(text) == text:
-                return text
-    return f"{random.getrandbits(64):016x}"
+    if b"x-request-id" in request.names:
+        for name, value in request.headers:
+            if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+                text = value.decode("ascii")
+                if redact(text) == text:
+                    return text
+    return "%016x" % random.getrandbits(64)  # noqa: UP031 - faster than an f-string
