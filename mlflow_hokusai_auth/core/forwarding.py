@@ -69,8 +69,8 @@ def dropped(
     public = allow.principal is None and allow.operation.access is Access.PUBLIC
     if public and policy is None:
         return frozenset(names) - _PUBLIC
-    # For bytes, `find` takes a third of the time of `in`.
-    if not own and policy is None and b" ".join(names).find(b"hokusai") < 0:
+    # For bytes, `find` takes half the time of `in`.
+    if not own and policy is None and b" ".join([*names]).find(b"hokusai") < 0:
         return frozenset()
     removed = []
     for name in names:
