@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,7 +58,7 @@ class Exchange:
     passed: bool = False
     broke_off: bool = False
     #: Headers that interceptors add to the request for MLflow.
-    added: list[tuple[bytes, bytes]] = field(default_factory=list)
+    added: Sequence[tuple[bytes, bytes]] = ()
     #: Headers that code behind the gate adds to the response.
     answer: list[tuple[str, str]] = field(default_factory=list)
     #: Fields that code behind the gate adds to the decision log, such as a registered model's name.
