@@ -48,9 +48,8 @@ _IN_TEXT = re.compile(
 
 def checksum(text: str) -> str:
     """Return zlib's CRC-32 of `text` in six base62 characters (`0-9A-Za-z`), padded with `0`."""
-    high, low = divmod(zlib.crc32(text.encode("ascii")), len(_PAIRS))
-    high, middle = divmod(high, len(_PAIRS))
-    return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]
+    number = zlib.crc32(text.encode("ascii"))
+    return _PAIRS[number // 62**4] + _PAIRS[number // 62**2 % 62**2] + _PAIRS[number % 62**2]
 
 
 def generate(environment: str = "live") -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from email.utils import formatdate
+from functools import lru_cache
 
 from . import browser, credentials, job_rules, keys, scopes
 from .addresses import inside
@@ -83,14 +84,7 @@ def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allo
     if credential is None:
         if browser.of_our_page(request):
             return Deny("KEY_MISSING", SIGNED_OUT, operation=operation)
-        return Deny(
-            "KEY_MISSING",
-            "Set HOKUSAI_API_KEY where the MLflow client runs, with mlflow-hokusai-auth installed "
-            "there (if it is set, a warning in the client's output says why it was not sent); or "
-            "send the key as X-API-Key, as Authorization: Bearer (MLFLOW_TRACKING_TOKEN) or as the "
-            f"password of Basic.{_hint(operation.rule)}",
-            operation=operation,
-        )
+        return _key_missing(operation)
     if credential.session and browser.forged(request, operation, credential.key):
         return Deny(
             "CROSS_SITE",
@@ -107,6 +101,19 @@ def plan(request: Request, policy: Policy, folders: Folders = BY_NUMBER) -> Allo
     if operation.kind == "artifacts":
         operation = refine_artifact_listing(operation, request.query, has_body(request), folders)
     return NeedKey(credential, operation, request.address, request if operation.unsure else None)
+
+
+@lru_cache(maxsize=1024)
+def _key_missing(operation: Operation) -> Deny:
+    """Return the refusal of a program's request without a key; made once for each operation."""
+    return Deny(
+        "KEY_MISSING",
+        "Set HOKUSAI_API_KEY where the MLflow client runs, with mlflow-hokusai-auth installed "
+        "there (if it is set, a warning in the client's output says why it was not sent); or "
+        "send the key as X-API-Key, as Authorization: Bearer (MLFLOW_TRACKING_TOKEN) or as the "
+        f"password of Basic.{_hint(operation.rule)}",
+        operation=operation,
+    )
 
 
 def _hint(rule: str) -> str:
@@ -192,8 +199,8 @@ def settle(
             "key with a scope such as mlflow:write, and without model:write.",
             operation=operation,
         )
-    may = max(access(principal, operation, policy), Access.KEY)
-    if may < operation.access:
+    enough = access(principal, operation, policy) >= operation.access
+    if not enough and operation.access > Access.KEY:
         scope = _scope_for(operation, principal, policy)
         subject = _subject(operation) or (
             "A route that MLflow is not known to have (is the path of MLFLOW_TRACKING_URI right?)"

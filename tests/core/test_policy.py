@@ -114,7 +114,7 @@ def test_refusal_names_the_route_the_key_and_the_address() -> None:
         (whose(), asked, "POST /x needs"),
         (whose("predict", "a"), asked, "has a, predict."),
         (replace(whose("predict"), scopes=frozenset()), nowhere, "has none."),
-        (abroad, replace(asked, address="203.0.113.1"), "from 203.0.113.1."),
+        (abroad, asked._replace(address="203.0.113.1"), "from 203.0.113.1."),
         (abroad, asked, "from an unknown address."),
     ):
         assert said in refusal(needed, found).message
@@ -243,7 +243,7 @@ def test_regression_25_a_role_makes_no_administrator_unless_a_setting_says_so() 
 
 
 def test_regression_26_no_right_comes_from_the_text_of_a_key() -> None:
-    asked = replace(need(Access.ADMIN), credential=Credential("hk_live_admin_" + "a" * 20, ("x",)))
+    asked = need(Access.ADMIN)._replace(credential=Credential("hk_live_admin_" + "a" * 20, ("x",)))
     assert code(asked, whose("read")) == "SCOPE_MISSING"
 
 
@@ -293,8 +293,8 @@ def test_refusal_of_an_ended_key_does_not_mention_scopes() -> None:
 
 
 def test_ended_session_has_one_code_for_every_reason() -> None:
-    session = replace(
-        need(Access.READ), credential=Credential("hk_session_a", (browser.PLACE,), session=True)
+    session = need(Access.READ)._replace(
+        credential=Credential("hk_session_a", (browser.PLACE,), session=True)
     )
     for ended in (
         Rejected("hk_live_abcdefgh"),
@@ -305,7 +305,7 @@ def test_ended_session_has_one_code_for_every_reason() -> None:
         refused = refusal(session, ended)
         assert (refused.code, "hk_live" in refused.message) == ("SESSION_ENDED", False)
     assert allowed(session, whose("read", expires_at=NOW + 1))
-    write = replace(session, operation=need(Access.WRITE).operation)
+    write = session._replace(operation=need(Access.WRITE).operation)
     assert code(write, whose("read")) == "SCOPE_MISSING"
 
 
@@ -321,7 +321,7 @@ def test_a_key_counts_in_its_networks_only() -> None:
         ("2001:db9::7", False),
         ("", False),
     ):
-        asked = replace(need(Access.READ), address=address)
+        asked = need(Access.READ)._replace(address=address)
         assert code(asked, who) == (None if there else "ADDRESS_REFUSED"), address
         assert allowed(asked, whose("read")), address
 
@@ -334,7 +334,7 @@ def test_another_server_may_ask_about_a_key_from_anywhere() -> None:
         ("GET", "/api/2.0/hokusai/whoami", "ADDRESS_REFUSED"),
         ("GET", "/api/v1/keys/validate", "ADDRESS_REFUSED"),
     ):
-        assert code(replace(asking(method, path), address="198.51.100.1"), who) == expected
+        assert code(asking(method, path)._replace(address="198.51.100.1"), who) == expected
 
 
 def test_refusal_of_an_ended_key_does_not_mention_networks() -> None:

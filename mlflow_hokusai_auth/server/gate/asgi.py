@@ -59,52 +59,13 @@ class AsgiGate:
         kind = scope["type"]
         if kind == "lifespan":
             await self._app(scope, receive, self._ending(send))
-        elif kind == "http":
-            await self._serve(scope, receive, send, scope["method"])
-        elif kind == "websocket":
-            await self._serve(scope, receive, send, WEBSOCKET)
-        else:
+            return
+        if kind not in ("http", "websocket"):
             raise RuntimeError(f"hokusai-auth refuses the scope type {kind!r}")
-
-    def _ending(self, send: Send) -> Send:
-        """Return a `send` that calls `at_end` before the lifespan's last message.
-
-        After that message uvicorn raises again the signal that stopped it, which kills the process.
-        """
-
-        async def sending(message: Message) -> None:
-            if message["type"].startswith("lifespan.shutdown."):
-                await self._finish()
-            await send(message)
-
-        return sending
-
-    async def _finish(self) -> None:
-        """Call each of `at_end`, and wait for at most `MAX_END` seconds."""
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-
-        def call() -> None:
-            for last in self._at_end:
-                try:
-                    last()
-                except Exception:
-                    _log.exception("The last counts are lost")
-            # If the loop is closed, nobody waits any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(ended.set)
-
-        # The process doesn't wait for a daemon thread when it ends.
-        threading.Thread(target=call, name="hokusai-auth-end", daemon=True).start()
-        try:
-            await asyncio.wait_for(ended.wait(), MAX_END)
-        except asyncio.TimeoutError:
-            _log.error("The last counts are lost: not written in %g s", MAX_END)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, method: str) -> None:
         began = time.perf_counter()
         client = scope.get("client")
         arrival = Arrival(
-            method,
+            scope["method"] if kind == "http" else WEBSOCKET,
             scope["path"],
             scope.get("query_string", b""),
             tuple(scope["headers"]),
@@ -144,6 +105,40 @@ class AsgiGate:
             outcome.end(broke_off=True)
             raise
         outcome.end()
+
+    def _ending(self, send: Send) -> Send:
+        """Return a `send` that calls `at_end` before the lifespan's last message.
+
+        After that message uvicorn raises again the signal that stopped it, which kills the process.
+        """
+
+        async def sending(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                await self._finish()
+            await send(message)
+
+        return sending
+
+    async def _finish(self) -> None:
+        """Call each of `at_end`, and wait for at most `MAX_END` seconds."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def call() -> None:
+            for last in self._at_end:
+                try:
+                    last()
+                except Exception:
+                    _log.exception("The last counts are lost")
+            # If the loop is closed, nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(ended.set)
+
+        # The process doesn't wait for a daemon thread when it ends.
+        threading.Thread(target=call, name="hokusai-auth-end", daemon=True).start()
+        try:
+            await asyncio.wait_for(ended.wait(), MAX_END)
+        except asyncio.TimeoutError:
+            _log.error("The last counts are lost: not written in %g s", MAX_END)
 
 
 async def _take(step: Step, scope: Scope, receive: Receive) -> tuple[object, Receive]:

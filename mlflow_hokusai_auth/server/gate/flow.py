@@ -151,7 +151,7 @@ class Forward:
         added = (*self.allow.headers, *gate.answer_headers(exchange), *exchange.answer)
         if self.allow.principal is not None:
             added = (_VARY, *added)
-        if not gate.interceptors:
+        if not gate.interceptors.installed:
             return added
         return (*added, *gate.interceptors.on_response(exchange.view(), status))
 

@@ -141,7 +141,7 @@ class Gate:
         if self.limits.does_io and getattr(principal, "rate_limit_per_hour", None) is not None:
             return None
         verdict = self._settle(need, principal)
-        return None if _may_change(need, verdict) else verdict
+        return None if need.operation.unsure and _may_change(verdict) else verdict
 
     def look_up(self, need: NeedKey) -> Allow | Deny:
         """Ask the authority and return the verdict. Blocks.
@@ -151,7 +151,7 @@ class Gate:
         try:
             principal = self.authority.lookup(need.credential.key, need.address)
             verdict = self._settle(need, principal)
-            if need.request is not None and _may_change(need, verdict):
+            if need.request is not None and _may_change(verdict):
                 self.folders.read()
                 step = plan(need.request, self.policy, self.folders.known)
                 verdict = self._settle(step, principal) if isinstance(step, NeedKey) else step
@@ -220,7 +220,7 @@ class Gate:
                 exchange.verdict = self._count_wrong_key(request, verdict)
                 return exchange.verdict
             verdict = _let_pass(request, exchange.operation)
-        return self._intercepted(exchange, verdict) if self.interceptors else verdict
+        return self._intercepted(exchange, verdict) if self.interceptors.installed else verdict
 
     def answer_headers(self, exchange: Exchange) -> tuple[tuple[str, str], ...]:
         """Return the headers that every answer has."""
@@ -283,9 +283,9 @@ def _let_pass(request: Request, operation: Operation) -> Allow:
     return Allow(operation, None, credential)
 
 
-def _may_change(need: NeedKey, verdict: Allow | Deny) -> bool:
-    """Return whether `verdict` may change once the folders of experiments are read again."""
-    return need.operation.unsure and isinstance(verdict, Deny) and verdict.code == "SCOPE_MISSING"
+def _may_change(verdict: Allow | Deny) -> bool:
+    """Return whether `verdict` on an unsure operation may change with newer folders of experiments."""
+    return isinstance(verdict, Deny) and verdict.code == "SCOPE_MISSING"
 
 
 @lru_cache(maxsize=1024)

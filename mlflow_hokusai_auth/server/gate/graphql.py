@@ -39,7 +39,7 @@ def any_query(need: NeedKey) -> NeedKey | None:
     operation = need.operation
     if operation.kind != "graphql" or operation.access is not Access.WRITE:
         return None
-    return replace(need, operation=operations.graphql(operation, ("__typename",)))
+    return need._replace(operation=operations.graphql(operation, ("__typename",)))
 
 
 def read_graphql(need: NeedKey, allow: Allow, body: bytes | None, policy: Policy) -> Allow | Deny:
@@ -50,9 +50,9 @@ def read_graphql(need: NeedKey, allow: Allow, body: bytes | None, policy: Policy
     assert allow.principal is not None
     fields = None if body is None else query_fields(body)
     operation = operations.graphql(need.operation, fields)
-    verdict = settle(replace(need, operation=operation), allow.principal, time.time(), policy)
+    verdict = settle(need._replace(operation=operation), allow.principal, time.time(), policy)
     if isinstance(verdict, Allow):
-        return replace(allow, operation=operation)
+        return allow._replace(operation=operation)
     return replace(verdict, principal=allow.principal, operation=operation)
 
 

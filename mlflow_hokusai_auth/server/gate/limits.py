@@ -11,7 +11,6 @@ import ipaddress
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar
 
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
@@ -83,7 +82,7 @@ class Limits:
         )
         headers = _headers(item.amount, left, reset)
         if admitted:
-            return replace(allow, headers=allow.headers + headers)
+            return allow._replace(headers=allow.headers + headers)
         metrics.RATE_LIMITED.labels("key").inc()
         return Deny(
             "RATE_LIMITED",
