@@ -211,7 +211,7 @@ def test_suppliers_share_over_rest_what_an_operator_gave_them(
         body = json.dumps({"name": "lead"}).encode()
         path = "/api/2.0/mlflow/registered-models/create"
         headers = {"Content-Type": "application/json"}
-        made = server.request("POST", path, body=body, headers=headers, key=keys["acme"])
+        made = server.request("POST", path, body=body, headers=headers, key=keys["operator"])
         assert made[0] == 200
         arguments = ("owners", "assign", "--models", "lead", "--owner", "acme", "--apply")
         assert "needs the scope mlflow:admin" in by("acme", *arguments, status=1)

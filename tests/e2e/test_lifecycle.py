@@ -318,7 +318,7 @@ def _within_a_second(holds: Callable[[], bool]) -> None:
 
 
 def test_a_key_replaces_itself_without_being_an_administrator_s(server: Server) -> None:
-    record, key = server.store.create(owner="supplier", scopes=["model:write"])
+    record, key = server.store.create(owner="Supplier", scopes=["model:write"])
     other = server.store.create(owner="other", scopes=["mlflow:write"])[0]
 
     def rotate(key_id: str, body: object = None) -> tuple[int, dict[str, Any]]:
