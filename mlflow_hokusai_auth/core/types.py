@@ -1,7 +1,7 @@
 """The values of the gate's decisions: nobody changes them, and they are independent of any framework.
 
 Those that every request makes are named tuples or plain classes with slots: a frozen dataclass takes
-three times as long to make.
+two to three times as long to make.
 """
 
 from __future__ import annotations
