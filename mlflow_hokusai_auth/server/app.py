@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -129,9 +130,10 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         folders=folders,
         debug_headers=config.debug_headers,
     )
+    policy = settings.policy_of(config, static_files.public_paths())
     gate = Gate(
         authority=authorities.assemble(config, store, sessions),
-        policy=settings.policy_of(config, static_files.public_paths()),
+        policy=policy,
         prefixes=Prefixes(config.prefixes),
         cors=cors.of_mlflow(),
         limits=Limits(
@@ -145,6 +147,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         trusted=networks(config.trusted_proxies),
         mode=mode,
         isolation=isolation,
+        isolated=replace(policy, isolated=True),
         # The time for the auth service, and 5 s for everything else that a lookup waits for.
         lookups=LookupPool(timeout=config.service_timeout + 5.0),
         folders=folders,

@@ -30,6 +30,7 @@ from prometheus_client.registry import REGISTRY, Collector
 
 from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.isolation import CODES
 from mlflow_hokusai_auth.core.types import ISOLATION as ISOLATION_LEVELS
 from mlflow_hokusai_auth.core.types import MODES
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -82,8 +83,8 @@ LOCATIONS = Counter(
 )
 ISOLATION = Counter(
     "hokusai_auth_isolation",
-    "Changes in MLflow's data that a key may not make, by kind: of a tag that the server sets (tag); "
-    "refused, or observed (mode observe).",
+    "Changes in MLflow's data that a key may not make, by kind: of a tag that the server sets (tag), "
+    "or the code of the refusal; refused, or observed (mode or isolation observe).",
     ["kind", "outcome"],
 )
 INTERCEPTOR_ERRORS = Counter(
@@ -145,8 +146,9 @@ def describe(policy: str, authority: str) -> None:
     for kind in ("artifact_location", "source", "trace", "opened"):
         LOCATIONS.labels(kind, "refused")
         LOCATIONS.labels(kind, "observed")
-    for outcome in ("refused", "observed"):
-        ISOLATION.labels("tag", outcome)
+    for kind in ("tag", *map(str.lower, CODES)):
+        for outcome in ("refused", "observed"):
+            ISOLATION.labels(kind, outcome)
     INFO.labels(__version__, mlflow.__version__, policy, authority).set(1)
 
 

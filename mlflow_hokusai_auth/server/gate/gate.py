@@ -96,8 +96,9 @@ class Gate:
     trusted: tuple[Network, ...] = ()
     proxy_warning: ProxyWarning = field(default_factory=ProxyWarning)
     mode: Mode = field(default_factory=Mode)
-    #: While it is "enforce", suppliers are kept apart; None: never.
+    #: While `isolation` is "enforce", suppliers are kept apart, and `isolated` is the policy.
     isolation: Isolation | None = None
+    isolated: Policy | None = None
     #: The folders of experiments, which decide on the paths of artifacts.
     folders: ExperimentFolders = field(default_factory=ExperimentFolders)
 
@@ -238,7 +239,7 @@ class Gate:
     def _settle(self, need: NeedKey, principal: Principal | Rejected) -> Allow | Deny:
         policy = self.policy
         if self.isolation is not None and self.isolation.now == "enforce":
-            policy = replace(policy, isolated=True)
+            policy = self.isolated or policy
         verdict = settle(need, principal, time.time(), policy)
         if isinstance(verdict, Allow):
             verdict = self.limits.admit(verdict)
