@@ -1,4 +1,4 @@
-"""`hokusai-auth demo`: a whole registration on this machine, with a real server and MLflow client."""
+"""`hokusai-auth demo`: two suppliers on a server on this machine, with real MLflow clients."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ START_TIMEOUT = 240
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-#: A supplier's program, which uses MLflow and nothing of this package.
-CLIENT = textwrap.dedent(
+#: The beginning of a supplier's program, which uses MLflow and nothing of this package.
+_CLIENT = textwrap.dedent(
     """
     import logging, warnings
     warnings.filterwarnings("ignore"); logging.disable(logging.WARNING)
@@ -32,18 +32,39 @@ CLIENT = textwrap.dedent(
         def predict(self, context, model_input: list[int], params=None) -> list[int]:
             return [2 * x for x in model_input]
 
-    mlflow.set_experiment("hokusai-demo")
-    with mlflow.start_run():
-        mlflow.log_metric("accuracy", 0.91)
-        mlflow.pyfunc.log_model(
-            name="model", python_model=Doubler(), pip_requirements=["mlflow"],
-            registered_model_name="doubler",
-        )
+    def register(model):
+        with mlflow.start_run():
+            mlflow.log_metric("accuracy", 0.91)
+            mlflow.pyfunc.log_model(
+                name="model", python_model=Doubler(), pip_requirements=["mlflow"],
+                registered_model_name=model,
+            )
+        newest = mlflow.MlflowClient().search_model_versions(f"name = '{model}'")[0]
+        print(f"  {model} version {newest.version}, created by {newest.user_id}")
+    """
+)
+#: The first supplier registers a model and loads it.
+FIRST = _CLIENT + textwrap.dedent(
+    """
+    register("doubler")
     model = mlflow.pyfunc.load_model("models:/doubler/1")
-    print("  registered:", [m.name for m in mlflow.search_registered_models()])
     print("  loaded models:/doubler/1, predict([21]) =", model.predict([21]))
     """
 )
+#: The second one registers its own model, and can't touch the first one's.
+SECOND = _CLIENT + textwrap.dedent(
+    """
+    register("trebler")
+    try:
+        register("doubler")
+    except mlflow.MlflowException as error:
+        print(f"  doubler: {error.message}")
+    else:
+        raise SystemExit("GLOBEX changed ACME's model: suppliers are not kept apart.")
+    """
+)
+#: The second one contributes a version to the first one's model.
+CONTRIBUTION = _CLIENT + 'register("doubler")\n'
 
 
 def run(*, keep: bool) -> int:
@@ -53,38 +74,60 @@ def run(*, keep: bool) -> int:
         origin = f"http://127.0.0.1:{_free_port()}"
         uri = f"{origin}/api/mlflow"
         environment = _environment(folder)
-        print(f"1. mlflow server --app-name hokusai-auth     ({origin})", flush=True)
+        print(
+            f"1. HOKUSAI_AUTH_ISOLATION=writes mlflow server --app-name hokusai-auth     ({origin})",
+            flush=True,
+        )
         with _server(folder, origin, environment):
-            print("2. hokusai-auth keys create --owner 'Demo supplier' --scope mlflow:write")
-            created = subprocess.run(
-                [*_hokusai_auth(), "keys", "create", "--owner", "Demo supplier"]
-                + ["--scope", "mlflow:write", "--json"],
-                env=environment,
-                check=True,
-                capture_output=True,
-            )
-            made = json.loads(created.stdout)
-            print(f"  {made['key_id']}, shown only once; the server keeps its digest")
+            keys = {}
+            for owner in ("ACME", "GLOBEX"):
+                print(f"2. hokusai-auth keys create --owner {owner} --scope model:write")
+                made = _command(
+                    environment, "keys", "create", "--owner", owner, "--scope", "model:write"
+                )
+                print(f"  {made['key_id']}, shown only once; the server keeps its digest")
+                keys[owner] = str(made["key"])
 
-            print(f"3. Without the key, {uri} answers:")
+            print(f"3. Without a key, {uri} answers:")
             status, message = _without_key(f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0")
             print(f"  {message}")
             if status != 401:
                 print(f"  That is {status}, not 401: the gate is missing.", file=sys.stderr)
                 return 1
 
-            print(f"4. HOKUSAI_API_KEY=… MLFLOW_TRACKING_URI={uri} python train.py", flush=True)
-            client = subprocess.run(
-                [sys.executable, "-c", CLIENT],
-                cwd=folder,
-                env={**environment, "HOKUSAI_API_KEY": made["key"], "MLFLOW_TRACKING_URI": uri},
-                check=False,
+            def python(owner: str, program: str) -> int:
+                return subprocess.run(
+                    [sys.executable, "-c", program], cwd=folder, env=using(owner), check=False
+                ).returncode
+
+            def using(owner: str) -> dict[str, str]:
+                return {
+                    **environment,
+                    "HOKUSAI_API_KEY": keys[owner],
+                    "MLFLOW_TRACKING_URI": uri,
+                }
+
+            print(
+                f"4. ACME: HOKUSAI_API_KEY=… MLFLOW_TRACKING_URI={uri} python train.py", flush=True
             )
-            if client.returncode:
-                return client.returncode
-            print(f"\nThe MLflow UI is at {origin}/ and {uri}/: sign in with the key.")
+            if code := python("ACME", FIRST):
+                return code
+            print("5. GLOBEX registers a model of its own, and tries to change ACME's:", flush=True)
+            if code := python("GLOBEX", SECOND):
+                return code
+            print(
+                "6. ACME: hokusai-auth grants add --owner GLOBEX --model doubler --level contribute"
+            )
+            grant = ("grants", "add", "--owner", "GLOBEX", "--model", "doubler")
+            _command(using("ACME"), *grant, "--level", "contribute")
+            print("  GLOBEX tries again:", flush=True)
+            if code := python("GLOBEX", CONTRIBUTION):
+                return code
+            print(f"\nThe MLflow UI is at {origin}/ and {uri}/: sign in with a key.")
             if keep:
-                print(f"The key: {made['key']}\nStop the server with Ctrl-C.", flush=True)
+                for owner, key in keys.items():
+                    print(f"The key of {owner}: {key}")
+                print("Stop the server with Ctrl-C.", flush=True)
                 with contextlib.suppress(KeyboardInterrupt):
                     while True:
                         time.sleep(3600)
@@ -93,12 +136,21 @@ def run(*, keep: bool) -> int:
     return 0
 
 
+def _command(environment: dict[str, str], *arguments: str) -> dict[str, object]:
+    done = subprocess.run(
+        [*_hokusai_auth(), *arguments, "--json"], env=environment, check=True, capture_output=True
+    )
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
 def _environment(folder: Path) -> dict[str, str]:
     mine = ("HOKUSAI_", "MLFLOW_", "PROMETHEUS_")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(mine)},
         "HOME": str(folder),
         "HOKUSAI_AUTH_DATABASE_URI": f"sqlite:///{folder}/hokusai_auth.db",
+        "HOKUSAI_AUTH_ISOLATION": "writes",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # Requests to this machine must not use a proxy.
