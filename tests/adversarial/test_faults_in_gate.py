@@ -278,8 +278,10 @@ class Rig:
         sent: list[Any] = []
         wire = self.wire(case)
 
+        messages = iter([{"type": "http.request", "body": case.body.encode()}])
+
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": case.body.encode()}
+            return next(messages, {"type": "http.disconnect"})
 
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)

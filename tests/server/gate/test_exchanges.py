@@ -19,6 +19,7 @@ import pytest
 from mlflow_hokusai_auth.core import browser, keys
 from mlflow_hokusai_auth.server import caller
 from mlflow_hokusai_auth.server.exchange import Exchange
+from mlflow_hokusai_auth.server.gate import asgi
 from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
 from mlflow_hokusai_auth.server.gate.gate import Gate
 from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
@@ -145,6 +146,21 @@ def test_file_reaches_the_server_in_its_wrapper(gate: Gate, observer: Observing)
     file_wrapper = {"wsgi.file_wrapper": FileWrapper}
     assert wsgi_ask(gate, app, **file_wrapper) is made
     assert observer.one.sent == 0
+
+
+def test_answer_that_cannot_be_sent_keeps_nothing_waiting(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def send(_: Any) -> None:
+        raise RuntimeError("the server has answered already")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    monkeypatch.setattr(asgi, "MAX_END", 0.01)
+    refused = Wire("GET", READ.target, ())
+    # A body that never ends and is always there: without a pause, the limit of time never comes.
+    asyncio.run(AsgiGate(None, gate)(scope_of(refused), receive, send))  # type: ignore[arg-type]
 
 
 def test_serving_begins_once_with_the_first_request(gate: Gate) -> None:
