@@ -217,7 +217,7 @@ class Rig:
             header_policy=HeaderPolicy(remove=("x-tenant",)),
             observer=DecisionLog(debug_headers=True),
             count=UseCounter(self.store.database).add,
-            lookups=LookupPool(30.0),
+            lookups=LookupPool(3.0),
             trusted=networks(["10.0.0.0/8"]),
         )
         self.called = False

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlflow_hokusai_auth.store import ownership
 from tests.conftest import empty_database
 from tests.server.isolation.stores import Stores
 
@@ -11,4 +12,7 @@ def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """MLflow's stores on each kind of database, for all tests: each makes things of its own in them."""
     folder = tmp_path_factory.mktemp("stores")
     uri = empty_database(request, request.param, folder)
-    return Stores(uri.replace("postgresql:", "postgresql+psycopg:"), folder)
+    made = Stores(uri.replace("postgresql:", "postgresql+psycopg:"), folder)
+    # An application that another test put together records owners in this process, too.
+    ownership.prepare(made.registry.engine)
+    return made
