@@ -294,6 +294,12 @@ class Rig:
         head = sent[0]
         return Outcome(head["status"], self.called, b"session=hk_" in str(head).encode())
 
+    def renew_lookups(self) -> None:
+        """Replace threads that a fault has ended: what waits for them would wait in vain for ever."""
+        pool = self.gate.lookups
+        if pool._new._busy or pool._recent._busy:
+            object.__setattr__(self.gate, "lookups", LookupPool(pool.timeout))
+
     def ask(self, adapter: str, case: Case) -> Outcome:
         self.called = False
         try:
@@ -404,6 +410,7 @@ def inject(rig: Rig, adapter: str, case: Case, faults: Faults) -> Iterator[str]:
         before = rig.contents()
         with Tracer(place, error):
             outcome = rig.ask(adapter, case)
+        rig.renew_lookups()
         if case.refused:
             well = not outcome.called and outcome.status >= 300
             well = well and not outcome.signed_in and rig.contents() == before
