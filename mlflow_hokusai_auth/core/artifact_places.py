@@ -1,4 +1,4 @@
-"""What a place of artifacts names: runs, logged models, an experiment's folder; and its URIs.
+"""A place of artifacts names runs, logged models and an experiment's folder, and has several URIs.
 
 An experiment's folder holds `RUN/artifacts/…`, `models/MODEL/artifacts/…` and `traces/TRACE/…`. A place
 may name several runs, because another experiment's folder may be among a run's artifacts.

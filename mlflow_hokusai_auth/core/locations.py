@@ -278,6 +278,11 @@ class Reference:
     name: str
     version: str = ""
 
+    @property
+    def model(self) -> str:
+        """The model of a version: models:/NAME@ALIAS, or models:/NAME/VERSION with any NAME."""
+        return self.name if self.version else self.name.rpartition("@")[0] or self.name
+
 
 def reference(location: Location) -> Reference | None:
     """Return the run, model or version that `location` names; None for files, or if it is odd."""

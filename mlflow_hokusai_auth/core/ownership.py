@@ -9,9 +9,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Iterable
 
-#: What a grant allows, in rising order; each level includes those before it.
+#: Levels of a grant, in rising order; each level includes those before it.
 LEVELS = ("read", "contribute")
-#: What a prefix may reserve names of.
+#: Kinds of things whose names a prefix may reserve.
 KINDS = ("model", "experiment")
 #: Characters of a name in MLflow, and of a pattern or a prefix, at most.
 MAX_NAME = 256

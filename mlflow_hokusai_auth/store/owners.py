@@ -71,7 +71,7 @@ class _Named(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """What is assigned to `owner`: a condition on names, and the names that should exist."""
+    """The names assigned to `owner`: a condition on them, and those that should exist."""
 
     kind: str
     owner: str

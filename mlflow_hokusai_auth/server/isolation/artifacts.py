@@ -18,16 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from mlflow_hokusai_auth.core import artifact_places, isolation
 from mlflow_hokusai_auth.core.isolation import Problem
 from mlflow_hokusai_auth.core.locations import Location, Roots, is_part, read, reference
-from mlflow_hokusai_auth.core.policy import Policy, is_confined
+from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal
-from mlflow_hokusai_auth.server import caller as callers
-from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.server.upstream import stores, tables
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
 from mlflow_hokusai_auth.server.upstream.repositories import Change
 from mlflow_hokusai_auth.store import ownership
 
+from .confinement import confined, refuse
 from .facts import FRESH, Facts
 
 _SIZE = 10_000
@@ -72,7 +71,7 @@ class Artifacts:
 
     @property
     def looks(self) -> bool:
-        """Whether the caller is kept to what is theirs."""
+        """True if the caller is kept to what is theirs."""
         return self.confined() is not None
 
     def check(self, change: Change) -> bool:
@@ -119,9 +118,7 @@ class Artifacts:
                 me, self.roots.place(location), connection
             )
         elif named.kind == "version":
-            # MLflow reads models:/NAME@ALIAS, and models:/NAME/VERSION with any name.
-            name = named.name if named.version else named.name.rpartition("@")[0] or named.name
-            allowed = self._has_version(me, name, named.version, connection)
+            allowed = self._has_version(me, named.model, named.version, connection)
         elif named.kind == "run":
             # MLflow resolves runs:/RUN/NAME at each download, to the newest logged model of the name.
             allowed = not tables.has_run(named.name, connection)
@@ -133,10 +130,7 @@ class Artifacts:
 
     def confined(self) -> Principal | None:
         """Return the caller if they are kept to what is theirs."""
-        principal = callers.current.get().principal
-        if principal is None or not self.watch.looks:
-            return None
-        return principal if is_confined(principal, self.policy) else None
+        return confined(self.watch, self.policy)
 
     def _problem(self, principal: Principal, change: Change) -> Problem | None:
         me, place, file = principal.owner_id, change.place, change.file
@@ -246,7 +240,4 @@ class Artifacts:
         return artifact_places.spellings(place, self.roots)
 
     def _refuse(self, place: Location, problem: Problem | None) -> None:
-        if problem is not None:
-            self.watch.refuse(
-                problem.code, problem.code.lower(), str(place), problem.message, metrics.ISOLATION
-            )
+        refuse(self.watch, problem, place)

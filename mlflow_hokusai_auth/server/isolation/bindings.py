@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Thing(NamedTuple):
-    """What a row belongs to, by its kind and the names of the columns that identify it."""
+    """The thing that a row belongs to, by its kind and the names of the columns that identify it."""
 
     #: "experiment", "run", "logged model", "model" or "version".
     kind: str
@@ -25,7 +25,7 @@ _LOGGED = Thing("logged model", ("model_id",))
 _MODEL = Thing("model", ("name",))
 _VERSION = Thing("version", ("name", "version"))
 
-#: What the rows of each table belong to. The owner of all of it must agree.
+#: Table -> the things that its rows belong to. The owner of each of them must be the caller.
 BINDINGS: dict[str, tuple[Thing, ...]] = {
     "experiments": (_EXPERIMENT,),
     "experiment_tags": (_EXPERIMENT,),

@@ -1,4 +1,4 @@
-"""What decisions about MLflow's data need to know, read in the transaction of the change.
+"""Facts for decisions about MLflow's data, read in the transaction of the change.
 
 In memory are only the experiment of a run or of a logged model, which never changes, and, for `FRESH`
 seconds, the owner of an experiment.

@@ -221,6 +221,5 @@ def _missing(named: Reference, tracking: Connection, registry: Connection) -> st
         exists = tables.has_logged_model(named.name, tracking)
     else:
         # The version, stage or alias isn't checked: MLflow stores no source if it finds none.
-        name = named.name if named.version else named.name.rpartition("@")[0] or named.name
-        exists = tables.has_version(name, registry)
+        exists = tables.has_version(named.model, registry)
     return None if exists else f"there is no such {named.kind}"

@@ -1,4 +1,4 @@
-"""Whether MLflow's data can be kept apart by owner here, and the tables for it."""
+"""The tables of ownership, made at start, or the reason why this server can't have them."""
 
 from __future__ import annotations
 

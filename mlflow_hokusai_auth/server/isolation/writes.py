@@ -1,4 +1,4 @@
-"""Whose everything in MLflow's data is, and that nobody confined changes what is another owner's.
+"""`Writes` records whose everything in MLflow's data is, and keeps suppliers from changing others'.
 
 SQLAlchemy writes rows in flushes. After each flush, in its transaction, `Writes` records the owner of
 what was made, and checks every row that is new, changed or deleted. A check before the flush would lose
@@ -24,13 +24,13 @@ from mlflow_hokusai_auth.core.isolation import Problem
 from mlflow_hokusai_auth.core.policy import Policy, is_confined
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
-from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.server.upstream import tables
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.store import ownership
 
 from . import bindings
 from .bindings import BINDINGS, INPUT_TAGS, INPUTS
+from .confinement import confined, refuse
 from .facts import Facts
 
 #: True while SQLAlchemy writes rows that `Writes` checks afterwards.
@@ -100,13 +100,13 @@ class Writes:
         connection = session.connection()
         changed = [row for row in session.dirty if session.is_modified(row)]
         self._record(connection, principal, session.new, changed, session.deleted)
-        if (confined := self._confined()) is not None:
+        if (principal := self._confined()) is not None:
             for row in session.new:
-                self._check_row(session, confined, row, new=True)
+                self._check_row(session, principal, row, new=True)
             for row in changed:
-                self._check_row(session, confined, row)
+                self._check_row(session, principal, row)
             for row in session.deleted:
-                self._check_row(session, confined, row, deleted=True)
+                self._check_row(session, principal, row, deleted=True)
 
     # Recording
 
@@ -175,10 +175,7 @@ class Writes:
 
     def _confined(self) -> Principal | None:
         """Return the caller if isolation keeps them to what is theirs."""
-        principal = callers.current.get().principal
-        if principal is None or not self.watch.looks:
-            return None
-        return principal if is_confined(principal, self.policy) else None
+        return confined(self.watch, self.policy)
 
     def _require_facts(self) -> None:
         """Raise MlflowException if no owner can be known: then nobody confined changes anything."""
@@ -228,7 +225,7 @@ class Writes:
         connection = session.connection()
         if principal.no_delete and (deleted or (not new and _ends(row))):
             self._refuse(isolation.DELETING)
-        if table == INPUT_TAGS and (new or not deleted):
+        if table == INPUT_TAGS and not deleted:
             # MLflow makes a new input together with its tags; of one that exists, the run counts.
             run = None if new else tables.run_of_input(row.input_uuid, connection)
             self._check_in_experiment(connection, principal, "run", run)
@@ -361,9 +358,7 @@ class Writes:
         )
 
     def _refuse(self, problem: Problem | None) -> None:
-        if problem is not None:
-            kind = problem.code.lower()
-            self.watch.refuse(problem.code, kind, None, problem.message, metrics.ISOLATION)
+        refuse(self.watch, problem)
 
 
 def _held(connection: Connection, name: str, version: int, row: Any) -> list[str]:

@@ -88,7 +88,7 @@ class Changes(Protocol):
 
     @property
     def looks(self) -> bool:
-        """Whether this caller's changes are judged."""
+        """True if this caller's changes are judged."""
 
     def check(self, change: Change) -> bool:
         """Return whether the caller may make this change, or raise MlflowException. Blocks."""

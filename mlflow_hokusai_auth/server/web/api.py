@@ -1,4 +1,4 @@
-"""What our REST APIs share: their blueprints, how they answer errors, and how they read requests."""
+"""Our REST APIs share this: their blueprints, how they answer errors, and how they read requests."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class NameToAssign(Body):
 
 
 class Assignment(Body):
-    """Whom to give what: one of `models`, `experiments` and `names`."""
+    """The new owner, and what it gets: one of `models`, `experiments` and `names`."""
 
     owner: Owner | None = None
     models: Pattern | None = None
@@ -85,7 +85,7 @@ class ForeignSource(BaseModel):
 
 
 class Assigned(BaseModel):
-    """What an assignment changes, or did change if it is `applied`."""
+    """The changes of an assignment, which are made if it is `applied`."""
 
     applied: bool
     changed: int
