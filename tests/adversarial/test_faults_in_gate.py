@@ -70,6 +70,8 @@ ERRORS: list[type[BaseException]] = [
     MemoryError,
     asyncio.CancelledError,
 ]
+#: Seconds for which a request waits for a lookup. A busy machine must not end one.
+PATIENCE = 120.0
 #: Threads that serve the request; others write counts, and ask for the store's generation.
 _SERVING = re.compile(r"MainThread|.*_\d+")
 
@@ -217,7 +219,7 @@ class Rig:
             header_policy=HeaderPolicy(remove=("x-tenant",)),
             observer=DecisionLog(debug_headers=True),
             count=UseCounter(self.store.database).add,
-            lookups=LookupPool(3.0),
+            lookups=LookupPool(PATIENCE),
             trusted=networks(["10.0.0.0/8"]),
         )
         self.called = False
@@ -294,11 +296,17 @@ class Rig:
         head = sent[0]
         return Outcome(head["status"], self.called, b"session=hk_" in str(head).encode())
 
-    def renew_lookups(self) -> None:
-        """Replace threads that a fault has ended: what waits for them would wait in vain for ever."""
-        pool = self.gate.lookups
-        if pool._new._busy or pool._recent._busy:
-            object.__setattr__(self.gate, "lookups", LookupPool(pool.timeout))
+    def ask_with_fault(self, adapter: str, case: Case, place: Place, error: BaseException) -> Outcome:
+        """Send `case` with `error` raised at `place`, and replace lookup threads that it has ended."""
+        # What such a thread was to answer is waited for in vain. All other requests have the time that a
+        # busy machine may need.
+        self.gate.lookups.timeout = 3.0
+        with Tracer(place, error):
+            outcome = self.ask(adapter, case)
+        self.gate.lookups.timeout = PATIENCE
+        if self.gate.lookups._new._busy or self.gate.lookups._recent._busy:
+            object.__setattr__(self.gate, "lookups", LookupPool(PATIENCE))
+        return outcome
 
     def ask(self, adapter: str, case: Case) -> Outcome:
         self.called = False
@@ -408,16 +416,15 @@ def inject(rig: Rig, adapter: str, case: Case, faults: Faults) -> Iterator[str]:
         assert rig.ask(adapter, case) == expected, case
     for place, error in faults(tracer.places):
         before = rig.contents()
-        with Tracer(place, error):
-            outcome = rig.ask(adapter, case)
-        rig.renew_lookups()
+        outcome = rig.ask_with_fault(adapter, case, place, error)
         if case.refused:
             well = not outcome.called and outcome.status >= 300
             well = well and not outcome.signed_in and rig.contents() == before
         else:
             well = outcome.called or outcome.status >= 400
-        if not well or rig.ask(adapter, case) != expected:
-            yield f"{case}: {error!r} at {place}: {outcome}{', and after it' if well else ''}"
+        after = rig.ask(adapter, case)
+        if not well or after != expected:
+            yield f"{case}: {error!r} at {place}: {outcome}, and after it {after}"
 
 
 # A generator that is raised in while it is thrown away can tell nobody.
