@@ -298,8 +298,8 @@ class Rig:
 
     def ask_with_fault(self, adapter: str, case: Case, place: Place, error: BaseException) -> Outcome:
         """Send `case` with `error` raised at `place`, and replace lookup threads that it has ended."""
-        # What such a thread was to answer is waited for in vain. All other requests have the time that a
-        # busy machine may need.
+        # What such a thread was to answer is waited for in vain. All other requests have the time that
+        # a busy machine may need.
         self.gate.lookups.timeout = 3.0
         with Tracer(place, error):
             outcome = self.ask(adapter, case)
