@@ -210,11 +210,21 @@ DELETING = Problem("DELETE_REFUSED", "This key may not delete or archive anythin
 _ARTIFACTS = (
     "Your key changes only the artifacts of runs and logged models in your own experiments."
 )
+#: The refusal of a change in `full`, in the same words for others' artifacts and for none.
+HIDDEN_ARTIFACTS = Problem(
+    "NOT_OWNER", f"There is no such run, logged model or experiment of yours. {_ARTIFACTS}"
+)
 #: The refusal of everything while the tables of ownership can't be used.
 UNKNOWN = Problem(
     "ISOLATED",
     "This server does not know whose its models are, so your key can't change anything. Tell its "
     "operator: the server's log says why.",
+)
+#: The refusal of a statement of MLflow's that this version does not know, and can't confine.
+CLOSED_STATEMENT = Problem(
+    "ISOLATED",
+    "This server can't tell which of its data your key may see here. Tell its operator: the server's "
+    "log has the code ISOLATED with the request's id.",
 )
 _NOBODY = (
     "The authority of your key does not say who you are, so the key owns nothing and can't change "

@@ -16,7 +16,7 @@ from typing import NamedTuple
 MODES = ("enforce", "observe", "off")
 #: "off" keeps nobody from changing what is another owner's; "observe" only counts and logs such
 #: changes; "writes" refuses them. The store keeps the position in this list: its order must not change.
-ISOLATION = ("off", "observe", "writes")
+ISOLATION = ("off", "observe", "writes", "full")
 
 
 class Access(IntEnum):

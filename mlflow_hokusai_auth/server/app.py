@@ -47,7 +47,7 @@ from .gate import cors, interceptors
 from .gate.gate import Gate
 from .gate.limits import Limits
 from .gate.lookup_pool import LookupPool
-from .isolation import locations, outside, preparation, provenance, writes
+from .isolation import locations, outside, preparation, provenance, reads, writes
 from .isolation.artifacts import Artifacts
 from .isolation.facts import Facts
 from .observe import redaction
@@ -169,8 +169,10 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     isolated = artifact_roots.Watch(isolation, observed.add)
     obstacle = preparation.prepare()
     if obstacle is not None:
-        if config.isolation == "writes":
-            raise SettingsError(f"HOKUSAI_AUTH_ISOLATION=writes can't be kept: {obstacle}.")
+        if config.isolation in ("writes", "full"):
+            raise SettingsError(
+                f"HOKUSAI_AUTH_ISOLATION={config.isolation} can't be kept: {obstacle}."
+            )
         _log.warning("Owners are not recorded, and isolation must stay off: %s", obstacle)
     facts = Facts(usable=obstacle is None)
     artifacts = Artifacts(roots, gate.policy, folders, isolated, facts)
@@ -178,6 +180,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     locations.Stored(roots, gate.policy, watch, folders, artifacts).install()
     provenance.Provenance(watch, config.provenance).install()
     writes.Writes(gate.policy, isolated, facts).install()
+    reads.Reads(gate.policy, isolated, facts).install()
     folders.begin()
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()

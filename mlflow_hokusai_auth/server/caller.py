@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -31,6 +33,24 @@ NOBODY = Caller(None, "", "")
 #: context is copied. An ASGI server has a context for each request. A WSGI server uses a thread, with
 #: its context, for several requests in turn, so the WSGI adapter resets it.
 current: ContextVar[Caller] = ContextVar("hokusai_caller", default=NOBODY)
+
+#: Why the code that runs now sees all of MLflow's data, whoever the caller is; "" if it does not.
+_sees_all: ContextVar[str] = ContextVar("hokusai_sees_all", default="")
+
+
+@contextmanager
+def seeing_all(reason: str) -> Iterator[None]:
+    """Let code see all of MLflow's data, whoever the caller is: a decision about others' needs it."""
+    token = _sees_all.set(reason)
+    try:
+        yield
+    finally:
+        _sees_all.reset(token)
+
+
+def sees_all() -> bool:
+    """Return whether the code that runs now sees all of MLflow's data."""
+    return bool(_sees_all.get())
 
 
 def install(app: flask.Flask) -> None:

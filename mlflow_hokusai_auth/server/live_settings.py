@@ -56,7 +56,12 @@ class Isolation:
         """Return "enforce", "observe" or "off"."""
         if self._mode.now != "enforce":
             return "off"
-        return "enforce" if self.level == "writes" else self.level
+        return "enforce" if self.level in ("writes", "full") else self.level
+
+    @property
+    def hides(self) -> bool:
+        """True if suppliers see only what is theirs and what was shared with them."""
+        return self.level == "full" and self._mode.now == "enforce"
 
     def follow(self, kept: Mapping[str, int]) -> None:
         """Take the isolation from the store's settings."""

@@ -60,7 +60,7 @@ class Settings(BaseSettings):
         description="The mode that overrides `hokusai-auth mode`. The last resort: with off, the "
         "server starts even if its key store can't be reached.",
     )
-    isolation: Literal["off", "observe", "writes"] = Field(
+    isolation: Literal["off", "observe", "writes", "full"] = Field(
         "off",
         description="writes: a key with model:* scopes changes only what its owner made, or may "
         "contribute to; observe: only log and count other changes; off: nothing. It counts while the "

@@ -106,7 +106,10 @@ class Database:
         self._url = _normalised(uri)
         try:
             self.engine = sa.create_engine(
-                self._url, pool_pre_ping=self._url.drivername != "sqlite"
+                self._url,
+                pool_pre_ping=self._url.drivername != "sqlite",
+                # The hooks on MLflow's statements leave those of this engine alone.
+                execution_options={"hokusai_store": True},
             )
         except sa.exc.ArgumentError:
             raise StoreError(

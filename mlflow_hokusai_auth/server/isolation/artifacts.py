@@ -20,6 +20,7 @@ from mlflow_hokusai_auth.core.isolation import Problem
 from mlflow_hokusai_auth.core.locations import Location, Roots, is_part, read, reference
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.upstream import stores, tables
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
@@ -34,6 +35,7 @@ _SIZE = 10_000
 _DEPTH = 100
 #: A number of a version has less digits.
 _DIGITS = 10
+_NO_ANSWER = "Who owns these artifacts can't be looked up at the moment. Try again."
 _ODD = Problem(
     "LOCATION_REFUSED",
     "The path of these artifacts leads out of its folder, or has too many folders.",
@@ -74,6 +76,59 @@ class Artifacts:
         """True if the caller is kept to what is theirs."""
         return self.confined() is not None
 
+    @property
+    def hides(self) -> bool:
+        """True if the caller sees only what is theirs and what was shared with them."""
+        return self.watch.hides and self.confined() is not None
+
+    @callers.seeing_all("who owns artifacts")
+    def sees(self, place: Location) -> bool:
+        """Return whether the caller, from whom others' artifacts are hidden, sees `place`. Blocks.
+
+        Raises MlflowException if the database does not answer.
+        """
+        principal = self.confined()
+        engine = stores.tracking_engine()
+        if principal is None or engine is None or not self.facts.usable:
+            return False
+        if len(place.parts) > _DEPTH or ".." in place.parts:
+            return False
+        try:
+            with engine.connect() as connection:
+                return self._owns_place(principal.owner_id, place, connection) or self._reads(
+                    principal.owner_id, place, connection
+                )
+        except SQLAlchemyError as error:
+            raise stores.unavailable(_NO_ANSWER) from error
+
+    def _owns_place(self, me: str, place: Location, connection: Connection) -> bool:
+        named = artifact_places.named_in(place)
+        if len(named) > artifact_places.MAX_NAMED or self.folders.known.holds(place):
+            return False
+        known = self.facts.experiments_of(connection, named)
+        numbers = {*self._rests(place, connection), *known.values()}
+        return bool(numbers) and all(self._owns(me, number, connection) for number in numbers)
+
+    def _reads(self, me: str, place: Location, connection: Connection) -> bool:
+        """Return whether `place` is among the files of a version that `me` sees.
+
+        The files must be those of the version's maker or of the model's owner, since a version that
+        was made while nobody looked may name any files.
+        """
+        for name, version, uri in tables.versions_at(self._uris(place, 1), connection):
+            files = self.roots.place(read(uri))
+            if not is_part(files, self.roots, self.folders.known):
+                continue
+            owner = ownership.model_owner(connection, name)
+            if me and (owner == me or self.facts.level(connection, me, name)):
+                makers = {owner, ownership.version_owner(connection, name, version)} - {None}
+                numbers = self._rests(files, connection)
+                whose = {self.facts.experiment_owner(connection, number) for number in numbers}
+                if whose and whose <= makers:
+                    return True
+        return False
+
+    @callers.seeing_all("who owns artifacts")
     def check(self, change: Change) -> bool:
         """Return whether the caller may make this change, or raise MlflowException. Blocks.
 
@@ -88,12 +143,13 @@ class Artifacts:
         try:
             problem = self._problem(principal, change)
         except SQLAlchemyError as error:
-            raise stores.unavailable(
-                "Who owns these artifacts can't be looked up at the moment. Try again."
-            ) from error
+            raise stores.unavailable(_NO_ANSWER) from error
+        if problem is not None and problem.code == "NOT_OWNER" and self.watch.hides:
+            problem = isolation.HIDDEN_ARTIFACTS
         self._refuse(change.place, problem)
         return problem is None
 
+    @callers.seeing_all("who owns artifacts")
     def owns(self, uri: str, connection: Connection) -> bool:
         """Return whether the files at `uri` belong to the caller, who is kept to what is theirs."""
         principal, location = self.confined(), read(uri)
@@ -103,6 +159,7 @@ class Artifacts:
         rests = self._rests(place, connection)
         return self._owner_problem(principal.owner_id, place, rests, connection, file=False) is None
 
+    @callers.seeing_all("who owns artifacts")
     def check_source(self, uri: str, connection: Connection) -> None:
         """Raise MlflowException if the caller may not register the files at `uri` as a model version.
 

@@ -36,11 +36,16 @@ from .facts import Facts
 #: True while SQLAlchemy writes rows that `Writes` checks afterwards.
 _flushing: ContextVar[bool] = ContextVar("hokusai_checked_flush", default=False)
 #: The beginning of a statement that changes data.
-_CHANGES = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE|WITH)\b", re.IGNORECASE)
+_CHANGES = re.compile(
+    r"\s*(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE|WITH\b.*\b(INSERT|UPDATE|DELETE|MERGE))\b",
+    re.IGNORECASE | re.DOTALL,
+)
 #: Lifecycle and stage of what is deleted or archived, as MLflow writes them.
 _ENDED = frozenset({"deleted", "Archived", tables.DELETED})
 #: Stages by which consumers find a version.
 _LIVE = ("Production", "Staging")
+#: Why the checks see what the caller does not.
+_REASON = "the check of a change"
 _installed: Writes | None = None
 
 
@@ -69,6 +74,7 @@ class Writes:
         ):
             change(target, name, function)
 
+    @callers.seeing_all(_REASON)
     def before_flush(self, session: Session, *_: object) -> None:
         """Raise MlflowException if a confined caller takes a name, before the database refuses it.
 
@@ -91,6 +97,7 @@ class Writes:
                     self._name(session.connection(), principal, "experiment", new)
         _flushing.set(True)
 
+    @callers.seeing_all(_REASON)
     def after_flush(self, session: Session, _: object) -> None:
         """Record the owners of what was made; raise MlflowException for what may not be changed."""
         _flushing.set(False)
@@ -266,9 +273,9 @@ class Writes:
         if not name and kind == "run":  # a logged model without a run
             return
         number = self.facts.experiment_of(connection, kind, name)
+        missing = Problem("NOT_OWNER", f"There is no {kind} {name} that your key may change.")
         if number is None:
-            missing = f"There is no {kind} {name} that your key may change."
-            self._refuse(Problem("NOT_OWNER", missing))
+            self._refuse(missing)
             return
         owner = (
             # What happens to an experiment itself is rare, and final.
@@ -276,7 +283,11 @@ class Writes:
             if kind == "experiment"
             else self.facts.experiment_owner(connection, number)
         )
-        self._refuse(isolation.experiment_problem(principal.owner_id, number, owner))
+        problem = isolation.experiment_problem(principal.owner_id, number, owner)
+        if problem is not None and problem.code == "NOT_OWNER" and self.watch.hides:
+            # It must not be told from one that does not exist.
+            problem = missing
+        self._refuse(problem)
 
     def _check_model(
         self, connection: Connection, principal: Principal, row: Any, name: str, *, deleted: bool
@@ -343,8 +354,9 @@ class Writes:
         named = list(_named(table, context)) if getattr(statement, "select", None) is None else []
         if not named:
             self._closed(table or "this")
-        for kind, name in named:
-            self._check_in_experiment(connection, principal, kind, name)
+        with callers.seeing_all(_REASON):
+            for kind, name in named:
+                self._check_in_experiment(connection, principal, kind, name)
         if principal.no_delete and context.isdelete:
             self._refuse(isolation.DELETING)
 

@@ -108,6 +108,11 @@ class Watch:
         """Whether the mode needs a check of locations."""
         return self.mode.now != "off"
 
+    @property
+    def hides(self) -> bool:
+        """Whether the caller must not learn what others have."""
+        return getattr(self.mode, "hides", False)
+
     def refuse(
         self,
         code: str,

@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 from mlflow_hokusai_auth.core.folders import BY_NUMBER, Folders
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.locations import Roots
+from mlflow_hokusai_auth.server import caller as callers
 
 from .artifact_roots import DEFAULT_ROOT, TRACKING
 
@@ -77,6 +78,7 @@ class ExperimentFolders:
                 self.read_by(connection)
             self._began = began
 
+    @callers.seeing_all("the folders of all experiments")
     def read_by(self, connection: Connection) -> Folders:
         """Read the folders by a connection to the database of experiments, and return them."""
         from . import tables

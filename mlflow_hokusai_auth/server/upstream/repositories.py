@@ -12,11 +12,14 @@ import asyncio
 import functools
 import inspect
 import os
+import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.server import handlers
 from mlflow.store.artifact import artifact_repo, artifact_repository_registry
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -73,6 +76,9 @@ STORING = frozenset(
     }
 )
 _DELETING = "delete_artifacts"
+#: Methods that read, and are judged: `full_path` opens nothing, and MLflow's base class downloads a
+#: folder by `list_artifacts` and `_download_file`.
+JUDGED_READING = (READING - {"full_path"}) | {"_download_file"}
 
 
 class Change(NamedTuple):
@@ -92,6 +98,13 @@ class Changes(Protocol):
 
     def check(self, change: Change) -> bool:
         """Return whether the caller may make this change, or raise MlflowException. Blocks."""
+
+    @property
+    def hides(self) -> bool:
+        """True if this caller sees only some artifacts."""
+
+    def sees(self, place: Location) -> bool:
+        """Return whether the caller sees the file or folder at `place`. Blocks."""
 
 
 def confine(roots: Roots, watch: Watch, changes: Changes | None = None) -> None:
@@ -178,6 +191,8 @@ class Opener:
 
     def _guarded(self, method: Callable[..., Any], place: int, name: str) -> Callable[..., Any]:
         title = method.__name__
+        if title in JUDGED_READING and self.changes is not None:
+            return self._reading(method, place, name, self.changes)
         changes = None if title.startswith("_") or title in READING else self.changes
         signature = inspect.signature(method)
 
@@ -220,6 +235,33 @@ class Opener:
 
         return guarded_async if inspect.iscoroutinefunction(method) else guarded
 
+    def _reading(
+        self, method: Callable[..., Any], place: int, name: str, changes: Changes
+    ) -> Callable[..., Any]:
+        """Return `method`, which finds nothing where the caller sees nothing."""
+        signature = inspect.signature(method)
+
+        @functools.wraps(method)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            path = args[place] if len(args) > place else kwargs.get(name)
+            if path and self.watch.looks:
+                self._check_path(args[0], str(path))
+            if not changes.hides or all(
+                map(changes.sees, self._places(args[0], str(path or ""), ""))
+            ):
+                return method(*args, **kwargs)
+            # MLflow answers for itself that there is no such file, in the words of its repository.
+            bound = signature.bind(*args, **kwargs)
+            missing = f"missing-{uuid.uuid4().hex}"
+            bound.arguments[name] = missing
+            try:
+                return method(*bound.args, **bound.kwargs)
+            except MlflowException as error:
+                message = str(error.message).replace(missing, str(path or ""))
+                raise MlflowException(message, error_code=_code(error)) from None
+
+        return guarded
+
     def _places(self, repository: ArtifactRepository, path: str, file: str) -> set[Location]:
         """Return the place of a change: as written, as MLflow may decode it, and without links."""
         local = isinstance(repository, LocalArtifactRepository)
@@ -246,6 +288,10 @@ class Opener:
                 problem = "a link leads out of its root"
         if problem is not None:
             self._refuse(where, problem)
+
+
+def _code(error: MlflowException) -> int:
+    return int(ErrorCode.Value(error.error_code))
 
 
 def _decoded(path: str) -> str:

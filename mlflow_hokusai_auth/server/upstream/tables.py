@@ -302,11 +302,17 @@ def aliases(name: str, version: int, connection: Connection) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
+def named_in(text: str) -> list[str]:
+    """Return the words of a statement that are names of MLflow's tables, each once."""
+    words = dict.fromkeys(re.findall(r"\w+", text))
+    return [word for word in words if word in Base.metadata.tables]
+
+
 def is_mlflow_s(table: str, text: str) -> bool:
     """Return whether `table` is MLflow's; if a statement has no table, whether its text names one."""
     if table:
         return table in Base.metadata.tables
-    return any(word in Base.metadata.tables for word in re.findall(r"\w+", text))
+    return bool(named_in(text))
 
 
 def _has(connection: Connection, column: Any, value: str) -> bool:

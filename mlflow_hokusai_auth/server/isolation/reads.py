@@ -1,0 +1,120 @@
+"""`Reads` lets a supplier see only its own rows in MLflow's data, and those that were shared with it.
+
+Every SELECT that MLflow sends for a confined caller gets the shadows of `shadows` in front, at the
+cursor: none can miss them, however MLflow made it. A statement that can't have them is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from cachetools import LRUCache
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+
+from mlflow_hokusai_auth.core import isolation
+from mlflow_hokusai_auth.core.policy import Policy
+from mlflow_hokusai_auth.server import caller as callers
+from mlflow_hokusai_auth.server.upstream import tables
+from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
+
+from .confinement import confined, refuse
+from .facts import Facts
+from .shadows import PLAIN, Shadowed, shadowed
+
+#: The characters that all statements in memory have together, at most.
+_SIZE = 4_000_000
+_SELECT = re.compile(r"[\s(]*(SELECT|WITH)\b", re.IGNORECASE)
+#: Statements that `Writes` checks.
+_CHANGE = re.compile(r"\s*(INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+_installed: Reads | None = None
+
+#: Schema, style of parameters, and text of a statement.
+_Key = tuple[str, str, str]
+
+
+class Statements:
+    """The shadowed form of statements that were seen before, by their text."""
+
+    def __init__(self, size: int = _SIZE) -> None:
+        self._lock = threading.Lock()
+        self._found: LRUCache[_Key, Shadowed | None] = LRUCache(size, getsizeof=_length)
+
+    def of(self, schema: str, style: str, text: str) -> Shadowed | None:
+        """Return `text` with its shadows, as it is if it needs none; None if it can't have them."""
+        key = schema, style, text
+        with self._lock:
+            if key in self._found:
+                return self._found[key]
+        made = _shadowed(schema, style, text)
+        if _length(made) <= self._found.maxsize:
+            with self._lock:
+                self._found[key] = made
+        return made
+
+
+def _length(made: Shadowed | None) -> int:
+    return 100 if made is None else 2 * len(made.text)
+
+
+def _shadowed(schema: str, style: str, text: str) -> Shadowed | None:
+    named = tuple(name for name in tables.named_in(text) if name not in PLAIN)
+    if _SELECT.match(text) and named:
+        return shadowed(text, named, schema, style)
+    # SAVEPOINT, PRAGMA and the like name no table. `Writes` checks what changes data.
+    return Shadowed(text, ()) if not named or _CHANGE.match(text) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Hides from confined callers what is neither theirs nor shared with them."""
+
+    policy: Policy
+    watch: Watch
+    facts: Facts
+    statements: Statements = field(default_factory=Statements)
+
+    def install(self) -> None:
+        """Shadow each statement that this process sends to MLflow's database from now on.
+
+        Install it after `Writes`, which judges a statement by the text that MLflow made.
+        """
+        global _installed
+        if _installed is not None:
+            event.remove(Engine, "before_cursor_execute", _installed.before_statement)
+        event.listen(Engine, "before_cursor_execute", self.before_statement, retval=True)
+        _installed = self
+
+    def before_statement(
+        self,
+        connection: Connection,
+        _: object,
+        text: str,
+        given: Any,
+        context: Any,
+        _many: bool,
+    ) -> tuple[str, Any]:
+        """Return the statement and its values for the caller. Raises MlflowException."""
+        if not self.watch.hides:
+            return text, given
+        principal = confined(self.watch, self.policy)
+        if principal is None or callers.sees_all() or "hokusai_store" in context.execution_options:
+            return text, given
+        dialect = connection.dialect
+        schema = "main" if dialect.name == "sqlite" else str(dialect.default_schema_name)
+        made = self.statements.of(schema, dialect.paramstyle, text)
+        if made is None:
+            refuse(self.watch, isolation.CLOSED_STATEMENT)
+            raise AssertionError(f"{self.watch} refuses")
+        if not made.values:
+            return made.text, given
+        if not self.facts.usable:
+            refuse(self.watch, isolation.UNKNOWN)
+        values = {"me": principal.owner_id, "now": time.time()}
+        if isinstance(given, dict):
+            return made.text, given | {f"hokusai_{name}": values[name] for name in made.values}
+        return made.text, (*(values[name] for name in made.values), *given)

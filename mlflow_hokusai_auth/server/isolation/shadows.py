@@ -1,0 +1,180 @@
+"""The rows of MLflow's tables that a supplier sees, as SQL.
+
+In front of a statement stands a shadow of each table that it names: a WITH of the table's own name,
+with the visible rows only. So whatever the statement joins, counts or sorts, it finds nothing else. A
+table that stands in no list of `bindings` has no shadow, and statements that name it are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from . import bindings
+from .bindings import BINDINGS, INPUT_TAGS, INPUTS
+from .provenance import KEY_ID
+
+#: How a statement refers to a value in SQL of this module: the caller's owner, and the time now in
+#: seconds since the epoch.
+_VALUE = re.compile(r":(me|now)\b")
+_WITH = re.compile(r"\s*WITH\s+(RECURSIVE\s+)?", re.IGNORECASE)
+_LOCKS = re.compile(r"\bFOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE|KEY\s+SHARE)\b", re.IGNORECASE)
+#: SQL for one value, by the driver's style of parameters (PEP 249).
+_STYLES: Mapping[str, Callable[[str], str]] = {
+    "qmark": lambda _: "?",
+    "format": lambda _: "%s",
+    "pyformat": lambda name: f"%(hokusai_{name})s",
+    "named": lambda name: f":hokusai_{name}",
+}
+
+# `{s}` is the schema, `one` the row of the shadowed table.
+_SAME = "coalesce(e.creation_time, -1) = coalesce(h.experiment_created_at, -1)"
+_MY_EXPERIMENTS = (
+    "SELECT h.experiment_id FROM {s}hokusai_experiments AS h JOIN {s}experiments AS e "
+    f"ON e.experiment_id = h.experiment_id AND {_SAME} WHERE h.owner = :me"
+)
+_SHARED = (
+    "FROM {s}hokusai_model_access AS a WHERE a.grantee = :me "
+    "AND (a.expires_at IS NULL OR a.expires_at > :now)"
+)
+_MY_NAMES = (
+    "SELECT m.name FROM {s}hokusai_models AS m WHERE m.owner = :me AND m.gone_at IS NULL "
+    f"UNION ALL SELECT a.name {_SHARED}"
+)
+_MY_MODEL = (
+    "EXISTS (SELECT 1 FROM {s}hokusai_models AS m "
+    "WHERE m.name = one.name AND m.owner = :me AND m.gone_at IS NULL)"
+)
+_SEEN_MODEL = f"({_MY_MODEL} OR EXISTS (SELECT 1 {_SHARED} AND a.name = one.name))"
+#: A reader of a version finds its logged model, of which MLflow's clients ask when they copy it.
+_SHARED_LOGGED = (
+    "EXISTS (SELECT 1 FROM {s}hokusai_model_access AS a JOIN {s}hokusai_versions AS v "
+    "ON v.name = a.name WHERE a.grantee = :me AND (a.expires_at IS NULL OR a.expires_at > :now) "
+    "AND v.source = 'models:/' || one.model_id)"
+)
+_NOTHING = "1 = 0"
+#: Tables without a shadow, though they are MLflow's. MLflow reads webhooks when a supplier causes an
+#: event, and no route on webhooks is open to a confined key.
+PLAIN = frozenset({"webhooks", "webhook_events"})
+
+
+def _in_experiment(column: str) -> str:
+    return f"EXISTS ({_MY_EXPERIMENTS} AND h.experiment_id = {column})"
+
+
+def _through(table: str, key: str, column: str) -> str:
+    """Return SQL for: the run or logged model whose `key` is `column` is in an experiment of mine."""
+    return (
+        f"EXISTS (SELECT 1 FROM {{s}}{table} AS p JOIN {{s}}hokusai_experiments AS h "
+        f"ON h.experiment_id = p.experiment_id JOIN {{s}}experiments AS e "
+        f"ON e.experiment_id = h.experiment_id AND {_SAME} "
+        f"WHERE p.{key} = {column} AND h.owner = :me)"
+    )
+
+
+def _my_run(column: str) -> str:
+    return _through("runs", "run_uuid", column)
+
+
+def _input(row: str) -> str:
+    runs = ", ".join(f"'{kind}'" for kind, what in bindings.ENDS.items() if what == "run")
+    ends = (
+        f"({row}.{end}_type IN ({runs}) AND {_my_run(f'{row}.{end}_id')})"
+        for end in ("destination", "source")
+    )
+    return f"({' OR '.join(ends)})"
+
+
+#: Table -> SQL for: this row is visible. Those that are not here follow from `BINDINGS`.
+_SPECIAL = {
+    # MLflow looks for experiment 0 when it builds a store. What is in it follows from its owner.
+    "experiments": f"one.experiment_id IN (SELECT 0 UNION ALL {_MY_EXPERIMENTS})",
+    "logged_models": f"({_in_experiment('one.experiment_id')} OR {_SHARED_LOGGED})",
+    "registered_models": f"one.name IN ({_MY_NAMES})",
+    "model_versions": f"one.name IN ({_MY_NAMES})",
+    INPUTS: _input("one"),
+    INPUT_TAGS: "EXISTS (SELECT 1 FROM {s}inputs AS i "
+    f"WHERE i.input_uuid = one.input_uuid AND {_input('i')})",
+} | {
+    # Which key made a version is its owner's business.
+    table: f"({_SEEN_MODEL} AND (one.key <> '{KEY_ID}' OR {_MY_MODEL}))"
+    for table in ("registered_model_tags", "model_version_tags")
+}
+
+
+def _is_visible(table: str) -> str | None:
+    """Return SQL for: this row of `table` is visible; None if nothing is known about the table."""
+    if table in _SPECIAL:
+        return _SPECIAL[table]
+    if things := BINDINGS.get(table):
+        kind, (column, *_) = things[0]
+        return {
+            "experiment": _in_experiment(f"one.{column}"),
+            "run": _my_run(f"one.{column}"),
+            "logged model": _through("logged_models", "model_id", f"one.{column}"),
+            "model": _SEEN_MODEL,
+            "version": _SEEN_MODEL,
+        }[kind]
+    return _NOTHING if bindings.is_known(table) or table in bindings.OPEN else None
+
+
+@dataclass(frozen=True, slots=True)
+class Shadowed:
+    """A statement with its shadows, and the names of the values that come before its own."""
+
+    text: str
+    values: tuple[str, ...]
+
+
+def shadowed(text: str, tables: tuple[str, ...], schema: str, style: str) -> Shadowed | None:
+    """Return the SELECT `text`, which names `tables`, with shadows; None if that can't be done.
+
+    `style` is the driver's style of parameters (PEP 249).
+    """
+    if _LOCKS.search(text):
+        return _locked(text, tables, schema, style)
+    found = [_shadow(table, schema) for table in tables]
+    if style not in _STYLES or None in found:
+        return None
+    shadows = ", ".join(
+        f"{table} AS NOT MATERIALIZED ({sql})" for table, sql in zip(tables, found, strict=True)
+    )
+    values = tuple(_VALUE.findall(shadows))
+    start = f"WITH {shadows}"
+    if own := _WITH.match(text):
+        start = f"WITH {own[1] or ''}{shadows}, "
+        text = text[own.end() :]
+    else:
+        start += " "
+    return Shadowed(_VALUE.sub(lambda value: _STYLES[style](value[1]), start) + text, values)
+
+
+def _locked(text: str, tables: tuple[str, ...], schema: str, style: str) -> Shadowed | None:
+    """Return a statement that locks the visible rows of its only table.
+
+    FOR UPDATE locks no row of a WITH, but those of a subquery in FROM.
+    """
+    # The values of the shadow are not the first ones, so their order can't tell them apart.
+    if len(tables) != 1 or style not in ("pyformat", "named"):
+        return None
+    (table,) = tables
+    sql = _shadow(table, schema)
+    sources = re.findall(r"\b(?:FROM|JOIN)\s+(\S+)", text, re.IGNORECASE)
+    if sql is None or [source.strip('"') for source in sources] != [table]:
+        return None
+    values = tuple(_VALUE.findall(sql))
+    sql = _VALUE.sub(lambda value: _STYLES[style](value[1]), sql)
+    source = re.compile(rf'\bFROM\s+"?{table}"?(?=\s|$)', re.IGNORECASE)
+    return Shadowed(source.sub(lambda _: f"FROM ({sql}) AS {table}", text), values)
+
+
+@lru_cache(maxsize=512)
+def _shadow(table: str, schema: str) -> str | None:
+    """Return the SELECT of the visible rows of `table`."""
+    visible = _is_visible(table)
+    if visible is None:
+        return None
+    prefix = f'"{schema}".'
+    return f"SELECT one.* FROM {prefix}{table} AS one WHERE {visible.replace('{s}', prefix)}"

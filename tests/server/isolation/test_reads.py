@@ -1,0 +1,127 @@
+"""A supplier sees its own rows and what was shared with it, by every method of MLflow's stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    ViewType,
+)
+from mlflow.entities.model_registry import ModelVersionTag
+from mlflow.exceptions import MlflowException
+
+from mlflow_hokusai_auth.core.policy import Policy
+from mlflow_hokusai_auth.server.isolation.facts import Facts
+from mlflow_hokusai_auth.server.isolation.provenance import Provenance
+from mlflow_hokusai_auth.server.isolation.reads import Reads
+from mlflow_hokusai_auth.server.isolation.writes import Writes
+from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
+from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
+from mlflow_hokusai_auth.store import ownership
+from tests.server.isolation.stores import ACME, GLOBEX, STAFF, Made, Stores, calling
+
+Way = Callable[[], object]
+
+
+@pytest.fixture(autouse=True)
+def isolation(stores: Stores) -> Iterator[Isolation]:
+    ownership.prepare(stores.registry.engine)
+    isolation = Isolation(Mode("enforce"), "full")
+    watch = Watch(isolation)
+    facts = Facts(usable=True)
+    Provenance(watch).install()
+    Writes(Policy(), watch, facts).install()
+    Reads(Policy(), watch, facts).install()
+    yield isolation
+    isolation.level = "off"
+
+
+def made_by(stores: Stores, principal: object) -> Made:
+    with calling(principal):  # type: ignore[arg-type]
+        made = stores.make({"word": "w-" + str(id(principal))})
+        tracking, registry = stores.tracking, stores.registry
+        metric = Metric("m", 1.0, 1, 1, made.logged, run_id=made.run)
+        tracking.log_batch(made.run, [metric, Metric("m", 2.0, 2, 2)], [Param("p", "1")], [])
+        tracking.log_inputs(
+            made.run, [DatasetInput(Dataset("d", "1", "local", "x"), [InputTag("a", "b")])]
+        )
+        tracking.log_outputs(made.run, [LoggedModelOutput(made.logged, 1)])
+        registry.set_registered_model_alias(made.model, "champion", made.version)
+        registry.set_model_version_tag(made.model, made.version, ModelVersionTag("a", "b"))
+    return made
+
+
+def questions(stores: Stores, made: Made) -> dict[str, Way]:
+    """Every way to read something of `made`."""
+    t, r = stores.tracking, stores.registry
+    return {
+        "experiment": lambda: t.get_experiment(made.experiment),
+        "run": lambda: t.get_run(made.run),
+        "history": lambda: t.get_metric_history(made.run, "m"),
+        "bulk history": lambda: t.get_metric_history_bulk([made.run], "m", 10),
+        "search runs": lambda: t.search_runs([made.experiment], "", ViewType.ALL, 10, [], None),
+        "search by a metric": lambda: t.search_runs(
+            [made.experiment], "metrics.m > 0", ViewType.ALL, 10, ["metrics.m DESC"], None
+        ),
+        "search by a dataset": lambda: t.search_runs(
+            [made.experiment], "dataset.name = 'd'", ViewType.ALL, 10, [], None
+        ),
+        "datasets": lambda: t._search_datasets([made.experiment]),
+        "logged model": lambda: t.get_logged_model(made.logged),
+        "search logged models": lambda: t.search_logged_models([made.experiment]),
+        "model": lambda: r.get_registered_model(made.model),
+        "search models": lambda: r.search_registered_models(f"name = '{made.model}'"),
+        "latest": lambda: r.get_latest_versions(made.model),
+        "version": lambda: r.get_model_version(made.model, made.version),
+        "by alias": lambda: r.get_model_version_by_alias(made.model, "champion"),
+        "search versions": lambda: r.search_model_versions(f"name = '{made.model}'"),
+        "versions of a run": lambda: r.search_model_versions(f"run_id = '{made.run}'"),
+        "download URI": lambda: r.get_model_version_download_uri(made.model, made.version),
+    }
+
+
+def answer(way: Way, made: Made) -> str:
+    """Return what `way` returns or raises, without the ids of `made`."""
+    try:
+        found = way()
+        parts = found if isinstance(found, list) else [found]
+        text = repr([one.to_proto() if hasattr(one, "to_proto") else one for one in parts])
+    except MlflowException as error:
+        text = f"{error.error_code} {error}"
+    for name in ("logged", "run", "model"):
+        text = text.replace(getattr(made, name), f"<{name}>")
+    return text.replace(f"id={made.experiment} ", "id=<experiment> ")
+
+
+def test_foreign_things_answer_as_if_they_did_not_exist(stores: Stores) -> None:
+    foreign = made_by(stores, ACME)
+    with calling(GLOBEX):
+        missing = Made("987654321", "0" * 32, "m-" + "0" * 32, "no-such-model", "1")
+        wrong = {
+            name: (seen, expected)
+            for name, way in questions(stores, foreign).items()
+            if (seen := answer(way, foreign))
+            != (expected := answer(questions(stores, missing)[name], missing))
+        }
+    assert not wrong
+
+
+def test_owners_and_staff_see_everything(stores: Stores) -> None:
+    own = made_by(stores, ACME)
+    answers = []
+    for principal in (None, STAFF, ACME):
+        with calling(principal):
+            answers.append({name: answer(way, own) for name, way in questions(stores, own).items()})
+    assert answers[0] == answers[1] == answers[2]
+    assert not [
+        name
+        for name, text in answers[2].items()
+        if "RESOURCE_DOES_NOT_EXIST" in text or text == "[]"
+    ]
