@@ -1,0 +1,227 @@
+"""With isolation full, no supplier can tell what another one has from what does not exist."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os.path
+import re
+import secrets
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
+from tests.e2e.test_isolation import OWN, Supplier
+from tests.harness import SERVERS, Server, serve
+
+pytestmark = pytest.mark.servers
+
+#: Routes that take a name of the client's choice: a taken name can be told from a free one.
+NAMING = re.compile(r"/(registered-models|experiments)/(create|rename|update)$")
+#: What differs from one answer to the next, whatever the question was.
+NOISE = re.compile(rb'"(request_id|requestId)": ?"[^"]*"')
+
+
+class World(NamedTuple):
+    """What a team has, or the ids of nothing; each text in it holds `word`."""
+
+    word: str
+    experiment: str
+    run: str
+    logged: str
+    model: str
+
+    def fields(self) -> dict[str, Any]:
+        """Return a value for each field by which MLflow's messages name something."""
+        run, experiment = self.run, self.experiment
+        return {
+            "experiment_id": experiment,
+            "experiment_ids": [experiment],
+            "experiment_name": f"{self.word}-experiment",
+            "run_id": run,
+            "run_uuid": run,
+            "run_ids": [run],
+            "source_run_id": run,
+            "model_id": self.logged,
+            "name": self.model,
+            "version": "1",
+            "alias": f"{self.word}-alias",
+            "path": f"{self.word}.txt",
+            "artifact_path": f"{self.word}.txt",
+            "metric_key": f"{self.word}-metric",
+            "key": f"{self.word}-tag",
+            "value": "changed",
+            "stage": "Production",
+            "max_results": 100,
+        }
+
+    def parts(self) -> dict[str, str]:
+        """Return a value for each parameter in the path of a route."""
+        return {"model_id": self.logged, "tag_key": f"{self.word}-tag", "run_id": self.run}
+
+    def anonymous(self, text: bytes) -> bytes:
+        """Return an answer without the ids and the word of this world, and without what is noise."""
+        for word in (self.logged, self.run, self.model, self.word):
+            text = text.replace(word.encode(), b"?").replace(word[2:].encode(), b"?")
+        text = re.sub(rf"(?<![\w/.-]){self.experiment}(?![\w.])".encode(), b"?", text)
+        return NOISE.sub(b"", text)
+
+
+def nothing() -> World:
+    word = f"w{secrets.token_hex(8)}"
+    run = secrets.token_hex(16)
+    return World(word, "987654321", run, f"m-{secrets.token_hex(16)}", f"{word}-model")
+
+
+def everything(team: Supplier) -> World:
+    """Make one of each thing that a supplier can make, each text of it with a random word."""
+    word = f"w{secrets.token_hex(8)}"
+    tag = [{"key": f"{word}-tag", "value": word}]
+    experiment = team.good("experiments/create", name=f"{word}-experiment", tags=tag)[
+        "experiment_id"
+    ]
+    made = team.good("runs/create", experiment_id=experiment, run_name=word, tags=tag)
+    run = made["run"]["info"]["run_id"]
+    logged = team.good("logged-models", experiment_id=experiment, name=word, source_run_id=run)
+    model_id = logged["model"]["info"]["model_id"]
+    metric = {"key": f"{word}-metric", "value": 1, "timestamp": 1, "step": 1}
+    team.good(
+        "runs/log-batch",
+        run_id=run,
+        metrics=[metric, metric | {"model_id": model_id, "key": f"{word}-other"}],
+        params=[{"key": f"{word}-param", "value": word}],
+        tags=tag,
+    )
+    dataset = {"name": word, "digest": "1", "source_type": "local", "source": word}
+    context = [{"key": "mlflow.data.context", "value": word}]
+    team.good("runs/log-inputs", run_id=run, datasets=[{"dataset": dataset, "tags": context}])
+    team.good("runs/outputs", run_id=run, models=[{"model_id": model_id, "step": 1}])
+    for place in (f"{run}/artifacts", f"models/{model_id}/artifacts"):
+        status, _ = team.put(f"{experiment}/{place}/{word}.txt", word.encode())
+        assert status == 200
+    model = f"{word}-model"
+    team.good("registered-models/create", name=model, tags=tag, description=word)
+    source = f"{made['run']['info']['artifact_uri']}/model"
+    version = team.good(
+        "model-versions/create", name=model, source=source, run_id=run, tags=tag, description=word
+    )
+    assert version["model_version"]["version"] == "1"
+    team.good("registered-models/alias", name=model, alias=f"{word}-alias", version="1")
+    return World(word, experiment, run, model_id, model)
+
+
+class Team(Supplier):
+    """A supplier with files, whose connection stays open."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+
+    def send(
+        self, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
+    ) -> tuple[int, bytes]:
+        headers = {"X-API-Key": self._key, "Content-Type": kind}
+        self._connection.request(method, path, body=body, headers=headers)
+        response = self._connection.getresponse()
+        return response.status, response.read()
+
+    def put(self, path: str, content: bytes) -> tuple[int, bytes]:
+        url = f"/api/2.0/mlflow-artifacts/artifacts/{path}"
+        return self.send("PUT", url, content, "application/octet-stream")
+
+
+@pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder: Path = tmp_path_factory.mktemp("confidential")
+    with serve(folder, SERVERS[request.param], HOKUSAI_AUTH_ISOLATION="full") as running:
+        yield running
+
+
+def camel(fields: dict[str, Any]) -> dict[str, Any]:
+    return {re.sub(r"_(\w)", lambda part: part[1].upper(), name): fields[name] for name in fields}
+
+
+def requests_about(world: World) -> dict[str, tuple[str, str, bytes | None]]:
+    """Return each request that names something of `world`, by the same name for each world."""
+    found: dict[str, tuple[str, str, bytes | None]] = {}
+    fields = world.fields()
+    for method, rule, _ in installed_routes():
+        if method == "HEAD" or NAMING.search(rule) or "gateway/supported-models" in rule:
+            continue
+        path = re.sub(
+            r"\{(\w+)(:path)?\}", lambda part: world.parts().get(part[1], "1"), template(rule)
+        )
+        query = urlencode(fields, doseq=True)
+        if method in ("GET", "DELETE"):
+            found[f"{method} {rule} query"] = method, f"{path}?{query}", None
+        for name, content in (("snake", fields), ("camel", camel(fields))):
+            found[f"{method} {rule} {name}"] = method, path, json.dumps(content).encode()
+    root = "/api/2.0/mlflow-artifacts/"
+    for name, place in {
+        "root": "",
+        "experiment": world.experiment,
+        "run": f"{world.experiment}/{world.run}",
+        "artifacts": f"{world.experiment}/{world.run}/artifacts",
+        "file": f"{world.experiment}/{world.run}/artifacts/{world.word}.txt",
+        "model": f"{world.experiment}/models/{world.logged}/artifacts/{world.word}.txt",
+        "odd": f"{world.experiment}/%2e/{world.run}/artifacts/{world.word}.txt",
+    }.items():
+        found[f"list {name}"] = "GET", f"{root}artifacts?path={quote(place)}", None
+        if place:
+            found[f"get {name}"] = "GET", f"{root}artifacts/{place}", None
+            found[f"presigned {name}"] = "GET", f"{root}presigned/{place}", None
+            found[f"put {name}"] = "PUT", f"{root}artifacts/{place}/x", b"x"
+            found[f"delete {name}"] = "DELETE", f"{root}artifacts/{place}", None
+    queries = {
+        "run": f'{{ mlflowGetRun(input: {{runId: "{world.run}"}}) {{ run {{ info {{ runId runName }} }} apiError {{ code message }} }} }}',
+        "experiment": f'{{ mlflowGetExperiment(input: {{experimentId: "{world.experiment}"}}) {{ experiment {{ name }} apiError {{ code message }} }} }}',
+        "history": f'{{ mlflowGetMetricHistoryBulkInterval(input: {{runIds: ["{world.run}"], metricKey: "{world.word}-metric", maxResults: 10}}) {{ metrics {{ key }} apiError {{ code message }} }} }}',
+        "search": f'{{ mlflowSearchRuns(input: {{experimentIds: ["{world.experiment}"]}}) {{ runs {{ info {{ runName }} }} apiError {{ code message }} }} }}',
+        "versions": f'{{ mlflowSearchModelVersions(input: {{filter: "name = \'{world.model}\'"}}) {{ modelVersions {{ name }} apiError {{ code message }} }} }}',
+    }
+    for name, text in queries.items():
+        found[f"graphql {name}"] = "POST", "/graphql", json.dumps({"query": text}).encode()
+    return found
+
+
+def test_foreign_and_missing_things_answer_alike(server: Server) -> None:
+    acme, globex = Team(server, "ACME"), Team(server, "GLOBEX")
+    everything(globex)
+    foreign, missing = everything(acme), nothing()
+    about_nothing = requests_about(missing)
+    wrong, asked = [], 0
+    for name, request in requests_about(foreign).items():
+        status, body = globex.send(*request)
+        asked += status == HTTPStatus.OK
+        seen = status, foreign.anonymous(body)
+        of_nothing = globex.send(*about_nothing[name])
+        expected = of_nothing[0], missing.anonymous(of_nothing[1])
+        if seen != expected:
+            start = max(len(os.path.commonprefix([seen[1], expected[1]])) - 60, 0)
+            wrong.append((name, status, seen[1][start:][:160], expected[0], expected[1][start:][:160]))
+    assert asked > 50
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_nothing_of_a_foreign_world_was_changed(server: Server) -> None:
+    acme, globex = Team(server, "ACME"), Team(server, "GLOBEX")
+    world = everything(acme)
+    before = seen_by(acme, world)
+    for request in requests_about(world).values():
+        globex.send(*request)
+    assert seen_by(acme, world) == before
+
+
+def seen_by(team: Team, world: World) -> list[tuple[int, bytes]]:
+    query = urlencode(world.fields(), doseq=True)
+    return [
+        team.send("GET", f"/api/2.0/mlflow/{path}?{query}")
+        for path in ("runs/get", "experiments/get", "registered-models/get", "model-versions/get", "artifacts/list")
+    ]
