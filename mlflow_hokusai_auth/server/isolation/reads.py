@@ -29,8 +29,8 @@ from .shadows import PLAIN, Shadowed, shadowed
 #: The characters that all statements in memory have together, at most.
 _SIZE = 4_000_000
 _SELECT = re.compile(r"[\s(]*(SELECT|WITH)\b", re.IGNORECASE)
-#: Statements that `Writes` checks.
-_CHANGE = re.compile(r"\s*(INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+#: Statements that `Writes` checks, and those of SQLite that describe a table and show no row.
+_OTHER = re.compile(r"\s*(INSERT|UPDATE|DELETE|PRAGMA)\b", re.IGNORECASE)
 _installed: Reads | None = None
 
 #: Schema, style of parameters, and text of a statement.
@@ -65,8 +65,7 @@ def _shadowed(schema: str, style: str, text: str) -> Shadowed | None:
     named = tuple(name for name in tables.named_in(text) if name not in PLAIN)
     if _SELECT.match(text) and named:
         return shadowed(text, named, schema, style)
-    # SAVEPOINT, PRAGMA and the like name no table. `Writes` checks what changes data.
-    return Shadowed(text, ()) if not named or _CHANGE.match(text) else None
+    return Shadowed(text, ()) if not named or _OTHER.match(text) else None
 
 
 @dataclass(frozen=True, slots=True)
