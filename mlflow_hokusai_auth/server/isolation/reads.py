@@ -24,7 +24,7 @@ from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 
 from .confinement import confined, refuse
 from .facts import Facts
-from .shadows import PLAIN, Shadowed, shadowed
+from .shadows import PLAIN, Dialect, Shadowed, shadowed
 
 #: The characters that all statements in memory have together, at most.
 _SIZE = 4_000_000
@@ -33,8 +33,7 @@ _SELECT = re.compile(r"[\s(]*(SELECT|WITH)\b", re.IGNORECASE)
 _OTHER = re.compile(r"\s*(INSERT|UPDATE|DELETE|PRAGMA)\b", re.IGNORECASE)
 _installed: Reads | None = None
 
-#: Schema, style of parameters, and text of a statement.
-_Key = tuple[str, str, str]
+_Key = tuple[Dialect, str]
 
 
 class Statements:
@@ -44,13 +43,13 @@ class Statements:
         self._lock = threading.Lock()
         self._found: LRUCache[_Key, Shadowed | None] = LRUCache(size, getsizeof=_length)
 
-    def of(self, schema: str, style: str, text: str) -> Shadowed | None:
+    def of(self, dialect: Dialect, text: str) -> Shadowed | None:
         """Return `text` with its shadows, as it is if it needs none; None if it can't have them."""
-        key = schema, style, text
+        key = dialect, text
         with self._lock:
             if key in self._found:
                 return self._found[key]
-        made = _shadowed(schema, style, text)
+        made = _shadowed(dialect, text)
         if _length(made) <= self._found.maxsize:
             with self._lock:
                 self._found[key] = made
@@ -61,10 +60,10 @@ def _length(made: Shadowed | None) -> int:
     return 100 if made is None else 2 * len(made.text)
 
 
-def _shadowed(schema: str, style: str, text: str) -> Shadowed | None:
+def _shadowed(dialect: Dialect, text: str) -> Shadowed | None:
     named = tuple(name for name in tables.named_in(text) if name not in PLAIN)
     if _SELECT.match(text) and named:
-        return shadowed(text, named, schema, style)
+        return shadowed(text, named, dialect)
     return Shadowed(text, ()) if not named or _OTHER.match(text) else None
 
 
@@ -105,7 +104,7 @@ class Reads:
             return text, given
         dialect = connection.dialect
         schema = "main" if dialect.name == "sqlite" else str(dialect.default_schema_name)
-        made = self.statements.of(schema, dialect.paramstyle, text)
+        made = self.statements.of(Dialect(dialect.name, schema, dialect.paramstyle), text)
         if made is None:
             refuse(self.watch, isolation.CLOSED_STATEMENT)
             raise AssertionError(f"{self.watch} refuses")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from . import bindings
 from .bindings import BINDINGS, INPUT_TAGS, INPUTS
@@ -30,11 +31,16 @@ _STYLES: Mapping[str, Callable[[str], str]] = {
 }
 
 # `{s}` is the schema, `one` the row of the shadowed table.
-_SAME = "coalesce(e.creation_time, -1) = coalesce(h.experiment_created_at, -1)"
 _MY_EXPERIMENTS = (
-    "SELECT h.experiment_id FROM {s}hokusai_experiments AS h JOIN {s}experiments AS e "
-    f"ON e.experiment_id = h.experiment_id AND {_SAME} WHERE h.owner = :me"
+    "SELECT h.experiment_id FROM {s}hokusai_experiments AS h {same}WHERE h.owner = :me"
 )
+#: SQLite uses the id of an experiment again that was deleted for good, so the owner of the earlier one
+#: must not count. PostgreSQL takes ids from a sequence, and one more table for its planner costs time.
+_SAME = {
+    "sqlite": "JOIN {s}experiments AS e ON e.experiment_id = h.experiment_id AND "
+    "coalesce(e.creation_time, -1) = coalesce(h.experiment_created_at, -1) ",
+    "postgresql": "",
+}
 _SHARED = (
     "FROM {s}hokusai_model_access AS a WHERE a.grantee = :me "
     "AND (a.expires_at IS NULL OR a.expires_at > :now)"
@@ -68,9 +74,7 @@ def _through(table: str, key: str, column: str) -> str:
     """Return SQL for: the run or logged model whose `key` is `column` is in an experiment of mine."""
     return (
         f"EXISTS (SELECT 1 FROM {{s}}{table} AS p JOIN {{s}}hokusai_experiments AS h "
-        f"ON h.experiment_id = p.experiment_id JOIN {{s}}experiments AS e "
-        f"ON e.experiment_id = h.experiment_id AND {_SAME} "
-        f"WHERE p.{key} = {column} AND h.owner = :me)"
+        f"ON h.experiment_id = p.experiment_id {{same}}WHERE p.{key} = {column} AND h.owner = :me)"
     )
 
 
@@ -128,15 +132,24 @@ class Shadowed:
     values: tuple[str, ...]
 
 
-def shadowed(text: str, tables: tuple[str, ...], schema: str, style: str) -> Shadowed | None:
-    """Return the SELECT `text`, which names `tables`, with shadows; None if that can't be done.
+class Dialect(NamedTuple):
+    """How a database is spoken to: its name, the schema of its tables, and the style of parameters."""
 
-    `style` is the driver's style of parameters (PEP 249).
-    """
+    name: str
+    schema: str
+    #: The driver's (PEP 249).
+    style: str
+
+
+def shadowed(text: str, tables: tuple[str, ...], dialect: Dialect) -> Shadowed | None:
+    """Return the SELECT `text`, which names `tables`, with shadows; None if that can't be done."""
+    if dialect.name not in _SAME or dialect.style not in _STYLES:
+        return None
+    value = _STYLES[dialect.style]
     if _LOCKS.search(text):
-        return _locked(text, tables, schema, style)
-    found = [_shadow(table, schema) for table in tables]
-    if style not in _STYLES or None in found:
+        return _locked(text, tables, dialect)
+    found = [_shadow(table, dialect) for table in tables]
+    if None in found:
         return None
     shadows = ", ".join(
         f"{table} AS NOT MATERIALIZED ({sql})" for table, sql in zip(tables, found, strict=True)
@@ -148,33 +161,33 @@ def shadowed(text: str, tables: tuple[str, ...], schema: str, style: str) -> Sha
         text = text[own.end() :]
     else:
         start += " "
-    return Shadowed(_VALUE.sub(lambda value: _STYLES[style](value[1]), start) + text, values)
+    return Shadowed(_VALUE.sub(lambda name: value(name[1]), start) + text, values)
 
 
-def _locked(text: str, tables: tuple[str, ...], schema: str, style: str) -> Shadowed | None:
+def _locked(text: str, tables: tuple[str, ...], dialect: Dialect) -> Shadowed | None:
     """Return a statement that locks the visible rows of its only table.
 
     FOR UPDATE locks no row of a WITH, but those of a subquery in FROM.
     """
     # The values of the shadow are not the first ones, so their order can't tell them apart.
-    if len(tables) != 1 or style not in ("pyformat", "named"):
+    if len(tables) != 1 or dialect.style not in ("pyformat", "named"):
         return None
     (table,) = tables
-    sql = _shadow(table, schema)
+    sql = _shadow(table, dialect)
     sources = re.findall(r"\b(?:FROM|JOIN)\s+(\S+)", text, re.IGNORECASE)
     if sql is None or [source.strip('"') for source in sources] != [table]:
         return None
     values = tuple(_VALUE.findall(sql))
-    sql = _VALUE.sub(lambda value: _STYLES[style](value[1]), sql)
+    sql = _VALUE.sub(lambda name: _STYLES[dialect.style](name[1]), sql)
     source = re.compile(rf'\bFROM\s+"?{table}"?(?=\s|$)', re.IGNORECASE)
     return Shadowed(source.sub(lambda _: f"FROM ({sql}) AS {table}", text), values)
 
 
 @lru_cache(maxsize=512)
-def _shadow(table: str, schema: str) -> str | None:
+def _shadow(table: str, dialect: Dialect) -> str | None:
     """Return the SELECT of the visible rows of `table`."""
     visible = _is_visible(table)
     if visible is None:
         return None
-    prefix = f'"{schema}".'
-    return f"SELECT one.* FROM {prefix}{table} AS one WHERE {visible.replace('{s}', prefix)}"
+    sql = f"SELECT one.* FROM {{s}}{table} AS one WHERE {visible}"
+    return sql.replace("{same}", _SAME[dialect.name]).replace("{s}", f'"{dialect.schema}".')
