@@ -70,7 +70,9 @@ class World(NamedTuple):
         """Return an answer without the ids and the word of this world, and without what is noise."""
         for word in (self.logged, self.run, self.model, self.word):
             text = text.replace(word.encode(), b"?").replace(word[2:].encode(), b"?")
-        text = re.sub(rf"(?<![\w/.-]){self.experiment}(?![\w.])".encode(), b"?", text)
+        # MLflow before 3.12 shows the folder of a file that is missing.
+        text = text.replace(f"artifacts/{self.experiment}".encode(), b"?")
+        text = re.sub(rf"(?<![\w/.-])(?<!Errno ){self.experiment}(?![\w.])".encode(), b"?", text)
         return NOISE.sub(b"", text)
 
 
