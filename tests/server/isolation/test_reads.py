@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -16,6 +20,8 @@ from mlflow.entities import (
 )
 from mlflow.entities.model_registry import ModelVersionTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.base_sql_model import Base
+from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlRun
 
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.server.isolation.facts import Facts
@@ -25,6 +31,7 @@ from mlflow_hokusai_auth.server.isolation.writes import Writes
 from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.store import ownership
+from mlflow_hokusai_auth.store.ownership_tables import GRANTS, MODEL_ACCESS
 from tests.server.isolation.stores import ACME, GLOBEX, STAFF, Made, Stores, calling
 
 Way = Callable[[], object]
@@ -129,3 +136,121 @@ def test_owners_and_staff_see_everything(stores: Stores) -> None:
         # MLflow 3.9 finds no dataset in an experiment.
         if "RESOURCE_DOES_NOT_EXIST" in text or (text == "[]" and name != "datasets")
     ]
+
+
+def test_each_table_of_mlflow_is_shadowed(stores: Stores) -> None:
+    made_by(stores, ACME)
+    with calling(GLOBEX), stores.registry.engine.connect() as connection:
+        found = {
+            name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar()
+            for name, table in Base.metadata.tables.items()
+        }
+    assert {name: count for name, count in found.items() if count} == {
+        # Everybody finds the Default experiment, since MLflow looks for it.
+        "experiments": 1
+    }
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT count(*) FROM runs",
+        "select count(*) from (SELECT * FROM runs) AS runs_1",
+        "WITH own AS (SELECT * FROM runs) SELECT count(*) FROM own",
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3) "
+        "SELECT count(*) FROM n JOIN runs ON 1 = 1",
+        "SELECT count(*) FROM tags JOIN runs ON tags.run_uuid = runs.run_uuid",
+        "SELECT (SELECT count(*) FROM metrics) + (SELECT count(*) FROM params)",
+    ],
+)
+def test_statement_counts_own_rows_only(stores: Stores, statement: str) -> None:
+    with stores.registry.engine.connect() as connection:
+        with calling(GLOBEX):
+            before = connection.exec_driver_sql(statement).scalar_one()
+            stores.make({"a": "b"})
+            after = connection.exec_driver_sql(statement).scalar_one()
+        made_by(stores, ACME)
+        with calling(GLOBEX):
+            assert connection.exec_driver_sql(statement).scalar_one() == after >= before
+
+
+@pytest.mark.parametrize(
+    "statement", ["EXPLAIN SELECT * FROM runs", "VALUES ((SELECT count(*) FROM runs))"]
+)
+def test_statement_that_can_t_be_confined_is_refused(stores: Stores, statement: str) -> None:
+    with calling(GLOBEX), stores.registry.engine.connect() as connection:
+        with pytest.raises(MlflowException, match="403 ISOLATED"):
+            connection.exec_driver_sql(statement)
+        connection.rollback()
+        # What names no table of MLflow's passes.
+        assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+
+
+def test_locked_rows_are_visible_ones(stores: Stores) -> None:
+    if stores.registry.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite locks no rows.")
+    own, foreign = made_by(stores, GLOBEX), made_by(stores, ACME)
+
+    def lock(run: str, connection: sa.Connection, **more: bool) -> int:
+        query = sa.select(SqlLatestMetric).where(SqlLatestMetric.run_uuid == run)
+        return len(connection.execute(query.with_for_update(**more)).all())
+
+    with stores.registry.engine.connect() as one, stores.registry.engine.connect() as other:
+        with calling(GLOBEX):
+            assert lock(own.run, one) > 0
+            assert lock(foreign.run, one) == 0
+            both = sa.select(SqlLatestMetric).join(SqlRun).with_for_update()
+            with pytest.raises(MlflowException, match="403 ISOLATED"):
+                one.execute(both)
+        with pytest.raises(sa.exc.OperationalError, match="lock"):
+            lock(own.run, other, nowait=True)
+        other.rollback()
+        assert lock(foreign.run, other, nowait=True) > 0
+
+
+def test_ended_grants_show_nothing(stores: Stores) -> None:
+    made = made_by(stores, ACME)
+
+    def sees() -> bool:
+        with calling(GLOBEX):
+            try:
+                stores.registry.get_model_version(made.model, made.version)
+            except MlflowException:
+                return False
+        return True
+
+    now = time.time()
+    grant = {
+        "id": uuid.uuid4().hex,
+        "grantee": "GLOBEX",
+        "granted_by": "ACME",
+        "pattern": made.model,
+        "level": "read",
+        "expires_at": now + 3600,
+        "key_id": "",
+        "created_at": now,
+    }
+    with stores.registry.engine.begin() as connection:
+        connection.execute(sa.insert(GRANTS).values(grant))
+        ownership.expand_grant(connection, grant)
+    assert sees()
+    with stores.registry.engine.begin() as connection:
+        mine = MODEL_ACCESS.c.grant_id == grant["id"]
+        connection.execute(sa.update(MODEL_ACCESS).where(mine).values(expires_at=now - 1))
+    assert not sees()
+
+
+def test_key_without_an_owner_sees_nothing(stores: Stores) -> None:
+    made = made_by(stores, ACME)
+    with calling(replace(GLOBEX, owner_id="")):
+        assert stores.registry.search_registered_models() == []
+        with pytest.raises(MlflowException, match="not found"):
+            stores.tracking.get_run(made.run)
+
+
+def test_mode_and_level_switch_it_off(stores: Stores, isolation: Isolation) -> None:
+    made = made_by(stores, ACME)
+    for level in ("off", "observe", "writes"):
+        isolation.level = level
+        with calling(GLOBEX):
+            assert stores.tracking.get_run(made.run).info.run_id == made.run, level
