@@ -47,7 +47,7 @@ from .gate import cors, interceptors
 from .gate.gate import Gate
 from .gate.limits import Limits
 from .gate.lookup_pool import LookupPool
-from .isolation import locations, outside, preparation, provenance, reads, writes
+from .isolation import hidden, locations, outside, preparation, provenance, reads, writes
 from .isolation.artifacts import Artifacts
 from .isolation.facts import Facts
 from .observe import redaction
@@ -181,6 +181,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     provenance.Provenance(watch, config.provenance).install()
     writes.Writes(gate.policy, isolated, facts).install()
     reads.Reads(gate.policy, isolated, facts).install()
+    hidden.Hidden().install(flask_app)
     folders.begin()
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()

@@ -87,6 +87,10 @@ ISOLATION = Counter(
     "or the code of the refusal; refused, or observed (mode or isolation observe).",
     ["kind", "outcome"],
 )
+HIDDEN = Counter(
+    "hokusai_auth_hidden",
+    "Answers that something does not exist, to suppliers who asked for what another owner has.",
+)
 INTERCEPTOR_ERRORS = Counter(
     "hokusai_auth_interceptor_errors", "Exceptions of an interceptor, by its entry point.", ["name"]
 )

@@ -17,7 +17,7 @@ import pytest
 from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
 from tests.e2e.test_isolation import OWN, Supplier
 from tests.e2e.test_registration import run_job
-from tests.harness import SERVERS, Server, run_forked, serve
+from tests.harness import SERVERS, Server, run_forked, serve, wait_until
 from tests.server.isolation.stores import unused_name
 
 pytestmark = pytest.mark.servers
@@ -122,8 +122,9 @@ def everything(team: Supplier) -> World:
 class Team(Supplier):
     """A supplier with files, whose connection stays open."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
+    def __init__(self, server: Server, owner: str, **more: Any) -> None:
+        super().__init__(server, owner, **more)
+        self.owner = owner
         self._connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
 
     @property
@@ -273,3 +274,24 @@ def test_reader_uses_a_shared_model_and_sees_no_run(server: Server) -> None:
     assert acme.ask("DELETE", f"{OWN}/grants/{granted['id']}")[0] == HTTPStatus.OK
     query = urlencode({"name": name})
     assert globex.send("GET", f"/api/2.0/mlflow/registered-models/get?{query}")[0] == 404
+
+
+def test_operators_learn_what_was_hidden(server: Server) -> None:
+    # Of the answers to the tests before, up to a hundred wait to be looked behind.
+    acme, spy = Team(server, "ACME"), Team(server, unused_name())
+    world, own = everything(acme), everything(spy)
+
+    def hidden() -> list[str]:
+        return [line for line in server.log.splitlines() if f"of {spy.owner}, request" in line]
+
+    def ask(path: str) -> bool:
+        return spy.send("GET", path)[0] == HTTPStatus.NOT_FOUND
+
+    # What does not exist, or is one's own, is not hidden.
+    assert ask(f"/api/2.0/mlflow/runs/get?run_id={nothing().run}")
+    assert ask(f"/get-artifact?run_id={own.run}&path=missing")
+    wait_until(lambda: ask(f"/api/2.0/mlflow/runs/get?run_id={world.run}") and bool(hidden()))
+    assert all("(GET /api/2.0/mlflow/runs/get)" in line for line in hidden())
+    place = f"{world.experiment}/{world.run}/artifacts/{world.word}.txt"
+    assert ask(f"/api/2.0/mlflow-artifacts/artifacts/{place}")
+    assert "(artifacts at file:" in hidden()[-1]

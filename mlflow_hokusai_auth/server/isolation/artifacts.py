@@ -22,11 +22,12 @@ from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.upstream import stores, tables
-from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
+from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch, shown
 from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
 from mlflow_hokusai_auth.server.upstream.repositories import Change
 from mlflow_hokusai_auth.store import ownership
 
+from . import hidden
 from .confinement import confined, refuse
 from .facts import FRESH, Facts
 
@@ -95,9 +96,13 @@ class Artifacts:
             return False
         try:
             with engine.connect() as connection:
-                return self._owns_place(principal.owner_id, place, connection) or self._reads(
-                    principal.owner_id, place, connection
-                )
+                me = principal.owner_id
+                seen = self._owns_place(me, place, connection) or self._reads(me, place, connection)
+                if not seen and self.facts.experiments_of(
+                    connection, artifact_places.named_in(place)
+                ):
+                    hidden.tell(f"artifacts at {shown(str(place))}")
+                return seen
         except SQLAlchemyError as error:
             raise stores.unavailable(_NO_ANSWER) from error
 

@@ -22,6 +22,7 @@ from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.upstream import tables
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 
+from . import hidden
 from .confinement import confined, refuse
 from .facts import Facts
 from .shadows import PLAIN, Dialect, Shadowed, shadowed
@@ -112,6 +113,7 @@ class Reads:
             return made.text, given
         if not self.facts.usable:
             refuse(self.watch, isolation.UNKNOWN)
+        hidden.asks(connection.engine, text, given)
         values = {"me": principal.owner_id, "now": time.time()}
         if isinstance(given, dict):
             return made.text, given | {f"hokusai_{name}": values[name] for name in made.values}
