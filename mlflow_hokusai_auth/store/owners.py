@@ -221,6 +221,7 @@ class Ownership:
     def check_owners(self) -> list[dict[str, Any]]:
         """Return what is wrong with the tables, such as after plain MLflow ran on the database.
 
+        Rows of versions that differ from MLflow's are mended, too.
         Each problem has `problem`, `kind`, `name` and `advice`; there are at most `MAX_RESULTS` of a
         sort. Owners are compared with each other, and with those of `key_owners`.
         """
@@ -231,6 +232,7 @@ class Ownership:
                 for name in connection.execute(query.limit(MAX_RESULTS)).scalars()
             ]
             alike = rules.look_alikes({*self._key_owners(), *_owners(connection)})
+        ownership.catch_up(self._engine)
         return problems + [
             {
                 "problem": "LOOK_ALIKES",
@@ -628,7 +630,7 @@ def _foreign(connection: sa.Connection, names: list[str], owner: str) -> list[di
     for batch in _batches(names, 500):
         query = sa.select(MLFLOW_VERSIONS).where(
             MLFLOW_VERSIONS.c.name.in_(batch),
-            MLFLOW_VERSIONS.c.current_stage != "Deleted_Internal",
+            MLFLOW_VERSIONS.c.current_stage != ownership.DELETED,
         )
         order = query.order_by(MLFLOW_VERSIONS.c.name, MLFLOW_VERSIONS.c.version)
         rows = [dict(row) for row in connection.execute(order).mappings()]
@@ -733,11 +735,12 @@ def _token(text: str, column: Any) -> str | int:
     raise InvalidRequest("page_token is not one that this list gave.")
 
 
-_SAME_VERSION = sa.and_(
-    MLFLOW_VERSIONS.c.name == VERSIONS.c.name,
-    MLFLOW_VERSIONS.c.version == VERSIONS.c.version,
-    MLFLOW_VERSIONS.c.current_stage != "Deleted_Internal",
-)
+def _as_version(query: sa.Select[Any]) -> sa.Select[Any]:
+    """Return `query`, of names and numbers, with one column for both."""
+    name, number = query.selected_columns
+    return query.with_only_columns(name + "/" + sa.cast(number, sa.String))
+
+
 #: Code, kind, advice, and the query for the names.
 _CHECKS: tuple[tuple[str, str, str, sa.Select[Any]], ...] = (
     (
@@ -767,10 +770,14 @@ _CHECKS: tuple[tuple[str, str, str, sa.Select[Any]], ...] = (
     (
         "VERSION_MISSING",
         "version",
-        "MLflow has no such version: plain MLflow may have deleted it.",
-        sa.select(VERSIONS.c.name + "/" + sa.cast(VERSIONS.c.version, sa.String))
-        .select_from(VERSIONS.outerjoin(MLFLOW_VERSIONS, _SAME_VERSION))
-        .where(MLFLOW_VERSIONS.c.name.is_(None)),
+        "MLflow has no such version: plain MLflow may have deleted it. Its row is gone now.",
+        _as_version(ownership.LEFT_OVER),
+    ),
+    (
+        "VERSION_UNRECORDED",
+        "version",
+        "Plain MLflow made this version. Its files are read-only from now on.",
+        _as_version(ownership.UNRECORDED),
     ),
     (
         "ACCESS_LEFT_OVER",

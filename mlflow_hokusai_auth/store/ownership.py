@@ -7,12 +7,13 @@ with WITH: Python's sqlite3 opens no transaction for such a statement, so a roll
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, StoreError
 from mlflow_hokusai_auth.core.ownership import highest
@@ -28,8 +29,10 @@ from .ownership_tables import (
     VERSIONS,
 )
 
-#: The version of the tables that this code makes and uses.
-TABLES_VERSION = 1
+#: The version of the tables that this code makes and uses. In version 1 no version had a `location`.
+TABLES_VERSION = 2
+#: The stage of a model version that MLflow has deleted; its row stays.
+DELETED = "Deleted_Internal"
 #: The parts of MLflow's tables that are used here. `store` does not import MLflow.
 MLFLOW_EXPERIMENTS = sa.table(
     "experiments",
@@ -42,10 +45,39 @@ MLFLOW_VERSIONS = sa.table(
     "model_versions",
     sa.column("name", sa.String),
     sa.column("version", sa.Integer),
+    sa.column("creation_time", sa.BigInteger),
     sa.column("source", sa.String),
+    sa.column("storage_location", sa.String),
     sa.column("current_stage", sa.String),
 )
+#: What `hokusai_versions.location` is by MLflow's row, and whether MLflow has the version.
+_LOCATION = sa.func.rtrim(
+    sa.func.coalesce(
+        sa.func.nullif(MLFLOW_VERSIONS.c.storage_location, ""), MLFLOW_VERSIONS.c.source, ""
+    ),
+    "/",
+    type_=sa.String,
+)
+_KEPT = MLFLOW_VERSIONS.c.current_stage.is_distinct_from(DELETED)
+_SAME_VERSION = sa.and_(
+    MLFLOW_VERSIONS.c.name == VERSIONS.c.name, MLFLOW_VERSIONS.c.version == VERSIONS.c.version
+)
+#: The versions that MLflow has, and this table not, or elsewhere; and the reverse. Outer joins, because
+#: SQLite makes an index for them where MLflow's has another column first.
+UNRECORDED = (
+    sa.select(MLFLOW_VERSIONS.c.name, MLFLOW_VERSIONS.c.version)
+    .select_from(MLFLOW_VERSIONS.outerjoin(VERSIONS, _SAME_VERSION))
+    .where(_KEPT, VERSIONS.c.location.is_distinct_from(_LOCATION))
+)
+LEFT_OVER = (
+    sa.select(VERSIONS.c.name, VERSIONS.c.version)
+    .select_from(VERSIONS.outerjoin(MLFLOW_VERSIONS, sa.and_(_SAME_VERSION, _KEPT)))
+    .where(MLFLOW_VERSIONS.c.name.is_(None))
+)
+_DIFFERENCES = (UNRECORDED, LEFT_OVER)
 
+#: Characters of a prefix, at most.
+_LONGEST = 256
 #: The number of PostgreSQL's lock under which the tables are made.
 _LOCK = 4857534150
 
@@ -60,20 +92,56 @@ def prepare(engine: sa.Engine) -> None:
         raise StoreError(
             f"Ownership works in SQLite and PostgreSQL; MLflow's tables are in {engine.dialect.name}."
         )
-    try:
+    with _explained():
         with engine.connect() as connection:
             if _is_prepared(connection):
                 return
-        with engine.connect() as connection:
-            # The transaction takes its lock now, so that a second process waits here.
-            if engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        with _locked(engine) as connection:
             if not _is_prepared(connection):
+                if _has_first_version(connection):
+                    _add_location(connection)
                 METADATA.create_all(connection)
+                connection.execute(sa.delete(VERSION))
                 connection.execute(sa.insert(VERSION).values(version=TABLES_VERSION))
-            connection.commit()
+                _catch_up(connection)
+
+
+def catch_up(engine: sa.Engine) -> None:
+    """Make the rows of versions agree with MLflow's, which plain MLflow may have changed meanwhile.
+
+    Reads all versions, and takes the lock only if some differ. Raises as `prepare` does.
+    """
+    with _explained():
+        with engine.connect() as connection:
+            if all(connection.execute(query.limit(1)).first() is None for query in _DIFFERENCES):
+                return
+        with _locked(engine) as connection:
+            _catch_up(connection)
+
+
+def _catch_up(connection: sa.Connection) -> None:
+    connection.execute(_RECORD_ALL[connection.dialect.name])
+    key = sa.tuple_(VERSIONS.c.name, VERSIONS.c.version)
+    connection.execute(sa.delete(VERSIONS).where(key.in_(LEFT_OVER)))
+
+
+@contextmanager
+def _locked(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Yield a transaction that takes its lock now, so that a second process waits here."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        yield connection
+        connection.commit()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raise StoreError or AuthorityUnavailable for the database's errors."""
+    try:
+        yield
     except sa.exc.DatabaseError as error:
         # Only the driver's first line: its other lines, and SQLAlchemy, show the statement as well.
         reason = str(error.orig).partition("\n")[0]
@@ -96,11 +164,16 @@ def ddl(dialect: str) -> str:
     statements: list[str] = []
     for table in METADATA.sorted_tables:
         made: list[CreateTable | CreateIndex] = [CreateTable(table, if_not_exists=True)]
+        if table is VERSIONS and dialect == "postgresql":
+            column = CreateColumn(VERSIONS.c.location).compile(dialect=spoken)
+            statements.append(str(made.pop().compile(dialect=spoken)).strip())
+            statements.append(f"ALTER TABLE {table.name} ADD COLUMN IF NOT EXISTS {column}")
         made += [
             CreateIndex(index, if_not_exists=True)
             for index in sorted(table.indexes, key=lambda index: str(index.name))
         ]
         statements += [str(statement.compile(dialect=spoken)).strip() for statement in made]
+    statements.append(str(sa.delete(VERSION)))
     row = sa.insert(VERSION).values(version=TABLES_VERSION)
     statements.append(str(row.compile(dialect=spoken, compile_kwargs={"literal_binds": True})))
     lines = "".join(f"{statement.replace(chr(9), '    ')};\n" for statement in statements)
@@ -125,7 +198,22 @@ def _is_prepared(connection: sa.Connection) -> bool:
         raise StoreError(
             "The tables of ownership were made by a newer version of mlflow-hokusai-auth; run that one."
         )
-    return version is not None
+    return version == TABLES_VERSION
+
+
+def _has_first_version(connection: sa.Connection) -> bool:
+    """Return whether there are tables of version 1, without locations of versions."""
+    inspector = sa.inspect(connection)
+    return inspector.has_table(VERSIONS.name) and "location" not in {
+        column["name"] for column in inspector.get_columns(VERSIONS.name)
+    }
+
+
+def _add_location(connection: sa.Connection) -> None:
+    column = CreateColumn(VERSIONS.c.location).compile(dialect=connection.dialect)
+    connection.exec_driver_sql(f"ALTER TABLE {VERSIONS.name} ADD COLUMN {column}")
+    for index in VERSIONS.indexes:
+        index.create(connection, checkfirst=True)
 
 
 def _is_refused(error: sa.exc.DatabaseError) -> bool:
@@ -217,6 +305,25 @@ def _give(insert: Callable[[sa.Table], Any]) -> Any:
     )
 
 
+def _record_all(insert: Callable[[sa.Table], Any]) -> Any:
+    # With workspaces several versions may have the same name and number.
+    one = [MLFLOW_VERSIONS.c.name, MLFLOW_VERSIONS.c.version]
+    created = sa.func.coalesce(sa.func.max(MLFLOW_VERSIONS.c.creation_time), 0) / 1000.0
+    missing = UNRECORDED.with_only_columns(
+        *one,
+        sa.literal("").label("owner"),
+        sa.literal("").label("key_id"),
+        sa.cast(created, sa.Float(53)).label("created_at"),
+        sa.func.coalesce(sa.func.max(MLFLOW_VERSIONS.c.source), "").label("source"),
+        sa.func.max(_LOCATION).label("location"),
+    ).group_by(*one)
+    columns = ["name", "version", "owner", "key_id", "created_at", "source", "location"]
+    new = insert(VERSIONS).from_select(columns, missing)
+    return new.on_conflict_do_update(
+        index_elements=list(VERSIONS.primary_key), set_={"location": new.excluded.location}
+    )
+
+
 _CLAIM = _for_each_dialect(_claim)
 _GIVE = _for_each_dialect(_give)
 _EXPAND_OWNERS = _expand_to(
@@ -226,13 +333,21 @@ _EXPAND_OPERATORS = _expand_to(MLFLOW_MODELS)
 _EXPAND = _for_each_dialect(_expand)
 _RECORD_EXPERIMENT = _upsert(EXPERIMENTS)
 _RECORD_VERSION = _upsert(VERSIONS)
+_RECORD_ALL = _for_each_dialect(_record_all)
 
 _name = sa.bindparam("named", type_=sa.String)
 _new_name = sa.bindparam("new_name", type_=sa.String)
 _MODEL_OWNER = sa.select(MODELS.c.owner).where(MODELS.c.name == _name)
 _MODELS_NAMED = sa.select(MODELS).where(MODELS.c.name.in_([_name, _new_name]))
 _VERSION_OWNER = sa.select(VERSIONS.c.owner).where(
-    VERSIONS.c.name == _name, VERSIONS.c.version == sa.bindparam("number", type_=sa.Integer)
+    VERSIONS.c.name == _name,
+    VERSIONS.c.version == sa.bindparam("number", type_=sa.Integer),
+    VERSIONS.c.owner != "",
+)
+_MOVE_VERSION = (
+    sa.update(VERSIONS)
+    .where(VERSIONS.c.name == _name, VERSIONS.c.version == sa.bindparam("number", type_=sa.Integer))
+    .values(location=sa.bindparam("place", type_=sa.String))
 )
 _EXPERIMENT_OWNER = (
     sa.select(EXPERIMENTS.c.owner)
@@ -255,14 +370,9 @@ _ACCESS = sa.select(MODEL_ACCESS.c.level).where(
         MODEL_ACCESS.c.expires_at > sa.bindparam("now", type_=sa.Float(53)),
     ),
 )
-_PREFIX_OWNER = (
-    sa.select(PREFIXES.c.owner)
-    .where(
-        PREFIXES.c.kind == sa.bindparam("kind", type_=sa.String),
-        PREFIXES.c.prefix
-        == sa.func.substr(_name, 1, sa.func.length(PREFIXES.c.prefix), type_=sa.String),
-    )
-    .limit(1)
+_PREFIX_OWNER = sa.select(PREFIXES.c.owner).where(
+    PREFIXES.c.kind == sa.bindparam("kind", type_=sa.String),
+    PREFIXES.c.prefix.in_(sa.bindparam("beginnings", type_=sa.String, expanding=True)),
 )
 _MODEL_GONE = (
     sa.update(MODELS)
@@ -365,10 +475,22 @@ def record_version(
     key_id: str,
     source: str,
     now: float,
+    location: str | None = None,
 ) -> None:
-    """Record that `owner` made this version from `source`, at `now` (seconds since the epoch)."""
+    """Record that `owner` ("" for nobody) made this version from `source`.
+
+    `location` is MLflow's `storage_location`; without one, the files are at the source. `now` is in
+    seconds since the epoch.
+    """
     row = {"name": name, "version": version, "owner": owner, "key_id": key_id, "source": source}
-    connection.execute(_RECORD_VERSION[connection.dialect.name], {**row, "created_at": now})
+    row |= {"created_at": now, "location": (location or source).rstrip("/")}
+    connection.execute(_RECORD_VERSION[connection.dialect.name], row)
+
+
+def move_version(connection: sa.Connection, name: str, version: int, location: str) -> None:
+    """Record that the files of a model version are at `location` now."""
+    row = {"named": name, "number": version, "place": location.rstrip("/")}
+    connection.execute(_MOVE_VERSION, row)
 
 
 def model_owner(connection: sa.Connection, name: str) -> str | None:
@@ -386,6 +508,23 @@ def version_owner(connection: sa.Connection, name: str, version: int) -> str | N
     return connection.execute(_VERSION_OWNER, {"named": name, "number": version}).scalar()
 
 
+def is_registered(
+    connection: sa.Connection, uris: Collection[str], above: Iterable[str] = ()
+) -> bool:
+    """Return whether a version's location is one of `uris`, or below one of `above`.
+
+    None of them may end in a slash.
+    """
+    location = VERSIONS.c.location
+    found = [sa.select(location).where(location.in_(uris))]
+    for uri in above:
+        # What begins with "uri/" is below "uri0", because 0 comes after the slash. The order makes
+        # PostgreSQL use the index: with a limit alone it hopes to meet a row soon, and reads them all.
+        below = sa.select(location).where(location >= f"{uri}/", location < f"{uri}0")
+        found.append(sa.select(below.order_by(location).limit(1).subquery()))
+    return connection.execute(sa.union_all(*found)).first() is not None
+
+
 def access(connection: sa.Connection, owner: str, name: str, now: float) -> str | None:
     """Return the highest level that grants give `owner` on the model `name` at `now`, or None.
 
@@ -400,7 +539,9 @@ def prefix_owner(connection: sa.Connection, kind: str, name: str) -> str | None:
 
     `kind` is "model" or "experiment".
     """
-    return connection.execute(_PREFIX_OWNER, {"kind": kind, "named": name}).scalar()
+    # The index finds each beginning; comparing the name with every prefix would take all owners'.
+    beginnings = [name[:end] for end in range(1, min(len(name), _LONGEST) + 1)]
+    return connection.execute(_PREFIX_OWNER, {"kind": kind, "beginnings": beginnings}).scalar()
 
 
 def rename_model(connection: sa.Connection, old: str, new: str, now: float) -> bool:

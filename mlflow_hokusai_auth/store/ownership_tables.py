@@ -13,6 +13,8 @@ import sqlalchemy as sa
 NAME = sa.String(256)
 OWNER = sa.String(255)
 KEY_ID = sa.String(255)
+#: As long as in MLflow's tables. Compared by bytes, so that the index finds a beginning, too.
+LOCATION = sa.String(500).with_variant(sa.String(500, collation="C"), "postgresql")
 
 METADATA = sa.MetaData()
 #: The first owner of each name of a registered model, for good: a deleted or renamed model keeps its
@@ -38,6 +40,7 @@ EXPERIMENTS = sa.Table(
     sa.Column("experiment_created_at", sa.BigInteger),
     sa.Index("hokusai_experiments_owner", "owner", "experiment_id"),
 )
+#: All versions that are not deleted: the owner of those that nobody is known to have made is "".
 VERSIONS = sa.Table(
     "hokusai_versions",
     METADATA,
@@ -48,6 +51,10 @@ VERSIONS = sa.Table(
     sa.Column("created_at", sa.Float(53), nullable=False),
     # As the client sent it.
     sa.Column("source", sa.Text, nullable=False),
+    # Where the files are, as MLflow has it, without slashes at the end; "" if MLflow has nothing, and
+    # NULL if a program that doesn't know this column has made the row.
+    sa.Column("location", LOCATION),
+    sa.Index("hokusai_versions_location", "location"),
 )
 #: Beginnings of names that are reserved for an owner. No prefix begins with that of another owner.
 PREFIXES = sa.Table(

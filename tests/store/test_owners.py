@@ -442,6 +442,10 @@ def test_leftovers_of_plain_mlflow_are_found(registry: Registry) -> None:
         ("ACCESS_LEFT_OVER", "other"),
         ("ACCESS_LEFT_OVER", "lead"),
     ]
+    registry.version("other", 4, "s")
+    for problems in ([("VERSION_UNRECORDED", "other/4")], []):
+        found = [(row["problem"], row["name"]) for row in registry.of().check_owners()]
+        assert [one for one in found if one[0].startswith("VERSION")] == problems
 
 
 def test_mistakes_are_explained(registry: Registry) -> None:

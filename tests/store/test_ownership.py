@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from mlflow.store.db.utils import create_sqlalchemy_engine
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
 from mlflow.store.tracking.dbmodels.models import SqlExperiment
 
 from mlflow_hokusai_auth.core import ownership as rules
@@ -73,7 +74,7 @@ def test_workers_that_start_at_once_make_the_tables_once(empty: sa.Engine) -> No
         worker.join()
     assert failures == []
     with empty.connect() as connection:
-        assert connection.execute(sa.select(VERSION)).all() == [(1,)]
+        assert connection.execute(sa.select(VERSION)).all() == [(ownership.TABLES_VERSION,)]
         assert {t.name for t in METADATA.sorted_tables} <= set(
             sa.inspect(connection).get_table_names()
         )
@@ -98,7 +99,7 @@ def test_sql_for_administrators_makes_the_same_tables(empty: sa.Engine) -> None:
     by_hand = shape()
     ownership.prepare(empty)
     with empty.begin() as connection:
-        assert connection.execute(sa.select(VERSION)).all() == [(1,)]
+        assert connection.execute(sa.select(VERSION)).all() == [(ownership.TABLES_VERSION,)]
         METADATA.drop_all(connection)
     ownership.prepare(empty)
     assert by_hand == shape()
@@ -130,9 +131,72 @@ def test_database_without_tables_of_mlflow_stays_empty(database_uri: str) -> Non
 
 def test_tables_of_a_newer_version_are_not_used(engine: sa.Engine) -> None:
     with engine.begin() as connection:
-        connection.execute(sa.update(VERSION).values(version=2))
+        connection.execute(sa.update(VERSION).values(version=ownership.TABLES_VERSION + 1))
     with pytest.raises(StoreError, match="newer version"):
         ownership.prepare(engine)
+
+
+def version(connection: sa.Connection, name: str, number: int, **fields: object) -> None:
+    """A version that MLflow has, as plain MLflow makes it."""
+    models = sa.select(SqlRegisteredModel.name).where(SqlRegisteredModel.name == name)
+    if connection.execute(models).first() is None:
+        connection.execute(sa.insert(SqlRegisteredModel).values(name=name))
+    row = {"name": name, "version": number, "current_stage": "None", "source": "s", **fields}
+    connection.execute(sa.insert(SqlModelVersion).values(row))
+
+
+def test_tables_of_the_first_version_are_upgraded_in_place(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        version(connection, "scorer", 1, source="models:/m-1", storage_location="s3://b/1/")
+        version(connection, "scorer", 2, source="s3://b/2", creation_time=2500)
+        ownership.record_version(connection, "scorer", 1, **ACME, source="models:/m-1", now=NOW)
+        connection.exec_driver_sql("DROP INDEX hokusai_versions_location")
+        connection.exec_driver_sql("ALTER TABLE hokusai_versions DROP COLUMN location")
+        connection.execute(sa.update(VERSION).values(version=1))
+    ownership.prepare(engine)
+    with engine.begin() as connection:
+        assert connection.execute(sa.select(VERSIONS).order_by(VERSIONS.c.version)).all() == [
+            ("scorer", 1, "acme", "key_a", NOW, "models:/m-1", "s3://b/1"),
+            ("scorer", 2, "", "", 2.5, "s3://b/2", "s3://b/2"),
+        ]
+        assert connection.execute(sa.select(VERSION)).all() == [(ownership.TABLES_VERSION,)]
+        assert ownership.version_owner(connection, "scorer", 2) is None
+    assert [i["name"] for i in sa.inspect(engine).get_indexes(VERSIONS.name)] == [
+        "hokusai_versions_location"
+    ]
+
+
+def test_versions_of_plain_mlflow_are_found(engine: sa.Engine) -> None:
+    longest = "s3://b/" + "😀" * 493
+
+    def at(*uris: str, above: tuple[str, ...] = ()) -> bool:
+        with engine.connect() as connection:
+            return ownership.is_registered(connection, uris, above)
+
+    with engine.begin() as connection:
+        for number, source in enumerate(("s3://b/gone", "s3://b/moved", "s3://b/same", None)):
+            version(connection, "scorer", number, source=source)
+        version(connection, "scorer", 9, source=longest, current_stage=None)
+        connection.execute(sa.update(SqlModelVersion).values(storage_location=""))
+    assert not at("s3://b/gone", longest)
+    ownership.catch_up(engine)
+    assert at("s3://b/gone") and at("s3://b/moved") and at(longest)
+    assert at("x", above=("s3://b",)) and at("x", above=("s3:/",))
+    assert not at("s3://b", above=("s3://b/g", "s3://b/gone"))
+    with engine.begin() as connection:
+        here = SqlModelVersion.version
+        for number, values in (
+            (0, {"current_stage": "Deleted_Internal"}),
+            (1, {"source": "s3://c/"}),
+        ):
+            connection.execute(sa.update(SqlModelVersion).where(here == number).values(values))
+        connection.execute(sa.delete(SqlModelVersion).where(here == 9))
+    ownership.catch_up(engine)
+    assert not at("s3://b/gone", "s3://b/moved", longest) and at("s3://c") and at("s3://b/same")
+    seen: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *a: seen.append(a[2]))
+    ownership.catch_up(engine)
+    assert len(seen) == 2 and all(text.startswith("SELECT") for text in seen)
 
 
 def test_database_out_of_reach_is_no_matter_of_rights() -> None:

@@ -207,7 +207,7 @@ class Artifacts:
         for one in references:
             uris += self._uris(one, 1)
         above = [] if file else [uri for one in (place, *references) for uri in self._spelled(one)]
-        return tables.is_registered(uris, above, connection)
+        return ownership.is_registered(connection, uris, above)
 
     def _is_shared(self, me: str, place: Location, connection: Connection) -> bool:
         """Return whether `place` is among the files of a version that `me` has."""

@@ -139,6 +139,10 @@ class Stored:
                 f"{row.key}, and use a trace id without characters that make it a path.",
             )
 
+    @property
+    def _has_records(self) -> bool:
+        return self.artifacts is not None and self.artifacts.facts.usable
+
     def _passes(self, uri: str, kind: str) -> bool:
         """Return whether the caller may store any `uri`. Warn them if the server won't open it."""
         caller = callers.current.get()
@@ -171,7 +175,7 @@ class Stored:
                 uri,
                 self.roots,
                 tables.owner_locations(owners_named(location), tracking),
-                tables.version_locations(uri, connection),
+                tables.version_locations(uri, connection, recorded=self._has_records),
                 _Experiments(self.folders, tracking),
             )
 

@@ -24,6 +24,8 @@ def prepare(environ: Mapping[str, str] = os.environ) -> str | None:
     try:
         with tables.connect(database) as connection:
             ownership.prepare(connection.engine)
+            # Before the first request: plain MLflow may have made versions, whose files are frozen.
+            ownership.catch_up(connection.engine)
     except (StoreError, AuthorityUnavailable) as error:
         return str(error)
     except Exception as error:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import event, inspect
@@ -94,38 +95,40 @@ class Writes:
     def after_flush(self, session: Session, _: object) -> None:
         """Record the owners of what was made; raise MlflowException for what may not be changed."""
         _flushing.set(False)
-        principal = callers.current.get().principal
-        if principal is None or not self.facts.usable:
+        if not self.facts.usable:
             return
+        principal = callers.current.get().principal
         connection = session.connection()
         changed = [row for row in session.dirty if session.is_modified(row)]
         self._record(connection, principal, session.new, changed, session.deleted)
         if (principal := self._confined()) is not None:
+            flush = _Flush(connection, principal, self.facts, session.new)
             for row in session.new:
-                self._check_row(session, principal, row, new=True)
+                self._check_row(flush, row, new=True)
             for row in changed:
-                self._check_row(session, principal, row)
+                self._check_row(flush, row)
             for row in session.deleted:
-                self._check_row(session, principal, row, deleted=True)
+                self._check_row(flush, row, deleted=True)
 
     # Recording
 
     def _record(
         self,
         connection: Connection,
-        principal: Principal,
+        principal: Principal | None,
         new: Iterable[Any],
         changed: Iterable[Any],
         deleted: Iterable[Any],
     ) -> None:
-        """Record what happened to models, versions and experiments, whoever did it."""
+        """Record what happened to models, versions and experiments, whoever did it.
+
+        Versions are recorded without an owner, too: their files are frozen.
+        """
         now = time.time()
-        owner, key_id = principal.owner_id, principal.key_id
+        owner, key_id = (principal.owner_id, principal.key_id) if principal else ("", "")
         # A version needs its model's row, so models come first.
         for row in sorted(new, key=lambda row: row.__tablename__, reverse=True):
-            if not owner:
-                break
-            if row.__tablename__ == "registered_models":
+            if row.__tablename__ == "registered_models" and owner:
                 if not ownership.record_model(
                     connection, row.name, owner=owner, key_id=key_id, now=now
                 ):
@@ -139,8 +142,9 @@ class Writes:
                     key_id=key_id,
                     source=row.source or "",
                     now=now,
+                    location=row.storage_location,
                 )
-            elif row.__tablename__ == "experiments":
+            elif row.__tablename__ == "experiments" and owner:
                 ownership.record_experiment(
                     connection,
                     int(row.experiment_id),
@@ -153,18 +157,22 @@ class Writes:
                 old, renamed = _old_and_new(row, "name")
                 if old != renamed and not ownership.rename_model(connection, old, renamed, now):
                     self._taken(principal, "model", renamed)
-            elif row.__tablename__ == "model_versions" and row.current_stage == tables.DELETED:
-                ownership.version_gone(connection, row.name, int(row.version))
+            elif row.__tablename__ == "model_versions":
+                if row.current_stage == tables.DELETED:
+                    ownership.version_gone(connection, row.name, int(row.version))
+                elif _changed(row) & {"source", "storage_location"}:
+                    location = row.storage_location or row.source or ""
+                    ownership.move_version(connection, row.name, int(row.version), location)
         for row in deleted:
             if row.__tablename__ == "registered_models":
                 ownership.model_gone(connection, row.name, now)
 
-    def _taken(self, principal: Principal, kind: str, name: str) -> None:
+    def _taken(self, principal: Principal | None, kind: str, name: str) -> None:
         """Refuse a name that belongs to another owner, to staff as well.
 
         What staff would put under it were the other owner's.
         """
-        if not self.watch.looks:
+        if not self.watch.looks or principal is None:
             return
         if is_confined(principal, self.policy):
             self._refuse(isolation.name_problem(principal.owner_id, kind, name, None, True, None))
@@ -212,17 +220,11 @@ class Writes:
             )
 
     def _check_row(
-        self,
-        session: Session,
-        principal: Principal,
-        row: Any,
-        *,
-        new: bool = False,
-        deleted: bool = False,
+        self, flush: _Flush, row: Any, *, new: bool = False, deleted: bool = False
     ) -> None:
-        """Raise MlflowException if `principal` may not write this row."""
+        """Raise MlflowException if the caller may not write this row."""
         table = row.__tablename__
-        connection = session.connection()
+        connection, principal = flush.connection, flush.principal
         if principal.no_delete and (deleted or (not new and _ends(row))):
             self._refuse(isolation.DELETING)
         if table == INPUT_TAGS and not deleted:
@@ -244,9 +246,9 @@ class Writes:
         for thing in things:
             for values in _identities(row, thing.columns):
                 if thing.kind == "version":
-                    self._check_version(connection, principal, row, values, new=new)
+                    self._check_version(flush, row, values, new=new)
                 elif thing.kind == "model":
-                    self._check_model(connection, principal, row, str(values[0]), deleted=deleted)
+                    self._check_model(flush, row, str(values[0]), deleted=deleted)
                 else:
                     self._check_in_experiment(connection, principal, thing.kind, values[0])
 
@@ -278,46 +280,37 @@ class Writes:
         )
         self._refuse(isolation.experiment_problem(principal.owner_id, number, owner))
 
-    def _check_model(
-        self, connection: Connection, principal: Principal, row: Any, name: str, *, deleted: bool
-    ) -> None:
-        me = principal.owner_id
-        owner = ownership.model_owner(connection, name)
+    def _check_model(self, flush: _Flush, row: Any, name: str, *, deleted: bool) -> None:
+        me, owner = flush.principal.owner_id, flush.owner(name)
         touched = (
             row.__tablename__ == "registered_models"
             and not deleted
             and _changed(row) <= {"last_updated_time"}
         )
-        level = None if owner == me else self.facts.level(connection, me, name)
+        level = None if owner == me else flush.level(name)
         self._refuse(isolation.model_problem(me, name, owner, level, touched=touched))
-        self._refuse(isolation.narrowing_problem(principal.models, name))
+        self._refuse(isolation.narrowing_problem(flush.principal.models, name))
 
     def _check_version(
-        self,
-        connection: Connection,
-        principal: Principal,
-        row: Any,
-        values: tuple[Any, ...],
-        *,
-        new: bool,
+        self, flush: _Flush, row: Any, values: tuple[Any, ...], *, new: bool
     ) -> None:
-        me, (name, version) = principal.owner_id, values
-        owner = ownership.model_owner(connection, name)
+        connection, me, (name, version) = flush.connection, flush.principal.owner_id, values
+        owner = flush.owner(name)
         problem = None
         if owner != me:
-            level = self.facts.level(connection, me, name)
-            made = new and row.__tablename__ == "model_versions"
+            # The tags of a new version are new as well.
+            made = new and (name, int(version)) in flush.made
             problem = isolation.version_problem(
                 me,
                 name,
                 owner,
-                level,
+                flush.level(name),
                 new=made,
-                maker=ownership.version_owner(connection, name, int(version)),
+                maker=None if made else ownership.version_owner(connection, name, int(version)),
                 held=() if made else _held(connection, name, int(version), row),
             )
         self._refuse(problem)
-        self._refuse(isolation.narrowing_problem(principal.models, name))
+        self._refuse(isolation.narrowing_problem(flush.principal.models, name))
 
     def before_statement(
         self,
@@ -359,6 +352,23 @@ class Writes:
 
     def _refuse(self, problem: Problem | None) -> None:
         refuse(self.watch, problem)
+
+
+class _Flush:
+    """A flush of a confined caller, in which the same model is asked about for several rows."""
+
+    def __init__(
+        self, connection: Connection, principal: Principal, facts: Facts, new: Iterable[Any]
+    ) -> None:
+        self.connection = connection
+        self.principal = principal
+        #: Name and number of each version that the flush has made.
+        self.made = {
+            (row.name, int(row.version)) for row in new if row.__tablename__ == "model_versions"
+        }
+        #: Return the owner of a model's name, and what grants give the caller on the model.
+        self.owner = cache(partial(ownership.model_owner, connection))
+        self.level = cache(partial(facts.level, connection, principal.owner_id))
 
 
 def _held(connection: Connection, name: str, version: int, row: Any) -> list[str]:

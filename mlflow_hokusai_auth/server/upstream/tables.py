@@ -37,6 +37,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION
 from mlflow.utils.uri import append_to_uri_path, resolve_uri_if_local
 from sqlalchemy.engine import Connection
 
+from mlflow_hokusai_auth.store.ownership import DELETED
+from mlflow_hokusai_auth.store.ownership_tables import VERSIONS
+
 from . import stores
 from .artifact_roots import REGISTRY, TRACKING
 
@@ -57,8 +60,6 @@ __all__ = [
     "SqlTraceTag",
 ]
 
-#: The stage of a model version that MLflow has deleted; its row stays.
-DELETED = "Deleted_Internal"
 #: The tag that holds the location of a trace's files.
 TRACE_LOCATION = MLFLOW_ARTIFACT_LOCATION
 #: That tag, and the one for the files of a trace that newer versions of MLflow have archived.
@@ -67,6 +68,10 @@ TRACE_LOCATIONS = frozenset({TRACE_LOCATION, "mlflow.trace.archiveLocation"})
 #: The location of a version's files, and whether the version is not deleted.
 _VERSION_LOCATION = sa.func.coalesce(SqlModelVersion.storage_location, SqlModelVersion.source)
 _KEPT = SqlModelVersion.current_stage != DELETED
+
+_RECORDED = sa.and_(
+    VERSIONS.c.name == SqlModelVersion.name, VERSIONS.c.version == SqlModelVersion.version
+)
 
 #: The status of a logged model that is finished.
 READY = LoggedModelStatus.READY.to_int()
@@ -163,14 +168,23 @@ def owner_locations(ids: Iterable[str], connection: Connection) -> Iterator[str]
     yield from Texts(connection, models)
 
 
-def version_locations(uri: str, connection: Connection) -> Texts:
-    """Return the locations of model versions at or above `uri`."""
+def version_locations(uri: str, connection: Connection, *, recorded: bool) -> Texts:
+    """Return the locations of model versions at or above `uri`.
+
+    All versions are read, unless they are `recorded` in the tables of ownership.
+    """
     whole = uri.rstrip("/")
     ends = [i for i, letter in enumerate(whole) if letter == "/"] + [len(whole)]
-    above = [whole[:end] + slash for end in ends for slash in ("", "/") if whole[:end]]
+    above = [whole[:end] for end in ends if whole[:end]]
     column = SqlModelVersion.storage_location
-    kept = SqlModelVersion.current_stage != DELETED
-    return Texts(connection, sa.select(column).where(column.in_(above), kept))
+    query = sa.select(column).where(_KEPT)
+    if recorded:
+        query = query.join(VERSIONS, _RECORDED).where(
+            VERSIONS.c.location.in_(above), *_at_home(SqlModelVersion)
+        )
+    else:
+        query = query.where(column.in_(_ended(above)))
+    return Texts(connection, query)
 
 
 def has_run(run_id: str, connection: Connection) -> bool:
@@ -185,17 +199,19 @@ def has_logged_model(model_id: str, connection: Connection) -> bool:
 
 def has_version(name: str, connection: Connection) -> bool:
     """Return whether the registered model `name` has a version."""
-    return _has(connection, SqlModelVersion.name, name)
+    return _has(connection, SqlModelVersion.name, name, *_at_home(SqlModelVersion))
 
 
 def has_registered_model(name: str, connection: Connection) -> bool:
     """Return whether there is a registered model of this name."""
-    return _has(connection, SqlRegisteredModel.name, name)
+    return _has(connection, SqlRegisteredModel.name, name, *_at_home(SqlRegisteredModel))
 
 
 def experiment_named(name: str, connection: Connection) -> int | None:
     """Return the number of the experiment of this name; None if there is none."""
-    query = sa.select(SqlExperiment.experiment_id).where(SqlExperiment.name == name)
+    query = sa.select(SqlExperiment.experiment_id).where(
+        SqlExperiment.name == name, *_at_home(SqlExperiment)
+    )
     number = connection.execute(query).scalar()
     return None if number is None else int(number)
 
@@ -238,21 +254,16 @@ def experiments_at(uris: Iterable[str], connection: Connection) -> list[tuple[in
 
 
 def versions_at(uris: Iterable[str], connection: Connection) -> list[tuple[str, int, str]]:
-    """Return name, version and location of the model versions whose location is one of `uris`."""
-    query = sa.select(SqlModelVersion.name, SqlModelVersion.version, _VERSION_LOCATION).where(
-        _VERSION_LOCATION.in_(_ended(uris)), _KEPT
+    """Return name, version and location of the model versions whose location is one of `uris`.
+
+    The tables of ownership find them, and MLflow's own rows decide. No URI may end in a slash.
+    """
+    query = (
+        sa.select(SqlModelVersion.name, SqlModelVersion.version, _VERSION_LOCATION)
+        .join(VERSIONS, _RECORDED)
+        .where(VERSIONS.c.location.in_(tuple(uris)), _KEPT, *_at_home(SqlModelVersion))
     )
     return [(name, int(version), uri) for name, version, uri in connection.execute(query)]
-
-
-def is_registered(uris: Iterable[str], above: Iterable[str], connection: Connection) -> bool:
-    """Return whether a model version's location is one of `uris`, or below one of `above`."""
-    matches: list[sa.ColumnElement[bool]] = [_VERSION_LOCATION.in_(_ended(uris))]
-    for uri in above:
-        start = sa.func.substr(_VERSION_LOCATION, 1, len(uri) + 1, type_=sa.String)
-        matches.append(start == f"{uri}/")
-    query = sa.select(sa.literal(1)).select_from(SqlModelVersion)
-    return connection.execute(query.where(sa.or_(*matches), _KEPT).limit(1)).first() is not None
 
 
 def _ended(uris: Iterable[str]) -> list[str]:
@@ -289,7 +300,9 @@ def run_of_input(input_uuid: str, connection: Connection) -> str | None:
 def stage(name: str, version: int, connection: Connection) -> str | None:
     """Return the stage of a model version."""
     query = sa.select(SqlModelVersion.current_stage).where(
-        SqlModelVersion.name == name, SqlModelVersion.version == version
+        SqlModelVersion.name == name,
+        SqlModelVersion.version == version,
+        *_at_home(SqlModelVersion),
     )
     return connection.execute(query).scalar()
 
@@ -297,7 +310,9 @@ def stage(name: str, version: int, connection: Connection) -> str | None:
 def aliases(name: str, version: int, connection: Connection) -> list[str]:
     """Return the aliases that point to a model version."""
     query = sa.select(SqlRegisteredModelAlias.alias).where(
-        SqlRegisteredModelAlias.name == name, SqlRegisteredModelAlias.version == version
+        SqlRegisteredModelAlias.name == name,
+        SqlRegisteredModelAlias.version == version,
+        *_at_home(SqlRegisteredModelAlias),
     )
     return list(connection.execute(query).scalars())
 
@@ -309,5 +324,17 @@ def is_mlflow_s(table: str, text: str) -> bool:
     return any(word in Base.metadata.tables for word in re.findall(r"\w+", text))
 
 
-def _has(connection: Connection, column: Any, value: str) -> bool:
-    return connection.execute(sa.select(column).where(column == value)).first() is not None
+def _at_home(model: Any) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the condition with which rows of `model` are found by a key that begins with a workspace.
+
+    Unless workspaces are enabled, MLflow has all rows in one, and it does not start otherwise.
+    """
+    workspace = getattr(model, "workspace", None)
+    return () if workspace is None or stores.has_workspaces() else (workspace == "default",)
+
+
+def _has(
+    connection: Connection, column: Any, value: str, *conditions: sa.ColumnElement[bool]
+) -> bool:
+    query = sa.select(sa.literal(1)).where(column == value, *conditions).limit(1)
+    return connection.execute(query).first() is not None

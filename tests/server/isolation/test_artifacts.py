@@ -25,9 +25,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.server import handlers
 from mlflow.store.artifact import artifact_repo, artifact_repository_registry
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from sqlalchemy.orm import Session
 
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.server.isolation import preparation
 from mlflow_hokusai_auth.server.isolation.artifacts import Artifacts, Frozen
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.locations import Stored
@@ -295,6 +297,57 @@ def test_registered_artifacts_are_frozen_by_every_spelling(world: World) -> None
             world.put(file, b"fourth")
 
 
+def test_whoever_makes_a_version_freezes_its_files(world: World) -> None:
+    for maker, mode in ((STAFF, "enforce"), (NAMELESS, "off"), (None, "off"), (ACME, "observe")):
+        made = world.made_by(ACME)
+        file, other = files(made)[:2]
+        world.mode.now = mode
+        with calling(maker):
+            registry = world.stores.registry
+            registry.create_model_version(made.model, str(world.file(file).parent))
+            registry.rename_registered_model(made.model, name := unused_name())
+            registry.transition_model_version_stage(name, "2", "Archived", False)
+        world.mode.now = "enforce"
+        with calling(ACME):
+            assert code(world.put, file) == "ARTIFACT_FROZEN", (maker, mode)
+            world.put(other)
+        world.mode.now = mode
+        with calling(maker):
+            registry.delete_model_version(name, "2")
+        world.mode.now, world.now = "enforce", world.now + 2
+        with calling(ACME):
+            world.put(file)
+
+
+def test_location_that_mlflow_sets_later_is_frozen(world: World) -> None:
+    made = world.made_by(ACME)
+    file = files(made)[0]
+    with Session(world.stores.registry.engine) as session, calling(STAFF):
+        row = session.query(SqlModelVersion).filter_by(name=made.model).one()
+        row.storage_location = str(world.file(file).parent)
+        session.commit()
+    with calling(ACME):
+        assert code(world.put, file) == "ARTIFACT_FROZEN"
+
+
+def test_versions_of_plain_mlflow_are_frozen_after_the_next_start(world: World) -> None:
+    made = world.made_by(ACME)
+    file = files(made)[0]
+    engine = world.stores.registry.engine
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO model_versions (name, version, current_stage, source) "
+                "VALUES (:name, 7, 'None', :source)"
+            ),
+            {"name": made.model, "source": f"mlflow-artifacts:/{file.rpartition('/')[0]}/"},
+        )
+    uri = engine.url.render_as_string(hide_password=False)
+    assert preparation.prepare({artifact_roots.TRACKING: uri}) is None
+    with calling(ACME):
+        assert code(world.put, file) == "ARTIFACT_FROZEN"
+
+
 def test_finished_logged_model_is_frozen(world: World) -> None:
     made = world.made_by(ACME)
     file = files(made)[2]
@@ -409,9 +462,8 @@ def test_owners_are_remembered_and_frozen_places_too(world: World) -> None:
         assert statements(world, put) == 2  # the run's experiment, and its owner
         assert statements(world, put) == 0
     with calling(ACME):
-        assert (
-            statements(world, put) == 2
-        )  # whether the place is frozen, before and after the upload
+        # Whether the place is frozen, before and after the upload.
+        assert statements(world, put) == 2
         world.now += 2
         assert statements(world, put) == 3  # the owner once more
         version()
