@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from cachetools import TTLCache
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlflow_hokusai_auth.core import artifact_places, isolation
@@ -41,11 +43,16 @@ _ODD = Problem(
 
 
 class Frozen:
-    """The changes that were refused because their place is frozen, for `FRESH` seconds each."""
+    """What the last look at a place found, for `FRESH` seconds.
+
+    That a change was refused to an owner holds for this change; that a file was not frozen holds for
+    its folder. The latter is for the first look at an upload only: the last one asks the database.
+    """
 
     def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
         self._found: TTLCache[tuple[str, Change], bool] = TTLCache(_SIZE, FRESH, timer)
+        self._free: TTLCache[Location, bool] = TTLCache(_SIZE, FRESH, timer)
 
     def has(self, owner: str, change: Change) -> bool:
         """Return whether the change was refused to this owner a moment ago."""
@@ -56,6 +63,36 @@ class Frozen:
         """Remember that the change is refused to this owner."""
         with self._lock:
             self._found[owner, change] = True
+            self._free.pop(_folder(change), None)
+
+    def is_free(self, change: Change) -> bool:
+        """Return whether a file in the folder of this one was not frozen a moment ago."""
+        with self._lock:
+            return change.file and _folder(change) in self._free
+
+    def free(self, change: Change) -> None:
+        """Remember that the change was not refused."""
+        if change.file:
+            with self._lock:
+                self._free[_folder(change)] = True
+
+
+def _folder(change: Change) -> Location:
+    place = change.place
+    return Location(place.scheme, place.authority, place.parts[:-1])
+
+
+class _Late:
+    """A connection that is made for the first statement: what is remembered needs none."""
+
+    def __init__(self, engine: Engine, stack: ExitStack) -> None:
+        self._engine, self._stack = engine, stack
+        self._connection: Connection | None = None
+
+    def execute(self, *given: Any) -> Any:
+        if self._connection is None:
+            self._connection = self._stack.enter_context(self._engine.connect())
+        return self._connection.execute(*given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +111,11 @@ class Artifacts:
         """True if the caller is kept to what is theirs."""
         return self.confined() is not None
 
-    def check(self, change: Change) -> bool:
+    def check(self, change: Change, *, last: bool = True) -> bool:
         """Return whether the caller may make this change, or raise MlflowException. Blocks.
 
-        What is frozen may be `FRESH` seconds old; what is not frozen is asked of the database.
+        What is frozen may be `FRESH` seconds old; what is not frozen is asked of the database, by the
+        `last` look.
         """
         principal = self.confined()
         if principal is None:
@@ -86,7 +124,7 @@ class Artifacts:
             self._refuse(change.place, isolation.UNKNOWN)
             return False
         try:
-            problem = self._problem(principal, change)
+            problem = self._problem(principal, change, last=last)
         except SQLAlchemyError as error:
             raise stores.unavailable(
                 "Who owns these artifacts can't be looked up at the moment. Try again."
@@ -132,7 +170,7 @@ class Artifacts:
         """Return the caller if they are kept to what is theirs."""
         return confined(self.watch, self.policy)
 
-    def _problem(self, principal: Principal, change: Change) -> Problem | None:
+    def _problem(self, principal: Principal, change: Change, *, last: bool) -> Problem | None:
         me, place, file = principal.owner_id, change.place, change.file
         if principal.no_delete and change.deletes:
             return isolation.DELETING
@@ -142,13 +180,17 @@ class Artifacts:
         assert engine is not None, "there are tables of ownership, so the store is a database"
         if len(place.parts) > _DEPTH or ".." in place.parts:
             return _ODD
-        with engine.connect() as connection:
+        with ExitStack() as stack:
+            connection = cast("Connection", _Late(engine, stack))
             rests = self._rests(place, connection)
             problem = self._owner_problem(me, place, rests, connection, file=file)
-            if problem is None and self._is_frozen(place, rests, connection, file=file):
+            if problem is not None or (not last and self.frozen.is_free(change)):
+                return problem
+            if self._is_frozen(place, rests, connection, file=file):
                 self.frozen.add(me, change)
-                problem = isolation.FROZEN
-            return problem
+                return isolation.FROZEN
+            self.frozen.free(change)
+            return None
 
     def _owner_problem(
         self,
