@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
@@ -102,7 +102,7 @@ class Writes:
         changed = [row for row in session.dirty if session.is_modified(row)]
         self._record(connection, principal, session.new, changed, session.deleted)
         if (principal := self._confined()) is not None:
-            flush = _Flush(connection, principal, self.facts, session.new)
+            flush = _Flush(connection, principal, self.facts, tuple(session.new))
             for row in session.new:
                 self._check_row(flush, row, new=True)
             for row in changed:
@@ -230,10 +230,10 @@ class Writes:
         if table == INPUT_TAGS and not deleted:
             # MLflow makes a new input together with its tags; of one that exists, the run counts.
             run = None if new else tables.run_of_input(row.input_uuid, connection)
-            self._check_in_experiment(connection, principal, "run", run)
+            self._check_in_experiment(flush, "run", run)
             return
         if table == INPUTS and new:
-            self._check_input(connection, principal, row)
+            self._check_input(flush, row)
             return
         things = BINDINGS.get(table)
         if things is None:
@@ -250,9 +250,9 @@ class Writes:
                 elif thing.kind == "model":
                     self._check_model(flush, row, str(values[0]), deleted=deleted)
                 else:
-                    self._check_in_experiment(connection, principal, thing.kind, values[0])
+                    self._check_in_experiment(flush, thing.kind, values[0])
 
-    def _check_input(self, connection: Connection, principal: Principal, row: Any) -> None:
+    def _check_input(self, flush: _Flush, row: Any) -> None:
         found = bindings.ends(
             (row.source_type, row.source_id), (row.destination_type, row.destination_id)
         )
@@ -260,14 +260,15 @@ class Writes:
             self._closed(INPUTS)
             return
         for kind, name in found:
-            self._check_in_experiment(connection, principal, kind, name)
+            self._check_in_experiment(flush, kind, name)
 
-    def _check_in_experiment(
-        self, connection: Connection, principal: Principal, kind: str, name: object
-    ) -> None:
+    def _check_in_experiment(self, flush: _Flush, kind: str, name: object) -> None:
+        connection = flush.connection
         if not name and kind == "run":  # a logged model without a run
             return
-        number = self.facts.experiment_of(connection, kind, name)
+        number = flush.experiments.get((kind, name))
+        if number is None:
+            number = self.facts.experiment_of(connection, kind, name)
         if number is None:
             missing = f"There is no {kind} {name} that your key may change."
             self._refuse(Problem("NOT_OWNER", missing))
@@ -278,7 +279,7 @@ class Writes:
             if kind == "experiment"
             else self.facts.experiment_owner(connection, number)
         )
-        self._refuse(isolation.experiment_problem(principal.owner_id, number, owner))
+        self._refuse(isolation.experiment_problem(flush.principal.owner_id, number, owner))
 
     def _check_model(self, flush: _Flush, row: Any, name: str, *, deleted: bool) -> None:
         me, owner = flush.principal.owner_id, flush.owner(name)
@@ -336,8 +337,9 @@ class Writes:
         named = list(_named(table, context)) if getattr(statement, "select", None) is None else []
         if not named:
             self._closed(table or "this")
+        flush = _Flush(connection, principal, self.facts)
         for kind, name in named:
-            self._check_in_experiment(connection, principal, kind, name)
+            self._check_in_experiment(flush, kind, name)
         if principal.no_delete and context.isdelete:
             self._refuse(isolation.DELETING)
 
@@ -355,10 +357,17 @@ class Writes:
 
 
 class _Flush:
-    """A flush of a confined caller, in which the same model is asked about for several rows."""
+    """A flush of a confined caller, or a statement outside one: what is asked once for all its rows.
+
+    Tags come with the run or the version that they belong to, which is `new`, too.
+    """
 
     def __init__(
-        self, connection: Connection, principal: Principal, facts: Facts, new: Iterable[Any]
+        self,
+        connection: Connection,
+        principal: Principal,
+        facts: Facts,
+        new: Collection[Any] = (),
     ) -> None:
         self.connection = connection
         self.principal = principal
@@ -366,6 +375,13 @@ class _Flush:
         self.made = {
             (row.name, int(row.version)) for row in new if row.__tablename__ == "model_versions"
         }
+        #: The experiments of the runs and the logged models that the flush has made.
+        self.experiments: dict[tuple[str, object], int] = {}
+        for row in new:
+            if row.__tablename__ == "runs":
+                self.experiments["run", row.run_uuid] = int(row.experiment_id)
+            elif row.__tablename__ == "logged_models":
+                self.experiments["logged model", row.model_id] = int(row.experiment_id)
         #: Return the owner of a model's name, and what grants give the caller on the model.
         self.owner = cache(partial(ownership.model_owner, connection))
         self.level = cache(partial(facts.level, connection, principal.owner_id))
