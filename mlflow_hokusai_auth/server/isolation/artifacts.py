@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from cachetools import TTLCache
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlflow_hokusai_auth.core import artifact_places, isolation
@@ -44,21 +46,53 @@ _ODD = Problem(
 
 
 class Frozen:
-    """The changes that were refused because their place is frozen, for `FRESH` seconds each."""
+    """What the last look at a place found, for `FRESH` seconds, by owner.
+
+    A refusal because the place is frozen is kept for this change. A file that may be stored speaks for
+    its folder, but only to the first look at an upload: the last one judges everything again.
+    """
 
     def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
-        self._found: TTLCache[tuple[str, Change], bool] = TTLCache(_SIZE, FRESH, timer)
+        self._refused: TTLCache[tuple[str, Change], bool] = TTLCache(_SIZE, FRESH, timer)
+        self._free: TTLCache[tuple[object, ...], bool] = TTLCache(_SIZE, FRESH, timer)
 
-    def has(self, owner: str, change: Change) -> bool:
+    def is_free(self, owner: str, change: Change) -> bool:
+        """Return whether this owner could store a file in the same folder a moment ago."""
+        with self._lock:
+            return change.file and _folder(owner, change) in self._free
+
+    def is_refused(self, owner: str, change: Change) -> bool:
         """Return whether the change was refused to this owner a moment ago."""
         with self._lock:
-            return (owner, change) in self._found
+            return (owner, change) in self._refused
 
-    def add(self, owner: str, change: Change) -> None:
-        """Remember that the change is refused to this owner."""
+    def found(self, owner: str, change: Change, *, frozen: bool) -> None:
+        """Remember what the database said."""
         with self._lock:
-            self._found[owner, change] = True
+            if frozen:
+                self._refused[owner, change] = True
+                self._free.pop(_folder(owner, change), None)
+            elif change.file:
+                self._free[_folder(owner, change)] = True
+
+
+def _folder(owner: str, change: Change) -> tuple[object, ...]:
+    place = change.place
+    return owner, place.scheme, place.authority, place.parts[:-1]
+
+
+class _Late:
+    """A connection that is made for the first statement: what is remembered needs none."""
+
+    def __init__(self, engine: Engine, stack: ExitStack) -> None:
+        self._engine, self._stack = engine, stack
+        self._connection: Connection | None = None
+
+    def execute(self, *given: Any) -> Any:
+        if self._connection is None:
+            self._connection = self._stack.enter_context(self._engine.connect())
+        return self._connection.execute(*given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +168,11 @@ class Artifacts:
         return False
 
     @callers.seeing_all("who owns artifacts")
-    def check(self, change: Change) -> bool:
+    def check(self, change: Change, *, last: bool = True) -> bool:
         """Return whether the caller may make this change, or raise MlflowException. Blocks.
 
-        What is frozen may be `FRESH` seconds old; what is not frozen is asked of the database.
+        What is frozen may be `FRESH` seconds old; what is not frozen is asked of the database, by the
+        `last` look.
         """
         principal = self.confined()
         if principal is None:
@@ -146,7 +181,7 @@ class Artifacts:
             self._refuse(change.place, isolation.UNKNOWN)
             return False
         try:
-            problem = self._problem(principal, change)
+            problem = self._problem(principal, change, last=last)
         except SQLAlchemyError as error:
             raise stores.unavailable(_NO_ANSWER) from error
         if problem is not None and problem.code == "NOT_OWNER" and self.watch.hides:
@@ -194,23 +229,27 @@ class Artifacts:
         """Return the caller if they are kept to what is theirs."""
         return confined(self.watch, self.policy)
 
-    def _problem(self, principal: Principal, change: Change) -> Problem | None:
+    def _problem(self, principal: Principal, change: Change, *, last: bool) -> Problem | None:
         me, place, file = principal.owner_id, change.place, change.file
         if principal.no_delete and change.deletes:
             return isolation.DELETING
-        if self.frozen.has(me, change):
+        if not last and self.frozen.is_free(me, change):
+            return None
+        if self.frozen.is_refused(me, change):
             return isolation.FROZEN
         engine = stores.tracking_engine()
         assert engine is not None, "there are tables of ownership, so the store is a database"
         if len(place.parts) > _DEPTH or ".." in place.parts:
             return _ODD
-        with engine.connect() as connection:
+        with ExitStack() as stack:
+            connection = cast("Connection", _Late(engine, stack))
             rests = self._rests(place, connection)
             problem = self._owner_problem(me, place, rests, connection, file=file)
-            if problem is None and self._is_frozen(place, rests, connection, file=file):
-                self.frozen.add(me, change)
-                problem = isolation.FROZEN
-            return problem
+            if problem is not None:
+                return problem
+            frozen = self._is_frozen(place, rests, connection, file=file)
+            self.frozen.found(me, change, frozen=frozen)
+            return isolation.FROZEN if frozen else None
 
     def _owner_problem(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import event, inspect
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import LoaderCallableStatus, Session
 
 from mlflow_hokusai_auth.core import isolation
 from mlflow_hokusai_auth.core.isolation import Problem
@@ -43,6 +43,8 @@ _CHANGES = re.compile(
 )
 #: Lifecycle and stage of what is deleted or archived, as MLflow writes them.
 _ENDED = frozenset({"deleted", "Archived", tables.DELETED})
+#: Tables whose rows have an owner of their own.
+_RECORDED = frozenset({"registered_models", "model_versions", "experiments"})
 #: Stages by which consumers find a version.
 _LIVE = ("Production", "Staging")
 #: Why the checks see what the caller does not.
@@ -104,12 +106,18 @@ class Writes:
         _flushing.set(False)
         if not self.facts.usable:
             return
-        principal = callers.current.get().principal
+        rows: list[Iterable[Any]] = [session.new, session.dirty, session.deleted]
+        if (principal := self._confined()) is None:
+            # Most rows of staff need nothing.
+            rows = [[row for row in some if row.__tablename__ in _RECORDED] for some in rows]
+            if not any(rows):
+                return
+        new, dirty, deleted = rows
         connection = session.connection()
-        changed = [row for row in session.dirty if session.is_modified(row)]
-        self._record(connection, principal, session.new, changed, session.deleted)
-        if (principal := self._confined()) is not None:
-            flush = _Flush(connection, principal, self.facts, session.new)
+        changed = [row for row in dirty if session.is_modified(row)]
+        self._record(connection, callers.current.get().principal, new, changed, deleted)
+        if principal is not None:
+            flush = _Flush(connection, principal, self.facts, tuple(session.new))
             for row in session.new:
                 self._check_row(flush, row, new=True)
             for row in changed:
@@ -237,10 +245,10 @@ class Writes:
         if table == INPUT_TAGS and not deleted:
             # MLflow makes a new input together with its tags; of one that exists, the run counts.
             run = None if new else tables.run_of_input(row.input_uuid, connection)
-            self._check_in_experiment(connection, principal, "run", run)
+            self._check_in_experiment(flush, "run", run)
             return
         if table == INPUTS and new:
-            self._check_input(connection, principal, row)
+            self._check_input(flush, row)
             return
         things = BINDINGS.get(table)
         if things is None:
@@ -251,15 +259,15 @@ class Writes:
             if old == tables.READY != status:
                 self._refuse(isolation.FROZEN)
         for thing in things:
-            for values in _identities(row, thing.columns):
+            for values in _identities(row, thing.columns, new=new):
                 if thing.kind == "version":
                     self._check_version(flush, row, values, new=new)
                 elif thing.kind == "model":
                     self._check_model(flush, row, str(values[0]), deleted=deleted)
                 else:
-                    self._check_in_experiment(connection, principal, thing.kind, values[0])
+                    self._check_in_experiment(flush, thing.kind, values[0])
 
-    def _check_input(self, connection: Connection, principal: Principal, row: Any) -> None:
+    def _check_input(self, flush: _Flush, row: Any) -> None:
         found = bindings.ends(
             (row.source_type, row.source_id), (row.destination_type, row.destination_id)
         )
@@ -267,15 +275,18 @@ class Writes:
             self._closed(INPUTS)
             return
         for kind, name in found:
-            self._check_in_experiment(connection, principal, kind, name)
+            self._check_in_experiment(flush, kind, name)
 
-    def _check_in_experiment(
-        self, connection: Connection, principal: Principal, kind: str, name: object
-    ) -> None:
-        if not name and kind == "run":  # a logged model without a run
+    def _check_in_experiment(self, flush: _Flush, kind: str, name: object) -> None:
+        connection = flush.connection
+        if (kind, name) in flush.judged or (not name and kind == "run"):
+            # One of many metrics of a run; or a logged model without a run.
             return
-        number = self.facts.experiment_of(connection, kind, name)
         missing = Problem("NOT_OWNER", f"There is no {kind} {name} that your key may change.")
+        flush.judged.add((kind, name))
+        number = flush.experiments.get((kind, name))
+        if number is None:
+            number = self.facts.experiment_of(connection, kind, name)
         if number is None:
             self._refuse(missing)
             return
@@ -285,7 +296,7 @@ class Writes:
             if kind == "experiment"
             else self.facts.experiment_owner(connection, number)
         )
-        problem = isolation.experiment_problem(principal.owner_id, number, owner)
+        problem = isolation.experiment_problem(flush.principal.owner_id, number, owner)
         if problem is not None and problem.code == "NOT_OWNER" and self.watch.hides:
             # It must not be told from one that does not exist.
             problem = missing
@@ -347,9 +358,10 @@ class Writes:
         named = list(_named(table, context)) if getattr(statement, "select", None) is None else []
         if not named:
             self._closed(table or "this")
+        flush = _Flush(connection, principal, self.facts)
         with callers.seeing_all(_REASON):
             for kind, name in named:
-                self._check_in_experiment(connection, principal, kind, name)
+                self._check_in_experiment(flush, kind, name)
         if principal.no_delete and context.isdelete:
             self._refuse(isolation.DELETING)
 
@@ -367,10 +379,17 @@ class Writes:
 
 
 class _Flush:
-    """A flush of a confined caller, in which the same model is asked about for several rows."""
+    """A flush of a confined caller, or a statement outside one: what is asked once for all its rows.
+
+    Tags come with the run or the version that they belong to, which is `new`, too.
+    """
 
     def __init__(
-        self, connection: Connection, principal: Principal, facts: Facts, new: Iterable[Any]
+        self,
+        connection: Connection,
+        principal: Principal,
+        facts: Facts,
+        new: Collection[Any] = (),
     ) -> None:
         self.connection = connection
         self.principal = principal
@@ -378,6 +397,15 @@ class _Flush:
         self.made = {
             (row.name, int(row.version)) for row in new if row.__tablename__ == "model_versions"
         }
+        #: What was judged already, by kind and id: a batch has many rows of one run.
+        self.judged: set[tuple[str, object]] = set()
+        #: The experiments of the runs and the logged models that the flush has made.
+        self.experiments: dict[tuple[str, object], int] = {}
+        for row in new:
+            if row.__tablename__ == "runs":
+                self.experiments["run", row.run_uuid] = int(row.experiment_id)
+            elif row.__tablename__ == "logged_models":
+                self.experiments["logged model", row.model_id] = int(row.experiment_id)
         #: Return the owner of a model's name, and what grants give the caller on the model.
         self.owner = cache(partial(ownership.model_owner, connection))
         self.level = cache(partial(facts.level, connection, principal.owner_id))
@@ -397,11 +425,10 @@ def _rolled_back(*_: object) -> None:
 
 def _old_and_new(row: Any, name: str) -> tuple[Any, Any]:
     """Return the attribute's value before the flush, and its value now; None if the row has none."""
-    attribute = inspect(row).attrs.get(name)
-    if attribute is None:
-        return None, None
-    before = attribute.history.deleted
-    return (before[0] if before else attribute.value), attribute.value
+    new = getattr(row, name, None)
+    # The history of an attribute says the same, and takes ten times as long to make.
+    old = inspect(row).committed_state.get(name, new)
+    return (new if isinstance(old, LoaderCallableStatus) else old), new
 
 
 def _changed(row: Any) -> set[str]:
@@ -419,13 +446,16 @@ def _ends(row: Any) -> bool:
     return False
 
 
-def _identities(row: Any, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+def _identities(row: Any, columns: tuple[str, ...], *, new: bool) -> Iterator[tuple[Any, ...]]:
     """Yield what the row belongs to now, and what it belonged to before."""
+    if new:
+        yield tuple(getattr(row, name) for name in columns)
+        return
     both = [_old_and_new(row, name) for name in columns]
-    old, new = (tuple(values) for values in zip(*both, strict=True))
-    yield new
-    if old != new:
-        yield old
+    before, now = (tuple(values) for values in zip(*both, strict=True))
+    yield now
+    if before != now:
+        yield before
 
 
 def _named(table: str, context: Any) -> Iterator[tuple[str, Any]]:

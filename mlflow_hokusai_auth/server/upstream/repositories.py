@@ -96,8 +96,11 @@ class Changes(Protocol):
     def looks(self) -> bool:
         """True if this caller's changes are judged."""
 
-    def check(self, change: Change) -> bool:
-        """Return whether the caller may make this change, or raise MlflowException. Blocks."""
+    def check(self, change: Change, *, last: bool = True) -> bool:
+        """Return whether the caller may make this change, or raise MlflowException. Blocks.
+
+        It is asked again, with `last`, when all bytes have come.
+        """
 
     @property
     def hides(self) -> bool:
@@ -205,11 +208,11 @@ class Opener:
                 return None
             return signature.bind(*args, **kwargs)
 
-        def judge(given: dict[str, Any]) -> bool:
+        def judge(given: dict[str, Any], *, last: bool) -> bool:
             assert changes is not None
             file = next((str(given[one]) for one in _FILES if one in given), "")
             return all(
-                changes.check(Change(where, title in STORING, title == _DELETING))
+                changes.check(Change(where, title in STORING, title == _DELETING), last=last)
                 for where in self._places(given["self"], str(given.get(name) or ""), file)
             )
 
@@ -218,8 +221,10 @@ class Opener:
             bound = look(args, kwargs)
             if bound is None:
                 return method(*args, **kwargs)
-            again = functools.partial(judge, dict(bound.arguments))
-            if again() and "stream" in bound.arguments:
+            look_at = functools.partial(judge, dict(bound.arguments))
+            streams = "stream" in bound.arguments
+            if look_at(last=not streams) and streams:
+                again = functools.partial(look_at, last=True)
                 bound.arguments["stream"] = _Stream(bound.arguments["stream"], again)
             return method(*bound.args, **bound.kwargs)
 
@@ -228,8 +233,10 @@ class Opener:
             bound = look(args, kwargs)
             if bound is None:
                 return await method(*args, **kwargs)
-            again = functools.partial(judge, dict(bound.arguments))
-            if await asyncio.to_thread(again) and "chunks" in bound.arguments:
+            look_at = functools.partial(judge, dict(bound.arguments))
+            streams = "chunks" in bound.arguments
+            if await asyncio.to_thread(look_at, last=not streams) and streams:
+                again = functools.partial(look_at, last=True)
                 bound.arguments["chunks"] = _chunks(bound.arguments["chunks"], again)
             return await method(*bound.args, **bound.kwargs)
 

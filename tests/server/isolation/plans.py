@@ -21,19 +21,19 @@ class Sent(NamedTuple):
 
 
 @contextmanager
-def sent(engine: sa.Engine) -> Iterator[list[Sent]]:
-    """Note the statements that this process sends, without those that set up a connection."""
+def sent() -> Iterator[list[Sent]]:
+    """Note the statements that this process sends, by any engine: MLflow's stores have one each."""
     seen: list[Sent] = []
 
     def note(_: object, __: object, text: str, given: Any, ___: object, many: bool) -> None:
         if not text.startswith(("PRAGMA", "BEGIN")):
             seen.append(Sent(text, given[0] if many else given, _is_ours()))
 
-    sa.event.listen(engine, "before_cursor_execute", note)
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
     try:
         yield seen
     finally:
-        sa.event.remove(engine, "before_cursor_execute", note)
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
 def _is_ours() -> bool:

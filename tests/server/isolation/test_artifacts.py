@@ -464,6 +464,10 @@ def test_owners_are_remembered_and_frozen_places_too(world: World) -> None:
     with calling(ACME):
         # Whether the place is frozen, before and after the upload.
         assert statements(world, put) == 2
+        # Then for the other files of the folder after it only.
+        assert statements(world, put) == 1
+        assert statements(world, lambda: world.put(f"{files(made)[0]}2")) == 1
+        assert statements(world, lambda: world.put(files(made)[1])) == 2
         world.now += 2
         assert statements(world, put) == 3  # the owner once more
         version()

@@ -32,7 +32,7 @@ from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.store import ownership
 from mlflow_hokusai_auth.store.ownership_tables import GRANTS, MODEL_ACCESS
-from tests.server.isolation.stores import ACME, GLOBEX, STAFF, Made, Stores, calling
+from tests.server.isolation.stores import ACME, GLOBEX, STAFF, Made, Stores, calling, unused_name
 
 Way = Callable[[], object]
 
@@ -140,7 +140,10 @@ def test_owners_and_staff_see_everything(stores: Stores) -> None:
 
 def test_each_table_of_mlflow_is_shadowed(stores: Stores) -> None:
     made_by(stores, ACME)
-    with calling(GLOBEX), stores.registry.engine.connect() as connection:
+    with (
+        calling(replace(GLOBEX, owner_id=unused_name())),
+        stores.registry.engine.connect() as connection,
+    ):
         found = {
             name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar()
             for name, table in Base.metadata.tables.items()
