@@ -38,6 +38,7 @@ def api(key: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """A server that isolates ACME and has its default experiment."""
     monkeypatch.setattr(fluent, "_active_experiment_id", None)
     with answering() as running:
+    monkeypatch.setattr(default_experiment, "_answers", default_experiment._Answers())
         running.on("GET whoami", 200, {"key_id": "key_1", "default_experiment": "default:ACME"})
         running.answers[BY_NAME] = FOUND
         mlflow.set_tracking_uri(running.uri)
@@ -115,7 +116,7 @@ def test_mlflow_s_default_counts_if_the_server_names_none(
         (404, b"<html>Not Found</html>"),
         UNKNOWN,
     ):
-        default_experiment._of.cache_clear()
+        default_experiment._answers = default_experiment._Answers()
         api.on("GET whoami", *answer)
         assert [default() for _ in range(2)] == ["0"] * 2, answer
         assert asked(api) == ["whoami"], answer
@@ -123,6 +124,25 @@ def test_mlflow_s_default_counts_if_the_server_names_none(
 
 
 def test_error_gives_one_warning_and_mlflow_s_default(
+def test_server_that_named_none_is_asked_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(default_experiment._answers, "timer", lambda: now[0])
+    api.on("GET whoami", 200, {"key_id": "key_1", "default_experiment": None})
+    assert default() == "0" and asked(api) == ["whoami"]
+    # Its operator switches isolation on.
+    api.on("GET whoami", 200, {"key_id": "key_1", "default_experiment": "default:ACME"})
+    now[0] += 59
+    assert default() == "0" and asked(api) == []
+    now[0] += 1
+    assert default() == "7" and asked(api) == ["whoami", "get-by-name"]
+    now[0] += 1_000_000
+    assert default() == "7" and asked(api) == []
+    # Another key is asked about at once.
+    api.on("GET whoami", 200, {"key_id": "key_2", "default_experiment": None})
+    monkeypatch.setenv("HOKUSAI_API_KEY", keys.generate("test"))
+    assert default() == "0" and asked(api) == ["whoami"]
+
+
     api: Api, key: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -139,7 +159,7 @@ def test_error_gives_one_warning_and_mlflow_s_default(
     ]
     for reason, answers in cases:
         monkeypatch.setattr(default_experiment.profile, "_warned", set())
-        default_experiment._of.cache_clear()
+        default_experiment._answers = default_experiment._Answers()
         caplog.clear()
         api.answers.update({CREATE: TAKEN, **good, **answers})
         assert [default() for _ in range(3)] == ["0"] * 3, answers
