@@ -142,6 +142,7 @@ class Forward:
             exchange.request_id,
             exchange.answer,
             exchange.named,
+            exchange.spared,
         )
 
     def started(self, status: int, content_type: str) -> Sequence[tuple[str, str]]:

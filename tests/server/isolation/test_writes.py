@@ -30,6 +30,7 @@ from mlflow.store.db.base_sql_model import Base
 
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.isolation import bindings
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.writes import Writes
@@ -286,3 +287,37 @@ def test_mode_off_refuses_nothing(stores: Stores, mode: Mode) -> None:
     mode.now = "off"
     with calling(GLOBEX):
         stores.registry.update_registered_model(theirs.model, "changed")
+
+
+def test_request_that_is_only_counted_counts_once_for_each_rule(
+    stores: Stores, mode: Mode, caplog: pytest.LogCaptureFixture
+) -> None:
+    of, own = made_by(stores, ACME), made_by(stores, GLOBEX)
+    counted: list[str] = []
+    watch = Watch(mode, lambda one: counted.append(one.reason))
+    Writes(Policy(), watch, Facts(usable=True)).install()
+    mode.now = "observe"
+
+    def request(*calls: Way) -> list[str]:
+        counted.clear()
+        caplog.clear()
+        token = callers.current.set(callers.Caller(GLOBEX, "", "", [], {}, set()))
+        try:
+            for call in calls:
+                call()
+        finally:
+            callers.current.reset(token)
+        assert len(caplog.messages) == len(counted)
+        return sorted(counted)
+
+    def batch(run: str = of.run) -> object:
+        names = [unused_name() for _ in range(5)]
+        metrics = [Metric(name, 1.0, 1, 1) for name in names]
+        params, tags = [Param(name, "1") for name in names], [RunTag(name, "1") for name in names]
+        return stores.tracking.log_batch(run, metrics, params, tags)
+
+    assert request(batch, batch) == ["NOT_OWNER"]
+    assert request(batch) == ["NOT_OWNER"]
+    run = stores.tracking.create_run
+    assert request(batch, lambda: run("0", "u", 1, [], "r")) == ["EXPERIMENT_REFUSED", "NOT_OWNER"]
+    assert request(lambda: batch(own.run)) == []
