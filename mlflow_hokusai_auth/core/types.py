@@ -17,6 +17,8 @@ MODES = ("enforce", "observe", "off")
 #: "off" keeps nobody from changing what is another owner's; "observe" only counts and logs such
 #: changes; "writes" refuses them. The store keeps the position in this list: its order must not change.
 ISOLATION = ("off", "observe", "writes")
+#: The most that isolation does. A database whose things all have an owner begins with it.
+MOST_ISOLATION = "writes"
 
 
 class Access(IntEnum):

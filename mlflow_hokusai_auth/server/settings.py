@@ -60,11 +60,13 @@ class Settings(BaseSettings):
         description="The mode that overrides `hokusai-auth mode`. The last resort: with off, the "
         "server starts even if its key store can't be reached.",
     )
-    isolation: Literal["off", "observe", "writes"] = Field(
-        "off",
+    isolation: Literal["", "off", "observe", "writes"] = Field(
+        "",
         description="writes: a key with model:* scopes changes only what its owner made, or may "
-        "contribute to; observe: only log and count other changes; off: nothing. It counts while the "
-        "mode is enforce. `hokusai-auth isolation` overrides it, also while the server runs.",
+        "contribute to; observe: only log and count other changes; off: nothing. Unset: as decided "
+        "when the server first used MLflow's database, which is writes if everything in it had an "
+        "owner, and otherwise observe; off where owners can't be recorded. It counts while the mode is "
+        "enforce. `hokusai-auth isolation` overrides it, also while the server runs.",
     )
     backend: Backends = Field(
         ("local",),

@@ -7,7 +7,8 @@ with WITH: Python's sqlite3 opens no transaction for such a statement, so a roll
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +16,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, StoreError
+from mlflow_hokusai_auth.core.isolation import DEFAULT_EXPERIMENT
 from mlflow_hokusai_auth.core.ownership import highest
+from mlflow_hokusai_auth.core.types import MOST_ISOLATION
 
 from .ownership_tables import (
     EXPERIMENTS,
@@ -50,8 +53,12 @@ MLFLOW_VERSIONS = sa.table(
 _LOCK = 4857534150
 
 
-def prepare(engine: sa.Engine) -> None:
+def prepare(engine: sa.Engine) -> str:
     """Make the tables in MLflow's database, unless they exist. Several processes may call this at once.
+
+    Return the isolation that was decided when the tables were made: the most if everything in the
+    database had an owner, and otherwise "observe", because its users would be locked out of the rest.
+    It stays, whatever is made afterwards.
 
     Raises StoreError if the tables can't be made or used, and AuthorityUnavailable if the database
     can't be reached.
@@ -60,20 +67,34 @@ def prepare(engine: sa.Engine) -> None:
         raise StoreError(
             f"Ownership works in SQLite and PostgreSQL; MLflow's tables are in {engine.dialect.name}."
         )
+    with _explained(), engine.connect() as connection:
+        found = _decided(connection)
+        if found is not None:
+            return found
+    with _explained(), engine.connect() as connection:
+        # The transaction takes its lock now, so that a second process waits here.
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        found = _decided(connection) or _make(connection)
+        connection.commit()
+        return found
+
+
+def decided(engine: sa.Engine) -> str | None:
+    """Return the isolation that was decided when the tables were made; None if they are missing.
+
+    Raises StoreError and AuthorityUnavailable, as `prepare` does.
+    """
+    with _explained(), engine.connect() as connection:
+        return _decided(connection)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
     try:
-        with engine.connect() as connection:
-            if _is_prepared(connection):
-                return
-        with engine.connect() as connection:
-            # The transaction takes its lock now, so that a second process waits here.
-            if engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
-            if not _is_prepared(connection):
-                METADATA.create_all(connection)
-                connection.execute(sa.insert(VERSION).values(version=TABLES_VERSION))
-            connection.commit()
+        yield
     except sa.exc.DatabaseError as error:
         # Only the driver's first line: its other lines, and SQLAlchemy, show the statement as well.
         reason = str(error.orig).partition("\n")[0]
@@ -113,19 +134,50 @@ def has_mlflow_tables(connection: sa.Connection) -> bool:
     return all(inspector.has_table(t.name) for t in (MLFLOW_EXPERIMENTS, MLFLOW_MODELS))
 
 
-def _is_prepared(connection: sa.Connection) -> bool:
-    """Return whether the tables exist. Raises StoreError for tables of a newer version."""
+def unowned(connection: sa.Connection) -> tuple[int, int]:
+    """Return the numbers of registered models and of experiments that nobody owns.
+
+    MLflow's Default experiment, which can have no owner, does not count.
+    """
+    models, experiments = (connection.execute(query).scalar_one() for query in _UNOWNED)
+    return models, experiments
+
+
+def _make(connection: sa.Connection) -> str:
+    """Make the tables, or what is missing of them, and decide the isolation."""
+    METADATA.create_all(connection)
+    columns = sa.inspect(connection).get_columns(VERSION.name)
+    if VERSION.c.isolation.name not in {column["name"] for column in columns}:
+        # The tables were made before there was a decision.
+        kind = VERSION.c.isolation.type.compile(connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {VERSION.name} ADD COLUMN isolation {kind}")
+    decided = "observe" if any(unowned(connection)) else MOST_ISOLATION
+    if not connection.execute(sa.update(VERSION).values(isolation=decided)).rowcount:
+        row = {"version": TABLES_VERSION, "isolation": decided}
+        connection.execute(sa.insert(VERSION).values(row))
+    return decided
+
+
+def _decided(connection: sa.Connection) -> str | None:
+    """Return the decision, or None if the tables, or it, are missing.
+
+    Raises StoreError for tables of a newer version.
+    """
     if not has_mlflow_tables(connection):
         # MLflow makes its own tables in an empty database only.
         raise StoreError("This database has no tables of MLflow: start `mlflow server` on it once.")
-    if not sa.inspect(connection).has_table(VERSION.name):
-        return False
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(VERSION.name):
+        return None
     version = connection.execute(sa.select(sa.func.max(VERSION.c.version))).scalar()
     if version is not None and version > TABLES_VERSION:
         raise StoreError(
             "The tables of ownership were made by a newer version of mlflow-hokusai-auth; run that one."
         )
-    return version is not None
+    names = {column["name"] for column in inspector.get_columns(VERSION.name)}
+    if version is None or VERSION.c.isolation.name not in names:
+        return None
+    return connection.execute(sa.select(VERSION.c.isolation)).scalar()
 
 
 def _is_refused(error: sa.exc.DatabaseError) -> bool:
@@ -227,6 +279,23 @@ _EXPAND = _for_each_dialect(_expand)
 _RECORD_EXPERIMENT = _upsert(EXPERIMENTS)
 _RECORD_VERSION = _upsert(VERSIONS)
 
+#: An experiment's row counts only while it is about the same experiment: SQLite uses ids again.
+SAME_EXPERIMENT = sa.and_(
+    EXPERIMENTS.c.experiment_id == MLFLOW_EXPERIMENTS.c.experiment_id,
+    EXPERIMENTS.c.experiment_created_at.is_not_distinct_from(MLFLOW_EXPERIMENTS.c.creation_time),
+)
+_UNOWNED = (
+    sa.select(sa.func.count())
+    .select_from(MLFLOW_MODELS.outerjoin(MODELS, MODELS.c.name == MLFLOW_MODELS.c.name))
+    .where(MODELS.c.name.is_(None)),
+    sa.select(sa.func.count())
+    .select_from(MLFLOW_EXPERIMENTS.outerjoin(EXPERIMENTS, SAME_EXPERIMENT))
+    .where(
+        EXPERIMENTS.c.experiment_id.is_(None),
+        MLFLOW_EXPERIMENTS.c.experiment_id != DEFAULT_EXPERIMENT,
+    ),
+)
+
 _name = sa.bindparam("named", type_=sa.String)
 _new_name = sa.bindparam("new_name", type_=sa.String)
 _MODEL_OWNER = sa.select(MODELS.c.owner).where(MODELS.c.name == _name)
@@ -236,15 +305,7 @@ _VERSION_OWNER = sa.select(VERSIONS.c.owner).where(
 )
 _EXPERIMENT_OWNER = (
     sa.select(EXPERIMENTS.c.owner)
-    .join(
-        MLFLOW_EXPERIMENTS,
-        sa.and_(
-            MLFLOW_EXPERIMENTS.c.experiment_id == EXPERIMENTS.c.experiment_id,
-            MLFLOW_EXPERIMENTS.c.creation_time.is_not_distinct_from(
-                EXPERIMENTS.c.experiment_created_at
-            ),
-        ),
-    )
+    .join(MLFLOW_EXPERIMENTS, SAME_EXPERIMENT)
     .where(EXPERIMENTS.c.experiment_id == sa.bindparam("id", type_=sa.Integer))
 )
 _ACCESS = sa.select(MODEL_ACCESS.c.level).where(

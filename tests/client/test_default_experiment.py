@@ -21,6 +21,7 @@ from mlflow.tracking import fluent
 from mlflow_hokusai_auth.client import default_experiment
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.job_rules import TOKEN
+from tests.contract.test_mlflow import VERSION
 from tests.harness import Server, serve
 
 from .test_admin import UNKNOWN, Api, answering
@@ -37,8 +38,8 @@ REFUSED = (403, {"error_code": "PERMISSION_DENIED", "message": "Not for you."})
 def api(key: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """A server that isolates ACME and has its default experiment."""
     monkeypatch.setattr(fluent, "_active_experiment_id", None)
-    with answering() as running:
     monkeypatch.setattr(default_experiment, "_answers", default_experiment._Answers())
+    with answering() as running:
         running.on("GET whoami", 200, {"key_id": "key_1", "default_experiment": "default:ACME"})
         running.answers[BY_NAME] = FOUND
         mlflow.set_tracking_uri(running.uri)
@@ -123,7 +124,6 @@ def test_mlflow_s_default_counts_if_the_server_names_none(
     assert not caplog.records
 
 
-def test_error_gives_one_warning_and_mlflow_s_default(
 def test_server_that_named_none_is_asked_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(default_experiment._answers, "timer", lambda: now[0])
@@ -143,6 +143,7 @@ def test_server_that_named_none_is_asked_again(api: Api, monkeypatch: pytest.Mon
     assert default() == "0" and asked(api) == ["whoami"]
 
 
+def test_error_gives_one_warning_and_mlflow_s_default(
     api: Api, key: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -240,6 +241,7 @@ def isolating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.servers
+@pytest.mark.skipif(VERSION < (3, 9), reason="isolation needs MLflow 3.9")
 class TestOnARealServer:
     @pytest.fixture(autouse=True)
     def no_experiment(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.types import Operation, Request
 
+from . import stores
 from .flask_bridge import FlaskBridge
 from .routes import mlflow_routes, native_routes, template
 
@@ -43,7 +44,7 @@ def build(fastapi_app: FastAPI, flask_app: flask.Flask) -> FastPath | None:
     from starlette.middleware.base import BaseHTTPMiddleware
     from starlette.routing import Mount
 
-    if _has_workspaces():
+    if stores.has_workspaces():
         return None
     mount = fastapi_app.router.routes[-1]
     if (
@@ -66,11 +67,3 @@ def build(fastapi_app: FastAPI, flask_app: flask.Flask) -> FastPath | None:
 
 def _rules(routes: Any) -> set[str]:
     return {classify(method, template(rule)).rule for method, rule, _ in routes} - {""}
-
-
-def _has_workspaces() -> bool:
-    try:
-        from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
-    except ImportError:  # MLflow before workspaces
-        return False
-    return bool(MLFLOW_ENABLE_WORKSPACES.get())

@@ -35,6 +35,15 @@ def shared_engine() -> Engine | None:
     return engine if engine and registry and engine.url == registry.url else None
 
 
+def has_workspaces() -> bool:
+    """Return whether MLflow's workspaces are enabled."""
+    try:
+        from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
+    except ImportError:  # MLflow before workspaces
+        return False
+    return bool(MLFLOW_ENABLE_WORKSPACES.get())
+
+
 def query_tracking_store() -> None:
     """Read one experiment. Raises MLflow's or SQLAlchemy's exception if the store fails."""
     from mlflow.server.handlers import _get_tracking_store

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, StrictBool, StrictStr
 
 from mlflow_hokusai_auth.core.ownership import KINDS, LEVELS
+from mlflow_hokusai_auth.core.types import ISOLATION
 from mlflow_hokusai_auth.store.owners import MAX_LIFETIME
 
 from .schemas import Body
@@ -170,3 +171,21 @@ class Prefixes(BaseModel):
     """All prefixes."""
 
     prefixes: list[Prefix]
+
+
+class NewIsolation(Body):
+    """The isolation that all servers of this key store are to have."""
+
+    isolation: Annotated[StrictStr, Field(json_schema_extra={"enum": [*ISOLATION, "default"]})]
+
+
+class IsolationNow(BaseModel):
+    """The isolation of this server. It is `in_effect` only while the `mode` is enforce."""
+
+    isolation: str
+    in_effect: str
+    mode: str
+    #: True if nobody has set it: it was decided when the server first used MLflow's database.
+    by_default: bool
+    #: Why this server can't know whose anything is, or null.
+    obstacle: str | None
