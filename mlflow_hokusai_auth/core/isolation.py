@@ -6,7 +6,7 @@ None means that nobody owns the thing: everybody may read it, and no confined ke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from .artifact_places import Named, holder
@@ -22,6 +22,7 @@ CODES = frozenset(
         "NAME_REFUSED",
         "DELETE_REFUSED",
         "EXPERIMENT_REFUSED",
+        "ALIAS_PROTECTED",
         "ARTIFACT_FROZEN",
         "ISOLATED",
         "LOCATION_REFUSED",
@@ -189,6 +190,18 @@ def narrowing_problem(patterns: Collection[str], name: str) -> Problem | None:
         "NAME_REFUSED",
         f"This key may create and change only models named {' or '.join(sorted(patterns))}, and not "
         f"{name}.",
+    )
+
+
+def alias_problem(protected: Collection[str], name: str, aliases: Iterable[str]) -> Problem | None:
+    """Judge a change of what `aliases` of the model `name` point to, or of what they are called."""
+    held = next((alias for alias in aliases if alias in protected), None)
+    if held is None:
+        return None
+    return Problem(
+        "ALIAS_PROTECTED",
+        f"The alias {held} is protected on this server: only its operator sets, moves or removes it, "
+        f"and renames or deletes what it points to. Ask the operator to do this for {name}.",
     )
 
 

@@ -172,7 +172,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     repositories.confine(roots, watch, artifacts)
     locations.Stored(roots, gate.policy, watch, folders, artifacts).install()
     provenance.Provenance(watch, config.provenance).install()
-    writes.Writes(gate.policy, isolated, facts).install()
+    writes.Writes(gate.policy, isolated, facts, frozenset(config.protected_aliases)).install()
     folders.begin()
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()

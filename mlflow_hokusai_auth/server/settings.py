@@ -209,6 +209,12 @@ class Settings(BaseSettings):
         description="Whether requests for MLflow's Flask routes bypass its FastAPI application, which "
         "is faster and gives the same answers.",
     )
+    protected_aliases: CommaList = Field(
+        (),
+        description="Aliases of registered models, comma-separated, such as champion,production, that "
+        "only staff may set, move or remove, while isolation is writes. Suppliers neither delete the "
+        "version that such an alias points to, nor delete or rename its model.",
+    )
     provenance: bool = Field(
         True,
         description="Whether MLflow's pages say who made something: the server tags experiments, runs, "

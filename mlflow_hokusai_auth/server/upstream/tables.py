@@ -294,11 +294,11 @@ def stage(name: str, version: int, connection: Connection) -> str | None:
     return connection.execute(query).scalar()
 
 
-def aliases(name: str, version: int, connection: Connection) -> list[str]:
-    """Return the aliases that point to a model version."""
-    query = sa.select(SqlRegisteredModelAlias.alias).where(
-        SqlRegisteredModelAlias.name == name, SqlRegisteredModelAlias.version == version
-    )
+def aliases(name: str, version: int | None, connection: Connection) -> list[str]:
+    """Return the aliases that point to a model version, or with None, to any version of the model."""
+    query = sa.select(SqlRegisteredModelAlias.alias).where(SqlRegisteredModelAlias.name == name)
+    if version is not None:
+        query = query.where(SqlRegisteredModelAlias.version == version)
     return list(connection.execute(query).scalars())
 
 

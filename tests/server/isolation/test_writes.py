@@ -257,6 +257,49 @@ def test_key_that_may_not_delete_deletes_nothing(stores: Stores) -> None:
         ways["describe"]()
 
 
+def test_protected_alias_is_staff_s(stores: Stores, mode: Mode) -> None:
+    Writes(Policy(), Watch(mode), Facts(usable=True), frozenset({"champion"})).install()
+    registry = stores.registry
+    own, plain = team(stores, ACME), team(stores, ACME)
+    model, version = own.model, own.version
+    with calling(ACME):
+        second = registry.create_model_version(model, "s3://bucket/x").version
+        registry.set_registered_model_alias(model, "challenger", version)
+        registry.set_registered_model_alias(model, "Champion", version)
+        registry.set_registered_model_alias(plain.model, "challenger", plain.version)
+        assert code(lambda: registry.set_registered_model_alias(model, "champion", version)) == (
+            "ALIAS_PROTECTED"
+        )
+    with calling(STAFF):
+        registry.set_registered_model_alias(model, "champion", version)
+    ways: dict[str, Way] = {
+        "move": lambda: registry.set_registered_model_alias(model, "champion", second),
+        "remove": lambda: registry.delete_registered_model_alias(model, "champion"),
+        "delete its version": lambda: registry.delete_model_version(model, version),
+        "rename its model": lambda: registry.rename_registered_model(model, unused_name()),
+        "delete its model": lambda: registry.delete_registered_model(model),
+    }
+    for name, way in ways.items():
+        with calling(ACME):
+            assert code(way) == "ALIAS_PROTECTED", name
+        # A stranger learns nothing of aliases.
+        with calling(GLOBEX):
+            assert code(way) == "NOT_OWNER", name
+    held = registry.get_registered_model(model).aliases
+    assert held.items() >= {"champion": version, "Champion": version}.items()
+    with calling(ACME):
+        registry.delete_registered_model_alias(model, "challenger")
+        registry.delete_model_version(model, second)
+        registry.set_registered_model_tag(model, RegisteredModelTag("a", "b"))
+        name = unused_name()
+        registry.rename_registered_model(plain.model, name)
+        registry.delete_registered_model(name)
+    with calling(STAFF):
+        ways["remove"]()
+    with calling(ACME):
+        ways["delete its model"]()
+
+
 def test_location_of_an_experiment_is_not_a_supplier_s_to_choose(stores: Stores) -> None:
     with calling(ACME):
         chosen = lambda: stores.tracking.create_experiment(unused_name(), "s3://bucket/mine")  # noqa: E731
