@@ -296,7 +296,9 @@ class Rig:
         head = sent[0]
         return Outcome(head["status"], self.called, b"session=hk_" in str(head).encode())
 
-    def ask_with_fault(self, adapter: str, case: Case, place: Place, error: BaseException) -> Outcome:
+    def ask_with_fault(
+        self, adapter: str, case: Case, place: Place, error: BaseException
+    ) -> Outcome:
         """Send `case` with `error` raised at `place`, and replace lookup threads that it has ended."""
         # What such a thread was to answer is waited for in vain. All other requests have the time that
         # a busy machine may need.
