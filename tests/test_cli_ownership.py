@@ -69,6 +69,10 @@ def test_operator_takes_over_what_exists(call: Call, engine: sa.Engine) -> None:
         "acme-b",
         "globex-a",
     ]
+    with engine.begin() as connection:
+        connection.execute(sa.update(SqlModelVersion).values(user_id="ACME"))
+    assert "ACME" in call("owners", "list", "--unowned").stdout
+    assert "ACME" not in call("owners", "list").stdout
     plan = call("owners", "assign", "--models", "acme-*", "--owner", "acme").stdout
     assert "2 would change; nothing did, without --apply. 0 have this owner already." in plan
     assert "s3://b/m" in plan

@@ -64,10 +64,14 @@ def owners() -> None:
 @_place_option
 @json_option
 def list_owners(uri: str | None, as_json: bool, **which: Any) -> None:
-    """List registered models or experiments with their owners, one page at a time."""
+    """List registered models or experiments with their owners, one page at a time.
+
+    With --unowned an operator also sees whose they may be: names that MLflow keeps with them. Clients
+    may have set these.
+    """
     with _place(uri) as place:
         page = place.list_owners(**which)
-    _show_page("owners", [*page], page.token, as_json, _owned)
+    _show_page("owners", [*page], page.token, as_json, _suggested if which["unowned"] else _owned)
 
 
 @owners.command("of")
@@ -310,6 +314,15 @@ def _rows(file: IO[str]) -> list[dict[str, str]]:
 def _owned(row: Mapping[str, Any]) -> dict[str, object]:
     columns = ("kind", "name", "experiment_id", "owner", "key_id")
     return {**{name: row[name] for name in columns}, "gone": date(row["gone_at"])}
+
+
+def _suggested(row: Mapping[str, Any]) -> dict[str, object]:
+    columns = ("kind", "name", "experiment_id")
+    return {
+        **{name: row[name] for name in columns},
+        # Servers before suggestions have none.
+        "suggested": ", ".join(row.get("suggested") or ()),
+    }
 
 
 def _grant(row: Mapping[str, Any]) -> dict[str, object]:

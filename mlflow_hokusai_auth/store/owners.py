@@ -30,6 +30,7 @@ from . import ownership
 from .database import BUSY_TIMEOUT
 from .ownership import MLFLOW_EXPERIMENTS, MLFLOW_MODELS, MLFLOW_VERSIONS, SAME_EXPERIMENT
 from .ownership_tables import EXPERIMENTS, GRANTS, MODEL_ACCESS, MODELS, PREFIXES, VERSIONS
+from .suggestions import suggest
 
 #: Rows on a page, and of each list in an answer, at most.
 MAX_RESULTS = 1000
@@ -107,7 +108,8 @@ class Ownership:
     ) -> Page:
         """Return a page of the models or experiments that MLflow has, each with its owner or None.
 
-        `kind` is "model" or "experiment". Raises InvalidRequest.
+        `kind` is "model" or "experiment". `suggested` are names that MLflow's tables have, if an
+        operator asks for what is unowned. Raises InvalidRequest.
         """
         _check_kind(kind)
         if owner is not None and unowned:
@@ -121,9 +123,17 @@ class Ownership:
             if kind == "experiment":
                 query = query.where(MLFLOW_EXPERIMENTS.c.experiment_id != DEFAULT_EXPERIMENT)
         if kind == "model":
-            return self._page(query, MLFLOW_MODELS.c.name, "name", max_results, page_token)
-        number = MLFLOW_EXPERIMENTS.c.experiment_id
-        return self._page(query, number, "experiment_id", max_results, page_token)
+            column, name = MLFLOW_MODELS.c.name, "name"
+        else:
+            column, name = MLFLOW_EXPERIMENTS.c.experiment_id, "experiment_id"
+        page = self._page(query, column, name, max_results, page_token)
+        suggested: dict[Any, list[str]] = {}
+        if unowned and self._owner is None:
+            with self._reading() as connection:
+                suggested = suggest(connection, kind, [row[name] for row in page])
+        for row in page:
+            row["suggested"] = suggested.get(row[name], [])
+        return page
 
     def owners_of(self, name: str) -> list[dict[str, Any]]:
         """Return whose the model and the experiment with this name are. Raises NotFound.

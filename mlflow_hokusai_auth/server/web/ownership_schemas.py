@@ -38,10 +38,19 @@ class Owned(BaseModel):
     gone_at: float | None
 
 
+class Listed(Owned):
+    """A name in a list. If an operator asks for names without an owner, who may be the owner.
+
+    `suggested` are names that MLflow keeps, which clients may have set: decide yourself.
+    """
+
+    suggested: list[str]
+
+
 class OwnedPage(BaseModel):
     """A page of names with their owners, and the token of the next page, or null."""
 
-    owners: list[Owned]
+    owners: list[Listed]
     next_page_token: str | None
 
 
