@@ -255,9 +255,14 @@ def test_isolation_is_switched_on_only_where_it_can_be_kept(
     make(engine, "acme-a")
     call("owners", "list")
     assert told(call, "isolation")["default"] == "observe"
-    assert "for MLflow's database: observe\n" in call("isolation").stdout
+    said = call("isolation").stdout
+    assert "for MLflow's database: observe\n" in said
+    assert "1 registered models and 0 experiments" in said
+    call("owners", "assign", "--models", "acme-a", "--owner", "acme", "--apply")
+    assert "Everything has an owner" in call("isolation").stdout
     assert call("isolation", "writes").stdout.startswith("writes\nsince ")
-    assert "kept apart now" not in call("isolation").stdout
+    said = call("isolation").stdout
+    assert "kept apart now" not in said and "owner" not in said
     call("mode", "observe")
     assert "Suppliers are not kept apart now, because the mode is observe." in (
         call("isolation").stdout

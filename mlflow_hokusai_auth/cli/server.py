@@ -15,6 +15,7 @@ import click
 
 from mlflow_hokusai_auth.core.errors import HokusaiAuthError, SettingsError
 from mlflow_hokusai_auth.core.isolation import CODES as CODES_OF_ISOLATION
+from mlflow_hokusai_auth.core.isolation import advice
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.types import ISOLATION, MODES, MOST_ISOLATION
 
@@ -250,16 +251,19 @@ def isolation(chosen: str | None, report: bool, since: str, as_json: bool, uri: 
             return _print_report(store, since, CODES_OF_ISOLATION, as_json)
         if chosen == MOST_ISOLATION:
             _require_kept(uri)
-        decided = _decided(uri)
+        decided, to_do = _decided(uri)
         if chosen:
             store.database.choose("isolation", ISOLATION, chosen, actor())
         default = "HOKUSAI_AUTH_ISOLATION of each server, or else as decided for MLflow's database"
         if decided:
             default += f": {decided}"
-        number = store.database.states().get("mode", 0)
+        states = store.database.states()
+        number = states.get("mode", 0)
         now = MODES[number] if 0 <= number < len(MODES) else MODES[0]
         more = {"default": decided, "mode": now}
         _print_state(store, "isolation", ISOLATION, default, as_json, more)
+        if to_do and states.get("isolation", -1) < 0 and not as_json:
+            click.echo(to_do)
         if now != MODES[0] and not as_json:
             click.echo(f"Suppliers are not kept apart now, because the mode is {now}.")
 
@@ -281,17 +285,24 @@ def _require_kept(uri: str | None) -> None:
         raise Mistake(f"suppliers can't be kept apart: {redact(found.obstacle)}")
 
 
-def _decided(uri: str | None) -> str | None:
-    """Return the isolation that was decided for MLflow's database at `uri`; None if it is not known."""
+def _decided(uri: str | None) -> tuple[str | None, str]:
+    """Return the isolation that was decided for MLflow's database at `uri`, and advice on it.
+
+    It is None if it is not known.
+    """
     if uri is None:
-        return None
+        return None, ""
     from mlflow_hokusai_auth.store import ownership
 
     try:
         with database(uri) as engine:
-            return ownership.decided(engine)
+            found = ownership.decided(engine)
+            if found in (None, MOST_ISOLATION):
+                return found, ""
+            with engine.connect() as connection:
+                return found, advice(*ownership.unowned(connection))
     except (Mistake, HokusaiAuthError):
-        return None
+        return None, ""
 
 
 def _check_switch(chosen: str | None, report: bool) -> None:

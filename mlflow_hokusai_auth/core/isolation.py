@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .artifact_places import Named, holder
 from .folders import fold
 from .ownership import matches
+from .types import MOST_ISOLATION
 
 #: The codes with which isolation refuses a change.
 CODES = frozenset(
@@ -202,6 +203,24 @@ def alias_problem(protected: Collection[str], name: str, aliases: Iterable[str])
         "ALIAS_PROTECTED",
         f"The alias {held} is protected on this server: only its operator sets, moves or removes it, "
         f"and renames or deletes what it points to. Ask the operator to do this for {name}.",
+    )
+
+
+def advice(models: int, experiments: int) -> str:
+    """Return what an operator does about a default that is less than the most.
+
+    `models` and `experiments` are the numbers of those that nobody owns.
+    """
+    switch = f"hokusai-auth isolation {MOST_ISOLATION}"
+    if not models and not experiments:
+        return (
+            "Every supplier changes everybody's models. Everything has an owner, so switch it on: "
+            + switch
+        )
+    return (
+        "Every supplier changes everybody's models, because some have no owner: "
+        f"{models} registered models and {experiments} experiments. Say whose they are, "
+        f"hokusai-auth owners assign, and then: {switch}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import mlflow
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, StoreError
+from mlflow_hokusai_auth.core.isolation import advice
 from mlflow_hokusai_auth.core.types import MOST_ISOLATION
 from mlflow_hokusai_auth.server.live_settings import Isolation
 from mlflow_hokusai_auth.server.upstream import stores, tables
@@ -108,19 +109,4 @@ class Preparation:
                 found.obstacle,
             )
         elif isolation.is_decided and isolation.level != MOST_ISOLATION:
-            _log.warning("ISOLATION IS %s. %s", isolation.level, advice(found.unowned))
-
-
-def advice(unowned: tuple[int, int]) -> str:
-    """Return what an operator does about an isolation that was not switched on by itself."""
-    if not any(unowned):
-        return (
-            "Every supplier changes everybody's models. Everything has an owner, so switch it on: "
-            f"hokusai-auth isolation {MOST_ISOLATION}"
-        )
-    models, experiments = unowned
-    return (
-        "Every supplier changes everybody's models, because some have no owner: "
-        f"{models} registered models and {experiments} experiments. Say whose they are, "
-        f"hokusai-auth owners assign, and then: hokusai-auth isolation {MOST_ISOLATION}"
-    )
+            _log.warning("ISOLATION IS %s. %s", isolation.level, advice(*found.unowned))
