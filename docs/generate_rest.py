@@ -51,6 +51,9 @@ GRANT_ID=$(sed -n 's/.*"id": *"\\(grant_[^"]*\\)".*/\\1/p' grant.json)""",
   -d name=Default""",
     "releaseName": f"""curl -sS "$SERVER/api/2.0/hokusai/owners/release" -H "X-API-Key: $KEY" {_JSON} \\
   -d '{{"name": "acme-old"}}'  # refused unless somebody owns this name""",
+    "getIsolation": 'curl -fsS "$SERVER/api/2.0/hokusai/isolation" -H "X-API-Key: $KEY"',
+    "setIsolation": f"""curl -fsS "$SERVER/api/2.0/hokusai/isolation" -H "X-API-Key: $KEY" {_JSON} \\
+  -d '{{"isolation": "writes"}}'""",
     "checkOwners": 'curl -fsS "$SERVER/api/2.0/hokusai/owners/check" -H "X-API-Key: $KEY"',
 }
 

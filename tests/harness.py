@@ -181,6 +181,8 @@ def environment(folder: Path, **extra: str) -> dict[str, str]:
         # The tests' own addresses are one and the same.
         "HOKUSAI_AUTH_FAILURES_PER_MINUTE": "0",
         "HOKUSAI_AUTH_DATABASE_URI": f"sqlite:///{folder}/hokusai_auth.db",
+        # Most tests share a server, and change what others made. Empty, it is an operator's default.
+        "HOKUSAI_AUTH_ISOLATION": "off",
         **extra,
     }
 

@@ -16,6 +16,10 @@ def make(engine: sa.Engine) -> None:
         tracking.SqlLoggedModel,
         registry.SqlRegisteredModel,
         registry.SqlModelVersion,
+        tracking.SqlExperimentTag,
+        tracking.SqlTag,
+        registry.SqlRegisteredModelTag,
+        registry.SqlModelVersionTag,
     )
     made = sa.MetaData()
     for model in used:

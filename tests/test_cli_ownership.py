@@ -69,6 +69,10 @@ def test_operator_takes_over_what_exists(call: Call, engine: sa.Engine) -> None:
         "acme-b",
         "globex-a",
     ]
+    with engine.begin() as connection:
+        connection.execute(sa.update(SqlModelVersion).values(user_id="ACME"))
+    assert "ACME" in call("owners", "list", "--unowned").stdout
+    assert "ACME" not in call("owners", "list").stdout
     plan = call("owners", "assign", "--models", "acme-*", "--owner", "acme").stdout
     assert "2 would change; nothing did, without --apply. 0 have this owner already." in plan
     assert "s3://b/m" in plan
@@ -223,3 +227,44 @@ def test_suppliers_share_over_rest_what_an_operator_gave_them(
         assert by("globex", "grants", "list")["grants"][0]["id"] == grant["id"]
         assert "You gave no grant" in by("globex", "grants", "remove", grant["id"], status=1)
         assert by("acme", "grants", "remove", grant["id"])["models"] == 1
+
+
+def test_isolation_is_switched_on_only_where_it_can_be_kept(
+    call: Call, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*arguments: str) -> str:
+        said = call("isolation", "writes", *arguments, status=1).stderr
+        assert told(call, "isolation")["isolation"] == "default"
+        return str(said)
+
+    registry = f"sqlite:///{tmp_path}/registry.db"
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_REGISTRY_STORE_URI", registry)
+        assert "another store" in refused()
+    with monkeypatch.context() as patch:
+        patch.delenv("MLFLOW_BACKEND_STORE_URI")
+        assert "--backend-store-uri" in refused()
+        # The way back needs no more than the store of keys.
+        assert call("isolation", "off").stdout.startswith("off\n")
+        call("isolation", "default")
+    assert "there is no file" in refused("--backend-store-uri", f"sqlite:///{tmp_path}/no.db")
+    assert "names no database" in refused("--backend-store-uri", str(tmp_path))
+    assert not (tmp_path / "no.db").exists()
+    # To look decides nothing.
+    assert told(call, "isolation")["default"] is None
+    make(engine, "acme-a")
+    call("owners", "list")
+    assert told(call, "isolation")["default"] == "observe"
+    said = call("isolation").stdout
+    assert "for MLflow's database: observe\n" in said
+    assert "1 registered models and 0 experiments" in said
+    call("owners", "assign", "--models", "acme-a", "--owner", "acme", "--apply")
+    assert "Everything has an owner" in call("isolation").stdout
+    assert call("isolation", "writes").stdout.startswith("writes\nsince ")
+    said = call("isolation").stdout
+    assert "kept apart now" not in said and "owner" not in said
+    call("mode", "observe")
+    assert "Suppliers are not kept apart now, because the mode is observe." in (
+        call("isolation").stdout
+    )
+    assert told(call, "isolation")["mode"] == "observe"

@@ -74,10 +74,7 @@ def run(*, keep: bool) -> int:
         origin = f"http://127.0.0.1:{_free_port()}"
         uri = f"{origin}/api/mlflow"
         environment = _environment(folder)
-        print(
-            f"1. HOKUSAI_AUTH_ISOLATION=writes mlflow server --app-name hokusai-auth     ({origin})",
-            flush=True,
-        )
+        print(f"1. mlflow server --app-name hokusai-auth     ({origin})", flush=True)
         with _server(folder, origin, environment):
             keys = {}
             for owner in ("ACME", "GLOBEX"):
@@ -150,7 +147,6 @@ def _environment(folder: Path) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if not name.startswith(mine)},
         "HOME": str(folder),
         "HOKUSAI_AUTH_DATABASE_URI": f"sqlite:///{folder}/hokusai_auth.db",
-        "HOKUSAI_AUTH_ISOLATION": "writes",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # Requests to this machine must not use a proxy.

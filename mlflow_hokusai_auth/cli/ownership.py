@@ -11,7 +11,6 @@ import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -19,11 +18,9 @@ import click
 from mlflow_hokusai_auth.core.ownership import KINDS, LEVELS
 
 from .output import F, Mistake, date, json_option, print_json, print_table, printable, seconds
-from .store import actor, opened, require_server
+from .store import actor, database, opened, require_server
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
-
     from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
     from mlflow_hokusai_auth.store.owners import Ownership
 
@@ -67,10 +64,14 @@ def owners() -> None:
 @_place_option
 @json_option
 def list_owners(uri: str | None, as_json: bool, **which: Any) -> None:
-    """List registered models or experiments with their owners, one page at a time."""
+    """List registered models or experiments with their owners, one page at a time.
+
+    With --unowned an operator also sees whose they may be: names that MLflow keeps with them. Clients
+    may have set these.
+    """
     with _place(uri) as place:
         page = place.list_owners(**which)
-    _show_page("owners", [*page], page.token, as_json, _owned)
+    _show_page("owners", [*page], page.token, as_json, _suggested if which["unowned"] else _owned)
 
 
 @owners.command("of")
@@ -263,7 +264,7 @@ def _place(uri: str | None) -> Iterator[Ownership | HokusaiAuthClient]:
         with _server() as client:
             yield client
         return
-    with opened() as store, _engine(uri) as engine:
+    with opened() as store, database(uri) as engine:
         from mlflow_hokusai_auth.store.owners import Ownership
 
         by = actor()
@@ -272,35 +273,6 @@ def _place(uri: str | None) -> Iterator[Ownership | HokusaiAuthClient]:
             lambda event, detail: store.database.note(event, by, detail),
             key_owners=store.owners,
         )
-
-
-@contextmanager
-def _engine(uri: str) -> Iterator[sa.Engine]:
-    import sqlalchemy as sa
-
-    try:
-        url = sa.make_url(uri)
-        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-            # SQLite would make an empty database.
-            raise Mistake(f"--backend-store-uri: there is no file {url.database}")
-        try:
-            engine = sa.create_engine(url)
-        except ModuleNotFoundError:
-            # SQLAlchemy's driver unless one is named is psycopg2; the extra `postgres` has psycopg.
-            if url.drivername != "postgresql":
-                raise
-            engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
-    except ModuleNotFoundError as error:
-        raise Mistake(f"--backend-store-uri needs the package {error.name}") from None
-    except (sa.exc.ArgumentError, ValueError):  # the latter quotes the URL
-        raise Mistake(
-            "--backend-store-uri (MLFLOW_BACKEND_STORE_URI) names no database, such as "
-            "sqlite:///mlflow.db; leave it away to ask the server of MLFLOW_TRACKING_URI"
-        ) from None
-    try:
-        yield engine
-    finally:
-        engine.dispose()
 
 
 @contextmanager
@@ -342,6 +314,15 @@ def _rows(file: IO[str]) -> list[dict[str, str]]:
 def _owned(row: Mapping[str, Any]) -> dict[str, object]:
     columns = ("kind", "name", "experiment_id", "owner", "key_id")
     return {**{name: row[name] for name in columns}, "gone": date(row["gone_at"])}
+
+
+def _suggested(row: Mapping[str, Any]) -> dict[str, object]:
+    columns = ("kind", "name", "experiment_id")
+    return {
+        **{name: row[name] for name in columns},
+        # Servers before suggestions have none.
+        "suggested": ", ".join(row.get("suggested") or ()),
+    }
 
 
 def _grant(row: Mapping[str, Any]) -> dict[str, object]:

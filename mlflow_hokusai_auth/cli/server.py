@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_hokusai_auth.core.errors import SettingsError
+from mlflow_hokusai_auth.core.errors import HokusaiAuthError, SettingsError
 from mlflow_hokusai_auth.core.isolation import CODES as CODES_OF_ISOLATION
-from mlflow_hokusai_auth.core.types import ISOLATION, MODES
+from mlflow_hokusai_auth.core.isolation import advice
+from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES, MOST_ISOLATION
 
 from .output import (
+    F,
     Mistake,
     date,
     json_option,
@@ -25,7 +30,7 @@ from .output import (
     print_table,
     seconds,
 )
-from .store import actor, opened, require_server
+from .store import actor, database, opened, require_server
 
 if TYPE_CHECKING:
     from mlflow_hokusai_auth.store.keys import LocalStore
@@ -174,16 +179,31 @@ def log_level(level: str | None, as_json: bool) -> None:
         click.echo(name)
 
 
+def _switch(names: Sequence[str], shown: str) -> Callable[[F], F]:
+    """Add what `mode` and `isolation` take: one of `names`, or --report, which shows `shown`."""
+
+    def add(command: F) -> F:
+        for option in (
+            json_option,
+            click.option(
+                "--since",
+                metavar="TIME",
+                default="7d",
+                show_default=True,
+                help="The period of --report.",
+            ),
+            click.option("--report", is_flag=True, help=f"Show {shown}."),
+            click.argument("chosen", required=False, type=click.Choice([*names, "default"])),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
 @click.command()
-@click.argument("mode", required=False, type=click.Choice([*MODES, "default"]))
-@click.option(
-    "--report", is_flag=True, help="Show requests that observe passed and enforce would refuse."
-)
-@click.option(
-    "--since", metavar="TIME", default="7d", show_default=True, help="The period of --report."
-)
-@json_option
-def mode(mode: str | None, report: bool, since: str, as_json: bool) -> None:
+@_switch(MODES, "requests that observe passed and enforce would refuse")
+def mode(chosen: str | None, report: bool, since: str, as_json: bool) -> None:
     """Show or set the mode of running servers, within a second or two and without a restart.
 
     \b
@@ -195,76 +215,131 @@ def mode(mode: str | None, report: bool, since: str, as_json: bool) -> None:
     Key management requires mlflow:admin in every mode. A server that was started with
     HOKUSAI_AUTH_FORCE_MODE keeps that mode.
     """
-    if mode and report:
-        raise Mistake("give a mode to set, or --report")
-    after = time.time() - seconds(since, "--since")
+    _check_switch(chosen, report)
     with opened() as store:
-        from mlflow_hokusai_auth.store import dry_run
-
         if report:
-            return _print_report(dry_run.report(store.database, after), as_json)
-        if mode:
-            number = MODES.index(mode) if mode in MODES else -1
-            store.database.set_state("mode", number, "mode.changed", actor(), mode=mode)
-        _print_state(store, "mode", MODES, "HOKUSAI_AUTH_MODE", as_json)
+            return _print_report(store, since, None, as_json)
+        if chosen:
+            store.database.choose("mode", MODES, chosen, actor())
+        _print_state(store, "mode", MODES, "HOKUSAI_AUTH_MODE of each server", as_json)
 
 
 @click.command()
-@click.argument("level", required=False, type=click.Choice([*ISOLATION, "default"]))
+@_switch(ISOLATION, "changes that observe let pass and writes would refuse")
 @click.option(
-    "--report", is_flag=True, help="Show changes that observe let pass and writes would refuse."
+    "--backend-store-uri",
+    "uri",
+    envvar="MLFLOW_BACKEND_STORE_URI",
+    metavar="URI",
+    help="MLflow's database, in which writes and full need tables (default: "
+    "MLFLOW_BACKEND_STORE_URI).",
 )
-@click.option(
-    "--since", metavar="TIME", default="7d", show_default=True, help="The period of --report."
-)
-@json_option
-def isolation(level: str | None, report: bool, since: str, as_json: bool) -> None:
+def isolation(chosen: str | None, report: bool, since: str, as_json: bool, uri: str | None) -> None:
     """Show or set the isolation of running servers, within a second or two and without a restart.
 
     \b
     off       every key with model:write changes everybody's models
     observe   refuse nothing, but record what writes would refuse: see --report
     writes    a key with model:* scopes changes what its owner made or may contribute to
-    default   use each server's HOKUSAI_AUTH_ISOLATION
+    full      the same, and it sees only that and what was shared with it
+    default   use each server's HOKUSAI_AUTH_ISOLATION, or else what was decided for the database
 
     It counts while the mode is enforce.
     """
-    if level and report:
-        raise Mistake("give an isolation to set, or --report")
-    after = time.time() - seconds(since, "--since")
+    _check_switch(chosen, report)
     with opened() as store:
-        from mlflow_hokusai_auth.store import dry_run
-
         if report:
-            rows = dry_run.report(store.database, after)
-            return _print_report(
-                [row for row in rows if row["reason"] in CODES_OF_ISOLATION], as_json
-            )
-        if level:
-            number = ISOLATION.index(level) if level in ISOLATION else -1
-            store.database.set_state(
-                "isolation", number, "isolation.changed", actor(), isolation=level
-            )
-        _print_state(store, "isolation", ISOLATION, "HOKUSAI_AUTH_ISOLATION", as_json)
+            return _print_report(store, since, CODES_OF_ISOLATION, as_json)
+        if chosen in ISOLATING:
+            _require_kept(uri)
+        decided, to_do = _decided(uri)
+        if chosen:
+            store.database.choose("isolation", ISOLATION, chosen, actor())
+        default = "HOKUSAI_AUTH_ISOLATION of each server, or else as decided for MLflow's database"
+        if decided:
+            default += f": {decided}"
+        states = store.database.states()
+        number = states.get("mode", 0)
+        now = MODES[number] if 0 <= number < len(MODES) else MODES[0]
+        more = {"default": decided, "mode": now}
+        _print_state(store, "isolation", ISOLATION, default, as_json, more)
+        if to_do and states.get("isolation", -1) < 0 and not as_json:
+            click.echo(to_do)
+        if now != MODES[0] and not as_json:
+            click.echo(f"Suppliers are not kept apart now, because the mode is {now}.")
+
+
+def _require_kept(uri: str | None) -> None:
+    """Raise Mistake if suppliers can't be kept apart in MLflow's database at `uri`."""
+    if uri is None:
+        raise Mistake(
+            "this needs --backend-store-uri (MLFLOW_BACKEND_STORE_URI): not every database can keep "
+            "suppliers apart, so the command looks first"
+        )
+    from mlflow_hokusai_auth.server.isolation import preparation
+    from mlflow_hokusai_auth.server.upstream.artifact_roots import REGISTRY, TRACKING
+
+    with database(uri):
+        registry = os.environ.get("MLFLOW_REGISTRY_STORE_URI", "")
+        found = preparation.prepare({TRACKING: uri, REGISTRY: registry})
+    if found.obstacle is not None:
+        raise Mistake(f"suppliers can't be kept apart: {redact(found.obstacle)}")
+
+
+def _decided(uri: str | None) -> tuple[str | None, str]:
+    """Return the isolation that was decided for MLflow's database at `uri`, and advice on it.
+
+    It is None if it is not known.
+    """
+    if uri is None:
+        return None, ""
+    from mlflow_hokusai_auth.store import ownership
+
+    try:
+        with database(uri) as engine:
+            found = ownership.decided(engine)
+            if found in (None, MOST_ISOLATION):
+                return found, ""
+            with engine.connect() as connection:
+                return found, advice(*ownership.unowned(connection))
+    except (Mistake, HokusaiAuthError):
+        return None, ""
+
+
+def _check_switch(chosen: str | None, report: bool) -> None:
+    if chosen and report:
+        raise Mistake("give one to set, or --report")
 
 
 def _print_state(
-    store: LocalStore, state: str, names: Sequence[str], variable: str, as_json: bool
+    store: LocalStore,
+    state: str,
+    names: Sequence[str],
+    default: str,
+    as_json: bool,
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Print a setting that the store keeps, and who changed it last."""
+    """Print a setting that the store keeps, and who changed it last; as JSON, with `more`."""
     number = store.database.states().get(state, -1)
     changes = store.database.audited(event=f"{state}.changed", limit=1)
     name = names[number] if 0 <= number < len(names) else "default"
     change = changes[-1] if changes else None
     if as_json:
         last = change and {"since": change["at"], "by": change["actor"]}
-        return print_json({state: name, **(last or {"since": None, "by": None})})
-    click.echo(name if name != "default" else f"default: {variable} of each server")
+        return print_json({state: name, **(last or {"since": None, "by": None}), **more})
+    click.echo(name if name != "default" else f"default: {default}")
     if change:
         click.echo(f"since {moment(change['at'])}, by {change['actor']}")
 
 
-def _print_report(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+def _print_report(
+    store: LocalStore, since: str, reasons: frozenset[str] | None, as_json: bool
+) -> None:
+    """Print what observe let pass, for these `reasons` or for all."""
+    from mlflow_hokusai_auth.store import dry_run
+
+    found = dry_run.report(store.database, time.time() - seconds(since, "--since"))
+    rows = [row for row in found if reasons is None or row["reason"] in reasons]
     if as_json:
         return print_json(rows)
     print_table(

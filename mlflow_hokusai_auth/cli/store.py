@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,8 @@ from mlflow_hokusai_auth.core.errors import HokusaiAuthError, StaffNarrowed
 from .output import Mistake, printable
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from mlflow_hokusai_auth.store.database import Actor
     from mlflow_hokusai_auth.store.keys import LocalStore
 
@@ -58,6 +61,36 @@ def opened() -> Iterator[LocalStore]:
         raise click.UsageError(str(error), click.get_current_context()) from None
     except HokusaiAuthError as error:
         raise Mistake(str(error)) from None
+
+
+@contextmanager
+def database(uri: str) -> Iterator[sa.Engine]:
+    """Yield an engine on MLflow's database at `uri`. Raises Mistake."""
+    import sqlalchemy as sa
+
+    try:
+        url = sa.make_url(uri)
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+            # SQLite would make an empty database.
+            raise Mistake(f"--backend-store-uri: there is no file {url.database}")
+        try:
+            engine = sa.create_engine(url)
+        except ModuleNotFoundError:
+            # SQLAlchemy's driver unless one is named is psycopg2; the extra `postgres` has psycopg.
+            if url.drivername != "postgresql":
+                raise
+            engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+    except ModuleNotFoundError as error:
+        raise Mistake(f"--backend-store-uri needs the package {error.name}") from None
+    except (sa.exc.ArgumentError, ValueError):  # the latter quotes the URL
+        raise Mistake(
+            "--backend-store-uri (MLFLOW_BACKEND_STORE_URI) names no database, such as "
+            "sqlite:///mlflow.db; leave it away to ask the server of MLFLOW_TRACKING_URI"
+        ) from None
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def actor() -> Actor:

@@ -48,7 +48,7 @@ def whoami(as_json: bool) -> None:
         click.echo(f"hokusai-auth: the answer has an unknown form. {doctor.NOT_OURS}", err=True)
         sys.exit(1)
     for name, value in lines.items():
-        click.echo(f"{name + ':':15}{doctor.one_line(value)}")
+        click.echo(f"{name + ':':20}{doctor.one_line(value)}")
 
 
 @click.command("doctor")
@@ -127,6 +127,8 @@ def _lines(answer: dict[str, Any]) -> dict[str, str]:
     for name, none in (("expires_at", "never"), ("deprecated_at", "-")):
         if name in answer:
             lines[name] = none if answer[name] is None else date(answer[name])
+    if "default_experiment" in answer:
+        lines["default_experiment"] = str(answer["default_experiment"] or "-")
     if "rate_limit" in answer:
         limit = answer["rate_limit"]
         lines["rate_limit"] = (

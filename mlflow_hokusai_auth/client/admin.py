@@ -299,6 +299,17 @@ class HokusaiAuthClient:
         """End the reservation of a prefix, and return it."""
         return self._call("DELETE", "prefixes", params={"prefix": prefix, "kind": kind})
 
+    def isolation(self) -> dict[str, Any]:
+        """Return whether this server keeps suppliers apart: `isolation`, `in_effect`, `mode`, …."""
+        return self._call("GET", "isolation")
+
+    def set_isolation(self, isolation: str) -> dict[str, Any]:
+        """Set the isolation of all servers: "off", "observe", "writes", "full" or "default"; return it.
+
+        The server refuses "writes" and "full" if it can't know whose things are.
+        """
+        return self._call("POST", "isolation", json={"isolation": isolation})
+
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         if method == "POST":
             # If an answer were lost, MLflow would repeat the request and make a second key.

@@ -8,7 +8,8 @@ another one in `whoami`. MLflow asks for it when it first needs an experiment, a
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mlflow_hokusai_auth.core.job_rules import is_job
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 _MLFLOWS_DEFAULT = "0"
 #: Seconds that whoami may take, once and then once more: a run must not wait for minutes.
 _TIMEOUT = 10.0
+#: Seconds for which a server that has named no experiment is not asked again.
+_NONE_FOR = 60.0
+#: Answers that are remembered, at most.
+_MOST = 16
 #: MLflow sets this variable for the workers of a server.
 _SERVER = "_MLFLOW_SGI_NAME"
 
@@ -67,7 +72,7 @@ def _current() -> str | None:
         import mlflow
 
         uri = str(mlflow.get_tracking_uri())
-        return _of(uri, key) if profile.origin_allowed(uri) else None
+        return _answers.of(uri, key) if profile.origin_allowed(uri) else None
     except Exception as error:
         # The error's text may repeat what was sent.
         reason = getattr(error, "error_code", type(error).__name__)
@@ -79,13 +84,33 @@ def _current() -> str | None:
         return None
 
 
-@lru_cache(maxsize=16)
-def _of(uri: str, key: str) -> str | None:
-    """Ask the server at `uri`. Answers are remembered for each `key`, errors are not."""
-    from mlflow import MlflowClient
+class _Answers:
+    """What servers have answered, for each tracking URI and key. Errors are not remembered.
 
-    name = _name(uri)
-    return None if name is None else find_or_make(MlflowClient(uri), name)
+    That a server names no experiment is asked again after a while, because its operator may have it
+    keep suppliers apart while this program runs.
+    """
+
+    def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
+        self.timer = timer
+        self._kept: dict[tuple[str, str], tuple[str | None, float]] = {}
+
+    def of(self, uri: str, key: str) -> str | None:
+        """Return the id of the experiment that the server at `uri` names, or None."""
+        experiment, at = self._kept.get((uri, key), (None, None))
+        if experiment is not None or (at is not None and self.timer() - at < _NONE_FOR):
+            return experiment
+        from mlflow import MlflowClient
+
+        name = _name(uri)
+        experiment = None if name is None else find_or_make(MlflowClient(uri), name)
+        if len(self._kept) >= _MOST:
+            self._kept.clear()
+        self._kept[uri, key] = (experiment, self.timer())
+        return experiment
+
+
+_answers = _Answers()
 
 
 def _name(uri: str) -> str | None:

@@ -50,6 +50,7 @@ CODES = {
     "NAME_REFUSED": Code(403, "PERMISSION_DENIED", "Name not allowed for this key"),
     "DELETE_REFUSED": Code(403, "PERMISSION_DENIED", "Deleting not allowed for this key"),
     "EXPERIMENT_REFUSED": Code(403, "PERMISSION_DENIED", "Experiment not allowed"),
+    "ALIAS_PROTECTED": Code(403, "PERMISSION_DENIED", "Alias protected"),
     "ARTIFACT_FROZEN": Code(403, "PERMISSION_DENIED", "Artifacts are registered"),
     "ISOLATED": Code(403, "PERMISSION_DENIED", "Not open to this key"),
     "TAG_RESERVED": Code(403, "PERMISSION_DENIED", "Tag not allowed"),

@@ -6,12 +6,13 @@ None means that nobody owns the thing: everybody may read it, and no confined ke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from .artifact_places import Named, holder
 from .folders import fold
 from .ownership import matches
+from .types import MOST_ISOLATION
 
 #: The codes with which isolation refuses a change.
 CODES = frozenset(
@@ -22,6 +23,7 @@ CODES = frozenset(
         "NAME_REFUSED",
         "DELETE_REFUSED",
         "EXPERIMENT_REFUSED",
+        "ALIAS_PROTECTED",
         "ARTIFACT_FROZEN",
         "ISOLATED",
         "LOCATION_REFUSED",
@@ -189,6 +191,36 @@ def narrowing_problem(patterns: Collection[str], name: str) -> Problem | None:
         "NAME_REFUSED",
         f"This key may create and change only models named {' or '.join(sorted(patterns))}, and not "
         f"{name}.",
+    )
+
+
+def alias_problem(protected: Collection[str], name: str, aliases: Iterable[str]) -> Problem | None:
+    """Judge a change of what `aliases` of the model `name` point to, or of what they are called."""
+    held = next((alias for alias in aliases if alias in protected), None)
+    if held is None:
+        return None
+    return Problem(
+        "ALIAS_PROTECTED",
+        f"The alias {held} is protected on this server: only its operator sets, moves or removes it, "
+        f"and renames or deletes what it points to. Ask the operator to do this for {name}.",
+    )
+
+
+def advice(models: int, experiments: int) -> str:
+    """Return what an operator does about a default that is less than the most.
+
+    `models` and `experiments` are the numbers of those that nobody owns.
+    """
+    switch = f"hokusai-auth isolation {MOST_ISOLATION}"
+    if not models and not experiments:
+        return (
+            "Every supplier changes everybody's models. Everything has an owner, so switch it on: "
+            + switch
+        )
+    return (
+        "Every supplier changes everybody's models, because some have no owner: "
+        f"{models} registered models and {experiments} experiments. Say whose they are, "
+        f"hokusai-auth owners assign, and then: {switch}"
     )
 
 

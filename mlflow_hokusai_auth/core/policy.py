@@ -13,6 +13,7 @@ from . import browser, credentials, job_rules, keys, scopes
 from .addresses import inside
 from .artifact_paths import explain_kind, refine_artifact_listing
 from .folders import BY_NUMBER, Folders
+from .isolation import UNKNOWN
 from .operations import classify
 from .types import Access, Allow, Deny, NeedKey, Operation, Principal, Rejected, Request
 
@@ -51,6 +52,8 @@ class Policy:
     assistant: bool = False
     #: True while isolation keeps suppliers to the kinds of resource that registry scopes reach.
     isolated: bool = False
+    #: True if, besides, the server does not know whose things are, so that suppliers change nothing.
+    closed: bool = False
     #: Paths of MLflow's own static files. They need no key, because an open page loads parts of itself
     #: after its session has ended.
     static_files: frozenset[str] = frozenset()
@@ -191,6 +194,8 @@ def settle(
             "The operator may set HOKUSAI_AUTH_ASSISTANT=true.",
             operation=operation,
         )
+    if policy.closed and operation.access >= Access.WRITE and is_confined(principal, policy):
+        return Deny("ISOLATED", UNKNOWN.message, operation=operation)
     if policy.isolated and _is_closed(principal, operation, policy):
         return Deny(
             "ISOLATED",

@@ -67,6 +67,7 @@ WRITE   DELETE            grants/{grant_id}
 ADMIN   POST              owners/assign  owners/release
 ADMIN   GET               owners/check
 ADMIN   GET,POST,DELETE   prefixes
+ADMIN   GET,POST          isolation
 
 # Signing in needs no key, since the key is pasted into that page.
 [hokusai /hokusai/]

@@ -15,8 +15,13 @@ from typing import NamedTuple
 #: The store keeps the position of the mode in this list, so the order must not change.
 MODES = ("enforce", "observe", "off")
 #: "off" keeps nobody from changing what is another owner's; "observe" only counts and logs such
-#: changes; "writes" refuses them. The store keeps the position in this list: its order must not change.
+#: changes; "writes" refuses them; "full" also hides what is another owner's. The store keeps the
+#: position in this list, so the order must not change.
 ISOLATION = ("off", "observe", "writes", "full")
+#: Those that refuse something.
+ISOLATING = ("writes", "full")
+#: The most that isolation does. A database whose things all have an owner begins with it.
+MOST_ISOLATION = "full"
 
 
 class Access(IntEnum):

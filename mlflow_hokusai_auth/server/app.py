@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import traceback
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -130,10 +129,9 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         folders=folders,
         debug_headers=config.debug_headers,
     )
-    policy = settings.policy_of(config, static_files.public_paths())
     gate = Gate(
         authority=authorities.assemble(config, store, sessions),
-        policy=policy,
+        policy=settings.policy_of(config, static_files.public_paths()),
         prefixes=Prefixes(config.prefixes),
         cors=cors.of_mlflow(),
         limits=Limits(
@@ -147,7 +145,6 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         trusted=networks(config.trusted_proxies),
         mode=mode,
         isolation=isolation,
-        isolated=replace(policy, isolated=True),
         # The time for the auth service, and 5 s for everything else that a lookup waits for.
         lookups=LookupPool(timeout=config.service_timeout + 5.0),
         folders=folders,
@@ -159,7 +156,9 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         pages.blueprint(store, sessions, gate, config.session_lifetime),
         pages.account(gate),
         pages.monitoring(store, log.flush),
-        health.blueprint(health.Health(health.checks(store, authorities.probe(config, store)))),
+        health.blueprint(
+            health.Health(health.checks(store, authorities.probe(config, store), isolation))
+        ),
     ):
         blueprint.before_request(caller.refuse_without_key)
         flask_app.register_blueprint(blueprint)
@@ -167,19 +166,13 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     static_files.install(flask_app)
     watch = artifact_roots.Watch(mode, observed.add)
     isolated = artifact_roots.Watch(isolation, observed.add)
-    obstacle = preparation.prepare()
-    if obstacle is not None:
-        if config.isolation in ("writes", "full"):
-            raise SettingsError(
-                f"HOKUSAI_AUTH_ISOLATION={config.isolation} can't be kept: {obstacle}."
-            )
-        _log.warning("Owners are not recorded, and isolation must stay off: %s", obstacle)
-    facts = Facts(usable=obstacle is None)
+    facts = Facts(usable=False)
+    prepared = preparation.Preparation(isolation, facts)
     artifacts = Artifacts(roots, gate.policy, folders, isolated, facts)
     repositories.confine(roots, watch, artifacts)
     locations.Stored(roots, gate.policy, watch, folders, artifacts).install()
     provenance.Provenance(watch, config.provenance).install()
-    writes.Writes(gate.policy, isolated, facts).install()
+    writes.Writes(gate.policy, isolated, facts, frozenset(config.protected_aliases)).install()
     reads.Reads(gate.policy, isolated, facts).install()
     hidden.Hidden().install(flask_app)
     folders.begin()
@@ -188,7 +181,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     redaction.show_own()
 
     def begin() -> None:
-        live_settings.follow(store.database, mode, isolation)
+        live_settings.follow(store.database, mode, isolation, prepared.look_again)
+        prepared.report()
         outside.log_in_thread(roots, config.artifact_roots)
 
     app: AsgiGate | WSGIApplication

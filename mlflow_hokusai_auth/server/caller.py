@@ -25,6 +25,8 @@ class Caller(NamedTuple):
     answer: list[tuple[str, str]] | None = None
     #: Further fields for the request's line in the decision log; code behind the gate may add some.
     named: dict[str, str] | None = None
+    #: The refusals that this request was spared, by code and kind: each counts once.
+    spared: set[tuple[str, str]] | None = None
 
 
 #: The caller outside of any request.

@@ -63,6 +63,8 @@ class Exchange:
     answer: list[tuple[str, str]] = field(default_factory=list)
     #: Fields that code behind the gate adds to the decision log, such as a registered model's name.
     named: dict[str, str] = field(default_factory=dict)
+    #: The refusals that code behind the gate has only counted, by code and kind.
+    spared: set[tuple[str, str]] = field(default_factory=set)
 
     def view(self) -> RequestView:
         """Return the part that interceptors see."""

@@ -10,9 +10,9 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from mlflow_hokusai_auth.core.types import ISOLATION, MODES
+from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES, MOST_ISOLATION
 from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.store.database import Database
 
@@ -41,32 +41,72 @@ class Mode:
 
 
 class Isolation:
-    """The isolation of this process: the store's, or `start` if the store has none.
+    """The isolation of this process, in `level`.
 
-    `now` is in the words of a mode, for `Watch`: isolation is off unless the mode is enforce.
+    It is the store's, else the `setting`, else what was decided for MLflow's database. `now` is in the
+    words of a mode, for `Watch`: isolation is off unless the mode is enforce.
     """
 
-    def __init__(self, mode: Mode, start: str = "off") -> None:
+    def __init__(self, mode: Mode, setting: str = "", decided: str = "off") -> None:
         self._mode = mode
-        self._start = start
-        self.level = start
+        self._setting = setting
+        self._stored = ""
+        self._decided = decided
+        #: Why nobody's owner can be known here; None if owners are known.
+        self.obstacle: str | None = None
+
+    @property
+    def level(self) -> str:
+        """One of `ISOLATION`."""
+        return self._stored or self._setting or self._decided
+
+    @property
+    def is_decided(self) -> bool:
+        """True if nobody has set an isolation."""
+        return not self._stored and not self._setting
 
     @property
     def now(self) -> str:
         """Return "enforce", "observe" or "off"."""
         if self._mode.now != "enforce":
             return "off"
-        return "enforce" if self.level in ("writes", "full") else self.level
+        return "enforce" if self.level in ISOLATING else self.level
 
     @property
     def hides(self) -> bool:
         """True if suppliers see only what is theirs and what was shared with them."""
         return self.level == "full" and self._mode.now == "enforce"
 
+    @property
+    def in_effect(self) -> str:
+        """One of `ISOLATION`: "off" unless the mode is enforce."""
+        return self.level if self._mode.now == "enforce" else "off"
+
+    @property
+    def closes(self) -> bool:
+        """True if suppliers change nothing, because isolation is on and nobody's owner is known."""
+        return self.obstacle is not None and self.now == "enforce"
+
+    @property
+    def described(self) -> str:
+        """The isolation in a few words, without what suppliers should not know."""
+        if self.level != "off" and self.in_effect == "off":
+            return f"off while the mode is {self._mode.now} (otherwise {self.level})"
+        if self.obstacle is None:
+            return f"{self.level}, by default" if self.is_decided else self.level
+        closed = ", so suppliers can't change anything" if self.closes else ""
+        return f"{self.level}; owners are not known{closed}: see the server's log"
+
+    def decide(self, decided: str, obstacle: str | None) -> None:
+        """Take what was found in MLflow's database."""
+        # A later version may have decided for more than this one has.
+        self._decided = decided if decided in ISOLATION else MOST_ISOLATION
+        self.obstacle = obstacle
+
     def follow(self, kept: Mapping[str, int]) -> None:
         """Take the isolation from the store's settings."""
         number = kept.get("isolation", -1)
-        self.level = ISOLATION[number] if 0 <= number < len(ISOLATION) else self._start
+        self._stored = ISOLATION[number] if 0 <= number < len(ISOLATION) else ""
 
 
 class LogLevel:
@@ -88,8 +128,13 @@ class LogLevel:
         self._now = level
 
 
-def follow(database: Database, mode: Mode, isolation: Isolation) -> None:
-    """Keep `mode`, `isolation` and the log level equal to the store's settings from now on."""
+def follow(
+    database: Database, mode: Mode, isolation: Isolation, also: Callable[[], None] = lambda: None
+) -> None:
+    """Keep `mode`, `isolation` and the log level equal to the store's settings from now on.
+
+    `also` is called before each reading but the first.
+    """
     level = LogLevel()
 
     def read() -> None:
@@ -105,11 +150,12 @@ def follow(database: Database, mode: Mode, isolation: Isolation) -> None:
         if isolation.level != isolated:
             _log.warning("The isolation is now %s (before: %s)", isolation.level, isolated)
         metrics.show_mode(mode.now)
-        metrics.show_isolation(isolation.level)
+        metrics.show_isolation(isolation.in_effect)
 
     def poll() -> None:
         while True:
             time.sleep(POLL)
+            also()
             read()
 
     # The first request needs the right mode already.

@@ -97,7 +97,7 @@ INTERCEPTOR_ERRORS = Counter(
 MODE = Gauge("hokusai_auth_mode", "1 for the current mode.", ["mode"], multiprocess_mode="livemax")
 ISOLATION_LEVEL = Gauge(
     "hokusai_auth_isolation_level",
-    "1 for the current isolation. It counts only while the mode is enforce.",
+    "1 for the isolation in effect, which is off unless the mode is enforce.",
     ["isolation"],
     multiprocess_mode="livemax",
 )
@@ -134,7 +134,7 @@ def show_mode(mode: str) -> None:
 
 
 def show_isolation(level: str) -> None:
-    """Set the metric of this process's isolation."""
+    """Set the metric of the isolation that is in effect in this process."""
     for name in ISOLATION_LEVELS:
         ISOLATION_LEVEL.labels(name).set(name == level)
 

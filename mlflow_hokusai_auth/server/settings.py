@@ -60,11 +60,14 @@ class Settings(BaseSettings):
         description="The mode that overrides `hokusai-auth mode`. The last resort: with off, the "
         "server starts even if its key store can't be reached.",
     )
-    isolation: Literal["off", "observe", "writes", "full"] = Field(
-        "off",
+    isolation: Literal["", "off", "observe", "writes", "full"] = Field(
+        "",
         description="writes: a key with model:* scopes changes only what its owner made, or may "
-        "contribute to; observe: only log and count other changes; off: nothing. It counts while the "
-        "mode is enforce. `hokusai-auth isolation` overrides it, also while the server runs.",
+        "contribute to; full: it also sees only that, and what was shared with it; observe: only log "
+        "and count other changes; off: nothing. Unset: as decided when the server first used MLflow's "
+        "database, which is full if everything in it had an owner, and otherwise observe; off where "
+        "owners can't be recorded. It counts while the mode is enforce. `hokusai-auth isolation` "
+        "overrides it, also while the server runs.",
     )
     backend: Backends = Field(
         ("local",),
@@ -206,6 +209,12 @@ class Settings(BaseSettings):
         True,
         description="Whether requests for MLflow's Flask routes bypass its FastAPI application, which "
         "is faster and gives the same answers.",
+    )
+    protected_aliases: CommaList = Field(
+        (),
+        description="Aliases of registered models, comma-separated, such as champion,production, that "
+        "only staff may set, move or remove, while isolation is writes or full. Suppliers neither delete the "
+        "version that such an alias points to, nor delete or rename its model.",
     )
     provenance: bool = Field(
         True,

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,6 +180,14 @@ class Database:
             ).rowcount:
                 change.connection.execute(sa.insert(STATE).values(name=name, value=value))
             change.audit(event, by, "", **detail)
+
+    def choose(self, name: str, choices: Sequence[str], choice: str, by: Actor) -> None:
+        """Store which of `choices` is to hold under `name`; any other `choice` means the default.
+
+        Raises AuthorityUnavailable.
+        """
+        number = choices.index(choice) if choice in choices else -1
+        self.set_state(name, number, f"{name}.changed", by, **{name: choice})
 
     def note(self, event: str, by: Actor, detail: Mapping[str, Any]) -> None:
         """Audit a change of another database, after it. Raises AuthorityUnavailable."""

@@ -24,11 +24,13 @@ from mlflow_hokusai_auth.core.errors import (
     InvalidRequest,
     NotFound,
 )
+from mlflow_hokusai_auth.core.isolation import DEFAULT_EXPERIMENT
 
 from . import ownership
 from .database import BUSY_TIMEOUT
-from .ownership import MLFLOW_EXPERIMENTS, MLFLOW_MODELS, MLFLOW_VERSIONS
+from .ownership import MLFLOW_EXPERIMENTS, MLFLOW_MODELS, MLFLOW_VERSIONS, SAME_EXPERIMENT
 from .ownership_tables import EXPERIMENTS, GRANTS, MODEL_ACCESS, MODELS, PREFIXES, VERSIONS
+from .suggestions import suggest
 
 #: Rows on a page, and of each list in an answer, at most.
 MAX_RESULTS = 1000
@@ -41,13 +43,6 @@ BATCH = 100
 
 _MLFLOW_RUNS = sa.table("runs", sa.column("run_uuid"), sa.column("experiment_id"))
 _MLFLOW_LOGGED = sa.table("logged_models", sa.column("model_id"), sa.column("experiment_id"))
-#: An experiment's row counts only while it is about the same experiment: SQLite uses ids again.
-_SAME_EXPERIMENT = sa.and_(
-    EXPERIMENTS.c.experiment_id == MLFLOW_EXPERIMENTS.c.experiment_id,
-    EXPERIMENTS.c.experiment_created_at.is_not_distinct_from(MLFLOW_EXPERIMENTS.c.creation_time),
-)
-#: MLflow's own Default experiment, which belongs to nobody.
-_DEFAULT_EXPERIMENT = 0
 
 _BOUND = sa.select(sa.func.set_config("lock_timeout", f"{BUSY_TIMEOUT * 1000:.0f}", True))
 
@@ -113,7 +108,8 @@ class Ownership:
     ) -> Page:
         """Return a page of the models or experiments that MLflow has, each with its owner or None.
 
-        `kind` is "model" or "experiment". Raises InvalidRequest.
+        `kind` is "model" or "experiment". `suggested` are names that MLflow's tables have, if an
+        operator asks for what is unowned. Raises InvalidRequest.
         """
         _check_kind(kind)
         if owner is not None and unowned:
@@ -125,11 +121,19 @@ class Ownership:
         if unowned:
             query = query.where(owned_by.is_(None))
             if kind == "experiment":
-                query = query.where(MLFLOW_EXPERIMENTS.c.experiment_id != _DEFAULT_EXPERIMENT)
+                query = query.where(MLFLOW_EXPERIMENTS.c.experiment_id != DEFAULT_EXPERIMENT)
         if kind == "model":
-            return self._page(query, MLFLOW_MODELS.c.name, "name", max_results, page_token)
-        number = MLFLOW_EXPERIMENTS.c.experiment_id
-        return self._page(query, number, "experiment_id", max_results, page_token)
+            column, name = MLFLOW_MODELS.c.name, "name"
+        else:
+            column, name = MLFLOW_EXPERIMENTS.c.experiment_id, "experiment_id"
+        page = self._page(query, column, name, max_results, page_token)
+        suggested: dict[Any, list[str]] = {}
+        if unowned and self._owner is None:
+            with self._reading() as connection:
+                suggested = suggest(connection, kind, [row[name] for row in page])
+        for row in page:
+            row["suggested"] = suggested.get(row[name], [])
+        return page
 
     def owners_of(self, name: str) -> list[dict[str, Any]]:
         """Return whose the model and the experiment with this name are. Raises NotFound.
@@ -182,7 +186,7 @@ class Ownership:
         for kind, new_owner, condition, wanted in groups:
             with self._reading() as connection:
                 found = _named(connection, kind, condition)
-            found = [item for item in found if item.row["experiment_id"] != _DEFAULT_EXPERIMENT]
+            found = [item for item in found if item.row["experiment_id"] != DEFAULT_EXPERIMENT]
             answer["missing"] += sorted(wanted - {item.row["name"] for item in found})
             changed = [item for item in found if item.row["owner"] != new_owner]
             answer["unchanged"] += len(found) - len(changed)
@@ -507,7 +511,7 @@ def _experiments() -> sa.Select[Any]:
         EXPERIMENTS.c.owner,
         EXPERIMENTS.c.key_id,
         sa.null().label("gone_at"),
-    ).select_from(MLFLOW_EXPERIMENTS.outerjoin(EXPERIMENTS, _SAME_EXPERIMENT))
+    ).select_from(MLFLOW_EXPERIMENTS.outerjoin(EXPERIMENTS, SAME_EXPERIMENT))
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -666,7 +670,7 @@ def _owners_of_sources(connection: sa.Connection, sources: Iterable[str]) -> dic
             (_MLFLOW_LOGGED.c.model_id, _MLFLOW_LOGGED),
         ):
             same = MLFLOW_EXPERIMENTS.c.experiment_id == table.c.experiment_id
-            joined = table.join(MLFLOW_EXPERIMENTS, same).join(EXPERIMENTS, _SAME_EXPERIMENT)
+            joined = table.join(MLFLOW_EXPERIMENTS, same).join(EXPERIMENTS, SAME_EXPERIMENT)
             query = sa.select(key, EXPERIMENTS.c.owner).select_from(joined).where(key.in_(batch))
             owner_of |= {id: whose for id, whose in connection.execute(query)}
     found: dict[str, str | None] = {}
@@ -764,7 +768,7 @@ _CHECKS: tuple[tuple[str, str, str, sa.Select[Any]], ...] = (
         "experiment",
         "MLflow has no such experiment any more, so the row counts for nothing.",
         sa.select(EXPERIMENTS.c.experiment_id).where(
-            ~sa.exists().where(_SAME_EXPERIMENT).correlate(EXPERIMENTS)
+            ~sa.exists().where(SAME_EXPERIMENT).correlate(EXPERIMENTS)
         ),
     ),
     (

@@ -16,7 +16,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, StoreError
+from mlflow_hokusai_auth.core.isolation import DEFAULT_EXPERIMENT
 from mlflow_hokusai_auth.core.ownership import highest
+from mlflow_hokusai_auth.core.types import MOST_ISOLATION
 
 from .ownership_tables import (
     EXPERIMENTS,
@@ -82,8 +84,12 @@ _LONGEST = 256
 _LOCK = 4857534150
 
 
-def prepare(engine: sa.Engine) -> None:
+def prepare(engine: sa.Engine) -> str:
     """Make the tables in MLflow's database, unless they exist. Several processes may call this at once.
+
+    Return the isolation that was decided when the tables were made: the most if everything in the
+    database had an owner, and otherwise "observe", because its users would be locked out of the rest.
+    It stays, whatever is made afterwards.
 
     Raises StoreError if the tables can't be made or used, and AuthorityUnavailable if the database
     can't be reached.
@@ -94,16 +100,19 @@ def prepare(engine: sa.Engine) -> None:
         )
     with _explained():
         with engine.connect() as connection:
-            if _is_prepared(connection):
-                return
+            if (found := _decided(connection)) is not None:
+                return found
         with _locked(engine) as connection:
-            if not _is_prepared(connection):
-                if _has_first_version(connection):
-                    _add_location(connection)
-                METADATA.create_all(connection)
-                connection.execute(sa.delete(VERSION))
-                connection.execute(sa.insert(VERSION).values(version=TABLES_VERSION))
-                _catch_up(connection)
+            return _decided(connection) or _make(connection)
+
+
+def decided(engine: sa.Engine) -> str | None:
+    """Return the isolation that was decided when the tables were made; None if they are missing.
+
+    Raises StoreError and AuthorityUnavailable, as `prepare` does.
+    """
+    with _explained(), engine.connect() as connection:
+        return _decided(connection)
 
 
 def catch_up(engine: sa.Engine) -> None:
@@ -186,34 +195,62 @@ def has_mlflow_tables(connection: sa.Connection) -> bool:
     return all(inspector.has_table(t.name) for t in (MLFLOW_EXPERIMENTS, MLFLOW_MODELS))
 
 
-def _is_prepared(connection: sa.Connection) -> bool:
-    """Return whether the tables exist. Raises StoreError for tables of a newer version."""
+def unowned(connection: sa.Connection) -> tuple[int, int]:
+    """Return the numbers of registered models and of experiments that nobody owns.
+
+    MLflow's Default experiment, which can have no owner, does not count.
+    """
+    models, experiments = (connection.execute(query).scalar_one() for query in _UNOWNED)
+    return models, experiments
+
+
+def _make(connection: sa.Connection) -> str:
+    """Make the tables, or what is missing of them, and decide the isolation unless it was."""
+    for column in (VERSIONS.c.location, VERSION.c.isolation):
+        _add(connection, column)
+    METADATA.create_all(connection)
+    for index in VERSIONS.indexes:
+        index.create(connection, checkfirst=True)
+    _catch_up(connection)
+    decided = connection.execute(sa.select(VERSION.c.isolation)).scalar()
+    decided = decided or ("observe" if any(unowned(connection)) else MOST_ISOLATION)
+    row = {"version": TABLES_VERSION, "isolation": decided}
+    if not connection.execute(sa.update(VERSION).values(row)).rowcount:
+        connection.execute(sa.insert(VERSION).values(row))
+    return decided
+
+
+def _decided(connection: sa.Connection) -> str | None:
+    """Return the decision, or None if the tables, or it, are missing.
+
+    Raises StoreError for tables of a newer version.
+    """
     if not has_mlflow_tables(connection):
         # MLflow makes its own tables in an empty database only.
         raise StoreError("This database has no tables of MLflow: start `mlflow server` on it once.")
-    if not sa.inspect(connection).has_table(VERSION.name):
-        return False
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(VERSION.name):
+        return None
     version = connection.execute(sa.select(sa.func.max(VERSION.c.version))).scalar()
     if version is not None and version > TABLES_VERSION:
         raise StoreError(
             "The tables of ownership were made by a newer version of mlflow-hokusai-auth; run that one."
         )
-    return version == TABLES_VERSION
+    names = {column["name"] for column in inspector.get_columns(VERSION.name)}
+    if version != TABLES_VERSION or VERSION.c.isolation.name not in names:
+        return None
+    return connection.execute(sa.select(VERSION.c.isolation)).scalar()
 
 
-def _has_first_version(connection: sa.Connection) -> bool:
-    """Return whether there are tables of version 1, without locations of versions."""
+def _add(connection: sa.Connection, column: sa.Column[Any]) -> None:
+    """Add a column that tables of an earlier version lack."""
+    table = column.table.name
     inspector = sa.inspect(connection)
-    return inspector.has_table(VERSIONS.name) and "location" not in {
-        column["name"] for column in inspector.get_columns(VERSIONS.name)
-    }
-
-
-def _add_location(connection: sa.Connection) -> None:
-    column = CreateColumn(VERSIONS.c.location).compile(dialect=connection.dialect)
-    connection.exec_driver_sql(f"ALTER TABLE {VERSIONS.name} ADD COLUMN {column}")
-    for index in VERSIONS.indexes:
-        index.create(connection, checkfirst=True)
+    if inspector.has_table(table) and column.name not in {
+        one["name"] for one in inspector.get_columns(table)
+    }:
+        made = CreateColumn(column).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {made}")
 
 
 def _is_refused(error: sa.exc.DatabaseError) -> bool:
@@ -335,6 +372,23 @@ _RECORD_EXPERIMENT = _upsert(EXPERIMENTS)
 _RECORD_VERSION = _upsert(VERSIONS)
 _RECORD_ALL = _for_each_dialect(_record_all)
 
+#: An experiment's row counts only while it is about the same experiment: SQLite uses ids again.
+SAME_EXPERIMENT = sa.and_(
+    EXPERIMENTS.c.experiment_id == MLFLOW_EXPERIMENTS.c.experiment_id,
+    EXPERIMENTS.c.experiment_created_at.is_not_distinct_from(MLFLOW_EXPERIMENTS.c.creation_time),
+)
+_UNOWNED = (
+    sa.select(sa.func.count())
+    .select_from(MLFLOW_MODELS.outerjoin(MODELS, MODELS.c.name == MLFLOW_MODELS.c.name))
+    .where(MODELS.c.name.is_(None)),
+    sa.select(sa.func.count())
+    .select_from(MLFLOW_EXPERIMENTS.outerjoin(EXPERIMENTS, SAME_EXPERIMENT))
+    .where(
+        EXPERIMENTS.c.experiment_id.is_(None),
+        MLFLOW_EXPERIMENTS.c.experiment_id != DEFAULT_EXPERIMENT,
+    ),
+)
+
 _name = sa.bindparam("named", type_=sa.String)
 _new_name = sa.bindparam("new_name", type_=sa.String)
 _MODEL_OWNER = sa.select(MODELS.c.owner).where(MODELS.c.name == _name)
@@ -351,15 +405,7 @@ _MOVE_VERSION = (
 )
 _EXPERIMENT_OWNER = (
     sa.select(EXPERIMENTS.c.owner)
-    .join(
-        MLFLOW_EXPERIMENTS,
-        sa.and_(
-            MLFLOW_EXPERIMENTS.c.experiment_id == EXPERIMENTS.c.experiment_id,
-            MLFLOW_EXPERIMENTS.c.creation_time.is_not_distinct_from(
-                EXPERIMENTS.c.experiment_created_at
-            ),
-        ),
-    )
+    .join(MLFLOW_EXPERIMENTS, SAME_EXPERIMENT)
     .where(EXPERIMENTS.c.experiment_id == sa.bindparam("id", type_=sa.Integer))
 )
 _ACCESS = sa.select(MODEL_ACCESS.c.level).where(

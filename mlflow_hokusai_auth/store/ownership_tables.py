@@ -96,4 +96,7 @@ VERSION = sa.Table(
     "hokusai_auth_isolation_version",
     METADATA,
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    # The isolation that was decided when the tables were made, unless a person says otherwise. It is
+    # NULL until a server has decided.
+    sa.Column("isolation", sa.String(16)),
 )

@@ -29,6 +29,7 @@ HARMLESS = {
     },
     "server/isolation/locations.py": {"row.key != TRACE_LOCATION"},
     "server/upstream/tables.py": {"key == name"},  # the column with the id of a run
+    "store/suggestions.py": {"table.c.key == _STAMP", "_RUN_TAGS.c.key == _USER"},  # keys of tags
     # The operator's own environment.
     "authorities/server_jobs.py": {
         "environ.get(PASSWORD) == secret",

@@ -162,7 +162,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     monkeypatch.setattr(profile, "_warned", set())
     profile._files.clear()
     profile._parse_origins.cache_clear()
-    default_experiment._of.cache_clear()
+    default_experiment._answers = default_experiment._Answers()
     yield home
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)

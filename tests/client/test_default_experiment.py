@@ -21,6 +21,7 @@ from mlflow.tracking import fluent
 from mlflow_hokusai_auth.client import default_experiment
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.job_rules import TOKEN
+from tests.contract.test_mlflow import VERSION
 from tests.harness import Server, serve
 
 from .test_admin import UNKNOWN, Api, answering
@@ -37,6 +38,7 @@ REFUSED = (403, {"error_code": "PERMISSION_DENIED", "message": "Not for you."})
 def api(key: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """A server that isolates ACME and has its default experiment."""
     monkeypatch.setattr(fluent, "_active_experiment_id", None)
+    monkeypatch.setattr(default_experiment, "_answers", default_experiment._Answers())
     with answering() as running:
         running.on("GET whoami", 200, {"key_id": "key_1", "default_experiment": "default:ACME"})
         running.answers[BY_NAME] = FOUND
@@ -115,11 +117,30 @@ def test_mlflow_s_default_counts_if_the_server_names_none(
         (404, b"<html>Not Found</html>"),
         UNKNOWN,
     ):
-        default_experiment._of.cache_clear()
+        default_experiment._answers = default_experiment._Answers()
         api.on("GET whoami", *answer)
         assert [default() for _ in range(2)] == ["0"] * 2, answer
         assert asked(api) == ["whoami"], answer
     assert not caplog.records
+
+
+def test_server_that_named_none_is_asked_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(default_experiment._answers, "timer", lambda: now[0])
+    api.on("GET whoami", 200, {"key_id": "key_1", "default_experiment": None})
+    assert default() == "0" and asked(api) == ["whoami"]
+    # Its operator switches isolation on.
+    api.on("GET whoami", 200, {"key_id": "key_1", "default_experiment": "default:ACME"})
+    now[0] += 59
+    assert default() == "0" and asked(api) == []
+    now[0] += 1
+    assert default() == "7" and asked(api) == ["whoami", "get-by-name"]
+    now[0] += 1_000_000
+    assert default() == "7" and asked(api) == []
+    # Another key is asked about at once.
+    api.on("GET whoami", 200, {"key_id": "key_2", "default_experiment": None})
+    monkeypatch.setenv("HOKUSAI_API_KEY", keys.generate("test"))
+    assert default() == "0" and asked(api) == ["whoami"]
 
 
 def test_error_gives_one_warning_and_mlflow_s_default(
@@ -139,7 +160,7 @@ def test_error_gives_one_warning_and_mlflow_s_default(
     ]
     for reason, answers in cases:
         monkeypatch.setattr(default_experiment.profile, "_warned", set())
-        default_experiment._of.cache_clear()
+        default_experiment._answers = default_experiment._Answers()
         caplog.clear()
         api.answers.update({CREATE: TAKEN, **good, **answers})
         assert [default() for _ in range(3)] == ["0"] * 3, answers
@@ -220,6 +241,7 @@ def isolating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.servers
+@pytest.mark.skipif(VERSION < (3, 9), reason="isolation needs MLflow 3.9")
 class TestOnARealServer:
     @pytest.fixture(autouse=True)
     def no_experiment(self, monkeypatch: pytest.MonkeyPatch) -> None:

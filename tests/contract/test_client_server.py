@@ -241,6 +241,8 @@ CALLS: dict[str, Callable[[HokusaiAuthClient], Any]] = {
     "add_prefix": lambda client: client.add_prefix(prefix="a-", owner="a", kind="model"),
     "list_prefixes": lambda client: client.list_prefixes(),
     "remove_prefix": lambda client: client.remove_prefix(prefix="a-", kind="model"),
+    "isolation": lambda client: client.isolation(),
+    "set_isolation": lambda client: client.set_isolation("writes"),
 }  # fmt: skip
 
 

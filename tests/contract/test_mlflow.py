@@ -94,6 +94,7 @@ IMPORTS: dict[str, dict[str, str]] = {
         "mlflow.tracking.request_header.abstract_request_header_provider": "RequestHeaderProvider"
     },
     "client/profile.py": {"mlflow": "get_registry_uri get_tracking_uri"},
+    "server/isolation/preparation.py": {"mlflow": "__version__"},
     "server/metrics.py": {"mlflow": "__version__"},
     "server/upstream/apps.py": {
         "mlflow.server": "app",
@@ -105,7 +106,6 @@ IMPORTS: dict[str, dict[str, str]] = {
         "mlflow.utils.file_utils": "local_file_uri_to_path",
         "mlflow.utils.uri": "get_uri_scheme",
     },
-    "server/upstream/fast_path.py": {"mlflow.environment_variables": "MLFLOW_ENABLE_WORKSPACES"},
     "server/upstream/job_roots.py": {_REPOSITORIES: "_artifact_repository_registry"},
     "server/upstream/origins.py": {
         "mlflow.environment_variables": "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE",
@@ -121,6 +121,7 @@ IMPORTS: dict[str, dict[str, str]] = {
     "server/upstream/routes.py": {"mlflow": "__version__"},
     "server/upstream/static_files.py": {"mlflow": "__file__"},
     "server/upstream/stores.py": {
+        "mlflow.environment_variables": "MLFLOW_ENABLE_WORKSPACES",
         "mlflow.server.handlers": (
             "_get_artifact_repo_mlflow_artifacts _get_model_registry_store _get_tracking_store "
             "_is_serving_proxied_artifacts"
@@ -198,7 +199,8 @@ VARIABLES = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "client/diagnose/smoke.py: its output",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "cli/demo.py",
     "MLFLOW_DISABLE_TELEMETRY": "cli/demo.py",
-    "MLFLOW_BACKEND_STORE_URI": "cli/ownership.py: MLflow's database",
+    "MLFLOW_BACKEND_STORE_URI": "cli/ownership.py, cli/server.py: MLflow's database",
+    "MLFLOW_REGISTRY_STORE_URI": "cli/server.py: whether the registry is in the same database",
 }
 
 

@@ -457,6 +457,26 @@ def test_isolation_closes_what_no_supplier_needs() -> None:
     assert refusal(asking("POST", "/v1/traces"), whose("predict"), every).code == "ISOLATED"
 
 
+def test_supplier_only_reads_while_the_server_does_not_know_owners() -> None:
+    closed = Policy(isolated=True, closed=True)
+    for method, path, allowed in (
+        ("POST", "/api/2.0/mlflow/registered-models/create", False),
+        ("DELETE", "/api/2.0/mlflow/model-versions/delete", False),
+        ("PUT", "/api/2.0/mlflow-artifacts/artifacts/1/a/artifacts/x", False),
+        ("POST", "/api/2.0/mlflow/runs/search", True),
+        ("GET", "/api/2.0/mlflow/registered-models/get", True),
+        ("GET", "/api/2.0/hokusai/whoami", True),
+        ("POST", "/api/2.0/hokusai/keys/key_1/rotate", True),
+    ):
+        asked = asking(method, path)
+        assert isinstance(settle(asked, whose("mlflow:write"), NOW, closed), Allow)
+        if allowed:
+            assert isinstance(settle(asked, whose("model:write"), NOW, closed), Allow), path
+        else:
+            denied = refusal(asked, whose("model:write"), closed)
+            assert (denied.code, "does not know whose" in denied.message) == ("ISOLATED", True)
+
+
 @given(
     st.frozensets(st.one_of(ANY_SCOPE, st.text())),
     st.sampled_from(["scopes", "authenticated", "admin"]),

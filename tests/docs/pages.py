@@ -67,6 +67,8 @@ def run(page: Path, folder: Path, replaced: dict[str, str], **environ: str) -> s
     # Unless the test says otherwise, the page's own setting counts, or the default: the folder.
     if "HOKUSAI_AUTH_DATABASE_URI" not in environ:
         del env["HOKUSAI_AUTH_DATABASE_URI"]
+    if "HOKUSAI_AUTH_ISOLATION" not in environ:
+        del env["HOKUSAI_AUTH_ISOLATION"]
     log = folder / "commands.log"
     with log.open("wb") as output:
         shell = subprocess.Popen(

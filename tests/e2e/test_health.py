@@ -23,7 +23,7 @@ pytestmark = pytest.mark.servers
 
 SUMMARY = "/api/health/mlflow"
 DETAILED = f"{SUMMARY}/detailed"
-PARTS = ["artifact_root", "key_authority", "key_store", "migrations", "mlflow_store"]
+PARTS = ["artifact_root", "isolation", "key_authority", "key_store", "migrations", "mlflow_store"]
 
 
 #: What Python runs in the server before anything else: it looks at its parts as often as tests ask.

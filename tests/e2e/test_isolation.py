@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from tests.contract.test_mlflow import VERSION
 from tests.e2e.parts import hokusai_auth
 from tests.harness import SERVERS, Server, each_worker_answers, serve, wait_until
 from tests.server.isolation.stores import unused_name
 
-pytestmark = pytest.mark.servers
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.skipif(VERSION < (3, 9), reason="isolation needs MLflow 3.9"),
+]
 
 API = "/api/2.0/mlflow"
 OWN = "/api/2.0/hokusai"
@@ -122,22 +126,133 @@ def test_staff_change_everything(server: Server) -> None:
     staff.good("registered-models/rename", name=name, new_name=unused_name())
 
 
+def database(server: Server) -> tuple[str, str]:
+    """The option with which `hokusai-auth isolation` finds MLflow's database."""
+    return "--backend-store-uri", f"sqlite:///{server.folder}/mlflow.db"
+
+
+def state(server: Server) -> Any:
+    """What the server tells an operator of its isolation."""
+    staff = Supplier(server, "OPS", "mlflow:admin")
+    status, answer = staff.ask("GET", f"{OWN}/isolation")
+    assert status == 200, answer
+    found = staff.ask("GET", "/api/health/mlflow/detailed")[1]["checks"]["isolation"]
+    return {**answer, "found": found["found"]}
+
+
+def nobody_s(folder: Path) -> str:
+    """Return a registered model that plain MLflow has made in the database in `folder`."""
+    name = unused_name()
+    body, headers = json.dumps({"name": name}).encode(), {"Content-Type": "application/json"}
+    with serve(folder, app=None) as plain:
+        path = f"{API}/registered-models/create"
+        status, _, answer = plain.request("POST", path, headers=headers, body=body)
+        assert status == 200, answer
+    return name
+
+
+def test_new_server_keeps_suppliers_apart(tmp_path: Path) -> None:
+    with serve(tmp_path, HOKUSAI_AUTH_ISOLATION="") as server:
+        acme, globex = Supplier(server, "ACME"), Supplier(server, "GLOBEX")
+        name, _ = acme.model()
+        change = {"name": name, "key": "a", "value": "b"}
+        assert globex.refusal("registered-models/set-tag", **change) == "NOT_OWNER"
+        assert state(server)["found"] == "writes, by default"
+        assert "ISOLATION IS" not in server.log
+    # A new thing that nobody owns lowers nothing.
+    nobody_s(tmp_path)
+    with serve(tmp_path, HOKUSAI_AUTH_ISOLATION="") as server:
+        globex = Supplier(server, "GLOBEX")
+        assert globex.refusal("registered-models/set-tag", **change) == "NOT_OWNER"
+        shown = json.loads(hokusai_auth(server, "isolation", "--json", *database(server)))
+        assert (shown["isolation"], shown["default"]) == ("default", "writes")
+    with serve(tmp_path, HOKUSAI_AUTH_ISOLATION="off") as server:
+        Supplier(server, "GLOBEX").good("registered-models/set-tag", **change)
+        assert state(server)["found"] == "off"
+
+
+def test_used_server_goes_on_until_everything_has_an_owner(tmp_path: Path) -> None:
+    name = nobody_s(tmp_path)
+    with serve(tmp_path, SERVERS["gunicorn"], HOKUSAI_AUTH_ISOLATION="") as server:
+        each_worker_answers(server)
+        assert "ISOLATION IS observe" in server.log and "1 registered models" in server.log
+        globex = Supplier(server, "GLOBEX")
+        change = {"name": name, "key": "a", "value": "b"}
+        globex.good("registered-models/set-tag", **change)
+        assert state(server)["found"] == "observe, by default"
+        assign = ("owners", "assign", "--models", name, "--owner", "ACME", "--apply")
+        hokusai_auth(server, *assign, *database(server))
+        # Only a person switches it on.
+        globex.good("registered-models/set-tag", **change)
+        staff = Supplier(server, "OPS", "mlflow:admin")
+        before = server.log.count("The isolation is now writes")
+        status, answer = staff.ask("POST", f"{OWN}/isolation", isolation="writes")
+        assert (status, answer["isolation"], answer["by_default"]) == (200, "writes", False)
+        wait_until(lambda: server.log.count("The isolation is now writes") >= before + 1)
+        change = {"name": name, "key": "a"}
+        wait_until(
+            lambda: (
+                globex.post("registered-models/set-tag", **change, value=unused_name())[0] == 403
+            )
+        )
+        assert hokusai_auth(server, "isolation").startswith("writes\nsince 20")
+
+
+@pytest.mark.parametrize("chosen", ["", "writes"])
+def test_server_that_can_t_know_owners_closes_nothing_unless_it_is_told_to(
+    tmp_path: Path, chosen: str
+) -> None:
+    elsewhere = ("--registry-store-uri", f"sqlite:///{tmp_path}/registry.db")
+    options = (*SERVERS["uvicorn"], *elsewhere)
+    with serve(tmp_path, options, HOKUSAI_AUTH_ISOLATION=chosen) as server:
+        acme, globex = Supplier(server, "ACME"), Supplier(server, "GLOBEX")
+        staff = Supplier(server, "OPS", "mlflow:admin")
+        name = unused_name()
+        staff.good("registered-models/create", name=name)
+        change = {"name": name, "key": "a", "value": "b"}
+        found = state(server)
+        assert "another store" in found["obstacle"] and "another store" not in found["found"]
+        if chosen:
+            assert "SUPPLIERS CAN'T CHANGE ANYTHING" in server.log
+            assert globex.refusal("registered-models/set-tag", **change) == "ISOLATED"
+            assert acme.refusal("registered-models/create", name=unused_name()) == "ISOLATED"
+            status, _ = globex.ask("GET", f"{API}/registered-models/get?name={name}")
+            assert status == 200
+        else:
+            assert "ISOLATION IS off" in server.log
+            globex.good("registered-models/set-tag", **change)
+        status, answer = staff.ask("POST", f"{OWN}/isolation", isolation="writes")
+        assert (status, answer["error_code"]) == (409, "RESOURCE_CONFLICT")
+        assert "another store" in answer["message"]
+        assert staff.ask("POST", f"{OWN}/isolation", isolation="off")[0] == 200
+        wait_until(lambda: globex.post("registered-models/set-tag", **change)[0] == 200)
+
+
 def test_isolation_changes_while_the_server_runs(tmp_path: Path) -> None:
     with serve(tmp_path, SERVERS["gunicorn"]) as server:
         each_worker_answers(server)
         acme, globex = Supplier(server, "ACME"), Supplier(server, "GLOBEX")
-        name, _ = acme.model()
+        name, source = acme.model()
         change = {"name": name, "key": "a"}
         globex.good("registered-models/set-tag", **change, value="off")
 
         def follow(level: str) -> None:
             before = server.log.count(f"The isolation is now {level}")
-            hokusai_auth(server, "isolation", level)
+            hokusai_auth(server, "isolation", level, *database(server))
             wait_until(lambda: server.log.count(f"The isolation is now {level}") == before + 2)
 
         follow("observe")
         globex.good("registered-models/set-tag", **change, value="observe")
-        wait_until(lambda: "NOT_OWNER" in hokusai_auth(server, "isolation", "--report"))
+        metrics = [{"key": f"m{n}", "value": 1.0, "timestamp": 1, "step": 1} for n in range(9)]
+        globex.good("runs/log-batch", run_id=source["run_id"], metrics=metrics)
+
+        def counted() -> list[int]:
+            rows = json.loads(hokusai_auth(server, "isolation", "--report", "--json"))
+            return [row["requests"] for row in rows if row["reason"] == "NOT_OWNER"]
+
+        # Two requests, whatever they change.
+        wait_until(lambda: sum(counted()) >= 2)
+        assert sum(counted()) == 2
         follow("writes")
         assert globex.refusal("registered-models/set-tag", **change, value="writes") == "NOT_OWNER"
         hokusai_auth(server, "mode", "observe")

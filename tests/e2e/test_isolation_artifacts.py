@@ -10,10 +10,14 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.contract.test_mlflow import VERSION
 from tests.harness import SERVERS, Server, serve
 from tests.server.isolation.stores import unused_name
 
-pytestmark = pytest.mark.servers
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.skipif(VERSION < (3, 9), reason="isolation needs MLflow 3.9"),
+]
 
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"

@@ -350,6 +350,27 @@ def a_foreign_change(world: World) -> int:
     return 200
 
 
+def a_moved_alias(world: World) -> int:
+    """Return how MLflow's registry answers a supplier that sets an alias of its own model."""
+    uri = f"sqlite:///{world.folder}/mlflow.db"
+    world.set("_MLFLOW_SERVER_FILE_STORE", uri)
+    registry = SqlAlchemyStore(uri)
+    world.start()
+    owner, staff = (
+        Caller(Principal(f"key_{scope}", "ACME", frozenset({scope}), owner_id="ACME"), "", "")
+        for scope in ("model:write", "mlflow:admin")
+    )
+    name = unused_name()
+    contextvars.Context().run(_as, owner, registry.create_registered_model, name)
+    contextvars.Context().run(_as, staff, registry.create_model_version, name, "s3://a/b")
+    move = partial(registry.set_registered_model_alias, name, "champion", "1")
+    try:
+        contextvars.Context().run(_as, owner, move)
+    except MlflowException as error:
+        return error.get_http_status_code()
+    return 200
+
+
 def _as(caller: Caller, act: Callable[..., object], *arguments: object) -> None:
     current.set(caller)
     act(*arguments)
@@ -388,7 +409,7 @@ def past_fastapi(world: World) -> bool:
 CASES: dict[str, Case] = {
     "mode": Case("off", without_a_key, 401, 200),
     "force_mode": Case("off", no_store, REFUSED_TO_START, 200),
-    "isolation": Case("writes", a_foreign_change, 200, 403),
+    "isolation": Case("off", a_foreign_change, 403, 200),
     "backend": Case("service", by_service(), 401, 200, {"SERVICE_URL": service_url}),
     "database_uri": Case(lambda w: f"sqlite:///{w.folder}/other.db", other_store, 401, 200),
     "policy": Case("authenticated", status(WRITE, "mlflow:read", method="POST"), 403, 200),
@@ -422,6 +443,7 @@ CASES: dict[str, Case] = {
     "leak_public_keys": Case(leak_keys, leak, 404, 200),
     "log_reads": Case("1", lines("decisions"), 0, 1),
     "metrics_bind": Case(METRICS, metrics_elsewhere, "nobody there", 200),
+    "protected_aliases": Case("champion", a_moved_alias, 200, 403),
     "provenance": Case("false", stamps, True, False),
     "shortcut": Case("false", past_fastapi, True, False),
     "interceptor_errors": Case("refuse", broken_interceptor, 200, 503),

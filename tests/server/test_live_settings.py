@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
-from mlflow_hokusai_auth.core.types import MODES
+from mlflow_hokusai_auth.core.types import ISOLATION, MODES
 from mlflow_hokusai_auth.server import live_settings
 from mlflow_hokusai_auth.server.live_settings import Isolation, LogLevel, Mode, follow
 from mlflow_hokusai_auth.store.database import Actor, Database
@@ -50,6 +50,40 @@ def test_forced_mode_overrides_the_store_s_and_that_overrides_the_start_s() -> N
         assert mode.now == (forced or "observe")
 
 
+def test_isolation_is_the_store_s_and_else_the_setting_s_and_else_the_decision() -> None:
+    kept = {"isolation": ISOLATION.index("observe")}
+    for setting, stored, level, decided in (
+        ("", {}, "writes", True),
+        ("off", {}, "off", False),
+        ("off", kept, "observe", False),
+        ("", kept, "observe", False),
+        ("", {"isolation": -1}, "writes", True),
+        ("", {"isolation": len(ISOLATION)}, "writes", True),
+    ):
+        isolation = Isolation(Mode(), setting)
+        isolation.decide("writes", None)
+        isolation.follow(stored)
+        assert (isolation.level, isolation.is_decided) == (level, decided), (setting, stored)
+    isolation = Isolation(Mode())
+    isolation.decide("everything", None)
+    assert isolation.level == "writes", "what a later version has decided is not dropped"
+
+
+def test_isolation_is_nothing_unless_the_mode_is_enforce() -> None:
+    for mode, level, now, in_effect, closes in (
+        ("enforce", "writes", "enforce", "writes", True),
+        ("enforce", "observe", "observe", "observe", False),
+        ("observe", "writes", "off", "off", False),
+        ("off", "writes", "off", "off", False),
+        ("off", "observe", "off", "off", False),
+    ):
+        isolation = Isolation(Mode(mode), level)
+        isolation.decide("off", "nobody knows")
+        assert (isolation.now, isolation.in_effect, isolation.closes) == (now, in_effect, closes)
+        isolation.decide("off", None)
+        assert not isolation.closes
+
+
 def test_log_level_is_set_once_and_reset(caplog: pytest.LogCaptureFixture) -> None:
     level = LogLevel()
     for number in (logging.DEBUG, logging.ERROR, None):
@@ -83,6 +117,10 @@ def test_change_is_followed_and_an_outage_changes_nothing(
         name = "hokusai_auth_mode"
         return {one for one in MODES if REGISTRY.get_sample_value(name, {"mode": one})}
 
+    def isolation_shown() -> set[str]:
+        name = "hokusai_auth_isolation_level"
+        return {one for one in ISOLATION if REGISTRY.get_sample_value(name, {"isolation": one})}
+
     def said() -> list[str]:
         return [one.getMessage() for one in caplog.records if one.name == live_settings.__name__]
 
@@ -91,15 +129,23 @@ def test_change_is_followed_and_an_outage_changes_nothing(
     database.set_state("mode", MODES.index("observe"), "mode.set", BY)
     database.set_state("log_level", logging.DEBUG, "log_level.set", BY)
     mode = Mode()
-    follow(database, mode, Isolation(mode))
+    others: list[str] = []
+    follow(database, mode, Isolation(mode, "writes"), lambda: others.append(mode.now))
     # The mode is set before the first request, not a second after it.
     assert (mode.now, LOGGER.level, shown()) == ("observe", logging.DEBUG, {"observe"})
+    assert isolation_shown() == {"off"} and not others
     assert looks[-1].wait(60)
     caplog.clear()
     database.set_state("mode", MODES.index("off"), "mode.set", BY)
     look_again()
     assert (mode.now, shown()) == ("off", {"off"})
     assert said() == ["The mode is now off (before: observe)"]
+    assert others == ["observe"]
+    database.set_state("mode", MODES.index("enforce"), "mode.set", BY)
+    look_again()
+    assert isolation_shown() == {"writes"}
+    database.set_state("mode", MODES.index("off"), "mode.set", BY)
+    look_again()
     caplog.clear()
 
     def fail() -> dict[str, int]:

@@ -9,8 +9,19 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
-from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun
+from mlflow.store.model_registry.dbmodels.models import (
+    SqlModelVersion,
+    SqlModelVersionTag,
+    SqlRegisteredModel,
+    SqlRegisteredModelTag,
+)
+from mlflow.store.tracking.dbmodels.models import (
+    SqlExperiment,
+    SqlExperimentTag,
+    SqlLoggedModel,
+    SqlRun,
+    SqlTag,
+)
 
 from mlflow_hokusai_auth.core.errors import (
     AuthorityUnavailable,
@@ -557,3 +568,49 @@ def test_change_waits_for_a_model_under_way_and_says_so_in_the_end(registry: Reg
             with pytest.raises(AuthorityUnavailable, match="MLflow's database can't be used"):
                 registry.of("acme").add_grant(grantee="globex", pattern="*")
     assert registry.of("acme").add_grant(grantee="globex", pattern="*")["models"] == 1
+
+
+def test_operator_sees_whose_unowned_things_may_be(registry: Registry) -> None:
+    def add(table: Any, **row: object) -> None:
+        # As plain MLflow may have done it: an application of another test would refuse some tags.
+        plain = sa.table(table.__tablename__, *map(sa.column, row))
+        with registry.engine.begin() as connection:
+            connection.execute(sa.insert(plain).values(row))
+
+    def suggested(kind: str, face: Ownership | None = None, **which: Any) -> dict[str, list[str]]:
+        rows = (face or registry.of()).list_owners(kind=kind, **{"unowned": True, **which})
+        return {row["name"]: row["suggested"] for row in rows}
+
+    stamp = {"key": "hokusai_auth.owner"}
+    registry.model("scorer")
+    registry.model("silent")
+    registry.model("owned", "acme")
+    registry.experiment(1, "train")
+    registry.experiment(2, "other")
+    for number, user in enumerate(("ann", "ann", "bob", "", None)):
+        run = f"{number:032}"
+        add(SqlRun, run_uuid=run, experiment_id=1, user_id=user)
+        registry.version("scorer", number, "s3://b/m")
+        with registry.engine.begin() as connection:
+            version = sa.and_(SqlModelVersion.name == "scorer", SqlModelVersion.version == number)
+            connection.execute(sa.update(SqlModelVersion).where(version).values(run_id=run))
+    add(SqlTag, run_uuid=f"{4:032}", key="mlflow.user", value="carl")
+    add(SqlTag, run_uuid=f"{4:032}", key="team", value="never")
+    assert suggested("model") == {"scorer": ["ann", "bob", "carl"], "silent": []}
+    assert suggested("experiment") == {"train": ["ann", "bob", "carl"], "other": []}
+    with registry.engine.begin() as connection:
+        connection.execute(sa.update(SqlModelVersion).values(user_id="dora"))
+    add(SqlModelVersionTag, name="scorer", version=1, value="ACME", **stamp)
+    add(SqlModelVersionTag, name="scorer", version=2, value="never", key="hokusai_auth.key_id")
+    add(SqlExperimentTag, experiment_id=1, value="ACME", **stamp)
+    add(SqlRegisteredModelTag, name="silent", value="GLOBEX", **stamp)
+    # What the server itself wrote comes first, and then what there is most of.
+    assert suggested("model") == {
+        "scorer": ["ACME", "dora", "ann", "bob", "carl"],
+        "silent": ["GLOBEX"],
+    }
+    assert suggested("experiment")["train"] == ["ACME", "ann", "bob", "carl"]
+    # It is for operators who look for owners, and changes nothing.
+    assert suggested("model", registry.of("acme")) == {"scorer": [], "silent": []}
+    assert suggested("model", unowned=False) == {"owned": [], "scorer": [], "silent": []}
+    assert registry.owner("scorer") is None

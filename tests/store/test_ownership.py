@@ -15,6 +15,7 @@ from mlflow.store.tracking.dbmodels.models import SqlExperiment
 
 from mlflow_hokusai_auth.core import ownership as rules
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, StoreError
+from mlflow_hokusai_auth.core.types import MOST_ISOLATION
 from mlflow_hokusai_auth.store import ownership
 from mlflow_hokusai_auth.store.ownership_tables import (
     EXPERIMENTS,
@@ -55,14 +56,17 @@ def contents(connection: sa.Connection) -> dict[str, list[Any]]:
 
 
 def test_workers_that_start_at_once_make_the_tables_once(empty: sa.Engine) -> None:
+    with empty.begin() as connection:
+        experiment(connection, 7, "nobody's", 1)
     failures: list[Exception] = []
+    decided: list[str] = []
     barrier = threading.Barrier(6)
 
     def start() -> None:
         engine = create_sqlalchemy_engine(empty.url.render_as_string(hide_password=False))
         barrier.wait()
         try:
-            ownership.prepare(engine)
+            decided.append(ownership.prepare(engine))
         except Exception as error:
             failures.append(error)
         engine.dispose()
@@ -72,12 +76,59 @@ def test_workers_that_start_at_once_make_the_tables_once(empty: sa.Engine) -> No
         worker.start()
     for worker in workers:
         worker.join()
-    assert failures == []
+    assert failures == [] and decided == ["observe"] * 6
     with empty.connect() as connection:
-        assert connection.execute(sa.select(VERSION)).all() == [(ownership.TABLES_VERSION,)]
+        row = (ownership.TABLES_VERSION, "observe")
+        assert connection.execute(sa.select(VERSION)).all() == [row]
         assert {t.name for t in METADATA.sorted_tables} <= set(
             sa.inspect(connection).get_table_names()
         )
+
+
+def test_isolation_is_decided_by_what_nobody_owns_and_once(empty: sa.Engine) -> None:
+    def decided(*made: tuple[Any, dict[str, Any]]) -> str:
+        with empty.begin() as connection:
+            METADATA.drop_all(connection)
+            for table in (SqlRegisteredModel, SqlExperiment):
+                connection.execute(sa.delete(table))
+            experiment(connection, 0, "Default", 1)
+            for table, row in made:
+                connection.execute(sa.insert(table).values(row))
+        return ownership.prepare(empty)
+
+    model = (SqlRegisteredModel, {"name": "nobody's"})
+    other = (SqlExperiment, {"experiment_id": 1, "name": "nobody's", "creation_time": 1})
+    assert ownership.decided(empty) is None
+    assert decided(model) == "observe"
+    assert decided(other) == "observe"
+    with empty.begin() as connection:
+        # Everything has an owner, but only a person changes what was decided.
+        ownership.record_experiment(connection, 1, **ACME, created_at=1)
+        assert ownership.unowned(connection) == (0, 0)
+    assert ownership.prepare(empty) == "observe"
+    assert decided() == "writes"
+    with empty.begin() as connection:
+        connection.execute(sa.insert(SqlRegisteredModel).values(name="later"))
+        experiment(connection, 1, "later", 1)
+        assert ownership.unowned(connection) == (1, 1)
+    assert ownership.prepare(empty) == ownership.decided(empty) == "writes"
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_tables_from_before_the_decision_go_on(engine: sa.Engine, owned: bool) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.insert(SqlRegisteredModel).values(name="scorer"))
+        if owned:
+            assert ownership.record_model(connection, "scorer", **ACME, now=NOW)
+        VERSION.drop(connection)
+        connection.exec_driver_sql(f"CREATE TABLE {VERSION.name} (version INTEGER PRIMARY KEY)")
+        connection.exec_driver_sql(f"INSERT INTO {VERSION.name} VALUES (1)")
+    assert ownership.decided(engine) is None
+    for _ in range(2):
+        assert ownership.prepare(engine) == ("writes" if owned else "observe")
+    with engine.connect() as connection:
+        assert ownership.model_owner(connection, "scorer") == ("acme" if owned else None)
+        assert connection.execute(sa.select(sa.func.count()).select_from(VERSION)).scalar() == 1
 
 
 def test_sql_for_administrators_makes_the_same_tables(empty: sa.Engine) -> None:
@@ -97,9 +148,11 @@ def test_sql_for_administrators_makes_the_same_tables(empty: sa.Engine) -> None:
             if statement:
                 connection.exec_driver_sql(statement)
     by_hand = shape()
+    assert ownership.decided(empty) is None
     ownership.prepare(empty)
     with empty.begin() as connection:
-        assert connection.execute(sa.select(VERSION)).all() == [(ownership.TABLES_VERSION,)]
+        row = (ownership.TABLES_VERSION, MOST_ISOLATION)
+        assert connection.execute(sa.select(VERSION)).all() == [row]
         METADATA.drop_all(connection)
     ownership.prepare(empty)
     assert by_hand == shape()

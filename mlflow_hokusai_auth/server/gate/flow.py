@@ -142,6 +142,7 @@ class Forward:
             exchange.request_id,
             exchange.answer,
             exchange.named,
+            exchange.spared,
         )
 
     def started(self, status: int, content_type: str) -> Sequence[tuple[str, str]]:
@@ -255,7 +256,8 @@ def _read_query(gate: Gate, need: NeedKey, allow: Allow) -> Generator[Step, Any,
     body: bytes | Unread = yield ReadBody(graphql.MAX_BODY, gate.body_seconds)
     if body is Unread.INCOMPLETE:
         return incomplete(need.operation, gate.body_seconds)
-    return graphql.read_graphql(need, allow, body if isinstance(body, bytes) else None, gate.policy)
+    content = body if isinstance(body, bytes) else None
+    return graphql.read_graphql(need, allow, content, gate.policy_now)
 
 
 def _read_form(gate: Gate, public: Allow, limit: int) -> Generator[Step, Any, Allow | Deny]:

@@ -96,11 +96,17 @@ class Gate:
     trusted: tuple[Network, ...] = ()
     proxy_warning: ProxyWarning = field(default_factory=ProxyWarning)
     mode: Mode = field(default_factory=Mode)
-    #: While `isolation` is "enforce", suppliers are kept apart, and `isolated` is the policy.
-    isolation: Isolation | None = None
-    isolated: Policy | None = None
+    #: While `isolation.now` is "enforce", suppliers are kept apart.
+    isolation: Isolation = field(default_factory=lambda: Isolation(Mode()))
     #: The folders of experiments, which decide on the paths of artifacts.
     folders: ExperimentFolders = field(default_factory=ExperimentFolders)
+    #: `policy` while suppliers are kept apart, and while they change nothing.
+    _isolated: Policy = field(init=False)
+    _closed: Policy = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_isolated", replace(self.policy, isolated=True))
+        object.__setattr__(self, "_closed", replace(self.policy, isolated=True, closed=True))
 
     def address(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Return the client's address for a request from the socket address `peer`."""
@@ -236,11 +242,15 @@ class Gate:
         exchange.added = [(n.lower().encode("ascii"), v.encode("ascii")) for n, v in answer]
         return allow
 
+    @property
+    def policy_now(self) -> Policy:
+        """The policy for keys, as isolation is now."""
+        if self.isolation.now != "enforce":
+            return self.policy
+        return self._closed if self.isolation.closes else self._isolated
+
     def _settle(self, need: NeedKey, principal: Principal | Rejected) -> Allow | Deny:
-        policy = self.policy
-        if self.isolation is not None and self.isolation.now == "enforce":
-            policy = self.isolated or policy
-        verdict = settle(need, principal, time.time(), policy)
+        verdict = settle(need, principal, time.time(), self.policy_now)
         if isinstance(verdict, Allow):
             verdict = self.limits.admit(verdict)
         if isinstance(principal, Principal):

@@ -30,7 +30,7 @@ from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.store import ownership
 
 from . import bindings
-from .bindings import BINDINGS, INPUT_TAGS, INPUTS
+from .bindings import ALIASES, BINDINGS, INPUT_TAGS, INPUTS
 from .confinement import confined, refuse
 from .facts import Facts
 
@@ -59,6 +59,8 @@ class Writes:
     policy: Policy
     watch: Watch
     facts: Facts
+    #: The aliases that confined keys don't touch.
+    protected: frozenset[str] = frozenset()
 
     def install(self) -> None:
         """Record and check whatever this process writes to MLflow's tables from now on."""
@@ -250,15 +252,20 @@ class Writes:
         if table == INPUTS and new:
             self._check_input(flush, row)
             return
-        things = BINDINGS.get(table)
-        if things is None:
+        if table not in BINDINGS:
             self._closed(table)
             return
         if table == "logged_models" and not new:
             old, status = _old_and_new(row, "status")
             if old == tables.READY != status:
                 self._refuse(isolation.FROZEN)
-        for thing in things:
+        # A refusal of another owner's says nothing about aliases, so it comes first.
+        self._check_things(flush, row, new=new, deleted=deleted)
+        if self.protected:
+            self._check_aliases(connection, row)
+
+    def _check_things(self, flush: _Flush, row: Any, *, new: bool, deleted: bool) -> None:
+        for thing in BINDINGS[row.__tablename__]:
             for values in _identities(row, thing.columns, new=new):
                 if thing.kind == "version":
                     self._check_version(flush, row, values, new=new)
@@ -266,6 +273,24 @@ class Writes:
                     self._check_model(flush, row, str(values[0]), deleted=deleted)
                 else:
                     self._check_in_experiment(flush, thing.kind, values[0])
+
+    def _check_aliases(self, connection: Connection, row: Any) -> None:
+        """Raise MlflowException for a protected alias that changes, or whose model is renamed.
+
+        MLflow deletes the aliases of a model or a version that it deletes, row by row.
+        """
+        if row.__tablename__ == ALIASES:
+            self._refuse(
+                isolation.alias_problem(self.protected, row.name, _old_and_new(row, "alias"))
+            )
+        elif row.__tablename__ == "registered_models":
+            old, new = _old_and_new(row, "name")
+            if old != new:
+                held = [
+                    *tables.aliases(old, None, connection),
+                    *tables.aliases(new, None, connection),
+                ]
+                self._refuse(isolation.alias_problem(self.protected, old, held))
 
     def _check_input(self, flush: _Flush, row: Any) -> None:
         found = bindings.ends(

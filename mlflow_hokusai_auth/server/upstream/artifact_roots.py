@@ -123,7 +123,8 @@ class Watch:
     ) -> None:
         """Refuse a request with `code`, or only count it, in `counter`.
 
-        `uri` is the location that the request would store or open, if it is about one.
+        A request that is only counted counts once for `code` and `kind`, whatever it changes. `uri` is
+        the location that the request would store or open, if it is about one.
 
         Raises MlflowException, which MLflow answers with 403.
         """
@@ -131,6 +132,10 @@ class Watch:
         principal = caller.principal
         key_id, owner = (principal.key_id, principal.owner) if principal else ("", "")
         enforced = self.mode.now == "enforce"
+        if not enforced and caller.spared is not None:
+            if (code, kind) in caller.spared:
+                return
+            caller.spared.add((code, kind))
         counter.labels(kind, "refused" if enforced else "observed").inc()
         _log.warning(
             "%s (%s) by key %s, request %s: %s%s",

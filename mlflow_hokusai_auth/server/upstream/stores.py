@@ -36,7 +36,7 @@ def shared_engine() -> Engine | None:
 
 
 def has_workspaces() -> bool:
-    """Return whether this server separates workspaces."""
+    """Return whether MLflow's workspaces are enabled."""
     try:
         from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     except ImportError:  # MLflow before workspaces

@@ -307,13 +307,13 @@ def stage(name: str, version: int, connection: Connection) -> str | None:
     return connection.execute(query).scalar()
 
 
-def aliases(name: str, version: int, connection: Connection) -> list[str]:
-    """Return the aliases that point to a model version."""
+def aliases(name: str, version: int | None, connection: Connection) -> list[str]:
+    """Return the aliases that point to a model version, or with None, to any version of the model."""
     query = sa.select(SqlRegisteredModelAlias.alias).where(
-        SqlRegisteredModelAlias.name == name,
-        SqlRegisteredModelAlias.version == version,
-        *_at_home(SqlRegisteredModelAlias),
+        SqlRegisteredModelAlias.name == name, *_at_home(SqlRegisteredModelAlias)
     )
+    if version is not None:
+        query = query.where(SqlRegisteredModelAlias.version == version)
     return list(connection.execute(query).scalars())
 
 

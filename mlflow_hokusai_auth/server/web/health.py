@@ -21,6 +21,7 @@ import flask
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, HokusaiAuthError
 from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.server.live_settings import Isolation
 from mlflow_hokusai_auth.server.upstream import stores
 from mlflow_hokusai_auth.store.keys import LocalStore
 
@@ -104,14 +105,18 @@ def _outcome(ok: bool, seconds: float, found: str) -> dict[str, Any]:
     return {"ok": ok, "latency_ms": round(seconds * 1000, 1), "found": redact(found)[:300]}
 
 
-def checks(store: LocalStore, authority: Check) -> dict[str, Check]:
-    """Return the checks by name. `authority` checks the authority for keys."""
+def checks(store: LocalStore, authority: Check, isolation: Isolation) -> dict[str, Check]:
+    """Return the checks by name. `authority` checks the authority for keys.
+
+    `isolation` never fails: a server without it serves, and its operator should know.
+    """
     return {
         "key_store": lambda: f"generation {store.generation()}",
         "migrations": lambda: _migrations(store),
         "key_authority": authority,
         "mlflow_store": _mlflow_store,
         "artifact_root": _artifact_root,
+        "isolation": lambda: isolation.described,
     }
 
 

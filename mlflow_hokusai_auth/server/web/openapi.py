@@ -162,6 +162,10 @@ _ROWS = (
          owned.Prefix, "201", ("409",), owned.NewPrefix),
     _Row("DELETE prefixes", "removePrefix", "End the reservation of a prefix.", owned.Prefix,
          errors=("404", "409"), extra={"parameters": [{**_PREFIX, "required": True}, _KIND]}),
+    _Row("GET isolation", "getIsolation", "Whether suppliers are kept apart.", owned.IsolationNow),
+    _Row("POST isolation", "setIsolation",
+         "Keep suppliers apart, or not: on all servers with this key store, within two seconds.",
+         owned.IsolationNow, errors=("409",), body=owned.NewIsolation),
 )
 # fmt: on
 

@@ -1,4 +1,4 @@
-"""`/api/2.0/hokusai/{owners,grants,prefixes}`: whose everything is, and what owners share.
+"""`/api/2.0/hokusai/{owners,grants,prefixes,isolation}`: whose everything is, and what owners share.
 
 The gate decides by `core/routes.py` who may call a route. A caller who is no administrator is an owner
 here, who sees what exists, and shares what it owns.
@@ -6,13 +6,14 @@ here, who sees what exists, and shares what it owns.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flask
 
 from mlflow_hokusai_auth.core import policy
-from mlflow_hokusai_auth.core.errors import Conflict, Forbidden
+from mlflow_hokusai_auth.core.errors import Conflict, Forbidden, InvalidRequest
 from mlflow_hokusai_auth.core.ownership import within
+from mlflow_hokusai_auth.core.types import ISOLATION, MOST_ISOLATION
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.upstream import stores
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -36,6 +37,8 @@ def blueprint(store: LocalStore, gate: Gate) -> flask.Blueprint:
                 "Ownership needs a database with both runs and registered models: set "
                 "MLFLOW_BACKEND_STORE_URI to one, and no other registry store."
             )
+        if gate.isolation.obstacle is not None:
+            raise Conflict(f"This server can't record owners: {gate.isolation.obstacle}.")
         by, caller = callers.actor(), callers.principal()
         owner = None if policy.is_admin(caller, gate.policy) else callers.owner_id()
         return Ownership(
@@ -116,7 +119,33 @@ def blueprint(store: LocalStore, gate: Gate) -> flask.Blueprint:
         prefix = flask.request.args.get("prefix", "")
         return flask.jsonify(ownership().remove_prefix(prefix=prefix, kind=_kind()))
 
+    @routes.get("/isolation")
+    def isolation() -> flask.Response:
+        return flask.jsonify(_isolation(gate))
+
+    @routes.post("/isolation")
+    def set_isolation() -> flask.Response:
+        wanted = schemas.parse(owned.NewIsolation, api.body()).isolation
+        if wanted not in (*ISOLATION, "default"):
+            raise InvalidRequest(f"isolation must be one of {', '.join(ISOLATION)}, default.")
+        if wanted == MOST_ISOLATION and gate.isolation.obstacle is not None:
+            raise Conflict(f"This server can't keep suppliers apart: {gate.isolation.obstacle}.")
+        store.database.choose("isolation", ISOLATION, wanted, callers.actor())
+        gate.isolation.follow(store.database.states())
+        return flask.jsonify(_isolation(gate))
+
     return routes
+
+
+def _isolation(gate: Gate) -> dict[str, Any]:
+    now = gate.isolation
+    return owned.IsolationNow(
+        isolation=now.level,
+        in_effect=now.in_effect,
+        mode=gate.mode.now,
+        by_default=now.is_decided,
+        obstacle=now.obstacle,
+    ).model_dump()
 
 
 def _kind() -> str:

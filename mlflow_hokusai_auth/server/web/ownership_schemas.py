@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, StrictBool, StrictStr
 
 from mlflow_hokusai_auth.core.ownership import KINDS, LEVELS
+from mlflow_hokusai_auth.core.types import ISOLATION
 from mlflow_hokusai_auth.store.owners import MAX_LIFETIME
 
 from .schemas import Body
@@ -37,10 +38,19 @@ class Owned(BaseModel):
     gone_at: float | None
 
 
+class Listed(Owned):
+    """A name in a list. If an operator asks for names without an owner, who may be the owner.
+
+    `suggested` are names that MLflow keeps, which clients may have set: decide yourself.
+    """
+
+    suggested: list[str]
+
+
 class OwnedPage(BaseModel):
     """A page of names with their owners, and the token of the next page, or null."""
 
-    owners: list[Owned]
+    owners: list[Listed]
     next_page_token: str | None
 
 
@@ -170,3 +180,21 @@ class Prefixes(BaseModel):
     """All prefixes."""
 
     prefixes: list[Prefix]
+
+
+class NewIsolation(Body):
+    """The isolation that all servers of this key store are to have."""
+
+    isolation: Annotated[StrictStr, Field(json_schema_extra={"enum": [*ISOLATION, "default"]})]
+
+
+class IsolationNow(BaseModel):
+    """The isolation of this server. It is `in_effect` only while the `mode` is enforce."""
+
+    isolation: str
+    in_effect: str
+    mode: str
+    #: True if nobody has set it: it was decided when the server first used MLflow's database.
+    by_default: bool
+    #: Why this server can't know whose anything is, or null.
+    obstacle: str | None

@@ -59,6 +59,7 @@ IDENTITY = {
     "rate_limit": None,
     "models": [],
     "no_delete": False,
+    "default_experiment": None,
 }
 DAY = 86400
 
@@ -612,17 +613,18 @@ def test_password_in_the_tracking_uri_is_not_shown(api: Api, run: Any) -> None:
 
 def test_whoami_prints_the_record_of_the_key(api: Api, run: Any) -> None:
     assert run("whoami").stdout == (
-        "key_id:        key_1\n"
-        "owner:         ACME\n"
-        "name:          laptop\n"
-        "scopes:        model:write\n"
-        "can:           read, register\n"
-        "networks:      everywhere\n"
-        "models:        any\n"
-        "no_delete:     no\n"
-        "expires_at:    never\n"
-        "deprecated_at: -\n"
-        "rate_limit:    none\n"
+        "key_id:             key_1\n"
+        "owner:              ACME\n"
+        "name:               laptop\n"
+        "scopes:             model:write\n"
+        "can:                read, register\n"
+        "networks:           everywhere\n"
+        "models:             any\n"
+        "no_delete:          no\n"
+        "expires_at:         never\n"
+        "deprecated_at:      -\n"
+        "default_experiment: -\n"
+        "rate_limit:         none\n"
     )
     more = {
         "name": "\x1b[31mred",
@@ -632,19 +634,21 @@ def test_whoami_prints_the_record_of_the_key(api: Api, run: Any) -> None:
         "networks": ["192.0.2.0/24", "::1/128"],
         "models": ["acme-*", "scorer"],
         "no_delete": True,
+        "default_experiment": "default:ACME",
         "rate_limit": {"limit": 1000, "remaining": 990, "reset": 60},
     }
     api.on("GET whoami", 200, {**IDENTITY, **more})
     lines = run("whoami").stdout.splitlines()
-    assert lines[2] == "name:          [31mred"
+    assert lines[2] == "name:               [31mred"
     assert lines[4:] == [
-        "can:           nothing",
-        "networks:      192.0.2.0/24, ::1/128",
-        "models:        acme-*, scorer",
-        "no_delete:     yes",
-        "expires_at:    2026-12-01 14:00 UTC",
-        "deprecated_at: 2026-11-30 14:00 UTC",
-        "rate_limit:    990 of 1000 requests left, more in 60 s",
+        "can:                nothing",
+        "networks:           192.0.2.0/24, ::1/128",
+        "models:             acme-*, scorer",
+        "no_delete:          yes",
+        "expires_at:         2026-12-01 14:00 UTC",
+        "deprecated_at:      2026-11-30 14:00 UTC",
+        "default_experiment: default:ACME",
+        "rate_limit:         990 of 1000 requests left, more in 60 s",
     ]
     assert json.loads(run("whoami", "--json").stdout) == {**IDENTITY, **more}
 

@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import RegisteredModelTag
 from mlflow.exceptions import MlflowException
 
 from mlflow_hokusai_auth.core.policy import Policy
-from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.core.types import ISOLATION, Principal
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.reads import Reads
 from mlflow_hokusai_auth.server.isolation.writes import Writes
@@ -196,7 +196,7 @@ def full() -> Iterator[None]:
     Writes(Policy(), Watch(isolation), facts).install()
     Reads(Policy(), Watch(isolation), facts).install()
     yield
-    isolation.level = "off"
+    isolation.follow({"isolation": ISOLATION.index("off")})
 
 
 deeds = st.lists(

@@ -24,6 +24,7 @@ from mlflow.store.db.base_sql_model import Base
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlRun
 
 from mlflow_hokusai_auth.core.policy import Policy
+from mlflow_hokusai_auth.core.types import ISOLATION
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.provenance import Provenance
 from mlflow_hokusai_auth.server.isolation.reads import Reads
@@ -47,7 +48,7 @@ def isolation(stores: Stores) -> Iterator[Isolation]:
     Writes(Policy(), watch, facts).install()
     Reads(Policy(), watch, facts).install()
     yield isolation
-    isolation.level = "off"
+    isolation.follow({"isolation": ISOLATION.index("off")})
 
 
 def made_by(stores: Stores, principal: object) -> Made:
@@ -254,6 +255,6 @@ def test_key_without_an_owner_sees_nothing(stores: Stores) -> None:
 def test_mode_and_level_switch_it_off(stores: Stores, isolation: Isolation) -> None:
     made = made_by(stores, ACME)
     for level in ("off", "observe", "writes"):
-        isolation.level = level
+        isolation.follow({"isolation": ISOLATION.index(level)})
         with calling(GLOBEX):
             assert stores.tracking.get_run(made.run).info.run_id == made.run, level

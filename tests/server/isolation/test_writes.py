@@ -30,6 +30,7 @@ from mlflow.store.db.base_sql_model import Base
 
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.isolation import bindings
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.writes import Writes
@@ -256,6 +257,49 @@ def test_key_that_may_not_delete_deletes_nothing(stores: Stores) -> None:
         ways["describe"]()
 
 
+def test_protected_alias_is_staff_s(stores: Stores, mode: Mode) -> None:
+    Writes(Policy(), Watch(mode), Facts(usable=True), frozenset({"champion"})).install()
+    registry = stores.registry
+    own, plain = team(stores, ACME), team(stores, ACME)
+    model, version = own.model, own.version
+    with calling(ACME):
+        second = registry.create_model_version(model, "s3://bucket/x").version
+        registry.set_registered_model_alias(model, "challenger", version)
+        registry.set_registered_model_alias(model, "Champion", version)
+        registry.set_registered_model_alias(plain.model, "challenger", plain.version)
+        assert code(lambda: registry.set_registered_model_alias(model, "champion", version)) == (
+            "ALIAS_PROTECTED"
+        )
+    with calling(STAFF):
+        registry.set_registered_model_alias(model, "champion", version)
+    ways: dict[str, Way] = {
+        "move": lambda: registry.set_registered_model_alias(model, "champion", second),
+        "remove": lambda: registry.delete_registered_model_alias(model, "champion"),
+        "delete its version": lambda: registry.delete_model_version(model, version),
+        "rename its model": lambda: registry.rename_registered_model(model, unused_name()),
+        "delete its model": lambda: registry.delete_registered_model(model),
+    }
+    for name, way in ways.items():
+        with calling(ACME):
+            assert code(way) == "ALIAS_PROTECTED", name
+        # A stranger learns nothing of aliases.
+        with calling(GLOBEX):
+            assert code(way) == "NOT_OWNER", name
+    held = registry.get_registered_model(model).aliases
+    assert held.items() >= {"champion": version, "Champion": version}.items()
+    with calling(ACME):
+        registry.delete_registered_model_alias(model, "challenger")
+        registry.delete_model_version(model, second)
+        registry.set_registered_model_tag(model, RegisteredModelTag("a", "b"))
+        name = unused_name()
+        registry.rename_registered_model(plain.model, name)
+        registry.delete_registered_model(name)
+    with calling(STAFF):
+        ways["remove"]()
+    with calling(ACME):
+        ways["delete its model"]()
+
+
 def test_location_of_an_experiment_is_not_a_supplier_s_to_choose(stores: Stores) -> None:
     with calling(ACME):
         chosen = lambda: stores.tracking.create_experiment(unused_name(), "s3://bucket/mine")  # noqa: E731
@@ -286,3 +330,37 @@ def test_mode_off_refuses_nothing(stores: Stores, mode: Mode) -> None:
     mode.now = "off"
     with calling(GLOBEX):
         stores.registry.update_registered_model(theirs.model, "changed")
+
+
+def test_request_that_is_only_counted_counts_once_for_each_rule(
+    stores: Stores, mode: Mode, caplog: pytest.LogCaptureFixture
+) -> None:
+    of, own = made_by(stores, ACME), made_by(stores, GLOBEX)
+    counted: list[str] = []
+    watch = Watch(mode, lambda one: counted.append(one.reason))
+    Writes(Policy(), watch, Facts(usable=True)).install()
+    mode.now = "observe"
+
+    def request(*calls: Way) -> list[str]:
+        counted.clear()
+        caplog.clear()
+        token = callers.current.set(callers.Caller(GLOBEX, "", "", [], {}, set()))
+        try:
+            for call in calls:
+                call()
+        finally:
+            callers.current.reset(token)
+        assert len(caplog.messages) == len(counted)
+        return sorted(counted)
+
+    def batch(run: str = of.run) -> object:
+        names = [unused_name() for _ in range(5)]
+        metrics = [Metric(name, 1.0, 1, 1) for name in names]
+        params, tags = [Param(name, "1") for name in names], [RunTag(name, "1") for name in names]
+        return stores.tracking.log_batch(run, metrics, params, tags)
+
+    assert request(batch, batch) == ["NOT_OWNER"]
+    assert request(batch) == ["NOT_OWNER"]
+    run = stores.tracking.create_run
+    assert request(batch, lambda: run("0", "u", 1, [], "r")) == ["EXPERIMENT_REFUSED", "NOT_OWNER"]
+    assert request(lambda: batch(own.run)) == []

@@ -19,7 +19,9 @@ import requests
 from werkzeug.serving import make_server
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.types import ISOLATION
 from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
+from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.server.web import health
 from mlflow_hokusai_auth.server.web.health import (
     FRESH,
@@ -213,7 +215,7 @@ def test_unreachable_key_store_is_reported_without_its_password() -> None:
     store = LocalStore(uri)
     with pytest.raises(AuthorityUnavailable):  # to import the driver takes seconds, too
         store.generation()
-    parts = health.checks(store, lambda: "answers")
+    parts = health.checks(store, lambda: "answers", Isolation(Mode()))
     found = Health({name: parts[name] for name in ("key_store", "migrations")}).result()["checks"]
     for part in found.values():
         assert not part["ok"]
@@ -224,12 +226,35 @@ def test_unreachable_key_store_is_reported_without_its_password() -> None:
 def test_tables_of_another_version_are_reported(tmp_path: Path) -> None:
     store = LocalStore(f"sqlite:///{tmp_path}/keys.db")
     store.migrate()
-    checks = health.checks(store, lambda: "answers")
+    checks = health.checks(store, lambda: "answers", Isolation(Mode()))
     assert checks["migrations"]() == "current"
     with store.database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE hokusai_auth_alembic_version SET version_num = '0000'")
     with pytest.raises(Unhealthy, match="another version"):
         checks["migrations"]()
+
+
+def test_isolation_says_if_it_is_nothing(tmp_path: Path) -> None:
+    mode = Mode()
+    isolation = Isolation(mode, decided="writes")
+    look = health.checks(LocalStore(f"sqlite:///{tmp_path}/keys.db"), lambda: "", isolation)
+
+    def found() -> str:
+        return look["isolation"]()
+
+    assert found() == "writes, by default"
+    mode.now = "observe"
+    assert found() == "off while the mode is observe (otherwise writes)"
+    mode.now = "enforce"
+    # The reason may hold what suppliers should not see.
+    isolation.decide("off", "canary")
+    assert found() == "off; owners are not known: see the server's log"
+    isolation.follow({"isolation": ISOLATION.index("writes")})
+    assert found() == (
+        "writes; owners are not known, so suppliers can't change anything: see the server's log"
+    )
+    isolation.decide("off", None)
+    assert found() == "writes"
 
 
 class TestArtifactFolder:
@@ -316,7 +341,8 @@ def test_remote_artifact_root_is_checked_by_listing(
     elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another server's artifacts stand for an object store."""
-    look = health.checks(LocalStore(f"sqlite:///{tmp_path}/keys.db"), lambda: "")["artifact_root"]
+    store = LocalStore(f"sqlite:///{tmp_path}/keys.db")
+    look = health.checks(store, lambda: "", Isolation(Mode()))["artifact_root"]
     monkeypatch.setattr("mlflow.server.handlers._artifact_repo", None)
     there = f"{elsewhere}/api/2.0/mlflow-artifacts/artifacts"
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", there)

@@ -188,3 +188,33 @@ def test_routes_are_open_to_whom_they_should_be() -> None:
     }
     everybody = ["model:read", "model:write", "mlflow:write", "mlflow:admin"]
     assert list(may.values()) == [everybody] * 3 + [everybody[1:]] * 2 + [["mlflow:admin"]] * 6
+
+
+def test_operator_reads_and_sets_isolation(here: Api) -> None:
+    now = {"isolation": "off", "in_effect": "off", "mode": "enforce", "by_default": True}
+    assert ask(here, "GET /isolation") == {**now, "obstacle": None}
+    now |= {"isolation": "writes", "in_effect": "writes", "by_default": False, "obstacle": None}
+    assert ask(here, "POST /isolation", {"isolation": "writes"}) == now
+    event = here.audited()
+    assert (event["event"], event["detail"]) == ("isolation.changed", {"isolation": "writes"})
+    assert ask(here, "POST /isolation", {"isolation": "default"})["by_default"]
+    for body in ({"isolation": "full"}, {"isolation": None}, {}, {"isolation": "off", "x": 1}):
+        assert here.ask("POST /isolation", body, ADMIN).status_code == 400, body
+
+
+def test_isolation_that_can_t_be_kept_is_refused(
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "shared_engine", lambda: engine)
+    store = LocalStore(f"sqlite:///{tmp_path}/keys.db")
+    store.migrate()
+    app = flask.Flask("mlflow")
+    gate = make_gate()
+    gate.isolation.decide("off", "MLflow 3.8 is older than 3.9")
+    app.register_blueprint(ownership_api.blueprint(store, gate))
+    api = Api(store, app)
+    for line, body in (("POST /isolation", {"isolation": "writes"}), ("GET /owners", None)):
+        answer = api.ask(line, body, ADMIN)
+        assert (answer.status_code, "older than 3.9" in answer.text) == (409, True)
+    assert sa.inspect(engine).has_table("hokusai_models") is False
+    assert ask(api, "POST /isolation", {"isolation": "observe"})["isolation"] == "observe"
