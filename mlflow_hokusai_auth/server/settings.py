@@ -213,8 +213,8 @@ class Settings(BaseSettings):
     protected_aliases: CommaList = Field(
         (),
         description="Aliases of registered models, comma-separated, such as champion,production, that "
-        "only staff may set, move or remove, while isolation is writes or full. Suppliers neither delete the "
-        "version that such an alias points to, nor delete or rename its model.",
+        "only staff may set, move or remove, while isolation is writes or full. Suppliers neither "
+        "delete the version that such an alias points to, nor delete or rename its model.",
     )
     provenance: bool = Field(
         True,

@@ -294,4 +294,4 @@ def test_operators_learn_what_was_hidden(server: Server) -> None:
     assert all("(GET /api/2.0/mlflow/runs/get)" in line for line in hidden())
     place = f"{world.experiment}/{world.run}/artifacts/{world.word}.txt"
     assert ask(f"/api/2.0/mlflow-artifacts/artifacts/{place}")
-    assert "(artifacts at file:" in hidden()[-1]
+    assert "artifacts at " in hidden()[-1] and world.run in hidden()[-1]
