@@ -43,43 +43,40 @@ _ODD = Problem(
 
 
 class Frozen:
-    """What the last look at a place found, for `FRESH` seconds.
+    """What the last look at a place found, for `FRESH` seconds, by owner.
 
-    That a change was refused to an owner holds for this change; that a file was not frozen holds for
-    its folder. The latter is for the first look at an upload only: the last one asks the database.
+    A refusal because the place is frozen is kept for this change. A file that may be stored speaks for
+    its folder, but only to the first look at an upload: the last one judges everything again.
     """
 
     def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
-        self._found: TTLCache[tuple[str, Change], bool] = TTLCache(_SIZE, FRESH, timer)
-        self._free: TTLCache[Location, bool] = TTLCache(_SIZE, FRESH, timer)
+        self._refused: TTLCache[tuple[str, Change], bool] = TTLCache(_SIZE, FRESH, timer)
+        self._free: TTLCache[tuple[object, ...], bool] = TTLCache(_SIZE, FRESH, timer)
 
-    def has(self, owner: str, change: Change) -> bool:
+    def is_free(self, owner: str, change: Change) -> bool:
+        """Return whether this owner could store a file in the same folder a moment ago."""
+        with self._lock:
+            return change.file and _folder(owner, change) in self._free
+
+    def is_refused(self, owner: str, change: Change) -> bool:
         """Return whether the change was refused to this owner a moment ago."""
         with self._lock:
-            return (owner, change) in self._found
+            return (owner, change) in self._refused
 
-    def add(self, owner: str, change: Change) -> None:
-        """Remember that the change is refused to this owner."""
+    def found(self, owner: str, change: Change, *, frozen: bool) -> None:
+        """Remember what the database said."""
         with self._lock:
-            self._found[owner, change] = True
-            self._free.pop(_folder(change), None)
-
-    def is_free(self, change: Change) -> bool:
-        """Return whether a file in the folder of this one was not frozen a moment ago."""
-        with self._lock:
-            return change.file and _folder(change) in self._free
-
-    def free(self, change: Change) -> None:
-        """Remember that the change was not refused."""
-        if change.file:
-            with self._lock:
-                self._free[_folder(change)] = True
+            if frozen:
+                self._refused[owner, change] = True
+                self._free.pop(_folder(owner, change), None)
+            elif change.file:
+                self._free[_folder(owner, change)] = True
 
 
-def _folder(change: Change) -> Location:
+def _folder(owner: str, change: Change) -> tuple[object, ...]:
     place = change.place
-    return Location(place.scheme, place.authority, place.parts[:-1])
+    return owner, place.scheme, place.authority, place.parts[:-1]
 
 
 class _Late:
@@ -174,7 +171,9 @@ class Artifacts:
         me, place, file = principal.owner_id, change.place, change.file
         if principal.no_delete and change.deletes:
             return isolation.DELETING
-        if self.frozen.has(me, change):
+        if not last and self.frozen.is_free(me, change):
+            return None
+        if self.frozen.is_refused(me, change):
             return isolation.FROZEN
         engine = stores.tracking_engine()
         assert engine is not None, "there are tables of ownership, so the store is a database"
@@ -184,13 +183,11 @@ class Artifacts:
             connection = cast("Connection", _Late(engine, stack))
             rests = self._rests(place, connection)
             problem = self._owner_problem(me, place, rests, connection, file=file)
-            if problem is not None or (not last and self.frozen.is_free(change)):
+            if problem is not None:
                 return problem
-            if self._is_frozen(place, rests, connection, file=file):
-                self.frozen.add(me, change)
-                return isolation.FROZEN
-            self.frozen.free(change)
-            return None
+            frozen = self._is_frozen(place, rests, connection, file=file)
+            self.frozen.found(me, change, frozen=frozen)
+            return isolation.FROZEN if frozen else None
 
     def _owner_problem(
         self,

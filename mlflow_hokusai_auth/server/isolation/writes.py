@@ -40,6 +40,8 @@ _flushing: ContextVar[bool] = ContextVar("hokusai_checked_flush", default=False)
 _CHANGES = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE|WITH)\b", re.IGNORECASE)
 #: Lifecycle and stage of what is deleted or archived, as MLflow writes them.
 _ENDED = frozenset({"deleted", "Archived", tables.DELETED})
+#: Tables whose rows have an owner of their own.
+_RECORDED = frozenset({"registered_models", "model_versions", "experiments"})
 #: Stages by which consumers find a version.
 _LIVE = ("Production", "Staging")
 _installed: Writes | None = None
@@ -97,11 +99,17 @@ class Writes:
         _flushing.set(False)
         if not self.facts.usable:
             return
-        principal = callers.current.get().principal
+        rows: list[Iterable[Any]] = [session.new, session.dirty, session.deleted]
+        if (principal := self._confined()) is None:
+            # Most rows of staff need nothing.
+            rows = [[row for row in some if row.__tablename__ in _RECORDED] for some in rows]
+            if not any(rows):
+                return
+        new, dirty, deleted = rows
         connection = session.connection()
-        changed = [row for row in session.dirty if session.is_modified(row)]
-        self._record(connection, principal, session.new, changed, session.deleted)
-        if (principal := self._confined()) is not None:
+        changed = [row for row in dirty if session.is_modified(row)]
+        self._record(connection, callers.current.get().principal, new, changed, deleted)
+        if principal is not None:
             flush = _Flush(connection, principal, self.facts, tuple(session.new))
             for row in session.new:
                 self._check_row(flush, row, new=True)
