@@ -188,12 +188,14 @@ def _key(row: Any) -> Any:
 
 def _changed(row: Any) -> str | None:
     """Return the reserved key of a tag whose key or value changes. Its parent's name may change."""
-    key, value = tables.TAG_KEYS[type(row)], tables.TAG_KEYS[type(row)].replace("key", "value")
-    histories = [inspect(row).attrs[name].history for name in (key, value)]
-    if not any(history.has_changes() for history in histories):
+    key = tables.TAG_KEYS[type(row)]
+    before = inspect(row).committed_state.get(key)
+    reserved = next(filter(_is_reserved, (before, getattr(row, key))), None)
+    if reserved is None:
         return None
-    named = (*histories[0].deleted, getattr(row, key))
-    return next(filter(_is_reserved, named), None)
+    attributes = inspect(row).attrs
+    both = (attributes[name].history for name in (key, key.replace("key", "value")))
+    return reserved if any(history.has_changes() for history in both) else None
 
 
 def _belongs_to(tag: Any, rows: Iterable[Any]) -> bool:
