@@ -22,7 +22,7 @@ os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="bench
 
 import mlflow.server
 
-from bench import goals, load, micro, peers, report, store, transfers
+from bench import goals, isolation, load, micro, peers, report, store, transfers
 from bench.rows import CONNECTIONS, LOG_BATCH, RUN, Row, log_batch, machine
 
 #: Workers of each contender's servers, and their HTTP parser.
@@ -77,7 +77,7 @@ def main() -> None:
     print("\n".join(f"{name}: {value}" for name, value in result["machine"].items()))
     if missing:
         print(f"Some peers are left out, as this is not installed: {', '.join(missing)}")
-    result.update(micro={}, store={}, rates={}, memory={}, transfers={})
+    result.update(micro={}, store={}, isolation={}, rates={}, memory={}, transfers={})
     if options.only in "in process":
         result["micro"] = micro.costs()
         report.show("In process", report.STEPS, report.numbers(result["micro"]))
@@ -85,6 +85,9 @@ def main() -> None:
         result["store"] = store.costs()
         title = f"Key store with {store.KEY_COUNT} keys"
         report.show(title, report.STORE, report.store(result["store"]))
+    if options.only in "isolation":
+        result["isolation"] = isolation.costs()
+        report.show("Isolation", report.ISOLATION, report.isolation(result["isolation"]))
     for name in SERVERS:
         _over_http(name, cores, options, result)
     result["goals"] = goals.judged(result)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
+from bench.isolation import Cost
 from bench.peers import BARE, BASIC, GATE
 from bench.rows import interval, ratio
 
@@ -37,6 +38,7 @@ def judged(result: dict[str, Any]) -> list[Goal]:
         *_rates(rates),
         *_growth(transfers),
         *_steps(result["micro"]),
+        *_isolation(result.get("isolation", {})),
         *_peers(rates, transfers),
     ]
 
@@ -70,6 +72,16 @@ def _steps(micro: dict[str, float]) -> Iterator[Goal]:
         for step, most in STEPS.items():
             if name.startswith(step):
                 yield _at_most(f"{name}, µs", most, cost)
+
+
+def _isolation(costs: dict[str, Cost]) -> Iterator[Goal]:
+    for name, one in costs.items():
+        if one.more_sql is not None and one.most_sql is not None:
+            verdict = "met" if one.more_sql <= one.most_sql else "MISSED"
+            yield Goal(f"{name}: statements", f"≤ {one.most_sql}", f"{one.more_sql}", verdict)
+        verdict = "met" if one.ratio[0] <= one.most_ratio else "MISSED"
+        verdict += ", within the noise" if one.ratio[1] <= one.most_ratio < one.ratio[2] else ""
+        yield Goal(name, f"≤ {one.most_ratio:g}", interval(one.ratio), verdict)
 
 
 def _peers(rates: dict[str, Found], transfers: dict[str, Found]) -> Iterator[Goal]:

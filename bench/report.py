@@ -9,6 +9,7 @@ from typing import Any
 from bench import page
 from bench import store as bench_store
 from bench.goals import Found
+from bench.isolation import Cost
 from bench.peers import BARE, GATE
 from bench.rows import interval, ratio
 
@@ -19,6 +20,7 @@ GOALS = ["goal", "wanted", "found", "verdict"]
 STEPS = ["step", "µs"]
 STORE = ["question", "median ms", "p99 ms", "goal"]
 MEMORY = ["contender", "peak MB"]
+ISOLATION = ["request", "more statements", "at most", "to without it", "at most"]
 
 Lines = Sequence[Sequence[str]]
 
@@ -70,6 +72,19 @@ def store(found: dict[str, tuple[float, float]]) -> Lines:
     return lines
 
 
+def isolation(found: dict[str, Cost]) -> Lines:
+    """Return a line for each request; of a step, the figure is its time."""
+    return [
+        (
+            name,
+            *("" if number is None else f"{number}" for number in (one.more_sql, one.most_sql)),
+            interval(one.ratio),
+            f"{one.most_ratio:g}",
+        )
+        for name, one in found.items()
+    ]
+
+
 def numbers(found: dict[str, float]) -> Lines:
     return [(name, f"{one:.1f}") for name, one in found.items()]
 
@@ -104,6 +119,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     parts += ["### Peak memory", _table(["workers", *MEMORY], lines)]
     parts += ["### In process", _table(STEPS, numbers(result["micro"]))]
+    parts += ["### Isolation", _table(ISOLATION, isolation(result["isolation"]))]
     parts += ["### Key store", _table(STORE, store(result["store"]))]
     return "\n\n".join(parts)
 

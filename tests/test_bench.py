@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import goals, micro, page, peers, store
+from bench import goals, isolation, micro, page, peers, store
 
 
 @pytest.mark.long
@@ -18,6 +18,18 @@ def test_every_cost_is_measured() -> None:
     assert len(micro.costs()) > 5  # differences, which noise may make negative
     for question, (middle, high) in store.costs(200).items():
         assert 0 < middle <= high and store.goal(question)
+
+
+@pytest.mark.long
+def test_every_row_of_isolation_is_measured(tmp_path: Path) -> None:
+    target = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "bench", "--only", "isolation", "--json", str(target)]
+    done = subprocess.run(command, cwd=peers.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(target.read_text())
+    assert not result["rates"] and not result["micro"] and not result["transfers"]
+    rows = [*isolation.ROWS, *isolation.GROWING]
+    assert len(result["isolation"]) == len(rows) + 3
 
 
 @pytest.mark.long
@@ -33,6 +45,16 @@ def test_every_contender_is_measured(tmp_path: Path) -> None:
     (found,) = result["rates"].values()
     assert {peers.BARE, peers.GATE} <= set(found) == set(result["memory"]["1 worker"])
     assert len(found) == 8 or peers.missing()
+
+
+def test_isolation_adds_no_more_statements_than_its_budget() -> None:
+    """In a process of its own: other tests leave hooks in this one."""
+    command = [sys.executable, "-m", "bench.isolation"]
+    done = subprocess.run(command, cwd=peers.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert len(counts) > 15
+    assert not {name: found for name, found in counts.items() if found[0] > found[1]}
 
 
 def test_a_goal_is_missed_where_a_peer_is_faster() -> None:
