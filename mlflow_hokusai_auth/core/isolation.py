@@ -216,6 +216,12 @@ UNKNOWN = Problem(
     "This server does not know whose its models are, so your key can't change anything. Tell its "
     "operator: the server's log says why.",
 )
+#: The refusal of a change by code that has lost its caller, such as a thread of a pool.
+NO_CALLER = Problem(
+    "ISOLATED",
+    "Nothing on this server says for whose key this change is made, so it is not made. Tell its "
+    "operator.",
+)
 _NOBODY = (
     "The authority of your key does not say who you are, so the key owns nothing and can't change "
     "anything. Ask the server's operator."

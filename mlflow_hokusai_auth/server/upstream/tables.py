@@ -33,7 +33,7 @@ from mlflow.store.tracking.dbmodels.models import (
     SqlTraceInfo,
     SqlTraceTag,
 )
-from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION
+from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION, MLFLOW_USER
 from mlflow.utils.uri import append_to_uri_path, resolve_uri_if_local
 from sqlalchemy.engine import Connection
 
@@ -41,6 +41,7 @@ from . import stores
 from .artifact_roots import REGISTRY, TRACKING
 
 __all__ = [
+    "CLIENT_USER",
     "DELETED",
     "TRACE_LOCATION",
     "TRACE_LOCATIONS",
@@ -59,6 +60,8 @@ __all__ = [
 
 #: The stage of a model version that MLflow has deleted; its row stays.
 DELETED = "Deleted_Internal"
+#: The tag of a run with the user's name on the client's computer.
+CLIENT_USER = MLFLOW_USER
 #: The tag that holds the location of a trace's files.
 TRACE_LOCATION = MLFLOW_ARTIFACT_LOCATION
 #: That tag, and the one for the files of a trace that newer versions of MLflow have archived.
@@ -302,11 +305,10 @@ def aliases(name: str, version: int, connection: Connection) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
-def is_mlflow_s(table: str, text: str) -> bool:
-    """Return whether `table` is MLflow's; if a statement has no table, whether its text names one."""
-    if table:
-        return table in Base.metadata.tables
-    return any(word in Base.metadata.tables for word in re.findall(r"\w+", text))
+def of_mlflow(table: str, text: str) -> frozenset[str]:
+    """Return `table` if it is MLflow's; if a statement has no table, those that its text names."""
+    words = [table] if table else re.findall(r"\w+", text)
+    return frozenset(word for word in words if word in Base.metadata.tables)
 
 
 def _has(connection: Connection, column: Any, value: str) -> bool:

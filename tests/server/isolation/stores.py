@@ -53,6 +53,7 @@ class Stores:
     """MLflow's stores on one database."""
 
     def __init__(self, uri: str, folder: Path) -> None:
+        self.uri = uri
         #: The root of all artifacts.
         self.folder = folder
         self.tracking = Tracking(uri, folder.as_uri())
