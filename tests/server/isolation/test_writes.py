@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,7 @@ from mlflow_hokusai_auth.server.isolation import bindings
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.writes import Writes
 from mlflow_hokusai_auth.server.live_settings import Mode
+from mlflow_hokusai_auth.server.upstream import database_errors
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.server.upstream.stores import open_by_itself
 from mlflow_hokusai_auth.store import ownership
@@ -51,6 +53,7 @@ Way = Callable[[], object]
 @pytest.fixture(autouse=True)
 def mode(stores: Stores) -> Iterator[Mode]:
     ownership.prepare(stores.registry.engine)
+    database_errors.shorten()
     mode = Mode("enforce")
     Writes(Policy(), Watch(mode), Facts(usable=True)).install()
     yield mode
@@ -240,6 +243,38 @@ def test_key_without_an_owner_changes_nothing(stores: Stores) -> None:
                 assert code(way) in ("NOT_OWNER", "NAME_TAKEN"), name
         assert code(lambda: stores.tracking.create_experiment(unused_name())) == "NOT_OWNER"
         assert code(lambda: stores.registry.create_registered_model(unused_name())) == "NOT_OWNER"
+
+
+@pytest.mark.parametrize("kind", ["model", "experiment"])
+def test_name_that_two_claim_at_once_is_one_owner_s(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    both, is_taken = threading.Barrier(2), Facts.is_taken
+
+    def look(*arguments: Any) -> bool:
+        found = is_taken(*arguments)
+        both.wait(60)  # until the other has found it free as well
+        return found
+
+    monkeypatch.setattr(Facts, "is_taken", look)
+    model, experiment = stores.registry.create_registered_model, stores.tracking.create_experiment
+    create: Callable[[str], object] = model if kind == "model" else experiment
+
+    def claim(principal: Principal, name: str) -> str:
+        with calling(principal):
+            try:
+                create(name)
+            except MlflowException as refused:
+                assert "[SQL" not in str(refused)
+                said = json.loads(refused.serialize_as_json())
+                return str(said.get("error") or said["error_code"])
+        return ""
+
+    # Two processes of one owner go on as MLflow's clients do.
+    for other, answer in ((GLOBEX, "NAME_TAKEN"), (ACME, "RESOURCE_ALREADY_EXISTS")):
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(claim, (ACME, other), [unused_name()] * 2))
+        assert sorted(answers) == ["", answer]
 
 
 def test_names_that_look_alike_are_different_names(stores: Stores) -> None:
