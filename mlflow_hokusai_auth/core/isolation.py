@@ -258,6 +258,11 @@ CLOSED_STATEMENT = Problem(
     "This server can't tell which of its data your key may see here. Tell its operator: the server's "
     "log has the code ISOLATED with the request's id.",
 )
+#: The refusal of a change, or of a look, by code that has lost its caller, such as a thread of a pool.
+NO_CALLER = Problem(
+    "ISOLATED",
+    "Nothing on this server says for whose key it does this, so it doesn't. Tell its operator.",
+)
 _NOBODY = (
     "The authority of your key does not say who you are, so the key owns nothing and can't change "
     "anything. Ask the server's operator."

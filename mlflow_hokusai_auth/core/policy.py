@@ -295,8 +295,12 @@ def has_body(request: Request) -> bool:
 
 
 def is_admin(principal: Principal, policy: Policy) -> bool:
-    """Return whether `principal` may do everything, including the management of keys."""
-    return (
+    """Return whether `principal` may do everything, including the management of keys.
+
+    A narrowed key never may, whoever its authority or a setting says that its holder is: it could make
+    itself another key.
+    """
+    return not principal.narrowed and (
         principal.is_admin
         or not principal.scopes.isdisjoint(scopes.ADMIN | policy.admin_scopes)
         or not principal.roles.isdisjoint(policy.admin_roles)
@@ -308,14 +312,15 @@ def is_confined(principal: Principal, policy: Policy) -> bool:
     """Return whether isolation keeps `principal` to what its owner made or may change.
 
     All are confined but administrators, the server's jobs, and staff by their scopes. `Policy.kind` and
-    `Policy.empty_scopes` don't matter: they say what a key may do, and not with whose.
+    `Policy.empty_scopes` don't matter: they say what a key may do, and not with whose. A narrowed key
+    is confined, because nothing would keep staff to the narrowing.
     """
     staff = (
         principal is job_rules.PRINCIPAL
         or is_admin(principal, policy)
         or scopes.are_staff(principal.scopes)
     )
-    return not staff
+    return principal.narrowed or not staff
 
 
 def _has_ended(principal: Principal | Rejected, now: float) -> bool:

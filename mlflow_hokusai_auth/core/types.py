@@ -136,6 +136,11 @@ class Principal:
     #: True if the key may not delete anything.
     no_delete: bool = False
 
+    @property
+    def narrowed(self) -> bool:
+        """True if the key itself is narrowed, which makes it a supplier's, whatever else it is."""
+        return bool(self.models) or self.no_delete
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:

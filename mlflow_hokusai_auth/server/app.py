@@ -54,10 +54,12 @@ from .observe.decision_log import DecisionLog
 from .upstream import (
     apps,
     artifact_roots,
+    database_errors,
     fast_path,
     repositories,
     sockets,
     static_files,
+    stores,
     trailers,
 )
 from .upstream.experiment_folders import ExperimentFolders
@@ -171,10 +173,12 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     artifacts = Artifacts(roots, gate.policy, folders, isolated, facts)
     repositories.confine(roots, watch, artifacts)
     locations.Stored(roots, gate.policy, watch, folders, artifacts).install()
-    provenance.Provenance(watch, config.provenance).install()
+    provenance.Provenance(watch, config.provenance, gate.policy).install()
     writes.Writes(gate.policy, isolated, facts, frozenset(config.protected_aliases)).install()
     reads.Reads(gate.policy, isolated, facts).install()
     hidden.Hidden().install(flask_app)
+    stores.open_by_itself()
+    database_errors.shorten()
     folders.begin()
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()

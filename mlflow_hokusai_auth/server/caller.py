@@ -27,7 +27,18 @@ class Caller(NamedTuple):
     named: dict[str, str] | None = None
     #: The refusals that this request was spared, by code and kind: each counts once.
     spared: set[tuple[str, str]] | None = None
+    #: Why the server itself acts, one of `INTERNAL`; "" for a request, and outside of any.
+    internal: str = ""
 
+
+#: What the server does in MLflow's data by itself, and why no key stands behind it. Nothing else may
+#: change experiments, runs, models and versions without a key: a thread that lost its caller looks the
+#: same. Webhooks' delivery only sends requests, and MLflow's jobs, their scheduler and
+#: `mlflow db upgrade` run in processes of their own, without this check.
+INTERNAL = {
+    "store": "MLflow opens a store, and makes its tables and its Default experiment if it has none. It "
+    "does so at a worker's first request, and again while it registers a version of a logged model.",
+}
 
 #: The caller outside of any request.
 NOBODY = Caller(None, "", "")
@@ -63,6 +74,17 @@ def install(app: flask.Flask) -> None:
         principal = current.get().principal
         if principal is not None:
             flask.g.mlflow_authenticated_user = principal.owner
+
+
+@contextmanager
+def acting(reason: str) -> Iterator[None]:
+    """Let the server itself act, and not its caller, for the reason `reason` of `INTERNAL`."""
+    assert reason in INTERNAL
+    token = current.set(Caller(None, "", "", internal=reason))
+    try:
+        yield
+    finally:
+        current.reset(token)
 
 
 def refuse_without_key() -> flask.Response | None:

@@ -130,6 +130,8 @@ IMPORTS: dict[str, dict[str, str]] = {
         "mlflow.protos.databricks_pb2": "TEMPORARILY_UNAVAILABLE",
         "mlflow.store.artifact.artifact_repo": "ArtifactRepository",
         "mlflow.store.artifact.local_artifact_repo": "LocalArtifactRepository",
+        "mlflow.store.model_registry.sqlalchemy_store": "SqlAlchemyStore",
+        "mlflow.store.tracking.sqlalchemy_store": "SqlAlchemyStore",
         "mlflow.utils.workspace_context": "set_server_request_workspace",
     },
     "server/upstream/tables.py": {
@@ -160,7 +162,7 @@ IMPORTS: dict[str, dict[str, str]] = {
         ),
         "mlflow.store.tracking.dbmodels.models.SqlRun": "artifact_uri experiment_id run_uuid",
         "mlflow.store.tracking.dbmodels.models.SqlTraceInfo": "experiment_id request_id",
-        "mlflow.utils.mlflow_tags": "MLFLOW_ARTIFACT_LOCATION",
+        "mlflow.utils.mlflow_tags": "MLFLOW_ARTIFACT_LOCATION MLFLOW_USER",
         "mlflow.utils.uri": "append_to_uri_path resolve_uri_if_local",
     },
 }

@@ -422,6 +422,39 @@ def test_only_staff_and_the_jobs_are_not_confined() -> None:
     )
 
 
+def test_narrowed_key_is_a_supplier_s_whatever_makes_others_staff() -> None:
+    """The key store refuses such keys, but it does not know the settings, and no auth service does."""
+    admins = Policy(
+        admin_emails=frozenset({"ops@example.com"}),
+        admin_scopes=frozenset({"ops"}),
+        admin_roles=frozenset({"Owner"}),
+    )
+
+    def check(staff: Principal) -> None:
+        for policy in (
+            admins,
+            replace(admins, kind="authenticated"),
+            replace(admins, kind="admin"),
+        ):
+            assert not is_confined(staff, policy)
+            for narrowed in (replace(staff, models=("acme-*",)), replace(staff, no_delete=True)):
+                assert is_confined(narrowed, policy)
+                manage = asking("POST", "/api/2.0/hokusai/keys")
+                assert refusal(manage, narrowed, policy).code == "SCOPE_MISSING"
+
+    each(
+        check,
+        [
+            (whose("mlflow:admin"),),
+            (whose("mlflow:write"),),
+            (whose("model:write", "ops"),),
+            (replace(whose("model:write"), is_admin=True),),
+            (replace(whose("model:write"), roles=frozenset({"Owner"})),),
+            (replace(whose("model:write"), email="Ops@Example.com"),),
+        ],
+    )
+
+
 def test_isolation_closes_what_no_supplier_needs() -> None:
     isolated = Policy(isolated=True)
     supplier, staff = whose("model:write", "mlflow:access"), whose("mlflow:write")

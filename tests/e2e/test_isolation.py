@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,13 @@ class Supplier:
 
     def __init__(self, server: Server, owner: str, *scopes: str, **more: Any) -> None:
         self.server = server
-        _, self._key = server.store.create(owner=owner, scopes=scopes or ("model:write",), **more)
+        _, self.key = server.store.create(owner=owner, scopes=scopes or ("model:write",), **more)
 
     def ask(self, method: str, path: str, **content: Any) -> tuple[int, Any]:
         status, _, body = self.server.request(
             method,
             path,
-            key=self._key,
+            key=self.key,
             headers={"Content-Type": "application/json"},
             body=json.dumps(content).encode() if content or method != "GET" else None,
         )
@@ -69,7 +71,12 @@ def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     folder: Path = tmp_path_factory.mktemp("isolation")
-    with serve(folder, SERVERS[request.param], HOKUSAI_AUTH_ISOLATION="writes") as running:
+    environ = {
+        "HOKUSAI_AUTH_ISOLATION": "writes",
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+    }
+    with serve(folder, SERVERS[request.param], **environ) as running:
         yield running
 
 
@@ -116,6 +123,39 @@ def test_contributor_adds_versions_and_changes_its_own(server: Server) -> None:
     assert globex.refusal("model-versions/delete", "DELETE", name=name, version="2") == "NOT_OWNER"
     assert acme.ask("DELETE", f"{OWN}/grants/{grant['id']}")[0] == 200
     assert globex.refusal("model-versions/create", name=name, **source) == "NOT_OWNER"
+
+
+def test_webhooks_are_delivered(server: Server) -> None:
+    """MLflow sends them from a thread without a caller, which changes nothing."""
+    bodies: list[Any] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    admin, acme = Supplier(server, "HOKUSAI", "mlflow:admin"), Supplier(server, "ACME")
+    with HTTPServer(("127.0.0.1", 0), Receiver) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{receiver.server_port}/"
+        # Not an event of another test: MLflow remembers for a minute that nobody waits for it.
+        events = [{"entity": "MODEL_VERSION_TAG", "action": "DELETED"}]
+        made = admin.good("webhooks", name="w", url=url, events=events)["webhook"]
+        name, _ = acme.model()
+        tag = {"name": name, "version": "1", "key": "a"}
+        acme.good("model-versions/set-tag", **tag, value="b")
+        assert acme.ask("DELETE", f"{API}/model-versions/delete-tag", **tag)[0] == 200
+        wait_until(lambda: bool(bodies))
+        path = f"{API}/webhooks/{made['webhook_id']}"
+        assert admin.ask("DELETE", path, webhook_id=made["webhook_id"])[0] == 200
+        receiver.shutdown()
+    assert bodies[0]["data"]["name"] == name
+    assert "ISOLATED (isolated) by key none" not in server.log
 
 
 def test_staff_change_everything(server: Server) -> None:

@@ -46,9 +46,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iter
         **ENVIRON,
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="true",
         HOKUSAI_AUTH_ASSISTANT="true",
+        HOKUSAI_AUTH_ISOLATION="writes",
     ) as server:
         add_endpoint(server, "openai", upstream)
         yield server
+        # Neither jobs and their scheduler nor the gateway change anything without a caller.
+        assert "ISOLATED (isolated) by key none" not in server.log
 
 
 @pytest.fixture(scope="module")

@@ -93,9 +93,14 @@ CLOSED = (
 )
 
 
+def is_bound(table: str) -> bool:
+    """Return whether rows of `table` belong to an experiment, a registered model or a version."""
+    return table in BINDINGS or table in (INPUTS, INPUT_TAGS)
+
+
 def is_known(table: str) -> bool:
     """Return whether `table` is in a list here."""
-    return table in BINDINGS or table in (INPUTS, INPUT_TAGS) or table.startswith(CLOSED)
+    return is_bound(table) or table.startswith(CLOSED)
 
 
 def ends(source: tuple[str, str], destination: tuple[str, str]) -> Iterator[tuple[str, str]] | None:

@@ -16,6 +16,7 @@ from sqlalchemy import event, inspect
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
+from mlflow_hokusai_auth.core.policy import Policy, is_confined
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server import metrics
@@ -62,6 +63,7 @@ _WITH_USER = (SqlRun, SqlModelVersion)
 
 #: True while SQLAlchemy writes rows that `Provenance` has checked one by one.
 _flushing: ContextVar[bool] = ContextVar("hokusai_flushing", default=False)
+_USUAL = Policy()
 _installed: Provenance | None = None
 
 
@@ -71,6 +73,7 @@ class Provenance:
 
     watch: Watch
     stamps: bool = True
+    policy: Policy = _USUAL
 
     def install(self) -> None:
         """Stamp every row that this process makes from now on."""
@@ -103,6 +106,8 @@ class Provenance:
                 kept.append(_stamp(row, tags, key, value))
             if isinstance(row, _WITH_USER) and caller.principal.owner_id:
                 row.user_id = caller.principal.owner_id
+                if isinstance(row, SqlRun) and is_confined(caller.principal, self.policy):
+                    _show_owner(kept, caller.principal.owner_id)
         setattr(row, tags.relationship, kept)
         if isinstance(row, SqlRun) and caller.named is not None:
             caller.named["run"] = str(row.run_uuid)
@@ -159,6 +164,17 @@ def stamps_of(principal: Principal) -> Iterable[tuple[str, str]]:
         yield OWNER, principal.owner_id
     if principal.key_id:
         yield KEY_ID, principal.key_id
+
+
+def _show_owner(tags: Iterable[Any], owner: str) -> None:
+    """Put `owner` in the place of the user of the client's computer.
+
+    MLflow's client sends that as a tag, often "root", and MLflow's pages show it rather than the run's
+    user. The tag is not reserved: the run's owner may set it again.
+    """
+    for tag in tags:
+        if tag.key == tables.CLIENT_USER:
+            tag.value = owner
 
 
 def _stamp(row: Any, tags: _Tags, key: str, value: str) -> Any:

@@ -22,7 +22,7 @@ from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.upstream import tables
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 
-from . import hidden
+from . import bindings, hidden
 from .confinement import confined, refuse
 from .facts import Facts
 from .shadows import PLAIN, Dialect, Shadowed, shadowed
@@ -100,8 +100,13 @@ class Reads:
         """Return the statement and its values for the caller. Raises MlflowException."""
         if not self.watch.hides:
             return text, given
-        principal = confined(self.watch, self.policy)
-        if principal is None or callers.sees_all() or "hokusai_store" in context.execution_options:
+        if callers.sees_all() or "hokusai_store" in context.execution_options:
+            return text, given
+        caller, principal = callers.current.get(), confined(self.watch, self.policy)
+        if principal is None:
+            lost = not (caller.principal or caller.request_id or caller.internal)
+            if lost and any(map(bindings.is_bound, tables.named_in(text))):
+                refuse(self.watch, isolation.NO_CALLER)
             return text, given
         dialect = connection.dialect
         schema = "main" if dialect.name == "sqlite" else str(dialect.default_schema_name)

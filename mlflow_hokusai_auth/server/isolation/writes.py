@@ -4,6 +4,7 @@ SQLAlchemy writes rows in flushes. After each flush, in its transaction, `Writes
 what was made, and checks every row that is new, changed or deleted. A check before the flush would lose
 a race against another process; after it, the database has decided who came first. A refusal is an
 exception, which rolls back the transaction. Statements outside a flush are checked at the cursor.
+Without a caller nothing of it may change, but for what `caller.INTERNAL` lists.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import event, inspect
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import LoaderCallableStatus, Session
 
 from mlflow_hokusai_auth.core import isolation
@@ -36,6 +38,10 @@ from .facts import Facts
 
 #: True while SQLAlchemy writes rows that `Writes` checks afterwards.
 _flushing: ContextVar[bool] = ContextVar("hokusai_checked_flush", default=False)
+#: The new names, by kind, of the rows that are being flushed, which were free before.
+_free: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("hokusai_free_names", default=())
+#: The kinds of names, by MLflow's tables.
+_NAMED = {"registered_models": "model", "experiments": "experiment"}
 #: The beginning of a statement that changes data.
 _CHANGES = re.compile(
     r"\s*(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE|WITH\b.*\b(INSERT|UPDATE|DELETE|MERGE))\b",
@@ -76,6 +82,7 @@ class Writes:
             (Session, "after_flush", self.after_flush),
             (Session, "after_soft_rollback", _rolled_back),
             (Engine, "before_cursor_execute", self.before_statement),
+            (Engine, "handle_error", self.failed),
         ):
             change(target, name, function)
 
@@ -88,40 +95,50 @@ class Writes:
         principal = self._confined()
         if principal is not None:
             self._require_facts()
-            for row in session.new:
-                if row.__tablename__ == "registered_models":
-                    self._name(session.connection(), principal, "model", row.name)
-                elif row.__tablename__ == "experiments":
-                    self._name(session.connection(), principal, "experiment", row.name)
+            names: list[tuple[str, str]] = []
+            for row in (*session.new, *session.dirty):
+                kind = _NAMED.get(row.__tablename__)
+                if kind is None:
+                    continue
+                new = row in session.new
+                old, name = _old_and_new(row, "name")
+                renamed = new or old != name
+                if renamed and self._name(session.connection(), principal, kind, name):
+                    names.append((kind, name))
+                if new and kind == "experiment":
                     self._location(row)
-            for row in session.dirty:
-                old, new = _old_and_new(row, "name")
-                if old != new and row.__tablename__ == "registered_models":
-                    self._name(session.connection(), principal, "model", new)
-                elif old != new and row.__tablename__ == "experiments":
-                    self._name(session.connection(), principal, "experiment", new)
+            _free.set(tuple(names))
         _flushing.set(True)
 
     @callers.seeing_all(_REASON)
     def after_flush(self, session: Session, _: object) -> None:
         """Record the owners of what was made; raise MlflowException for what may not be changed."""
         _flushing.set(False)
+        _free.set(())
+        caller, principal = callers.current.get(), self._confined()
+        if caller.principal is None:
+            changes = [row for row in session.dirty if session.is_modified(row)]
+            rows = (*session.new, *changes, *session.deleted)
+            self._require_caller(caller, (row.__tablename__ for row in rows))
         if not self.facts.usable:
             return
-        rows: list[Iterable[Any]] = [session.new, session.dirty, session.deleted]
-        if (principal := self._confined()) is None:
+        some: list[Iterable[Any]] = [session.new, session.dirty, session.deleted]
+        if principal is None:
             # Most rows of staff need nothing.
-            rows = [[row for row in some if row.__tablename__ in _RECORDED] for some in rows]
-            if not any(rows):
+            some = [[row for row in rows if row.__tablename__ in _RECORDED] for rows in some]
+            if not any(some):
                 return
-        new, dirty, deleted = rows
+        new, dirty, deleted = some
         connection = session.connection()
         changed = [row for row in dirty if session.is_modified(row)]
-        self._record(connection, callers.current.get().principal, new, changed, deleted)
+        self._record(connection, caller.principal, new, changed, deleted)
         if principal is not None:
             flush = _Flush(connection, principal, self.facts, tuple(session.new))
+            inputs = {row.input_uuid for row in session.new if row.__tablename__ == INPUTS}
             for row in session.new:
-                self._check_row(flush, row, new=True)
+                # A tag of a new input may be made by whoever may make the input.
+                if row.__tablename__ != INPUT_TAGS or row.input_uuid not in inputs:
+                    self._check_row(flush, row, new=True)
             for row in changed:
                 self._check_row(flush, row)
             for row in session.deleted:
@@ -202,20 +219,22 @@ class Writes:
         """Return the caller if isolation keeps them to what is theirs."""
         return confined(self.watch, self.policy)
 
+    def _require_caller(self, caller: callers.Caller, names: Iterable[str]) -> None:
+        """Raise MlflowException if nobody acts, and one of the tables `names` belongs to somebody."""
+        if self.watch.looks and not caller.internal and any(map(bindings.is_bound, names)):
+            self._refuse(isolation.NO_CALLER)
+
     def _require_facts(self) -> None:
         """Raise MlflowException if no owner can be known: then nobody confined changes anything."""
         if not self.facts.usable:
             self._refuse(isolation.UNKNOWN)
 
-    def _name(self, connection: Connection, principal: Principal, kind: str, name: str) -> None:
-        problem = isolation.name_problem(
-            principal.owner_id,
-            kind,
-            name,
-            self.facts.name_owner(connection, kind, name),
-            self.facts.is_taken(connection, kind, name),
-            ownership.prefix_owner(connection, kind, name),
-        )
+    def _name(self, connection: Connection, principal: Principal, kind: str, name: str) -> bool:
+        """Raise MlflowException if `principal` may not have this name; return whether it is free."""
+        owner = self.facts.name_owner(connection, kind, name)
+        taken = self.facts.is_taken(connection, kind, name)
+        reserved = ownership.prefix_owner(connection, kind, name)
+        problem = isolation.name_problem(principal.owner_id, kind, name, owner, taken, reserved)
         if (
             problem is not None
             and problem.code == "NAME_TAKEN"
@@ -223,8 +242,39 @@ class Writes:
             and self.facts.level(connection, principal.owner_id, name) == "contribute"
         ):
             # MLflow answers that the model exists, and its client goes on to add a version.
-            return
+            return False
         self._refuse(problem)
+        return not taken
+
+    def failed(self, context: ExceptionContext) -> None:
+        """Raise MlflowException if another owner took a name after `before_flush` had found it free.
+
+        MLflow itself would answer that the name exists, and its client would go on with it.
+        """
+        principal = self._confined() if _free.get() else None
+        if principal is None or not isinstance(context.sqlalchemy_exception, IntegrityError):
+            return
+        executed = context.execution_context
+        statement = executed.compiled and executed.compiled.statement if executed else None
+        kind = _NAMED.get(getattr(getattr(statement, "table", None), "name", ""))
+        for name in [name for other, name in _free.get() if other == kind]:
+            if not self._has_now(context.engine, principal, str(kind), name):
+                me = principal.owner_id
+                self._refuse(isolation.name_problem(me, str(kind), name, None, True, None))
+
+    def _has_now(self, engine: Engine | None, principal: Principal, kind: str, name: str) -> bool:
+        """Return whether a name is `principal`'s, or shared to contribute, since somebody took it."""
+        if engine is None:
+            return False
+        try:
+            # In the transaction that has failed PostgreSQL answers nothing.
+            with engine.connect() as connection:
+                if self.facts.name_owner(connection, kind, name) == principal.owner_id:
+                    return True
+                level = self.facts.level(connection, principal.owner_id, name)
+                return kind == "model" and level == "contribute"
+        except SQLAlchemyError:
+            return False
 
     def _location(self, row: Any) -> None:
         if row.artifact_location:
@@ -245,9 +295,10 @@ class Writes:
         if principal.no_delete and (deleted or (not new and _ends(row))):
             self._refuse(isolation.DELETING)
         if table == INPUT_TAGS and not deleted:
-            # MLflow makes a new input together with its tags; of one that exists, the run counts.
-            run = None if new else tables.run_of_input(row.input_uuid, connection)
-            self._check_in_experiment(flush, "run", run)
+            # MLflow makes an input together with its tags. Of one that exists already, the run counts.
+            for (number,) in _identities(row, ("input_uuid",), new=new):
+                run = tables.run_of_input(number, connection) or f"of the input {number}"
+                self._check_in_experiment(flush, "run", run)
             return
         if table == INPUTS and new:
             self._check_input(flush, row)
@@ -369,23 +420,27 @@ class Writes:
         _many: bool,
     ) -> None:
         """Check a statement outside a flush that changes MLflow's data for a confined caller."""
-        if not _CHANGES.match(text) or _flushing.get():
+        if not self.watch.looks or not _CHANGES.match(text) or _flushing.get():
             return
-        principal = self._confined()
-        if principal is None:
+        caller, principal = callers.current.get(), self._confined()
+        if caller.principal is not None and principal is None:
             return
         statement = context.compiled and context.compiled.statement
         table = getattr(getattr(statement, "table", None), "name", "")
-        if not tables.is_mlflow_s(table, text) or table in bindings.OPEN:
+        named = tables.of_mlflow(table, text)
+        if principal is None:
+            self._require_caller(caller, named)
+            return
+        if not named or table in bindings.OPEN:
             return
         self._require_facts()
         # A statement that takes its values from a query may name anything.
-        named = list(_named(table, context)) if getattr(statement, "select", None) is None else []
-        if not named:
+        things = list(_named(table, context)) if getattr(statement, "select", None) is None else []
+        if not things:
             self._closed(table or "this")
         flush = _Flush(connection, principal, self.facts)
         with callers.seeing_all(_REASON):
-            for kind, name in named:
+            for kind, name in things:
                 self._check_in_experiment(flush, kind, name)
         if principal.no_delete and context.isdelete:
             self._refuse(isolation.DELETING)
@@ -446,6 +501,7 @@ def _held(connection: Connection, name: str, version: int, row: Any) -> list[str
 
 def _rolled_back(*_: object) -> None:
     _flushing.set(False)
+    _free.set(())
 
 
 def _old_and_new(row: Any, name: str) -> tuple[Any, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+
+from mlflow_hokusai_auth.server import caller as callers
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -16,6 +19,32 @@ if TYPE_CHECKING:
 def unavailable(message: str) -> MlflowException:
     """Return the exception that MLflow answers with 503."""
     return MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)
+
+
+def open_by_itself() -> None:
+    """Let the server itself, and not the caller of the request, open MLflow's stores from now on.
+
+    A store that is opened may make tables and the Default experiment. MLflow opens the first ones at
+    some request, and with `MlflowClient()` another one inside `create_model_version`.
+    """
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracking
+
+    for store in (Tracking, Registry):
+        _wrap(store)
+
+
+def _wrap(store: Any) -> None:
+    inner = store.__init__
+    if hasattr(inner, "__wrapped__"):
+        return
+
+    @functools.wraps(inner)
+    def opened(*args: Any, **kwargs: Any) -> None:
+        with callers.acting("store"):
+            inner(*args, **kwargs)
+
+    store.__init__ = opened
 
 
 def tracking_engine() -> Engine | None:

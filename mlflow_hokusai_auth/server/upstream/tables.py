@@ -33,7 +33,7 @@ from mlflow.store.tracking.dbmodels.models import (
     SqlTraceInfo,
     SqlTraceTag,
 )
-from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION
+from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION, MLFLOW_USER
 from mlflow.utils.uri import append_to_uri_path, resolve_uri_if_local
 from sqlalchemy.engine import Connection
 
@@ -44,6 +44,7 @@ from . import stores
 from .artifact_roots import REGISTRY, TRACKING
 
 __all__ = [
+    "CLIENT_USER",
     "DELETED",
     "TRACE_LOCATION",
     "TRACE_LOCATIONS",
@@ -60,6 +61,8 @@ __all__ = [
     "SqlTraceTag",
 ]
 
+#: The tag of a run with the user's name on the client's computer.
+CLIENT_USER = MLFLOW_USER
 #: The tag that holds the location of a trace's files.
 TRACE_LOCATION = MLFLOW_ARTIFACT_LOCATION
 #: That tag, and the one for the files of a trace that newer versions of MLflow have archived.
@@ -323,11 +326,9 @@ def named_in(text: str) -> list[str]:
     return [word for word in words if word in Base.metadata.tables]
 
 
-def is_mlflow_s(table: str, text: str) -> bool:
-    """Return whether `table` is MLflow's; if a statement has no table, whether its text names one."""
-    if table:
-        return table in Base.metadata.tables
-    return bool(named_in(text))
+def of_mlflow(table: str, text: str) -> frozenset[str]:
+    """Return `table` if it is MLflow's; if a statement has no table, those that its text names."""
+    return frozenset([table] if table in Base.metadata.tables else [] if table else named_in(text))
 
 
 def _at_home(model: Any) -> tuple[sa.ColumnElement[bool], ...]:

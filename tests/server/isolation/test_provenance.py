@@ -53,6 +53,18 @@ def test_stamps_that_a_copy_sends_are_replaced(stores: Stores) -> None:
         assert tags["hokusai.benchmark"] == "1"
 
 
+def test_run_of_a_supplier_shows_its_owner_as_its_user(stores: Stores) -> None:
+    for principal, user in ((ACME, "ACME"), (STAFF, "root")):
+        with calling(principal):
+            # As MLflow's client sends it; its pages show this tag rather than the run's user.
+            made = stores.make({"mlflow.user": "root"})
+            assert stores.answered["mlflow.user"] == user
+        assert [tags["mlflow.user"] for tags in stores.tags(made)] == ["root", user, *["root"] * 3]
+        with calling(principal):
+            stores.tracking.set_tag(made.run, RunTag("mlflow.user", "alice"))
+        assert stores.tracking.get_run(made.run).data.tags["mlflow.user"] == "alice"
+
+
 def test_without_a_key_or_the_setting_nothing_is_stamped(stores: Stores) -> None:
     def made_by(principal: Principal | None) -> Made:
         with calling(principal):

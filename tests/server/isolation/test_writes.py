@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +18,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     ExperimentTag,
+    InputTag,
     LoggedModelInput,
     LoggedModelOutput,
     LoggedModelParameter,
@@ -27,6 +32,8 @@ from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersionTag, RegisteredModelTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.base_sql_model import Base
+from mlflow.store.tracking.dbmodels.models import SqlInputTag
+from sqlalchemy.orm import Session
 
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal
@@ -35,19 +42,25 @@ from mlflow_hokusai_auth.server.isolation import bindings
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.writes import Writes
 from mlflow_hokusai_auth.server.live_settings import Mode
+from mlflow_hokusai_auth.server.upstream import database_errors
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
+from mlflow_hokusai_auth.server.upstream.stores import open_by_itself
 from mlflow_hokusai_auth.store import ownership
+from tests.conftest import empty_database
 from tests.server.isolation.stores import ACME, GLOBEX, STAFF, Made, Stores, calling, unused_name
 
 Way = Callable[[], object]
 
 
 @pytest.fixture(autouse=True)
-def mode(stores: Stores) -> Mode:
+def mode(stores: Stores) -> Iterator[Mode]:
     ownership.prepare(stores.registry.engine)
+    database_errors.shorten()
     mode = Mode("enforce")
     Writes(Policy(), Watch(mode), Facts(usable=True)).install()
-    return mode
+    yield mode
+    # Other tests of this process write without a caller.
+    mode.now = "off"
 
 
 def made_by(stores: Stores, principal: Principal) -> Made:
@@ -210,9 +223,11 @@ def test_name_stays_its_first_owner_s(stores: Stores) -> None:
         stores.registry.create_registered_model(deleted.model)
 
 
-def test_what_nobody_owns_is_changed_by_staff_only(stores: Stores) -> None:
+def test_what_nobody_owns_is_changed_by_staff_only(stores: Stores, mode: Mode) -> None:
+    mode.now = "off"
     with calling(None):
         nobodys = stores.make({"team": "x"})
+    mode.now = "enforce"
     own = team(stores, GLOBEX)
     with calling(GLOBEX):
         for name, way in changes(stores, nobodys, own).items():
@@ -230,6 +245,58 @@ def test_key_without_an_owner_changes_nothing(stores: Stores) -> None:
                 assert code(way) in ("NOT_OWNER", "NAME_TAKEN"), name
         assert code(lambda: stores.tracking.create_experiment(unused_name())) == "NOT_OWNER"
         assert code(lambda: stores.registry.create_registered_model(unused_name())) == "NOT_OWNER"
+
+
+@pytest.mark.parametrize("kind", ["model", "experiment"])
+def test_name_that_two_claim_at_once_is_one_owner_s(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    both, is_taken = threading.Barrier(2), Facts.is_taken
+
+    def look(*arguments: Any) -> bool:
+        found = is_taken(*arguments)
+        both.wait(60)  # until the other has found it free as well
+        return found
+
+    monkeypatch.setattr(Facts, "is_taken", look)
+    model, experiment = stores.registry.create_registered_model, stores.tracking.create_experiment
+    create: Callable[[str], object] = model if kind == "model" else experiment
+
+    def claim(principal: Principal, name: str) -> str:
+        with calling(principal):
+            try:
+                create(name)
+            except MlflowException as refused:
+                assert "[SQL" not in str(refused)
+                said = json.loads(refused.serialize_as_json())
+                return str(said.get("error") or said["error_code"])
+        return ""
+
+    # Two processes of one owner go on as MLflow's clients do.
+    for other, answer in ((GLOBEX, "NAME_TAKEN"), (ACME, "RESOURCE_ALREADY_EXISTS")):
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(claim, (ACME, other), [unused_name()] * 2))
+        assert sorted(answers) == ["", answer]
+
+
+def test_names_that_look_alike_are_different_names(stores: Stores) -> None:
+    """As `docs/operator/isolation.md` says: MLflow's databases compare names by code points."""
+    name = f"caf\u00e9-{unused_name()}"
+    alike = (name.upper(), name.title(), f"{name} ", name.replace("s", "\u0455"))
+    alike += (unicodedata.normalize("NFD", name),)
+    for kind, create in (
+        ("model", stores.registry.create_registered_model),
+        ("experiment", stores.tracking.create_experiment),
+    ):
+        with calling(ACME):
+            create(name)
+        for other in alike:
+            with calling(GLOBEX):
+                create(other)
+            with stores.registry.engine.connect() as connection:
+                found = Facts(usable=True)
+                assert found.name_owner(connection, kind, other) == "GLOBEX"
+                assert found.name_owner(connection, kind, name) == "ACME"
 
 
 def test_narrowed_key_changes_models_of_its_names_only(stores: Stores) -> None:
@@ -314,6 +381,89 @@ def test_other_tables_are_closed(stores: Stores) -> None:
             code(lambda: stores.tracking.create_dataset("d", experiment_ids=[own.experiment]))
             == "ISOLATED"
         )
+
+
+def test_without_a_caller_nothing_changes(stores: Stores) -> None:
+    own = team(stores, ACME)
+    before = contents(stores)
+    ways = changes(stores, own, own)
+    with calling(ACME), ThreadPoolExecutor(1) as pool:
+        for name, way in ways.items():
+            # A thread of a pool has no caller, whoever has filled the pool.
+            said = pool.submit(code, way).result()
+            # MLflow can't tell that names are taken before it writes them.
+            assert said == "ISOLATED" or name in ("rename onto", "take the name"), (name, said)
+    assert contents(stores) == before
+
+
+BULK = {
+    "bound": sa.update(Base.metadata.tables["runs"]).values(name="x"),
+    "in words": sa.text("UPDATE runs SET name = 'x'"),
+    "upsert": sa.insert(Base.metadata.tables["tags"]).values(key="a", value="b", run_uuid="r"),
+    "deletion": sa.delete(Base.metadata.tables["model_versions"]),
+}
+
+
+@pytest.mark.parametrize("statement", BULK.values(), ids=BULK)
+def test_without_a_caller_no_statement_changes_anything(
+    stores: Stores, statement: sa.Executable
+) -> None:
+    with (
+        pytest.raises(MlflowException) as refused,
+        Session(stores.tracking.engine) as session,
+    ):
+        session.execute(statement)
+    assert refused.value.error_code == "PERMISSION_DENIED"
+
+
+def test_without_a_caller_mlflow_keeps_its_own_books(stores: Stores) -> None:
+    webhooks = Base.metadata.tables["webhooks"]
+    with stores.registry.engine.begin() as connection:
+        connection.execute(sa.delete(webhooks).where(webhooks.c.name == "none"))
+
+
+def test_server_itself_opens_stores(
+    stores: Stores, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """MLflow opens a second store while a supplier's request makes a version of a logged model."""
+    open_by_itself()
+    uri = empty_database(request, stores.registry.engine.dialect.name, tmp_path)
+    with calling(GLOBEX):
+        new = type(stores.tracking)(uri.replace("postgresql:", "postgresql+psycopg:"), "/nowhere")
+        ownership.prepare(new.engine)
+        # What comes after is the caller's again.
+        assert code(lambda: new.create_run("0", "u", 1, [], "r")) == "EXPERIMENT_REFUSED"
+    with new.engine.connect() as connection:
+        assert ownership.experiment_owner(connection, 0) is None
+
+
+def test_tag_of_an_input_belongs_to_the_input_s_run(stores: Stores) -> None:
+    theirs, own = team(stores, ACME), team(stores, GLOBEX)
+    for made, principal in ((theirs, ACME), (own, GLOBEX)):
+        with calling(principal):
+            tags = [InputTag("mlflow.data.context", "train")]
+            stores.tracking.log_inputs(
+                made.run, [DatasetInput(Dataset(unused_name(), "1", "local", "x"), tags)]
+            )
+    inputs = Base.metadata.tables["inputs"]
+
+    def add(run: str) -> None:
+        with Session(stores.tracking.engine) as session, session.begin():
+            number = session.execute(
+                sa.select(inputs.c.input_uuid).where(inputs.c.destination_id == run)
+            ).scalar_one()
+            session.add(SqlInputTag(input_uuid=number, name="a", value="b"))
+
+    def add_to_nothing() -> None:
+        with Session(stores.tracking.engine) as session, session.begin():
+            session.add(SqlInputTag(input_uuid=unused_name()[:36], name="a", value="b"))
+
+    with calling(GLOBEX):
+        assert code(lambda: add(theirs.run)) == "NOT_OWNER"
+        # Its foreign key alone would keep PostgreSQL from it; MLflow switches SQLite's on.
+        with pytest.raises((MlflowException, sa.exc.IntegrityError)):
+            add_to_nothing()
+        add(own.run)
 
 
 def test_each_table_of_the_installed_mlflow_is_in_a_list() -> None:
