@@ -2,9 +2,17 @@ from __future__ import annotations
 
 import pytest
 
+from mlflow_hokusai_auth.server.isolation import locations
 from mlflow_hokusai_auth.store import ownership
 from tests.conftest import empty_database
 from tests.server.isolation.stores import Stores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_other_application() -> None:
+    """Remove the check of locations that an application of an earlier test has left."""
+    if locations._installed is not None:
+        locations._installed.remove()
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
