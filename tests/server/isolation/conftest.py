@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_hokusai_auth.server.isolation import locations
+from mlflow_hokusai_auth.server.isolation import locations, reads
 from mlflow_hokusai_auth.store import ownership
 from tests.conftest import empty_database
 from tests.server.isolation.stores import Stores
@@ -10,9 +10,10 @@ from tests.server.isolation.stores import Stores
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_other_application() -> None:
-    """Remove the check of locations that an application of an earlier test has left."""
-    if locations._installed is not None:
-        locations._installed.remove()
+    """Remove the hooks that an application of an earlier test has left in this process."""
+    for installed in (locations._installed, reads._installed):
+        if installed is not None:
+            installed.remove()
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
