@@ -323,7 +323,8 @@ def aliases(name: str, version: int | None, connection: Connection) -> list[str]
 
 def named_in(text: str) -> list[str]:
     """Return the words of a statement that are names of MLflow's tables, each once."""
-    words = dict.fromkeys(re.findall(r"\w+", text))
+    # SQL's own names have no case.
+    words = dict.fromkeys(re.findall(r"\w+", text.lower()))
     return [word for word in words if word in Base.metadata.tables]
 
 
