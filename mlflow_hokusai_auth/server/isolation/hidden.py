@@ -122,7 +122,7 @@ def tell(what: str) -> None:
     metrics.HIDDEN.inc()
     caller = callers.current.get()
     _log.warning(
-        "HIDDEN from key %s of %s, request %s: what it asked for exists, and is another owner's (%s)",
+        "HIDDEN from key %s of %s, request %s: what it asked for exists, and is not theirs (%s)",
         caller.principal.key_id if caller.principal else "none",
         ascii(redact(caller.principal.owner))[1:-1] if caller.principal else "nobody",
         caller.request_id or "none",
