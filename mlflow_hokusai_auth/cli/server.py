@@ -190,7 +190,7 @@ def _sight(kind: str, name: str, key_id: str, uri: str | None) -> dict[str, obje
 @click.command()
 @click.option("--keep", is_flag=True, envvar="KEEP", help="Leave the server running at the end.")
 def demo(keep: bool) -> None:
-    """Start a server, make a key, register a model with it, and load it."""
+    """Start a server on which two suppliers register models, and see and change only what is theirs."""
     require_server()
     from .demo import run
 
