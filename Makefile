@@ -82,7 +82,8 @@ MATRIX_TESTS = tests/e2e/test_registration.py tests/e2e/test_every_route.py test
 	tests/client/test_sending.py tests/client/test_artifacts.py tests/client/test_default_experiment.py tests/core/test_operations.py \
 	tests/adversarial/test_artifacts.py tests/adversarial/test_spelling.py tests/e2e/test_locations.py \
 	tests/e2e/test_artifact_paths.py tests/e2e/test_isolation.py tests/e2e/test_isolation_artifacts.py \
-	tests/e2e/test_provenance.py tests/server/isolation/test_provenance.py tests/server/isolation/test_writes.py \
+	tests/e2e/test_confidentiality.py tests/e2e/test_provenance.py tests/server/isolation/test_provenance.py \
+	tests/server/isolation/test_reads.py tests/server/isolation/test_writes.py \
 	tests/server/upstream/test_repositories.py tests/contract/test_mlflow.py tests/server/upstream/test_fast_path.py
 test-matrix: $(MATRIX:%=test-mlflow-%)
 

@@ -29,8 +29,9 @@ from mlflow_hokusai_auth.server.isolation.artifacts import Artifacts
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.locations import Stored
 from mlflow_hokusai_auth.server.isolation.provenance import Provenance
+from mlflow_hokusai_auth.server.isolation.reads import Reads
 from mlflow_hokusai_auth.server.isolation.writes import Writes
-from mlflow_hokusai_auth.server.live_settings import Mode
+from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.server.upstream import artifact_roots
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
@@ -57,6 +58,8 @@ class Row(NamedTuple):
     fields: Callable[[World], dict[str, Any]]
     most_sql: int
     most_ratio: float
+    #: Whether it is a read in isolation full, which is compared with the same read of staff.
+    full: bool = False
 
 
 class Cost(NamedTuple):
@@ -87,6 +90,8 @@ class World:
         self.artifacts = Artifacts(roots, policy, folders, watch, Facts(usable=True))
         self._provenance = Provenance(watch)
         self._writes = Writes(policy, watch, self.artifacts.facts)
+        full = Watch(Isolation(Mode("enforce"), "full"))
+        self._reads = Reads(policy, full, self.artifacts.facts)
         self._sources = Stored(roots, policy, watch, folders, self.artifacts)
         #: The check of locations, which there is without isolation, too.
         self._plain = Stored(roots, policy, watch, folders)
@@ -104,10 +109,12 @@ class World:
         return f"{self.made.experiment}/{self.made.run}/artifacts"
 
     @contextlib.contextmanager
-    def hooked(self, *, hooks: bool = True, checked: bool = True) -> Iterator[None]:
+    def hooked(
+        self, *, hooks: bool = True, checked: bool = True, full: bool = False
+    ) -> Iterator[None]:
         """Let MLflow in this process use this registry, with the hooks or without.
 
-        Sources of versions are `checked` with and without them.
+        Sources of versions are `checked` with and without them. With `full`, reads are confined, too.
         """
         sources = self._sources if hooks else self._plain
         every = (self._provenance, self._writes) if hooks else ()
@@ -117,6 +124,10 @@ class World:
                 one._listeners(listen)
             for name in ("before_insert", "before_update") if checked else ():
                 listen(SqlModelVersion, name, sources.version)
+
+            if full:
+                more = {"retval": True} if listen is sa.event.listen else {}
+                listen(self.engine, "before_cursor_execute", self._reads.before_statement, **more)
 
         with (
             mock.patch.object(handlers, "_get_tracking_store", lambda *_: self.stores.tracking),
@@ -206,6 +217,8 @@ ROWS = [
     *_rows("supplier", ACME, _LOGS, 0, 1.10),
     *_rows("supplier", ACME, [_VERSION], 3, 1.25),
 ]
+#: Reads in isolation full, beside those of staff.
+FULL = [row._replace(full=True) for row in _rows("full", ACME, READS, 0, 1.25)]
 #: Writes, whose cost must not grow with what others have.
 GROWING = _rows("supplier", ACME, (*_LOGS, _VERSION, *_OTHER), 0, 1.2)
 
@@ -241,7 +254,31 @@ def costs(rounds: int = ROUNDS, size: bulk.Size = bulk.FULL) -> dict[str, Cost]:
                 lambda calls, row=row: _turn(small, row, calls),
             )
             found[f"{row.name}, at size"] = Cost(None, None, taken, row.most_ratio)
+        found |= _full(plain, small, large, rounds)
         found |= _artifacts(large)
+    return found
+
+
+def _full(plain: World, small: World, large: World, rounds: int) -> dict[str, Cost]:
+    """Return the costs of reads in isolation full: beside staff's, and with what others have."""
+    found = {}
+    for row in FULL:
+        staff = row._replace(principal=STAFF, full=False)
+        taken = _ratio(
+            rounds,
+            lambda calls, row=row: _turn(plain, row, calls),
+            lambda calls, staff=staff: _turn(plain, staff, calls),
+        )
+        more = statements(plain, row) - statements(plain, staff)
+        found[row.name] = Cost(more, row.most_sql, taken, row.most_ratio)
+        taken = _ratio(
+            rounds,
+            lambda calls, row=row: _turn(large, row, calls),
+            lambda calls, row=row: _turn(small, row, calls),
+        )
+        found[f"{row.name}, at size"] = Cost(None, None, taken, 1.3)
+    middle = median(found[row.name].ratio[0] for row in FULL)
+    found["full: median of the reads"] = Cost(None, None, (middle, middle, middle), 1.10)
     return found
 
 
@@ -249,7 +286,7 @@ def counts() -> dict[str, tuple[int, int]]:
     """Return how many statements more there are in each row, and how many may be."""
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
-        found = {row.name: (_more(world, row), row.most_sql) for row in ROWS}
+        found = {row.name: (_more(world, row), row.most_sql) for row in (*ROWS, *FULL)}
         artifact = _artifacts(world)["artifact PUT, miss"]
         return {**found, "artifact PUT, miss": (artifact.more_sql or 0, artifact.most_sql or 0)}
 
@@ -260,7 +297,7 @@ def _more(world: World, row: Row) -> int:
 
 def statements(world: World, row: Row, *, hooks: bool = True) -> int:
     """Return the number of statements of a request, the second of its kind."""
-    with world.hooked(hooks=hooks), calling(row.principal):
+    with world.hooked(hooks=hooks, full=row.full and hooks), calling(row.principal):
         world.ask(row)
         with plans.sent() as seen:
             world.ask(row)
@@ -268,7 +305,7 @@ def statements(world: World, row: Row, *, hooks: bool = True) -> int:
 
 
 def _turn(world: World, row: Row, calls: int, *, hooks: bool = True) -> float:
-    with world.hooked(hooks=hooks), calling(row.principal):
+    with world.hooked(hooks=hooks, full=row.full and hooks), calling(row.principal):
         begun = time.process_time()
         for _ in range(calls):
             world.ask(row)

@@ -17,7 +17,7 @@ from mlflow_hokusai_auth.core.errors import HokusaiAuthError, SettingsError
 from mlflow_hokusai_auth.core.isolation import CODES as CODES_OF_ISOLATION
 from mlflow_hokusai_auth.core.isolation import advice
 from mlflow_hokusai_auth.core.keys import redact
-from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES, MOST_ISOLATION
+from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES
 
 from .output import (
     F,
@@ -347,7 +347,7 @@ def _decided(uri: str | None) -> tuple[str | None, str]:
     try:
         with database(uri) as engine:
             found = ownership.decided(engine)
-            if found in (None, MOST_ISOLATION):
+            if found in (None, *ISOLATING):
                 return found, ""
             with engine.connect() as connection:
                 return found, advice(*ownership.unowned(connection))

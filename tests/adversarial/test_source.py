@@ -28,6 +28,7 @@ HARMLESS = {
         "key[len(base):len(base) + 1] == ('workspaces',)",
     },
     "server/isolation/locations.py": {"row.key != TRACE_LOCATION"},
+    "server/isolation/provenance.py": {"tag.key == tables.CLIENT_USER"},
     "server/upstream/tables.py": {"key == name"},  # the column with the id of a run
     "store/suggestions.py": {"table.c.key == _STAMP", "_RUN_TAGS.c.key == _USER"},  # keys of tags
     # The operator's own environment.

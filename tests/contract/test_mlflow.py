@@ -112,6 +112,8 @@ IMPORTS: dict[str, dict[str, str]] = {
         "mlflow.server.security_utils": "LOCALHOST_ORIGIN_PATTERNS get_allowed_origins_from_env",
     },
     "server/upstream/repositories.py": {
+        "mlflow.exceptions": "MlflowException",
+        "mlflow.protos.databricks_pb2": "ErrorCode",
         "mlflow.server.handlers": "_get_artifact_repo",
         "mlflow.store.artifact.artifact_repo": "ArtifactRepository __name__",
         _REPOSITORIES: "_artifact_repository_registry",

@@ -15,12 +15,16 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
+from tests.contract.test_mlflow import VERSION
 from tests.e2e.test_isolation import OWN, Supplier
 from tests.e2e.test_registration import run_job
 from tests.harness import SERVERS, Server, run_forked, serve, wait_until
 from tests.server.isolation.stores import unused_name
 
-pytestmark = pytest.mark.servers
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.skipif(VERSION < (3, 9), reason="isolation needs MLflow 3.9"),
+]
 
 READER = Path(__file__).with_name("reader_job.py")
 #: Routes that take a name of the client's choice: a taken name can be told from a free one.
@@ -127,14 +131,10 @@ class Team(Supplier):
         self.owner = owner
         self._connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
 
-    @property
-    def key(self) -> str:
-        return self._key
-
     def send(
         self, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
     ) -> tuple[int, bytes]:
-        headers = {"X-API-Key": self._key, "Content-Type": kind}
+        headers = {"X-API-Key": self.key, "Content-Type": kind}
         self._connection.request(method, path, body=body, headers=headers)
         response = self._connection.getresponse()
         return response.status, response.read()

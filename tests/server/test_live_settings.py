@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
-from mlflow_hokusai_auth.core.types import ISOLATION, MODES
+from mlflow_hokusai_auth.core.types import ISOLATION, MODES, MOST_ISOLATION
 from mlflow_hokusai_auth.server import live_settings
 from mlflow_hokusai_auth.server.live_settings import Isolation, LogLevel, Mode, follow
 from mlflow_hokusai_auth.store.database import Actor, Database
@@ -66,7 +66,7 @@ def test_isolation_is_the_store_s_and_else_the_setting_s_and_else_the_decision()
         assert (isolation.level, isolation.is_decided) == (level, decided), (setting, stored)
     isolation = Isolation(Mode())
     isolation.decide("everything", None)
-    assert isolation.level == "writes", "what a later version has decided is not dropped"
+    assert isolation.level == MOST_ISOLATION, "what a later version has decided is not dropped"
 
 
 def test_isolation_is_nothing_unless_the_mode_is_enforce() -> None:

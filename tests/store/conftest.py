@@ -34,7 +34,10 @@ def schema(postgresql: Postgresql) -> Iterator[sa.Engine]:
     with maintenance.connect() as connection:
         connection.exec_driver_sql("CREATE DATABASE backends")
     maintenance.dispose()
-    engine = sa.create_engine(url.set(database="backends"), isolation_level="AUTOCOMMIT")
+    # Other tests may have restarted the cluster.
+    engine = sa.create_engine(
+        url.set(database="backends"), isolation_level="AUTOCOMMIT", pool_pre_ping=True
+    )
     yield engine
     engine.dispose()
 

@@ -106,12 +106,12 @@ def test_isolation_is_decided_by_what_nobody_owns_and_once(empty: sa.Engine) -> 
         ownership.record_experiment(connection, 1, **ACME, created_at=1)
         assert ownership.unowned(connection) == (0, 0)
     assert ownership.prepare(empty) == "observe"
-    assert decided() == "writes"
+    assert decided() == MOST_ISOLATION
     with empty.begin() as connection:
         connection.execute(sa.insert(SqlRegisteredModel).values(name="later"))
         experiment(connection, 1, "later", 1)
         assert ownership.unowned(connection) == (1, 1)
-    assert ownership.prepare(empty) == ownership.decided(empty) == "writes"
+    assert ownership.prepare(empty) == ownership.decided(empty) == MOST_ISOLATION
 
 
 @pytest.mark.parametrize("owned", [True, False])
@@ -125,7 +125,7 @@ def test_tables_from_before_the_decision_go_on(engine: sa.Engine, owned: bool) -
         connection.exec_driver_sql(f"INSERT INTO {VERSION.name} VALUES (1)")
     assert ownership.decided(engine) is None
     for _ in range(2):
-        assert ownership.prepare(engine) == ("writes" if owned else "observe")
+        assert ownership.prepare(engine) == (MOST_ISOLATION if owned else "observe")
     with engine.connect() as connection:
         assert ownership.model_owner(connection, "scorer") == ("acme" if owned else None)
         assert connection.execute(sa.select(sa.func.count()).select_from(VERSION)).scalar() == 1
@@ -212,7 +212,8 @@ def test_tables_of_the_first_version_are_upgraded_in_place(engine: sa.Engine) ->
             ("scorer", 1, "acme", "key_a", NOW, "models:/m-1", "s3://b/1"),
             ("scorer", 2, "", "", 2.5, "s3://b/2", "s3://b/2"),
         ]
-        assert connection.execute(sa.select(VERSION)).all() == [(ownership.TABLES_VERSION,)]
+        row = (ownership.TABLES_VERSION, MOST_ISOLATION)
+        assert connection.execute(sa.select(VERSION)).all() == [row]
         assert ownership.version_owner(connection, "scorer", 2) is None
     assert [i["name"] for i in sa.inspect(engine).get_indexes(VERSIONS.name)] == [
         "hokusai_versions_location"

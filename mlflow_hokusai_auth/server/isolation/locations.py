@@ -7,6 +7,7 @@ rolls back the row's transaction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,8 @@ _WARNING = (
     f'it unless {SETTING} names it."',
 )
 
+_installed: Stored | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -68,6 +71,19 @@ class Stored:
 
     def install(self) -> None:
         """Check every row that this process stores from now on."""
+        global _installed
+        if _installed is not None:
+            _installed.remove()
+        self._listeners(event.listen)
+        _installed = self
+
+    def remove(self) -> None:
+        """Check nothing any more."""
+        global _installed
+        self._listeners(event.remove)
+        _installed = None
+
+    def _listeners(self, change: Callable[[Any, str, Any], None]) -> None:
         for model, check in (
             # Names come first, so that the log has the name of a refused registration, too.
             (SqlRegisteredModel, _log_name),
@@ -77,8 +93,8 @@ class Stored:
             (SqlTraceTag, self.trace_tag),
         ):
             for name in ("before_insert", "before_update"):
-                event.listen(model, name, check)
-        event.listen(SqlRegisteredModel, "before_delete", _log_name)
+                change(model, name, check)
+        change(SqlRegisteredModel, "before_delete", _log_name)
 
     def experiment(self, _: object, connection: Connection, row: SqlExperiment) -> None:
         """Raise MlflowException if the caller may not choose the row's location."""

@@ -11,7 +11,7 @@ import mlflow
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, StoreError
 from mlflow_hokusai_auth.core.isolation import advice
-from mlflow_hokusai_auth.core.types import MOST_ISOLATION
+from mlflow_hokusai_auth.core.types import ISOLATING, MOST_ISOLATION
 from mlflow_hokusai_auth.server.live_settings import Isolation
 from mlflow_hokusai_auth.server.upstream import stores, tables
 from mlflow_hokusai_auth.server.upstream.artifact_roots import REGISTRY, TRACKING
@@ -51,7 +51,7 @@ def prepare(environ: Mapping[str, str] = os.environ) -> Prepared:
             decided = ownership.prepare(connection.engine)
             # Before the first request: plain MLflow may have made versions, whose files are frozen.
             ownership.catch_up(connection.engine)
-            left = (0, 0) if decided == MOST_ISOLATION else ownership.unowned(connection)
+            left = (0, 0) if decided in ISOLATING else ownership.unowned(connection)
             return Prepared(decided, unowned=left)
     except StoreError as error:
         return Prepared("off", str(error))
@@ -110,5 +110,5 @@ class Preparation:
                 ", SO SUPPLIERS CAN'T CHANGE ANYTHING" if isolation.closes else "",
                 found.obstacle,
             )
-        elif isolation.is_decided and isolation.level != MOST_ISOLATION:
+        elif isolation.is_decided and isolation.level not in ISOLATING:
             _log.warning("ISOLATION IS %s. %s", isolation.level, advice(*found.unowned))

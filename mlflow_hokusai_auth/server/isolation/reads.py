@@ -84,9 +84,15 @@ class Reads:
         """
         global _installed
         if _installed is not None:
-            event.remove(Engine, "before_cursor_execute", _installed.before_statement)
+            _installed.remove()
         event.listen(Engine, "before_cursor_execute", self.before_statement, retval=True)
         _installed = self
+
+    def remove(self) -> None:
+        """Shadow nothing any more."""
+        global _installed
+        event.remove(Engine, "before_cursor_execute", self.before_statement)
+        _installed = None
 
     def before_statement(
         self,

@@ -76,9 +76,9 @@ STORING = frozenset(
     }
 )
 _DELETING = "delete_artifacts"
-#: Methods that read, and are judged: `full_path` opens nothing, and MLflow's base class downloads a
-#: folder by `list_artifacts` and `_download_file`.
-JUDGED_READING = (READING - {"full_path"}) | {"_download_file"}
+#: Methods that read, and are judged. `full_path` opens nothing. MLflow's base class downloads each file
+#: in a thread, which does not know the caller, so it is judged before.
+JUDGED_READING = READING - {"full_path"}
 
 
 class Change(NamedTuple):
@@ -183,8 +183,10 @@ class Opener:
         methods: dict[str, Any] = {}
         for name in dir(kind):
             method = inspect.getattr_static(kind, name)
+            if not inspect.isfunction(method):
+                continue
             # The methods of MLflow's base class call the others, which check the path.
-            if not inspect.isfunction(method) or method.__module__ == artifact_repo.__name__:
+            if method.__module__ == artifact_repo.__name__ and name not in JUDGED_READING:
                 continue
             parameters = inspect.signature(method).parameters
             if argument := next((path for path in _PATHS if path in parameters), None):

@@ -73,6 +73,7 @@ def has_workspaces() -> bool:
     return bool(MLFLOW_ENABLE_WORKSPACES.get())
 
 
+@callers.seeing_all("whether the store answers")
 def query_tracking_store() -> None:
     """Read one experiment. Raises MLflow's or SQLAlchemy's exception if the store fails."""
     from mlflow.server.handlers import _get_tracking_store

@@ -37,6 +37,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION, MLFLOW_USER
 from mlflow.utils.uri import append_to_uri_path, resolve_uri_if_local
 from sqlalchemy.engine import Connection
 
+from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.store.ownership import DELETED
 from mlflow_hokusai_auth.store.ownership_tables import VERSIONS
 
@@ -99,7 +100,7 @@ def connect(uri: str) -> Iterator[Connection]:
     """Connect to the database at `uri`, with an engine that is disposed of afterwards."""
     engine = create_sqlalchemy_engine(uri)
     try:
-        with engine.connect() as connection:
+        with callers.seeing_all("the server's own look"), engine.connect() as connection:
             yield connection
     finally:
         engine.dispose()
@@ -322,7 +323,8 @@ def aliases(name: str, version: int | None, connection: Connection) -> list[str]
 
 def named_in(text: str) -> list[str]:
     """Return the words of a statement that are names of MLflow's tables, each once."""
-    words = dict.fromkeys(re.findall(r"\w+", text))
+    # SQL's own names have no case.
+    words = dict.fromkeys(re.findall(r"\w+", text.lower()))
     return [word for word in words if word in Base.metadata.tables]
 
 

@@ -13,7 +13,7 @@ import flask
 from mlflow_hokusai_auth.core import policy
 from mlflow_hokusai_auth.core.errors import Conflict, Forbidden, InvalidRequest
 from mlflow_hokusai_auth.core.ownership import within
-from mlflow_hokusai_auth.core.types import ISOLATION, MOST_ISOLATION
+from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.upstream import stores
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -128,7 +128,7 @@ def blueprint(store: LocalStore, gate: Gate) -> flask.Blueprint:
         wanted = schemas.parse(owned.NewIsolation, api.body()).isolation
         if wanted not in (*ISOLATION, "default"):
             raise InvalidRequest(f"isolation must be one of {', '.join(ISOLATION)}, default.")
-        if wanted == MOST_ISOLATION and gate.isolation.obstacle is not None:
+        if wanted in ISOLATING and gate.isolation.obstacle is not None:
             raise Conflict(f"This server can't keep suppliers apart: {gate.isolation.obstacle}.")
         store.database.choose("isolation", ISOLATION, wanted, callers.actor())
         gate.isolation.follow(store.database.states())

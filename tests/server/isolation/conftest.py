@@ -2,9 +2,18 @@ from __future__ import annotations
 
 import pytest
 
+from mlflow_hokusai_auth.server.isolation import locations, reads
 from mlflow_hokusai_auth.store import ownership
 from tests.conftest import empty_database
 from tests.server.isolation.stores import Stores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_other_application() -> None:
+    """Remove the hooks that an application of an earlier test has left in this process."""
+    for installed in (locations._installed, reads._installed):
+        if installed is not None:
+            installed.remove()
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])

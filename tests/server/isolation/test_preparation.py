@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
-from mlflow_hokusai_auth.core.types import ISOLATION
+from mlflow_hokusai_auth.core.types import ISOLATION, MOST_ISOLATION
 from mlflow_hokusai_auth.server.isolation import preparation
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.preparation import Preparation, Prepared, prepare
@@ -72,21 +72,21 @@ def test_database_without_tables_of_mlflow_is_an_obstacle(tmp_path: Path) -> Non
 
 def test_database_out_of_reach_may_have_isolation() -> None:
     prepared = prepare({TRACKING: NOWHERE})
-    assert (prepared.isolation, prepared.passing) == ("writes", True)
+    assert (prepared.isolation, prepared.passing) == (MOST_ISOLATION, True)
     assert prepared.obstacle and "canary" not in prepared.obstacle
 
 
 def test_database_is_looked_for_until_it_is_there(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answers = [Prepared("writes", "out of reach", True)] * 2
+    answers = [Prepared(MOST_ISOLATION, "out of reach", True)] * 2
     answers += [Prepared("observe", unowned=(3, 4)), Prepared("off", "never asked for")]
     monkeypatch.setattr(preparation, "prepare", lambda: answers.pop(0))
     isolation, facts = Isolation(Mode()), Facts(usable=True)
     prepared = Preparation(isolation, facts)
     prepared.look_again()
     # Nobody knows what was decided, so suppliers wait.
-    assert (facts.usable, isolation.closes, isolation.level) == (False, True, "writes")
+    assert (facts.usable, isolation.closes, isolation.level) == (False, True, MOST_ISOLATION)
     assert not caplog.records
     for _ in range(2):
         prepared.look_again()
@@ -109,13 +109,13 @@ def test_operator_is_told_at_start(
         assert all(one.levelno >= logging.WARNING for one in caplog.records)
         return "\n".join(caplog.messages)
 
-    assert lines(Prepared("writes")) == ""
+    assert lines(Prepared(MOST_ISOLATION)) == ""
     assert "hokusai-auth owners assign" in lines(Prepared("observe", unowned=(1, 0)))
     said = lines(Prepared("observe"))
-    assert "Everything has an owner" in said and "hokusai-auth isolation writes" in said
+    assert "Everything has an owner" in said and f"hokusai-auth isolation {MOST_ISOLATION}" in said
     # A person has chosen.
     assert lines(Prepared("observe", unowned=(1, 0)), "off") == ""
-    assert lines(Prepared("observe", unowned=(1, 0)), stored="writes") == ""
+    assert lines(Prepared("observe", unowned=(1, 0)), stored=MOST_ISOLATION) == ""
     assert "ISOLATION IS off: no DDL" in lines(Prepared("off", "no DDL"))
     for setting, stored in (("writes", ""), ("off", "writes")):
         said = lines(Prepared("off", "no DDL"), setting, stored)
@@ -129,4 +129,4 @@ def test_database_that_goes_away_in_the_middle_is_out_of_reach(
         raise AuthorityUnavailable("gone")
 
     monkeypatch.setattr(ownership, "prepare", fail)
-    assert prepare({TRACKING: where(stores)}) == Prepared("writes", "gone", True)
+    assert prepare({TRACKING: where(stores)}) == Prepared(MOST_ISOLATION, "gone", True)

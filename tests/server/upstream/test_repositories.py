@@ -12,9 +12,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from mlflow_hokusai_auth.core.locations import Location
 from mlflow_hokusai_auth.server.live_settings import Mode
 from mlflow_hokusai_auth.server.upstream import artifact_roots
-from mlflow_hokusai_auth.server.upstream.repositories import Opener
+from mlflow_hokusai_auth.server.upstream.repositories import Change, Opener
 
 SECRET = "canary"
 
@@ -55,7 +56,10 @@ class Remote(ArtifactRepository):
     def list_artifacts(self, path: str | None = None) -> list[Any]:
         return []
 
-    def _download_file(self, remote_file_path: str, local_path: str) -> None: ...
+    def _download_file(self, remote_file_path: str, local_path: str) -> None:
+        if remote_file_path != "foreign/file":
+            raise FileNotFoundError(remote_file_path)
+        Path(local_path).write_text(SECRET)
 
 
 def opener(root: Path, mode: str = "enforce") -> Opener:
@@ -164,3 +168,32 @@ def test_roots_come_from_the_server_s_options(
         assert base is None or str(roots.base) == f"{tmp_path}/{base}", given
     with pytest.raises(ValueError, match=r"--artifacts-destination s3://bucket/a%20b can't be"):
         artifact_roots.load((), {artifact_roots.DESTINATION: "s3://bucket/a%20b"})
+
+
+class Blind:
+    """Whoever sees nothing."""
+
+    looks = False
+    hides = True
+
+    def check(self, change: Change, *, last: bool = True) -> bool:
+        return True
+
+    def sees(self, place: Location) -> bool:
+        return False
+
+
+def test_file_that_is_not_seen_is_missing_in_a_remote_store(root: Path, tmp_path: Path) -> None:
+    """MLflow's base class downloads in threads, which do not know the caller."""
+    roots = artifact_roots.load((str(root), "s3://bucket/team"), {})
+    opener = Opener(roots, artifact_roots.Watch(Mode("enforce")), Blind())
+    repository = opener.confined(Remote("s3://bucket/team"))
+    answers = []
+    for path in ("foreign/file", "missing/file"):
+        with pytest.raises(MlflowException) as raised:
+            repository.download_artifacts(path, str(tmp_path))
+        answers.append(str(raised.value).replace(path, "?"))
+    assert answers[0] == answers[1]
+    assert not [
+        one for one in tmp_path.rglob("*") if one.is_file() and one.parent != tmp_path / "out"
+    ]

@@ -198,7 +198,7 @@ def test_operator_reads_and_sets_isolation(here: Api) -> None:
     event = here.audited()
     assert (event["event"], event["detail"]) == ("isolation.changed", {"isolation": "writes"})
     assert ask(here, "POST /isolation", {"isolation": "default"})["by_default"]
-    for body in ({"isolation": "full"}, {"isolation": None}, {}, {"isolation": "off", "x": 1}):
+    for body in ({"isolation": "most"}, {"isolation": None}, {}, {"isolation": "off", "x": 1}):
         assert here.ask("POST /isolation", body, ADMIN).status_code == 400, body
 
 
