@@ -45,7 +45,7 @@ TESTS = """
 core/prefixes       e2e/test_registration
 decision_log        e2e/test_artifact_paths server/gate/test_exchanges server/observe/test_recorder
 decision_log        e2e/test_metrics e2e/test_modes e2e/test_secrets
-explain             test_cli
+explain             test_cli test_cli_ownership
 fast_path           server/upstream/test_flask_bridge server/upstream/test_fast_path
 flask_bridge        server/upstream/test_fast_path e2e/test_registration
 folders             core/test_artifact_paths core/test_locations e2e/test_artifact_paths

@@ -481,6 +481,13 @@ WRONG_CALLS = [
     ["keys", "edit", "key_nobody", "--models", "a", "--any-model"],
     ["keys", "edit", "key_nobody", "--no-delete", "--may-delete"],
     ["audit", "--limit", "0"],
+    ["explain"],
+    ["explain", "GET"],
+    ["explain", "--as", "key_nobody"],
+    ["explain", "--model", "scorer"],
+    ["explain", "--as", "key_nobody", "--model", "scorer", "--run", "x"],
+    ["explain", "GET", "/", "--as", "key_nobody", "--model", "scorer"],
+    ["explain", "--as", "key_nobody", "--model", "scorer", "--scope", "model:read"],
     ["keys", "import", *READER, "--key-file", "/nowhere/key.txt"],
     ["nothing"],
 ]

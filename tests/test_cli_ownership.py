@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
-from mlflow.store.tracking.dbmodels.models import SqlExperiment
+from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlRun
 
 from mlflow_hokusai_auth.cli import main
 from mlflow_hokusai_auth.store import ownership
@@ -86,6 +86,51 @@ def test_operator_takes_over_what_exists(call: Call, engine: sa.Engine) -> None:
     assert (event["event"], event["actor"]) == ("owners.assigned", "cli:alice")
     assert "was acme's, and is nobody's now" in call("owners", "release", "acme-a").stdout
     assert told(call, "owners", "release", "acme-b")["owner"] == "acme"
+
+
+def test_explain_says_which_rule_hides_a_thing_or_shows_it(
+    call: Call, engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_id = told(call, "keys", "create", "--owner", "ACME", "--scope", "model:write")["key_id"]
+    asks = ("explain", "--as", key_id)
+    again = call(*asks, "--model", "scorer", status=1).stderr
+    assert "has no owners yet: start a server" in again
+    call("owners", "check")
+    make(engine, "scorer")
+    with engine.begin() as connection:
+        made = {"experiment_id": 7, "name": "e", "creation_time": 5}
+        connection.execute(sa.insert(SqlExperiment).values(made))
+        connection.execute(sa.insert(SqlRun).values(run_uuid="f" * 32, experiment_id=7))
+    for things in ("--models", "--experiments"):
+        call("owners", "assign", things, "*", "--owner", "GLOBEX", "--apply")
+    hidden = told(call, *asks, "--model", "scorer")
+    assert hidden == {
+        "key_id": key_id,
+        "key_owner": "ACME",
+        "kind": "model",
+        "name": "scorer",
+        "owner": "GLOBEX",
+        "isolation": "full",
+        "allowed": False,
+        "verdict": "hidden: the model's owner is GLOBEX, and no grant shares it with ACME",
+    }
+    assert hidden["verdict"] in call(*asks, "--model", "scorer").stdout
+    run = told(call, *asks, "--run", "f" * 32)
+    assert run["verdict"].startswith("hidden: GLOBEX owns the run's experiment 7")
+    assert told(call, *asks, "--experiment", "7")["owner"] == "GLOBEX"
+    assert told(call, *asks, "--experiment", "x")["verdict"].startswith("missing: ")
+    grant = told(call, "grants", "add", "--owner", "ACME", "--model", "scorer")
+    shown = told(call, *asks, "--model", "scorer")
+    assert shown["allowed"] and f"grant {grant['id']} of an operator" in shown["verdict"]
+    monkeypatch.setenv("HOKUSAI_AUTH_ISOLATION", "writes")
+    assert told(call, *asks, "--run", "f" * 32)["isolation"] == "writes"
+    call("isolation", "full")
+    assert not told(call, *asks, "--run", "f" * 32)["allowed"]
+    call("mode", "observe")
+    assert told(call, *asks, "--run", "f" * 32)["isolation"] == "off"
+    assert "There is no key" in call("explain", "--as", "key_x", "--run", "x", status=1).stderr
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI")
+    assert "--backend-store-uri" in call(*asks, "--run", "x", status=1).stderr
 
 
 def test_file_says_whose_everything_is(call: Call, engine: sa.Engine, tmp_path: Path) -> None:

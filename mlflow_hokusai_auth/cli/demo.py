@@ -13,7 +13,7 @@ import textwrap
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 #: Seconds until the server must answer; imports from a slow disk may take minutes.
@@ -112,11 +112,16 @@ def run(*, keep: bool) -> int:
             print("5. GLOBEX registers a model of its own, and tries to change ACME's:", flush=True)
             if code := python("GLOBEX", SECOND):
                 return code
+            print("6. Each lists the registered models:")
+            if not _sees(origin, keys, ACME="doubler", GLOBEX="trebler"):
+                return 1
             print(
-                "6. ACME: hokusai-auth grants add --owner GLOBEX --model doubler --level contribute"
+                "7. ACME: hokusai-auth grants add --owner GLOBEX --model doubler --level contribute"
             )
             grant = ("grants", "add", "--owner", "GLOBEX", "--model", "doubler")
             _command(using("ACME"), *grant, "--level", "contribute")
+            if not _sees(origin, keys, ACME="doubler", GLOBEX="doubler, trebler"):
+                return 1
             print("  GLOBEX tries again:", flush=True)
             if code := python("GLOBEX", CONTRIBUTION):
                 return code
@@ -194,6 +199,22 @@ def _without_key(url: str) -> tuple[int, str]:
             return response.status, "it answered"
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)["message"]
+
+
+def _sees(origin: str, keys: Mapping[str, str], **expected: str) -> bool:
+    """Print which registered models each owner sees, and return whether it is as `expected`."""
+    for owner, models in expected.items():
+        request = urllib.request.Request(
+            f"{origin}/api/2.0/mlflow/registered-models/search", headers={"X-API-Key": keys[owner]}
+        )
+        with _DIRECT.open(request, timeout=30) as response:
+            found = json.load(response).get("registered_models", ())
+        seen = ", ".join(model["name"] for model in found)
+        print(f"  {owner} sees {seen}", flush=True)
+        if seen != models:
+            print(f"  It should see {models}: suppliers are not kept apart.", file=sys.stderr)
+            return False
+    return True
 
 
 def _free_port() -> int:

@@ -116,32 +116,81 @@ def routes(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("method")
-@click.argument("path")
+@click.argument("method", required=False)
+@click.argument("path", required=False)
 @click.option("--scope", "scopes", multiple=True, help="A scope of the key; may be repeated.")
+@click.option("--as", "key_id", metavar="KEY_ID", help="A key of the key store.")
+@click.option("--model", metavar="NAME", help="With --as: a registered model.")
+@click.option("--run", metavar="ID", help="With --as: a run.")
+@click.option("--experiment", metavar="ID", help="With --as: an experiment.")
+@click.option(
+    "--backend-store-uri",
+    "uri",
+    envvar="MLFLOW_BACKEND_STORE_URI",
+    metavar="URI",
+    help="MLflow's database, for --as (default: MLFLOW_BACKEND_STORE_URI).",
+)
 @json_option
-def explain(method: str, path: str, scopes: Sequence[str], as_json: bool) -> None:
-    """Show the rule for a request, what it requires, and if a key with --scope may send it."""
-    require_server()
-    if not path.startswith("/"):
-        raise Mistake("give the path alone, such as /api/2.0/mlflow/experiments/get")
-    from mlflow_hokusai_auth.server import explain as explained
-    from mlflow_hokusai_auth.server import settings
+def explain(
+    method: str | None,
+    path: str | None,
+    scopes: Sequence[str],
+    key_id: str | None,
+    uri: str | None,
+    as_json: bool,
+    **things: str | None,
+) -> None:
+    """Show the rule for a request, or the rule that shows something to a key or hides it.
 
-    try:
-        answer = explained.explain(method, path, scopes, settings.load())
-    except SettingsError as error:
-        raise Mistake(str(error)) from None
+    \b
+    explain METHOD PATH               what a request requires, and if a key with --scope may send it
+    explain --as KEY_ID --model NAME  if isolation shows the thing to the key, and why
+    """
+    require_server()
+    named = [(kind, name) for kind, name in things.items() if name is not None]
+    if key_id is not None and len(named) == 1 and method is None and not scopes:
+        answer = _sight(*named[0], key_id, uri)
+    elif key_id is not None or named or method is None or path is None:
+        raise click.UsageError(
+            "Give METHOD and PATH; or --as with one of --model, --run and --experiment.",
+            click.get_current_context(),
+        )
+    else:
+        answer = _request(method, path, scopes)
     if as_json:
         print_json(answer)
     else:
         print_fields(answer)
 
 
+def _request(method: str, path: str, scopes: Sequence[str]) -> dict[str, object]:
+    if not path.startswith("/"):
+        raise Mistake("give the path alone, such as /api/2.0/mlflow/experiments/get")
+    from mlflow_hokusai_auth.server import explain as explained
+    from mlflow_hokusai_auth.server import settings
+
+    try:
+        return explained.explain(method, path, scopes, settings.load())
+    except SettingsError as error:
+        raise Mistake(str(error)) from None
+
+
+def _sight(kind: str, name: str, key_id: str, uri: str | None) -> dict[str, object]:
+    if uri is None:
+        raise Mistake(
+            "--as needs MLflow's database: --backend-store-uri (MLFLOW_BACKEND_STORE_URI)"
+        )
+    from mlflow_hokusai_auth.server import explain as explained
+    from mlflow_hokusai_auth.server import settings
+
+    with opened() as store, database(uri) as engine:
+        return explained.explain_sight(kind, name, key_id, store, engine, settings.load())
+
+
 @click.command()
 @click.option("--keep", is_flag=True, envvar="KEEP", help="Leave the server running at the end.")
 def demo(keep: bool) -> None:
-    """Start a server, make a key, register a model with it, and load it."""
+    """Start a server on which two suppliers register models, and see and change only what is theirs."""
     require_server()
     from .demo import run
 

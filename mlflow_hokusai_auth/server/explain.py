@@ -1,14 +1,19 @@
-"""`hokusai-auth explain`: the gate's decision about a request, in words, without sending it."""
+"""`hokusai-auth explain`: decisions of the gate and of isolation, in words, without a request."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 
+import sqlalchemy as sa
+
 from mlflow_hokusai_auth.core import scopes as table
+from mlflow_hokusai_auth.core.errors import StoreError
 from mlflow_hokusai_auth.core.operations import classify, graphql
 from mlflow_hokusai_auth.core.policy import Policy, access, operation_of, settle
 from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.core.routes import QUERY_FIELDS
+from mlflow_hokusai_auth.core.sight import judge
 from mlflow_hokusai_auth.core.types import (
     Access,
     Allow,
@@ -17,7 +22,10 @@ from mlflow_hokusai_auth.core.types import (
     Operation,
     Principal,
 )
+from mlflow_hokusai_auth.store import ownership, sight
+from mlflow_hokusai_auth.store.keys import LocalStore
 
+from .live_settings import Isolation, Mode
 from .settings import Settings, policy_of
 from .upstream import static_files
 
@@ -43,6 +51,39 @@ def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -
         return {**answer, **_graphql(operation, scopes, key, policy)}
     verdict = "allowed" if _may(scopes, operation, policy) else "refused"
     return {**answer, "scopes": _enough(operation, policy), "verdict": f"{key} is {verdict}"}
+
+
+def explain_sight(
+    kind: str, name: str, key_id: str, store: LocalStore, engine: sa.Engine, settings: Settings
+) -> dict[str, object]:
+    """Return whether a key of `store` sees a "model", "run" or "experiment", and the rule for that.
+
+    `engine` is on MLflow's database. Mode and isolation are those of a server with `settings`. Raises
+    KeyNotFound, StoreError and AuthorityUnavailable.
+    """
+    principal, now = store.principal(key_id), time.time()
+    if (decided := ownership.decided(engine)) is None:
+        raise StoreError(
+            "This database has no owners yet: start a server with the gate on it once."
+        )
+    mode, kept = Mode(settings.mode, settings.force_mode), store.database.states()
+    isolation = Isolation(mode, settings.isolation, decided)
+    mode.follow(kept)
+    isolation.follow(kept)
+    thing = sight.find(engine, kind, name, principal.owner_id)
+    found = judge(
+        thing, principal, policy_of(settings), mode=mode.now, level=isolation.level, now=now
+    )
+    return {
+        "key_id": principal.key_id,
+        "key_owner": principal.owner_id,
+        "kind": kind,
+        "name": name,
+        "owner": thing.owner,
+        "isolation": isolation.in_effect,
+        "allowed": found.allowed,
+        "verdict": found.verdict,
+    }
 
 
 #: Each kind of GraphQL request, with root fields of that kind (None for a mutation).

@@ -89,7 +89,7 @@ ISOLATION = Counter(
 )
 HIDDEN = Counter(
     "hokusai_auth_hidden",
-    "Answers that something does not exist, to suppliers who asked for what another owner has.",
+    "Answers that something does not exist, to suppliers who asked for what is not theirs.",
 )
 INTERCEPTOR_ERRORS = Counter(
     "hokusai_auth_interceptor_errors", "Exceptions of an interceptor, by its entry point.", ["name"]

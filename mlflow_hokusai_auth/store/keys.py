@@ -61,19 +61,7 @@ class LocalStore:
             row = connection.execute(_LOOKUP, {"digest": key_format.digest(key)}).one_or_none()
         if row is None:
             return Rejected()
-        return Principal(
-            row.key_id,
-            row.owner,
-            frozenset(row.scopes),
-            row.expires_at,
-            row.revoked_at,
-            networks=tuple(row.networks),
-            rate_limit_per_hour=row.rate_limit_per_hour,
-            deprecated_at=row.deprecated_at,
-            owner_id=row.owner,
-            models=tuple(row.models),
-            no_delete=row.no_delete,
-        )
+        return _principal(row)
 
     # Every method below raises AuthorityUnavailable, and KeyNotFound for an unknown id.
 
@@ -180,6 +168,10 @@ class LocalStore:
         """Return the record with this id."""
         with self.database.reading() as connection:
             return records.get(connection, key_id)
+
+    def principal(self, key_id: str) -> Principal:
+        """Return what `lookup` returns for the key with this id."""
+        return _principal(self.get(key_id))
 
     def find(self, key: str) -> KeyRecord | None:
         """Return the record of `key`, or None."""
@@ -295,6 +287,23 @@ class LocalStore:
             )
             change.audit(event, by, key_id, **detail)
         return record
+
+
+def _principal(row: Any) -> Principal:
+    """Return the principal of a row of `_LOOKUP`, or of a record."""
+    return Principal(
+        row.key_id,
+        row.owner,
+        frozenset(row.scopes),
+        row.expires_at,
+        row.revoked_at,
+        networks=tuple(row.networks),
+        rate_limit_per_hour=row.rate_limit_per_hour,
+        deprecated_at=row.deprecated_at,
+        owner_id=row.owner,
+        models=tuple(row.models),
+        no_delete=row.no_delete,
+    )
 
 
 def _is_admin(record: KeyRecord) -> bool:

@@ -41,7 +41,7 @@ MAX_LIFETIME = 20 * 365 * 86400
 #: Names that one transaction of `assign_owner` changes, at most.
 BATCH = 100
 
-_MLFLOW_RUNS = sa.table("runs", sa.column("run_uuid"), sa.column("experiment_id"))
+MLFLOW_RUNS = sa.table("runs", sa.column("run_uuid"), sa.column("experiment_id"))
 _MLFLOW_LOGGED = sa.table("logged_models", sa.column("model_id"), sa.column("experiment_id"))
 
 _BOUND = sa.select(sa.func.set_config("lock_timeout", f"{BUSY_TIMEOUT * 1000:.0f}", True))
@@ -459,14 +459,14 @@ class Ownership:
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         ownership.prepare(self._engine)
-        with _usable(), self._engine.connect() as connection:
+        with usable(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
     def _changing(self) -> Iterator[sa.Connection]:
         """Yield a transaction that waits for those that change models, and lets none begin."""
         ownership.prepare(self._engine)
-        with _usable(), self._engine.connect() as connection:
+        with usable(), self._engine.connect() as connection:
             if self._engine.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
@@ -479,7 +479,8 @@ class Ownership:
 
 
 @contextmanager
-def _usable() -> Iterator[None]:
+def usable() -> Iterator[None]:
+    """Raise AuthorityUnavailable for errors of MLflow's database in this block."""
     try:
         yield
     except sa.exc.DatabaseError as error:
@@ -666,7 +667,7 @@ def _owners_of_sources(connection: sa.Connection, sources: Iterable[str]) -> dic
     owner_of: dict[str, str] = {}
     for batch in _batches(wanted, 500):
         for key, table in (
-            (_MLFLOW_RUNS.c.run_uuid, _MLFLOW_RUNS),
+            (MLFLOW_RUNS.c.run_uuid, MLFLOW_RUNS),
             (_MLFLOW_LOGGED.c.model_id, _MLFLOW_LOGGED),
         ):
             same = MLFLOW_EXPERIMENTS.c.experiment_id == table.c.experiment_id

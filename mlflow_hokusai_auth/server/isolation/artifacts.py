@@ -36,7 +36,7 @@ from .facts import FRESH, Facts
 _SIZE = 10_000
 #: Segments of a place, at most: the queries grow with their number.
 _DEPTH = 100
-#: A number of a version has less digits.
+#: The number of a version has fewer digits.
 _DIGITS = 10
 _NO_ANSWER = "Who owns these artifacts can't be looked up at the moment. Try again."
 _ODD = Problem(
@@ -151,8 +151,8 @@ class Artifacts:
     def _reads(self, me: str, place: Location, connection: Connection) -> bool:
         """Return whether `place` is among the files of a version that `me` sees.
 
-        The files must be those of the version's maker or of the model's owner, since a version that
-        was made while nobody looked may name any files.
+        The files must be those of the version's maker or of the model's owner: a version that was made
+        without isolation may name anybody's.
         """
         for name, version, uri in tables.versions_at(self._uris(place, 1), connection):
             files = self.roots.place(read(uri))

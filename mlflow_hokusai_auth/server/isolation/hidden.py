@@ -1,9 +1,9 @@
-"""Hidden reads: what a supplier asked for is there, and isolation answered that it is not.
+"""Hidden reads: a supplier asked for something that exists, and got MLflow's own 404.
 
-The supplier gets MLflow's own 404. Operators must be able to tell "my run is gone" from isolation, and
-see who tries other teams' ids. So after such an answer a thread sends the last statement of the request
-twice more, with and without its shadows. It looks at most `PER_SECOND` times a second, and skips the
-rest.
+Operators must be able to tell "my run is gone" from isolation, and see who tries other teams' ids. So
+after each 404 to a supplier, a thread sends the last statement of the request twice more, with and
+without its shadows: what only the second one finds was hidden. The thread looks behind at most
+`PER_SECOND` answers a second. If too many wait for it, the others are not looked at.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.server.caller import Caller
 
-#: Looks in a second, at most, and those that may wait.
+#: Answers that are looked behind in a second, at most.
 PER_SECOND = 10
+#: Answers that may wait for that.
 _WAITING = 100
 _log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def tell(what: str) -> None:
     metrics.HIDDEN.inc()
     caller = callers.current.get()
     _log.warning(
-        "HIDDEN from key %s of %s, request %s: what it asked for exists, and is another owner's (%s)",
+        "HIDDEN from key %s of %s, request %s: what it asked for exists, and is not theirs (%s)",
         caller.principal.key_id if caller.principal else "none",
         ascii(redact(caller.principal.owner))[1:-1] if caller.principal else "nobody",
         caller.request_id or "none",

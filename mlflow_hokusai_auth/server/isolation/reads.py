@@ -1,7 +1,7 @@
 """`Reads` lets a supplier see only its own rows in MLflow's data, and those that were shared with it.
 
-Every SELECT that MLflow sends for a confined caller gets the shadows of `shadows` in front, at the
-cursor: none can miss them, however MLflow made it. A statement that can't have them is refused.
+Every SELECT that MLflow sends for a confined caller gets its shadows (see `shadows`) at the cursor,
+which each statement passes, however MLflow made it. A statement that can't have them is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Statements:
         self._found: LRUCache[_Key, Shadowed | None] = LRUCache(size, getsizeof=_length)
 
     def of(self, dialect: Dialect, text: str) -> Shadowed | None:
-        """Return `text` with its shadows, as it is if it needs none; None if it can't have them."""
+        """Return `text` with its shadows, or as it is if it needs none; None if it can't have them."""
         key = dialect, text
         with self._lock:
             if key in self._found:

@@ -1,8 +1,8 @@
 """The rows of MLflow's tables that a supplier sees, as SQL.
 
-In front of a statement stands a shadow of each table that it names: a WITH of the table's own name,
-with the visible rows only. So whatever the statement joins, counts or sorts, it finds nothing else. A
-table that stands in no list of `bindings` has no shadow, and statements that name it are refused.
+In front of a statement stands a shadow of each table that it names: a WITH query that has the table's
+name, and only its visible rows. Whatever the statement joins, counts or sorts, it finds nothing else. A
+table that is in no list of `bindings` has no shadow, and statements that name it are refused.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from . import bindings
 from .bindings import BINDINGS, INPUT_TAGS, INPUTS
 from .provenance import KEY_ID
 
-#: How a statement refers to a value in SQL of this module: the caller's owner, and the time now in
-#: seconds since the epoch.
+#: How the SQL of this module names a value: `me` is the caller's owner, and `now` the time in seconds
+#: since the epoch.
 _VALUE = re.compile(r":(me|now)\b")
 _WITH = re.compile(r"\s*WITH\s+(RECURSIVE\s+)?", re.IGNORECASE)
 _LOCKS = re.compile(r"\bFOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE|KEY\s+SHARE)\b", re.IGNORECASE)
-#: SQL for one value, by the driver's style of parameters (PEP 249).
+#: How a driver wants a value to be named, by its style of parameters (PEP 249).
 _STYLES: Mapping[str, Callable[[str], str]] = {
     "qmark": lambda _: "?",
     "format": lambda _: "%s",
@@ -30,12 +30,14 @@ _STYLES: Mapping[str, Callable[[str], str]] = {
     "named": lambda name: f":hokusai_{name}",
 }
 
-# `{s}` is the schema, `one` the row of the shadowed table.
+# `{s}` stands for the schema, and `{same}` for a join of `_SAME`. `one` is the row of the shadowed
+# table.
 _MY_EXPERIMENTS = (
     "SELECT h.experiment_id FROM {s}hokusai_experiments AS h {same}WHERE h.owner = :me"
 )
-#: SQLite uses the id of an experiment again that was deleted for good, so the owner of the earlier one
-#: must not count. PostgreSQL takes ids from a sequence, and one more table for its planner costs time.
+#: The join by which an owner's row counts only for the experiment that it is about: SQLite gives the id
+#: of an experiment that was deleted for good to a new one. PostgreSQL gives no id twice, and there a
+#: join would only cost time.
 _SAME = {
     "sqlite": "JOIN {s}experiments AS e ON e.experiment_id = h.experiment_id AND "
     "coalesce(e.creation_time, -1) = coalesce(h.experiment_created_at, -1) ",
@@ -54,15 +56,16 @@ _MY_MODEL = (
     "WHERE m.name = one.name AND m.owner = :me AND m.gone_at IS NULL)"
 )
 _SEEN_MODEL = f"({_MY_MODEL} OR EXISTS (SELECT 1 {_SHARED} AND a.name = one.name))"
-#: A reader of a version finds its logged model, of which MLflow's clients ask when they copy it.
+#: A reader of a version also sees the row of its logged model, for which MLflow's clients ask when they
+#: copy the version.
 _SHARED_LOGGED = (
     "EXISTS (SELECT 1 FROM {s}hokusai_model_access AS a JOIN {s}hokusai_versions AS v "
     "ON v.name = a.name WHERE a.grantee = :me AND (a.expires_at IS NULL OR a.expires_at > :now) "
     "AND v.source = 'models:/' || one.model_id)"
 )
 _NOTHING = "1 = 0"
-#: Tables without a shadow, though they are MLflow's. MLflow reads webhooks when a supplier causes an
-#: event, and no route on webhooks is open to a confined key.
+#: MLflow's tables that get no shadow. MLflow reads its webhooks whenever a supplier causes an event,
+#: and no route that shows webhooks is open to a confined key.
 PLAIN = frozenset({"webhooks", "webhook_events"})
 
 
@@ -83,6 +86,7 @@ def _my_run(column: str) -> str:
 
 
 def _input(row: str) -> str:
+    """Return SQL for: one end of `row`, a row of `inputs`, is a run in an experiment of mine."""
     runs = ", ".join(f"'{kind}'" for kind, what in bindings.ENDS.items() if what == "run")
     ends = (
         f"({row}.{end}_type IN ({runs}) AND {_my_run(f'{row}.{end}_id')})"
@@ -93,7 +97,8 @@ def _input(row: str) -> str:
 
 #: Table -> SQL for: this row is visible. Those that are not here follow from `BINDINGS`.
 _SPECIAL = {
-    # MLflow looks for experiment 0 when it builds a store. What is in it follows from its owner.
+    # Every key sees experiment 0, which MLflow looks for when it opens a store. It has no owner, so its
+    # runs are hidden.
     "experiments": f"one.experiment_id IN (SELECT 0 UNION ALL {_MY_EXPERIMENTS})",
     "logged_models": f"({_in_experiment('one.experiment_id')} OR {_SHARED_LOGGED})",
     "registered_models": f"one.name IN ({_MY_NAMES})",
@@ -102,7 +107,7 @@ _SPECIAL = {
     INPUT_TAGS: "EXISTS (SELECT 1 FROM {s}inputs AS i "
     f"WHERE i.input_uuid = one.input_uuid AND {_input('i')})",
 } | {
-    # Which key made a version is its owner's business.
+    # Only the model's owner sees which key made a model or a version.
     table: f"({_SEEN_MODEL} AND (one.key <> '{KEY_ID}' OR {_MY_MODEL}))"
     for table in ("registered_model_tags", "model_version_tags")
 }
@@ -165,11 +170,11 @@ def shadowed(text: str, tables: tuple[str, ...], dialect: Dialect) -> Shadowed |
 
 
 def _locked(text: str, tables: tuple[str, ...], dialect: Dialect) -> Shadowed | None:
-    """Return a statement that locks the visible rows of its only table.
+    """Return `text`, which locks rows of its only table, with that table's shadow in FROM.
 
-    FOR UPDATE locks no row of a WITH, but those of a subquery in FROM.
+    FOR UPDATE locks nothing through a WITH, but it locks the rows of a subquery in FROM.
     """
-    # The values of the shadow are not the first ones, so their order can't tell them apart.
+    # The shadow's values come after others here, so a driver that tells values by their order won't do.
     if len(tables) != 1 or dialect.style not in ("pyformat", "named"):
         return None
     (table,) = tables

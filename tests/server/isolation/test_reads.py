@@ -26,6 +26,7 @@ from mlflow.store.db.base_sql_model import Base
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlRun
 
 from mlflow_hokusai_auth.core.policy import Policy
+from mlflow_hokusai_auth.core.sight import judge
 from mlflow_hokusai_auth.core.types import ISOLATION, Principal
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.isolation.facts import Facts
@@ -34,8 +35,9 @@ from mlflow_hokusai_auth.server.isolation.reads import Reads
 from mlflow_hokusai_auth.server.isolation.writes import Writes
 from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
-from mlflow_hokusai_auth.store import ownership
-from mlflow_hokusai_auth.store.ownership_tables import GRANTS, MODEL_ACCESS
+from mlflow_hokusai_auth.store import ownership, sight
+from mlflow_hokusai_auth.store.owners import Ownership
+from mlflow_hokusai_auth.store.ownership_tables import EXPERIMENTS, GRANTS, MODEL_ACCESS, MODELS
 from tests.server.isolation import plans
 from tests.server.isolation.stores import ACME, GLOBEX, STAFF, Made, Stores, calling, unused_name
 
@@ -126,6 +128,48 @@ def test_foreign_things_answer_as_if_they_did_not_exist(stores: Stores) -> None:
             != (expected := answer(questions(stores, missing)[name], missing))
         }
     assert not wrong
+
+
+def test_explain_says_what_mlflow_s_stores_show(stores: Stores) -> None:
+    made = {
+        "own": made_by(stores, GLOBEX),
+        "read": made_by(stores, ACME),
+        "ended": made_by(stores, ACME),
+        "foreign": made_by(stores, ACME),
+        "unowned": made_by(stores, STAFF),
+        "missing": Made("987654321", "0" * 32, "m-" + "0" * 32, "no-such-model", "1"),
+    }
+    engine = stores.registry.engine
+    unowned, ended = made["unowned"], made["ended"].model
+    with calling(STAFF):
+        operator = Ownership(engine, lambda *_: None)
+        operator.add_grant(grantee="GLOBEX", pattern=made["read"].model)
+        operator.add_grant(grantee="GLOBEX", pattern=ended, expires_in=60)
+        with engine.begin() as connection:
+            over = sa.update(MODEL_ACCESS).where(MODEL_ACCESS.c.name == ended)
+            connection.execute(over.values(expires_at=1.0))
+            connection.execute(sa.delete(MODELS).where(MODELS.c.name == unowned.model))
+            number = EXPERIMENTS.c.experiment_id == int(unowned.experiment)
+            connection.execute(sa.delete(EXPERIMENTS).where(number))
+    said, shown = {}, {}
+    for which, things in made.items():
+        for kind in ("model", "run", "experiment"):
+            name = getattr(things, kind)
+            with calling(STAFF):
+                thing = sight.find(engine, kind, name, "GLOBEX")
+            said[which, kind] = judge(
+                thing, GLOBEX, Policy(), mode="enforce", level="full", now=time.time()
+            ).allowed
+            with calling(GLOBEX):
+                text = answer(questions(stores, things)[kind], things)
+            shown[which, kind] = not text.startswith("RESOURCE_DOES_NOT_EXIST")
+    assert said == shown
+    assert {which for which, visible in said.items() if visible} == {
+        ("own", "model"),
+        ("own", "run"),
+        ("own", "experiment"),
+        ("read", "model"),
+    }
 
 
 def test_owners_and_staff_see_everything(stores: Stores) -> None:
