@@ -82,7 +82,7 @@ def nothing() -> World:
     return World(word, "987654321", run, f"m-{secrets.token_hex(16)}", f"{word}-model")
 
 
-def everything(team: Supplier) -> World:
+def everything(team: Team) -> World:
     """Make one of each thing that a supplier can make, each text of it with a random word."""
     word = f"w{secrets.token_hex(8)}"
     tag = [{"key": f"{word}-tag", "value": word}]
@@ -127,14 +127,10 @@ class Team(Supplier):
         self.owner = owner
         self._connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
 
-    @property
-    def key(self) -> str:
-        return self._key
-
     def send(
         self, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
     ) -> tuple[int, bytes]:
-        headers = {"X-API-Key": self._key, "Content-Type": kind}
+        headers = {"X-API-Key": self.key, "Content-Type": kind}
         self._connection.request(method, path, body=body, headers=headers)
         response = self._connection.getresponse()
         return response.status, response.read()
