@@ -284,7 +284,9 @@ class Ownership:
             "created_at": now,
         }
         with self._changing() as connection:
-            _refuse_look_alikes(connection, {grantee})
+            if self._owner is None:
+                # To an owner, the refusal would say that there is another one, and how it is spelt.
+                _refuse_look_alikes(connection, {grantee})
             given = sa.select(sa.func.count()).where(GRANTS.c.granted_by == by)
             if by and connection.execute(given).scalar_one() >= MAX_GRANTS:
                 raise Conflict(

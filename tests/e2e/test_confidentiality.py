@@ -86,7 +86,7 @@ def nothing() -> World:
     return World(word, "987654321", run, f"m-{secrets.token_hex(16)}", f"{word}-model")
 
 
-def everything(team: Supplier) -> World:
+def everything(team: Team) -> World:
     """Make one of each thing that a supplier can make, each text of it with a random word."""
     word = f"w{secrets.token_hex(8)}"
     tag = [{"key": f"{word}-tag", "value": word}]

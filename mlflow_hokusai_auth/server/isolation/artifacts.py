@@ -200,8 +200,8 @@ class Artifacts:
         return self._owner_problem(principal.owner_id, place, rests, connection, file=False) is None
 
     @callers.seeing_all("who owns artifacts")
-    def check_source(self, uri: str, connection: Connection) -> None:
-        """Raise MlflowException if the caller may not register the files at `uri` as a model version.
+    def check_source(self, uri: str, model: str, connection: Connection) -> None:
+        """Raise MlflowException if the caller may not register `uri` as a version of `model`.
 
         A run, a logged model or a version that does not exist is left to others.
         """
@@ -211,8 +211,10 @@ class Artifacts:
         me, location = principal.owner_id, read(uri)
         named = reference(location)
         if named is None:
-            allowed = self.owns(uri, connection) or self._is_shared(
-                me, self.roots.place(location), connection
+            place = self.roots.place(location)
+            allowed = self.owns(uri, connection) or (
+                self._is_shared(me, place, connection)
+                and self._may_add(me, place, model, connection)
             )
         elif named.kind == "version":
             allowed = self._has_version(me, named.model, named.version, connection)
@@ -223,6 +225,18 @@ class Artifacts:
             number = self.facts.experiment_of(connection, "logged model", named.name)
             allowed = number is None or self._owns(me, number, connection)
         if not allowed:
+            self._refuse(location, isolation.SOURCE)
+
+    @callers.seeing_all("who owns artifacts")
+    def check_copy(self, uri: str, model: str, connection: Connection) -> None:
+        """Raise MlflowException if the caller may not add a copy of the files at `uri` to `model`.
+
+        They are those of a version, or of a logged model, that the caller may register.
+        """
+        principal, location = self.confined(), read(uri)
+        if principal is None:
+            return
+        if not self._may_add(principal.owner_id, self.roots.place(location), model, connection):
             self._refuse(location, isolation.SOURCE)
 
     def confined(self) -> Principal | None:
@@ -319,6 +333,21 @@ class Artifacts:
             ):
                 return True
         return False
+
+    def _may_add(self, me: str, place: Location, model: str, connection: Connection) -> bool:
+        """Return whether `me` may add a version at `place`, where `me` has one already, to `model`.
+
+        The one that `me` has may be older than isolation, and name anybody's files. In a model of
+        the files' owner its readers, such as `me`, would read them.
+        """
+        if ownership.model_owner(connection, model) == me:
+            return True
+        known = self.facts.experiments_of(connection, artifact_places.named_in(place))
+        return (
+            not (known or self._rests(place, connection))
+            or self._owns_place(me, place, connection)
+            or self._reads(me, place, connection)
+        )
 
     def _has_version(self, me: str, name: str, version: str, connection: Connection) -> bool:
         """Return whether a model version is `me`'s own, or shared with `me`."""

@@ -45,6 +45,8 @@ BINDINGS: dict[str, tuple[Thing, ...]] = {
     "model_versions": (_VERSION,),
     "model_version_tags": (_VERSION,),
 }
+#: Metrics of logged models, for which MLflow does not look whether there is the logged model.
+LOGGED_METRICS = "logged_model_metrics"
 #: The names by which consumers find a version of a model.
 ALIASES = "registered_model_aliases"
 #: Rows that join a run with a dataset or a logged model: their columns name the kinds of both ends.

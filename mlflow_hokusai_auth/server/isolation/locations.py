@@ -126,6 +126,8 @@ class Stored:
         for uri in dict.fromkeys(filter(None, (source, storage))):
             # MLflow has replaced a reference to a model or version by the location that it names.
             derived = uri == storage != source and reference(read(row.source or ""))
+            if derived and self.artifacts is not None:
+                self.artifacts.check_copy(uri, row.name, connection)
             if derived or uri in PROMPT_SOURCES or self._passes(uri, "source"):
                 continue
             if problem := self._source_problem(uri, connection):
@@ -139,7 +141,7 @@ class Stored:
                     f"{SETTING} for more.",
                 )
             if self.artifacts is not None:
-                self.artifacts.check_source(uri, connection)
+                self.artifacts.check_source(uri, row.name, connection)
 
     def trace_tag(self, _: object, connection: Connection, row: SqlTraceTag) -> None:
         """Raise MlflowException if the row places a trace's files where MLflow would not."""

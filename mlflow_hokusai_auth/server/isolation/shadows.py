@@ -56,12 +56,15 @@ _MY_MODEL = (
     "WHERE m.name = one.name AND m.owner = :me AND m.gone_at IS NULL)"
 )
 _SEEN_MODEL = f"({_MY_MODEL} OR EXISTS (SELECT 1 {_SHARED} AND a.name = one.name))"
-#: A reader of a version also sees the row of its logged model, for which MLflow's clients ask when they
-#: copy the version.
+#: Whoever sees a version also sees the row of its logged model, for which MLflow's clients ask when they
+#: copy the version. The version's maker or the model's owner must own it: a version from before
+#: isolation may name anybody's.
 _SHARED_LOGGED = (
-    "EXISTS (SELECT 1 FROM {s}hokusai_model_access AS a JOIN {s}hokusai_versions AS v "
-    "ON v.name = a.name WHERE a.grantee = :me AND (a.expires_at IS NULL OR a.expires_at > :now) "
-    "AND v.source = 'models:/' || one.model_id)"
+    "EXISTS (SELECT 1 FROM {s}hokusai_versions AS v "
+    "JOIN {s}hokusai_experiments AS h ON h.experiment_id = one.experiment_id {same}"
+    "LEFT JOIN {s}hokusai_models AS m ON m.name = v.name AND m.gone_at IS NULL "
+    "WHERE v.location = one.artifact_location AND h.owner IN (v.owner, m.owner) "
+    f"AND (m.owner = :me OR EXISTS (SELECT 1 {_SHARED} AND a.name = v.name)))"
 )
 _NOTHING = "1 = 0"
 #: MLflow's tables that get no shadow. MLflow reads its webhooks whenever a supplier causes an event,

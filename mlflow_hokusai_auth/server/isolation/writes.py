@@ -32,7 +32,7 @@ from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.store import ownership
 
 from . import bindings
-from .bindings import ALIASES, BINDINGS, INPUT_TAGS, INPUTS
+from .bindings import ALIASES, BINDINGS, INPUT_TAGS, INPUTS, LOGGED_METRICS
 from .confinement import confined, refuse
 from .facts import Facts
 
@@ -95,6 +95,7 @@ class Writes:
         principal = self._confined()
         if principal is not None:
             self._require_facts()
+            self._require_logged_models(session)
             names: list[tuple[str, str]] = []
             for row in (*session.new, *session.dirty):
                 kind = _NAMED.get(row.__tablename__)
@@ -229,6 +230,16 @@ class Writes:
         if not self.facts.usable:
             self._refuse(isolation.UNKNOWN)
 
+    def _require_logged_models(self, session: Session) -> None:
+        """Raise MlflowException for a metric of a logged model that does not exist.
+
+        The database would refuse it in other words than those for another owner's.
+        """
+        models = {row.model_id for row in session.new if row.__tablename__ == LOGGED_METRICS}
+        for model in models:
+            if self.facts.experiment_of(session.connection(), "logged model", model) is None:
+                self._refuse(_missing("logged model", model))
+
     def _name(self, connection: Connection, principal: Principal, kind: str, name: str) -> bool:
         """Raise MlflowException if `principal` may not have this name; return whether it is free."""
         owner = self.facts.name_owner(connection, kind, name)
@@ -358,7 +369,7 @@ class Writes:
         if (kind, name) in flush.judged or (not name and kind == "run"):
             # One of many metrics of a run; or a logged model without a run.
             return
-        missing = Problem("NOT_OWNER", f"There is no {kind} {name} that your key may change.")
+        missing = _missing(kind, name)
         flush.judged.add((kind, name))
         number = flush.experiments.get((kind, name))
         if number is None:
@@ -497,6 +508,10 @@ def _held(connection: Connection, name: str, version: int, row: Any) -> list[str
     live = sorted(stage for stage in stages & set(_LIVE))
     aliases = tables.aliases(name, version, connection)
     return [*(f"alias {alias}" for alias in sorted(aliases)), *(f"stage {stage}" for stage in live)]
+
+
+def _missing(kind: str, name: object) -> Problem:
+    return Problem("NOT_OWNER", f"There is no {kind} {name} that your key may change.")
 
 
 def _rolled_back(*_: object) -> None:

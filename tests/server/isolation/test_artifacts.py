@@ -570,6 +570,15 @@ def checked(world: World) -> Iterator[None]:
             sa.event.remove(SqlModelVersion, name, check)
 
 
+def share(world: World, model: str, level: str) -> None:
+    with world.stores.registry.engine.begin() as connection:
+        grant = {"id": unused_name()[-32:], "grantee": "GLOBEX", "granted_by": "ACME"}
+        grant |= {"pattern": model, "level": level, "expires_at": None}
+        grant |= {"key_id": "", "created_at": 0.0}
+        connection.execute(sa.insert(ownership.GRANTS), grant)
+        ownership.expand_grant(connection, grant)
+
+
 def test_source_of_a_version_is_one_s_own_or_shared(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -582,12 +591,7 @@ def test_source_of_a_version_is_one_s_own_or_shared(
     for made in (theirs, own, shared, nobodys):
         with calling(STAFF):
             stores.registry.create_model_version(made.model, str(world.file(folder[made])))
-    with stores.registry.engine.begin() as connection:
-        grant = {"id": unused_name()[-32:], "grantee": "GLOBEX", "granted_by": "ACME"}
-        grant |= {"pattern": shared.model, "level": "read", "expires_at": None}
-        grant |= {"key_id": "", "created_at": 0.0}
-        connection.execute(sa.insert(ownership.GRANTS), grant)
-        ownership.expand_grant(connection, grant)
+    share(world, shared.model, "read")
 
     def sources(made: Made) -> list[str]:
         return [
@@ -630,3 +634,22 @@ def test_source_of_a_version_is_one_s_own_or_shared(
         assert version(world, own.model, sources(own)[0]) != ""
     with checked(world), calling(STAFF):
         assert version(world, own.model, sources(theirs)[0]) == ""
+
+
+def test_foreign_files_of_an_old_version_stay_out_of_another_owner_s_model(world: World) -> None:
+    theirs, own = world.made_by(ACME), world.made_by(GLOBEX)
+    place = str(world.file(files(theirs)[0].rpartition("/")[0]))
+    # Before isolation any files would do.
+    world.mode.now = "off"
+    with calling(GLOBEX):
+        world.stores.registry.create_model_version(own.model, place)
+    world.mode.now = "enforce"
+    share(world, theirs.model, "contribute")
+    with checked(world), calling(GLOBEX):
+        for source in (f"models:/{own.model}/2", place):
+            # There, the files' owner would seem to have shared them.
+            assert version(world, theirs.model, source) == "SOURCE_REFUSED", source
+            assert version(world, own.model, source) == "", source
+        mine = str(world.file(files(own)[0].rpartition("/")[0]))
+        assert version(world, theirs.model, mine) == ""
+        assert version(world, theirs.model, f"models:/{theirs.model}/2") == ""
