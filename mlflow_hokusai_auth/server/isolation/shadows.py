@@ -56,8 +56,8 @@ _MY_MODEL = (
     "WHERE m.name = one.name AND m.owner = :me AND m.gone_at IS NULL)"
 )
 _SEEN_MODEL = f"({_MY_MODEL} OR EXISTS (SELECT 1 {_SHARED} AND a.name = one.name))"
-#: Whoever sees a version also sees the row of its logged model, for which MLflow's clients ask when they
-#: copy the version. The version's maker or the model's owner must own it: a version from before
+#: Whoever sees a version also sees the row of its logged model, for which MLflow's clients ask when
+#: they copy the version. The version's maker or the model's owner must own it: a version from before
 #: isolation may name anybody's.
 _SHARED_LOGGED = (
     "EXISTS (SELECT 1 FROM {s}hokusai_versions AS v "
