@@ -691,23 +691,25 @@ def _told(grant: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: grant[name] for name in grant if name not in ("key_id", "created_at")}
 
 
-def _owners(connection: sa.Connection) -> set[str]:
-    """Return all owners in the tables."""
+def _owners(connection: sa.Connection, *, invented: bool = True) -> set[str]:
+    """Return all owners in the tables; without `invented`, not those to whom suppliers share."""
     columns = (
         MODELS.c.owner,
         EXPERIMENTS.c.owner,
         VERSIONS.c.owner,
         PREFIXES.c.owner,
-        GRANTS.c.grantee,
         GRANTS.c.granted_by,
     )
-    query = sa.union(*(sa.select(column) for column in columns))
+    grantees = sa.select(GRANTS.c.grantee)
+    if not invented:
+        grantees = grantees.where(GRANTS.c.granted_by == "")
+    query = sa.union(*(sa.select(column) for column in columns), grantees)
     return {owner for owner in connection.execute(query).scalars() if owner}
 
 
 def _refuse_look_alikes(connection: sa.Connection, owners: set[str]) -> None:
     """Raise Conflict if one of `owners` is new, and equal to another owner but for case."""
-    known = _owners(connection)
+    known = _owners(connection, invented=False)
     for group in rules.look_alikes(known | owners):
         if not known.issuperset(group):
             raise Conflict(f"These owners are equal but for case: {', '.join(group)}.")

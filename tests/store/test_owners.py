@@ -416,6 +416,12 @@ def test_owner_that_differs_in_case_only_is_refused_and_listed(registry: Registr
             attempt()
     assert registry.owner("lead") == "acme"
     assert face.check_owners() == []
+    # Suppliers get no such answer, and what they write stands in no operator's way.
+    registry.of("acme").add_grant(grantee="GLOBEX", pattern="*")
+    registry.of("acme").add_grant(grantee="Globex", pattern="*")
+    face.add_prefix(prefix="g-", owner="globex")
+    for grant in face.list_grants():
+        face.remove_grant(grant["id"])
     with_keys = Ownership(registry.engine, face._audit, key_owners=lambda: ["Acme", "globex"])
     (problem,) = with_keys.check_owners()
     assert (problem["problem"], problem["name"]) == ("LOOK_ALIKES", "Acme, acme")
