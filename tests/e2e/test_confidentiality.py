@@ -127,14 +127,10 @@ class Team(Supplier):
         self.owner = owner
         self._connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
 
-    @property
-    def key(self) -> str:
-        return self._key
-
     def send(
         self, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
     ) -> tuple[int, bytes]:
-        headers = {"X-API-Key": self._key, "Content-Type": kind}
+        headers = {"X-API-Key": self.key, "Content-Type": kind}
         self._connection.request(method, path, body=body, headers=headers)
         response = self._connection.getresponse()
         return response.status, response.read()
