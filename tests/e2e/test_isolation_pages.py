@@ -172,4 +172,4 @@ def test_pages_look_as_if_other_suppliers_were_not_there(full: Server, person: N
     assert refused == CLOSED.keys()
     others = [line for line in looking.wrong if not REFUSED.match(line) and not NOISE.match(line)]
     not_shared = f"/ajax-api/2.0/mlflow/runs/get?run_id={source['run_id']}"
-    assert {line.partition(full.origin)[2] for line in others} == {not_shared}
+    assert {line.partition(full.origin)[2] for line in others} <= {not_shared}
