@@ -6,7 +6,9 @@ import http.client
 import json
 import re
 import secrets
+import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ import pytest
 from mlflow_hokusai_auth.server.upstream.routes import installed_routes, template
 from tests.contract.test_mlflow import VERSION
 from tests.e2e.test_isolation import OWN, Supplier
+from tests.e2e.test_isolation_upgrade import python_of
 from tests.e2e.test_registration import run_job
 from tests.harness import SERVERS, Server, run_forked, serve, wait_until
 from tests.server.isolation.stores import unused_name
@@ -27,6 +30,7 @@ pytestmark = [
 ]
 
 READER = Path(__file__).with_name("reader_job.py")
+TRAINING = Path(__file__).with_name("team_job.py")
 #: Routes that take a name of the client's choice: a taken name can be told from a free one.
 NAMING = re.compile(r"/(registered-models|experiments)/(create|rename|update)$")
 #: What differs from one answer to the next, whatever the question was.
@@ -274,6 +278,47 @@ def test_reader_uses_a_shared_model_and_sees_no_run(server: Server) -> None:
     assert acme.ask("DELETE", f"{OWN}/grants/{granted['id']}")[0] == HTTPStatus.OK
     query = urlencode({"name": name})
     assert globex.send("GET", f"/api/2.0/mlflow/registered-models/get?{query}")[0] == 404
+
+
+#: The oldest client that `make test-matrix` has an environment for.
+OLDEST = "3.4.0"
+
+
+@pytest.mark.parametrize("version", [None, pytest.param(OLDEST, marks=pytest.mark.long)])
+def test_clients_of_two_teams_at_once_see_only_their_own(
+    server: Server, version: str | None
+) -> None:
+    """They log the same dataset. One of them may have an older MLflow."""
+    pythons = [None, None if version is None else python_of(version)]
+    names = [unused_name(), unused_name()]
+    teams = [Team(server, f"owner of {name}") for name in names]
+    environ = {**server.environ, "MLFLOW_TRACKING_URI": f"{server.origin}/api/mlflow"}
+
+    def work(name: str, team: Team, python: Path | None) -> dict[str, Any]:
+        own = environ | {"HOKUSAI_API_KEY": team.key}
+        if python is None:
+            printed = run_forked(Path(environ["HOME"]), str(TRAINING), name, environ=own)
+        else:
+            command = [str(python), str(TRAINING), name]
+            done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=180)
+            assert done.returncode == 0, done.stderr[-3000:]
+            printed = done.stdout
+        line = next(line for line in printed.splitlines() if line.startswith("{"))
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    with ThreadPoolExecutor() as threads:
+        seen = list(threads.map(work, names, teams, pythons))
+    for name, found in zip(names, seen, strict=True):
+        assert found["copied"] == f"{name}-copy/1"
+        assert found["prediction"] == 2
+        assert sorted(found["experiments"]) == sorted(["Default", f"{name}-experiment"])
+        assert found["runs"] == [f"{name}-run"]
+        assert "everybody's" in found["datasets"]
+        assert found["models"] == [name, f"{name}-copy"]
+        assert sorted(found["versions"]) == [f"{name}-copy/1", f"{name}/1"]
+        assert set(found["logged"]) <= set(found["run ids"])
+    assert seen[0]["datasets"] == seen[1]["datasets"]
 
 
 def test_operators_learn_what_was_hidden(server: Server) -> None:

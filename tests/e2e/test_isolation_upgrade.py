@@ -29,11 +29,12 @@ ENVIRONMENTS = (Path(__file__).parents[2], Path(sys.prefix).parent)
 pytestmark = pytest.mark.long
 
 
-def old_python() -> Path:
+def python_of(version: str) -> Path:
+    """Return the Python of the environment that has this MLflow; skip the test if there is none."""
     for folder in ENVIRONMENTS:
-        if (python := folder / f".venv-{OLD}" / "bin" / "python").exists():
+        if (python := folder / f".venv-{version}" / "bin" / "python").exists():
             return python
-    pytest.skip(f".venv-{OLD} is missing: make .venv-{OLD}/stamp")
+    pytest.skip(f".venv-{version} is missing: make .venv-{version}/stamp")
 
 
 #: Makes one of each thing with the older MLflow, and gives the models to owners.
@@ -94,7 +95,7 @@ def run(*command: object, **environ: str) -> str:
 def test_owners_outlive_an_upgrade_of_mlflow(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
-    python = old_python()
+    python = python_of(OLD)
     uri = empty_database(request, kind, tmp_path).replace("postgresql:", "postgresql+psycopg:")
     run(python, "-c", MAKE, OLD, uri, tmp_path.as_uri())
     engine = sa.create_engine(uri)

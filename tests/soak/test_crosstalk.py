@@ -10,13 +10,15 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.store.keys import LocalStore
-from tests.harness import Server, serve
+from tests.e2e.test_confidentiality import Team, everything
+from tests.harness import SERVERS, Server, serve
 
 CLIENTS = 100
 ROUNDS = 2
@@ -25,6 +27,13 @@ WHOAMI = "/api/2.0/hokusai/whoami"
 #: Where MLflow notes who made something: behind Flask, and behind FastAPI alone.
 QUEUES, TOOLS = "/api/3.0/mlflow/review-queues", "/api/3.0/mlflow/mcp-servers"
 NATIVE = ("uvicorn", "httptools")
+#: Clients of the test of isolation, the requests of all of them, and what they ask for.
+THREADS, REQUESTS = 20, 4_000
+SEARCHES = (
+    "/api/2.0/mlflow/registered-models/search?max_results=100",
+    "/api/2.0/mlflow/experiments/search?max_results=100",
+    "/api/2.0/mlflow/model-versions/search?max_results=100",
+)
 #: A worker with threads: those of `SERVERS` have none.
 GTHREAD = ("--workers", "1", "--gunicorn-opts", "--threads 16 --keep-alive 60")
 
@@ -170,3 +179,39 @@ def test_bodies_that_arrive_byte_by_byte_in_turns(crowd: Crowd) -> None:
             answer = http.client.HTTPResponse(connection)
             answer.begin()
             assert (answer.status, maker(answer.read())) == due
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["uvicorn", "gthread", "waitress"])
+def test_no_supplier_sees_what_is_another_s_while_all_ask_at_once(
+    kind: str, tmp_path: Path
+) -> None:
+    """Staff and suppliers take turns on connections that stay open, and on the server's threads."""
+    options = GTHREAD if kind == "gthread" else SERVERS[kind]
+    with serve(tmp_path, options, HOKUSAI_AUTH_ISOLATION="full") as server:
+        teams = [Team(server, f"Owner {number}") for number in range(8)]
+        worlds = [everything(team) for team in teams]
+        staff = server.key("mlflow:admin")
+        askers = [*((team.key, {world.word}) for team, world in zip(teams, worlds, strict=True))]
+        askers += [(staff, {world.word for world in worlds})] * 2
+        start = threading.Barrier(THREADS)
+
+        def client(number: int) -> int:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
+            start.wait()
+            asked = 0
+            with contextlib.closing(connection):
+                # Each connection has another key for each request, in another order.
+                for turn in range(REQUESTS // THREADS):
+                    key, due = askers[(turn * (number % 9 + 1) + number) % len(askers)]
+                    path = SEARCHES[turn % len(SEARCHES)]
+                    connection.request("GET", path, headers={"X-API-Key": key})
+                    response = connection.getresponse()
+                    answer = response.read().decode()
+                    assert response.status == 200, answer
+                    assert {w.word for w in worlds if w.word in answer} == due, (path, number, turn)
+                    asked += 1
+            return asked
+
+        with ThreadPoolExecutor(THREADS) as threads:
+            assert sum(threads.map(client, range(THREADS))) == REQUESTS

@@ -1,7 +1,8 @@
 """`Reads` lets a supplier see only its own rows in MLflow's data, and those that were shared with it.
 
 Every SELECT that MLflow sends for a confined caller gets its shadows (see `shadows`) at the cursor,
-which each statement passes, however MLflow made it. A statement that can't have them is refused.
+which each statement passes, however MLflow made it. A statement that can't have them is refused. While
+isolation is `writes`, reading is open: only what MLflow looks up to link it has shadows.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ _SIZE = 4_000_000
 _SELECT = re.compile(r"[\s(]*(SELECT|WITH)\b", re.IGNORECASE)
 #: Statements that `Writes` checks, and those of SQLite that describe a table and show no row.
 _OTHER = re.compile(r"\s*(INSERT|UPDATE|DELETE|PRAGMA)\b", re.IGNORECASE)
+#: The only SELECT of MLflow's that has no other table looks for a dataset to link with a run. MLflow
+#: before 3.12 looks in all experiments, and would link another supplier's.
+_LINKED = ["datasets"]
 _installed: Reads | None = None
 
 _Key = tuple[Dialect, str]
@@ -104,13 +108,14 @@ class Reads:
         _many: bool,
     ) -> tuple[str, Any]:
         """Return the statement and its values for the caller. Raises MlflowException."""
-        if not self.watch.hides:
+        hides = self.watch.hides
+        if not hides and not self._looks_for_a_dataset(text):
             return text, given
         if callers.sees_all() or "hokusai_store" in context.execution_options:
             return text, given
         caller, principal = callers.current.get(), confined(self.watch, self.policy)
         if principal is None:
-            lost = not (caller.principal or caller.request_id or caller.internal)
+            lost = hides and not (caller.principal or caller.request_id or caller.internal)
             if lost and any(map(bindings.is_bound, tables.named_in(text))):
                 refuse(self.watch, isolation.NO_CALLER)
             return text, given
@@ -124,8 +129,18 @@ class Reads:
             return made.text, given
         if not self.facts.usable:
             refuse(self.watch, isolation.UNKNOWN)
-        hidden.asks(connection.engine, text, given)
+        if hides:
+            hidden.asks(connection.engine, text, given)
         values = {"me": principal.owner_id, "now": time.time()}
         if isinstance(given, dict):
             return made.text, given | {f"hokusai_{name}": values[name] for name in made.values}
         return made.text, (*(values[name] for name in made.values), *given)
+
+    def _looks_for_a_dataset(self, text: str) -> bool:
+        """Return whether isolation is on and a supplier would be refused what this SELECT finds."""
+        return (
+            _LINKED[0] in text
+            and self.watch.mode.now == "enforce"
+            and _SELECT.match(text) is not None
+            and tables.named_in(text) == _LINKED
+        )

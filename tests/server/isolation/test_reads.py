@@ -187,6 +187,29 @@ def test_owners_and_staff_see_everything(stores: Stores) -> None:
     ]
 
 
+@pytest.mark.parametrize("level", ["writes", "full"])
+def test_a_dataset_that_another_supplier_logged_is_logged_anew(
+    stores: Stores, isolation: Isolation, level: str
+) -> None:
+    isolation.follow({"isolation": ISOLATION.index(level)})
+    name = unused_name()
+    logged, runs = [DatasetInput(Dataset(name, "1", "local", "x"), [])], []
+    for principal in (ACME, GLOBEX):
+        with calling(principal):
+            runs.append(stores.make().run)
+            # The second time, it is linked as it is.
+            for run in (runs[-1], stores.make().run):
+                stores.tracking.log_inputs(run, logged)
+            runs.append(run)
+    with calling(STAFF):
+        inputs = [stores.tracking.get_run(run).inputs.dataset_inputs for run in runs]
+    assert [one.dataset.name for found in inputs for one in found] == [name] * 4
+    # Looking at other suppliers' runs is another thing.
+    with calling(GLOBEX):
+        if level == "writes":
+            assert stores.tracking.get_run(runs[0]).inputs.dataset_inputs
+
+
 def test_each_table_of_mlflow_is_shadowed(stores: Stores) -> None:
     made_by(stores, ACME)
     with (
