@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from mlflow_hokusai_auth.authorities import cache
-from mlflow_hokusai_auth.cli import main
+from mlflow_hokusai_auth.cli import main, server
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.store.database import Actor
@@ -417,6 +418,49 @@ def test_audit_filters(call: Call, store: LocalStore) -> None:
         assert audited(call, *options) == expected, options
     assert call("audit", "--actor", "nobody").stdout == "none\n"
     assert "192.0.2.7" in call("audit", "--event", "session").stdout
+
+
+def test_audit_says_if_there_are_more_events(call: Call, store: LocalStore) -> None:
+    with store.database.changing() as change:
+        for _ in range(101):
+            change.audit("session.ended", Actor("ACME"))
+    for options, count, more in (
+        ((), 100, True),
+        (("--limit", "101"), 101, False),
+        (("--limit", "2"), 2, True),
+        (("--since", "1h"), 101, False),
+        (("--since", "1h", "--limit", "2"), 2, True),
+        (("--event", "key."), 0, False),
+    ):
+        for printed in ("--json",), ():
+            done = call("audit", *options, *printed)
+            lines = len(done.stdout.splitlines()) - (1 if not printed else 0)
+            assert lines == count, options
+            assert ("There are more events before" in done.stderr) is more, options
+
+
+def test_audit_follows(call: Call, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 4:
+            raise KeyboardInterrupt
+        if len(naps) % 2:
+            with store.database.changing() as change:
+                change.audit("session.ended", Actor("ACME"), key_id=f"key_{len(naps)}")
+                change.audit("key.edited", Actor("ACME"), key_id="key_other")
+
+    monkeypatch.setattr(server, "time", SimpleNamespace(time=time.time, sleep=sleep))
+    with store.database.changing() as change:
+        change.audit("session.ended", Actor("ACME"), key_id="key_0")
+    which = ("audit", "--follow", "--event", "session")
+    printed = [json.loads(line) for line in call(*which, "--json", status=1).stdout.splitlines()]
+    assert [event["key_id"] for event in printed] == ["key_0", "key_1", "key_3"]
+    assert len(naps) == 4
+    naps.clear()
+    table = call(*which, status=1).stdout.splitlines()
+    assert [line.split()[4] for line in table[1:6]] == ["key_0", "key_1", "key_3", "key_1", "key_3"]
 
 
 def test_stored_text_can_not_control_the_terminal(call: Call, store: LocalStore) -> None:

@@ -223,6 +223,27 @@ class KeyPage(BaseModel):
     next_page_token: str | None
 
 
+class AuditEvent(BaseModel):
+    """A row of the audit log: `actor` did `event` at the time `at`, to the key `key_id` if to one."""
+
+    id: int
+    at: float
+    event: str
+    actor: str
+    actor_key_id: str
+    address: str
+    request_id: str
+    key_id: str
+    detail: dict[str, Any]
+
+
+class AuditPage(BaseModel):
+    """Events, oldest first, and the token of the page of older ones, or null."""
+
+    events: list[AuditEvent]
+    next_page_token: str | None
+
+
 class LimitLeft(BaseModel):
     """The rest of a key's rate limit; `reset` is in seconds."""
 
