@@ -151,8 +151,11 @@ def test_key_is_never_an_argument(call: Call, store: LocalStore) -> None:
 
 
 def test_malformed_key_is_not_imported(call: Call, store: LocalStore) -> None:
-    for stdin in ("", "no key", "\xff\xfe".encode("latin-1"), "x" * 20_000):
-        printed = mistake(call("keys", "import", *READER, stdin=stdin, status=1))
+    for stdin in ("", "\n"):
+        printed = mistake(call("keys", "import", *READER, stdin=stdin, status=2))
+        assert "there is no key to import: " in printed
+    for stdin in ("no key", "\xff\xfe".encode("latin-1"), "x" * 20_000):
+        printed = mistake(call("keys", "import", *READER, stdin=stdin, status=2))
         assert "not a key that can be imported" in printed or "at most 256 characters" in printed
         assert store.page() == ([], None)
 
@@ -495,6 +498,9 @@ MISTAKES = [
     (["keys", "revoke", "key_nobody"], "There is no key 'key_nobody'"),
     (["keys", "rotate", "key_nobody"], "There is no key 'key_nobody'"),
     (["keys", "edit", "key_nobody", "--name", "x"], "There is no key 'key_nobody'"),
+]
+#: Calls with a wrong value, and a part of the message for each.
+WRONG_VALUES = [
     (["keys", "edit", "key_nobody"], "Nothing to change"),
     (["keys", "edit", "key_nobody", "--rate-limit", "many"], "a whole number, or none"),
     (["keys", "edit", "key_nobody", "--scope", "root"], "unknown scope 'root'; known: admin"),
@@ -517,6 +523,8 @@ MISTAKES = [
     (["keys", "list", "--owner", "a\udcff"], "'owner' must be printable"),
     (["audit", "--since", "yesterday"], "--since takes a number and s, m, h or d"),
     (["audit", "--actor", "a\udcff"], "--actor takes printable text"),
+    (["keys", "create", "--owner", "x", "--scope", "models:write"], "Did you mean `model:write`?"),
+    (["keys", "list", "--state", "activ"], "Did you mean `active`?"),
 ]
 WRONG_CALLS = [
     ["keys", "create", "--scope", "mlflow:read"],
@@ -540,6 +548,12 @@ DATABASES = [
 def test_mistake_prints_one_line_with_status_1(call: Call) -> None:
     for arguments, says in MISTAKES:
         assert says in mistake(call(*arguments, status=1)), arguments
+        assert audited(call) == [], arguments
+
+
+def test_wrong_value_prints_one_line_with_status_2(call: Call) -> None:
+    for arguments, says in WRONG_VALUES:
+        assert says in mistake(call(*arguments, status=2)), arguments
         assert audited(call) == [], arguments
 
 
@@ -574,14 +588,14 @@ def test_log_level_is_shown_set_and_reset(call: Call) -> None:
 
 def test_explain_takes_only_a_path(call: Call) -> None:
     for path in ("api/2.0/x", "http://127.0.0.1:5000/api/2.0/x"):
-        assert "give the path alone" in mistake(call("explain", "GET", path, status=1))
+        assert "give the path alone" in mistake(call("explain", "GET", path, status=2))
 
 
 def test_explain_names_the_methods_of_a_route(call: Call) -> None:
     for prefix in ("", "/mlflow"):
-        printed = call("explain", "GET", f"{prefix}/api/2.0/mlflow/runs/search").stdout
+        printed = call("explain", "GET", f"{prefix}/api/2.0/mlflow/runs/search", status=1).stdout
         assert "known to have this route with POST only" in printed
-    assert "not known to have this route\n" in call("explain", "GET", "/x").stdout
+    assert "not known to have this route\n" in call("explain", "GET", "/x", status=1).stdout
 
 
 def in_a_process(folder: Path, *arguments: str, **environ: str) -> str:
@@ -633,13 +647,22 @@ def test_routes_prints_every_route_with_its_access(tmp_path: Path) -> None:
 
 def test_explain_names_the_rule_and_the_verdict(call: Call) -> None:
     arguments = ["POST", "/api/mlflow/api/2.0/mlflow/experiments/delete", "--scope", "model:write"]
-    answer = call("explain", *arguments).stdout
+    answer = call("explain", *arguments, status=1).stdout
     assert "POST /api/2.0/mlflow/experiments/delete" in answer
     assert "a key with model:write is refused" in answer
     answer = json.loads(call("explain", *arguments, "--scope", "mlflow:write", "--json").stdout)
     assert answer["needs"] == "write" and answer["verdict"].endswith("allowed")
+    assert answer["allowed"] is True
     assert "mlflow:write" in answer["scopes"] and "mlflow:read" not in answer["scopes"]
-    printed = json.loads(call("explain", "POST", "/graphql", *arguments[2:], "--json").stdout)
+    graphql = ("explain", "POST", "/graphql", *arguments[2:], "--json")
+    printed = json.loads(call(*graphql, status=1).stdout)
+    assert {name: printed[name] for name in printed if name.startswith("allowed")} == {
+        "allowed": False,
+        "allowed_queries_of_pages": True,
+        "allowed_other_queries": False,
+        "allowed_mutations": False,
+    }
+    assert json.loads(call(*graphql, "--scope", "mlflow:write").stdout)["allowed"] is True
     assert printed["verdict"] == (
         "a key with model:write is allowed queries of MLflow's pages; refused other queries, mutations"
     )
@@ -651,7 +674,7 @@ def test_explain_names_the_rule_and_the_verdict(call: Call) -> None:
     assert "mlflow:read" in printed["scopes_for_other_queries"]
     assert "mlflow:read" not in printed["scopes_for_mutations"]
     assert "everybody" in call("explain", "GET", "/mlflow/health").stdout
-    assert "not known" in call("explain", "GET", "/mlflow/mlflow/health").stdout
+    assert "not known" in call("explain", "GET", "/mlflow/mlflow/health", status=1).stdout
     root = call("explain", "GET", "/mlflow").stdout
     assert "GET /" in root and "not known" not in root
     assert "a key without scopes (see --scope) is allowed" in root

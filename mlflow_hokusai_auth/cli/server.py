@@ -22,6 +22,7 @@ from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES, MOST_ISO
 from .output import (
     F,
     Mistake,
+    WrongValue,
     cell,
     date,
     json_option,
@@ -67,7 +68,7 @@ def audit(
     """Show the audit log: the last events, oldest first."""
     for option, text in which.items():
         if text is not None and not text.isprintable():
-            raise Mistake(f"--{option.removesuffix('_id')} takes printable text")
+            raise WrongValue(f"--{option.removesuffix('_id')} takes printable text")
     after = None if since is None else time.time() - seconds(since, "--since")
     if limit is None and since is None:
         limit = _EVENTS
@@ -148,10 +149,14 @@ def routes(as_json: bool) -> None:
 @click.option("--scope", "scopes", multiple=True, help="A scope of the key; may be repeated.")
 @json_option
 def explain(method: str, path: str, scopes: Sequence[str], as_json: bool) -> None:
-    """Show the rule for a request, what it requires, and if a key with --scope may send it."""
+    """Show the rule for a request, what it requires, and if a key with --scope may send it.
+
+    The exit status is 1 if the request is refused. For GraphQL's one route it is 1 if queries or
+    mutations are, and --json tells which.
+    """
     require_server()
     if not path.startswith("/"):
-        raise Mistake("give the path alone, such as /api/2.0/mlflow/experiments/get")
+        raise WrongValue("give the path alone, such as /api/2.0/mlflow/experiments/get")
     from mlflow_hokusai_auth.server import explain as explained
     from mlflow_hokusai_auth.server import settings
 
@@ -163,6 +168,8 @@ def explain(method: str, path: str, scopes: Sequence[str], as_json: bool) -> Non
         print_json(answer)
     else:
         print_fields(answer)
+    if not answer["allowed"]:
+        sys.exit(1)
 
 
 @click.command()
@@ -335,7 +342,7 @@ def _decided(uri: str | None) -> tuple[str | None, str]:
 
 def _check_switch(chosen: str | None, report: bool) -> None:
     if chosen and report:
-        raise Mistake("give one to set, or --report")
+        raise WrongValue("give one to set, or --report")
 
 
 def _print_state(

@@ -64,6 +64,7 @@ from .upstream import (
 )
 from .upstream.experiment_folders import ExperimentFolders
 from .web import (
+    api,
     audit_api,
     health,
     keys_api,
@@ -156,6 +157,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         keys_api.blueprint(store, gate, leak_keys, lambda: isolation.now == "enforce"),
         ownership_api.blueprint(store, gate),
         audit_api.blueprint(store.database),
+        api.unknown_paths(),
         validate_key.blueprint(),
         pages.blueprint(store, sessions, gate, config.session_lifetime),
         pages.account(gate),
