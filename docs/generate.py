@@ -202,7 +202,8 @@ def cli() -> Iterator[str]:
 
 `whoami`, `doctor` and `smoke` send requests to a server, with your key. `keys`, `audit`, `mode`
 and `log-level` open the key store itself: run them on the server's host, with its environment.
-They exit with status 0, with 1 and a line on standard error, or with 2 for a wrong option.
+They exit with status 0, with 1 and a line on standard error, or with 2 for a wrong option or value.
+`doctor` exits with 3 if it only warns.
 """
     yield from _commands(command_line, "hokusai-auth")
 

@@ -54,6 +54,8 @@ GRANT_ID=$(sed -n 's/.*"id": *"\\(grant_[^"]*\\)".*/\\1/p' grant.json)""",
     "getIsolation": 'curl -fsS "$SERVER/api/2.0/hokusai/isolation" -H "X-API-Key: $KEY"',
     "setIsolation": f"""curl -fsS "$SERVER/api/2.0/hokusai/isolation" -H "X-API-Key: $KEY" {_JSON} \\
   -d '{{"isolation": "writes"}}'""",
+    "listAudit": """curl -fsS --get "$SERVER/api/2.0/hokusai/audit" -H "X-API-Key: $KEY" \\
+  -d event=key. -d max_results=10""",
     "checkOwners": 'curl -fsS "$SERVER/api/2.0/hokusai/owners/check" -H "X-API-Key: $KEY"',
 }
 

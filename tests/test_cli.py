@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from mlflow_hokusai_auth.authorities import cache
-from mlflow_hokusai_auth.cli import main
+from mlflow_hokusai_auth.cli import main, server
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.store.database import Actor
@@ -150,8 +151,11 @@ def test_key_is_never_an_argument(call: Call, store: LocalStore) -> None:
 
 
 def test_malformed_key_is_not_imported(call: Call, store: LocalStore) -> None:
-    for stdin in ("", "no key", "\xff\xfe".encode("latin-1"), "x" * 20_000):
-        printed = mistake(call("keys", "import", *READER, stdin=stdin, status=1))
+    for stdin in ("", "\n"):
+        printed = mistake(call("keys", "import", *READER, stdin=stdin, status=2))
+        assert "there is no key to import: " in printed
+    for stdin in ("no key", "\xff\xfe".encode("latin-1"), "x" * 20_000):
+        printed = mistake(call("keys", "import", *READER, stdin=stdin, status=2))
         assert "not a key that can be imported" in printed or "at most 256 characters" in printed
         assert store.page() == ([], None)
 
@@ -419,6 +423,49 @@ def test_audit_filters(call: Call, store: LocalStore) -> None:
     assert "192.0.2.7" in call("audit", "--event", "session").stdout
 
 
+def test_audit_says_if_there_are_more_events(call: Call, store: LocalStore) -> None:
+    with store.database.changing() as change:
+        for _ in range(101):
+            change.audit("session.ended", Actor("ACME"))
+    for options, count, more in (
+        ((), 100, True),
+        (("--limit", "101"), 101, False),
+        (("--limit", "2"), 2, True),
+        (("--since", "1h"), 101, False),
+        (("--since", "1h", "--limit", "2"), 2, True),
+        (("--event", "key."), 0, False),
+    ):
+        for printed in ("--json",), ():
+            done = call("audit", *options, *printed)
+            lines = len(done.stdout.splitlines()) - (1 if not printed else 0)
+            assert lines == count, options
+            assert ("There are more events before" in done.stderr) is more, options
+
+
+def test_audit_follows(call: Call, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 4:
+            raise KeyboardInterrupt
+        if len(naps) % 2:
+            with store.database.changing() as change:
+                change.audit("session.ended", Actor("ACME"), key_id=f"key_{len(naps)}")
+                change.audit("key.edited", Actor("ACME"), key_id="key_other")
+
+    monkeypatch.setattr(server, "time", SimpleNamespace(time=time.time, sleep=sleep))
+    with store.database.changing() as change:
+        change.audit("session.ended", Actor("ACME"), key_id="key_0")
+    which = ("audit", "--follow", "--event", "session")
+    printed = [json.loads(line) for line in call(*which, "--json", status=1).stdout.splitlines()]
+    assert [event["key_id"] for event in printed] == ["key_0", "key_1", "key_3"]
+    assert len(naps) == 4
+    naps.clear()
+    table = call(*which, status=1).stdout.splitlines()
+    assert [line.split()[4] for line in table[1:6]] == ["key_0", "key_1", "key_3", "key_1", "key_3"]
+
+
 def test_stored_text_can_not_control_the_terminal(call: Call, store: LocalStore) -> None:
     evil = "\x1b[2J\x9b1m\r\n\u202eforged\x00"
     record, _ = store.create(owner=evil, scopes=["mlflow:read"], name=evil, note=evil)
@@ -451,6 +498,9 @@ MISTAKES = [
     (["keys", "revoke", "key_nobody"], "There is no key 'key_nobody'"),
     (["keys", "rotate", "key_nobody"], "There is no key 'key_nobody'"),
     (["keys", "edit", "key_nobody", "--name", "x"], "There is no key 'key_nobody'"),
+]
+#: Calls with a wrong value, and a part of the message for each.
+WRONG_VALUES = [
     (["keys", "edit", "key_nobody"], "Nothing to change"),
     (["keys", "edit", "key_nobody", "--rate-limit", "many"], "a whole number, or none"),
     (["keys", "edit", "key_nobody", "--scope", "root"], "unknown scope 'root'; known: admin"),
@@ -473,6 +523,8 @@ MISTAKES = [
     (["keys", "list", "--owner", "a\udcff"], "'owner' must be printable"),
     (["audit", "--since", "yesterday"], "--since takes a number and s, m, h or d"),
     (["audit", "--actor", "a\udcff"], "--actor takes printable text"),
+    (["keys", "create", "--owner", "x", "--scope", "models:write"], "Did you mean `model:write`?"),
+    (["keys", "list", "--state", "activ"], "Did you mean `active`?"),
 ]
 WRONG_CALLS = [
     ["keys", "create", "--scope", "mlflow:read"],
@@ -503,6 +555,12 @@ DATABASES = [
 def test_mistake_prints_one_line_with_status_1(call: Call) -> None:
     for arguments, says in MISTAKES:
         assert says in mistake(call(*arguments, status=1)), arguments
+        assert audited(call) == [], arguments
+
+
+def test_wrong_value_prints_one_line_with_status_2(call: Call) -> None:
+    for arguments, says in WRONG_VALUES:
+        assert says in mistake(call(*arguments, status=2)), arguments
         assert audited(call) == [], arguments
 
 
@@ -537,14 +595,14 @@ def test_log_level_is_shown_set_and_reset(call: Call) -> None:
 
 def test_explain_takes_only_a_path(call: Call) -> None:
     for path in ("api/2.0/x", "http://127.0.0.1:5000/api/2.0/x"):
-        assert "give the path alone" in mistake(call("explain", "GET", path, status=1))
+        assert "give the path alone" in mistake(call("explain", "GET", path, status=2))
 
 
 def test_explain_names_the_methods_of_a_route(call: Call) -> None:
     for prefix in ("", "/mlflow"):
-        printed = call("explain", "GET", f"{prefix}/api/2.0/mlflow/runs/search").stdout
+        printed = call("explain", "GET", f"{prefix}/api/2.0/mlflow/runs/search", status=1).stdout
         assert "known to have this route with POST only" in printed
-    assert "not known to have this route\n" in call("explain", "GET", "/x").stdout
+    assert "not known to have this route\n" in call("explain", "GET", "/x", status=1).stdout
 
 
 def in_a_process(folder: Path, *arguments: str, **environ: str) -> str:
@@ -596,13 +654,22 @@ def test_routes_prints_every_route_with_its_access(tmp_path: Path) -> None:
 
 def test_explain_names_the_rule_and_the_verdict(call: Call) -> None:
     arguments = ["POST", "/api/mlflow/api/2.0/mlflow/experiments/delete", "--scope", "model:write"]
-    answer = call("explain", *arguments).stdout
+    answer = call("explain", *arguments, status=1).stdout
     assert "POST /api/2.0/mlflow/experiments/delete" in answer
     assert "a key with model:write is refused" in answer
     answer = json.loads(call("explain", *arguments, "--scope", "mlflow:write", "--json").stdout)
     assert answer["needs"] == "write" and answer["verdict"].endswith("allowed")
+    assert answer["allowed"] is True
     assert "mlflow:write" in answer["scopes"] and "mlflow:read" not in answer["scopes"]
-    printed = json.loads(call("explain", "POST", "/graphql", *arguments[2:], "--json").stdout)
+    graphql = ("explain", "POST", "/graphql", *arguments[2:], "--json")
+    printed = json.loads(call(*graphql, status=1).stdout)
+    assert {name: printed[name] for name in printed if name.startswith("allowed")} == {
+        "allowed": False,
+        "allowed_queries_of_pages": True,
+        "allowed_other_queries": False,
+        "allowed_mutations": False,
+    }
+    assert json.loads(call(*graphql, "--scope", "mlflow:write").stdout)["allowed"] is True
     assert printed["verdict"] == (
         "a key with model:write is allowed queries of MLflow's pages; refused other queries, mutations"
     )
@@ -614,7 +681,7 @@ def test_explain_names_the_rule_and_the_verdict(call: Call) -> None:
     assert "mlflow:read" in printed["scopes_for_other_queries"]
     assert "mlflow:read" not in printed["scopes_for_mutations"]
     assert "everybody" in call("explain", "GET", "/mlflow/health").stdout
-    assert "not known" in call("explain", "GET", "/mlflow/mlflow/health").stdout
+    assert "not known" in call("explain", "GET", "/mlflow/mlflow/health", status=1).stdout
     root = call("explain", "GET", "/mlflow").stdout
     assert "GET /" in root and "not known" not in root
     assert "a key without scopes (see --scope) is allowed" in root

@@ -157,10 +157,10 @@ def test_file_says_whose_everything_is(call: Call, engine: sa.Engine, tmp_path: 
         ("kind,name\nmodel,a", "owner of row 1: it is empty"),
     ):
         file.write_text(wrong)
-        done = call("owners", "assign", "--csv", str(file), "--apply", status=1)
+        done = call("owners", "assign", "--csv", str(file), "--apply", status=2)
         assert says in done.stderr, (wrong, done.stderr)
     file.write_bytes(b"kind,name\nmodel,\xff")
-    assert "--csv: " in call("owners", "assign", "--csv", str(file), status=1).stderr
+    assert "--csv: " in call("owners", "assign", "--csv", str(file), status=2).stderr
 
 
 def test_pages_follow_each_other(call: Call, engine: sa.Engine) -> None:

@@ -11,7 +11,7 @@ import click
 
 from .output import (
     F,
-    Mistake,
+    WrongValue,
     date,
     json_option,
     print_fields,
@@ -115,6 +115,8 @@ def import_key(as_json: bool, key_file: IO[str], **given: Any) -> None:
     """Import an existing key from a file or standard input."""
     # This is longer than any key, and bounds the reading of a wrong file.
     key = key_file.read(10_000).strip()
+    if not key:
+        raise WrongValue("there is no key to import: the file, or standard input, is empty")
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas
 
@@ -282,7 +284,7 @@ def _body(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(text: str, option: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise Mistake(f"{option} takes a whole number, or none")
+        raise WrongValue(f"{option} takes a whole number, or none")
     return int(text)
 
 

@@ -27,16 +27,22 @@ class Mistake(click.ClickException):
         click.echo(f"hokusai-auth: {self.message}", file=file or sys.stderr)
 
 
+class WrongValue(Mistake):
+    """A value that can't be used: one line on standard error, and exit status 2."""
+
+    exit_code = 2
+
+
 def json_option(command: F) -> F:
     """Add the option --json, as the argument `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def seconds(text: str, option: str) -> float:
-    """Parse `text`, such as 30d, into seconds. Raises Mistake, which names `option`."""
+    """Parse `text`, such as 30d, into seconds. Raises WrongValue, which names `option`."""
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     if not match:
-        raise Mistake(f"{option} takes a number and s, m, h or d, such as 30d")
+        raise WrongValue(f"{option} takes a number and s, m, h or d, such as 30d")
     return float(int(match[1]) * _UNITS[match[2]])
 
 

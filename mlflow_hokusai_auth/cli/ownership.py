@@ -17,7 +17,17 @@ import click
 
 from mlflow_hokusai_auth.core.ownership import KINDS, LEVELS
 
-from .output import F, Mistake, date, json_option, print_json, print_table, printable, seconds
+from .output import (
+    F,
+    Mistake,
+    WrongValue,
+    date,
+    json_option,
+    print_json,
+    print_table,
+    printable,
+    seconds,
+)
 from .store import actor, database, opened, require_server
 
 if TYPE_CHECKING:
@@ -278,7 +288,7 @@ def _place(uri: str | None) -> Iterator[Ownership | HokusaiAuthClient]:
 @contextmanager
 def _server() -> Iterator[HokusaiAuthClient]:
     import mlflow
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import MlflowException, RestException
 
     from mlflow_hokusai_auth.client import profile
     from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
@@ -287,27 +297,30 @@ def _server() -> Iterator[HokusaiAuthClient]:
     try:
         yield HokusaiAuthClient(str(mlflow.get_tracking_uri()))
     except MlflowException as error:
-        raise Mistake(doctor.one_line(str(error), profile.api_key() or "")) from None
+        # Without a server, MLflow's own errors have the same code.
+        wrong = isinstance(error, RestException) and error.error_code == "INVALID_PARAMETER_VALUE"
+        text = doctor.one_line(str(error), profile.api_key() or "")
+        raise (WrongValue if wrong else Mistake)(text) from None
 
 
 def _rows(file: IO[str]) -> list[dict[str, str]]:
-    """Return the rows of a file for `assign`. Raises Mistake."""
+    """Return the rows of a file for `assign`. Raises WrongValue."""
     try:
         reader = csv.DictReader(io.StringIO(file.read()), strict=True)
         columns = set(reader.fieldnames or ())
         if not {"kind", "name"} <= columns <= {"kind", "name", "owner"}:
-            raise Mistake("--csv: the first line must be kind,name or kind,name,owner")
+            raise WrongValue("--csv: the first line must be kind,name or kind,name,owner")
         rows = [
             {name: value for name, value in row.items() if isinstance(name, str) and value}
             for row in reader
         ]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise Mistake(f"--csv: {error}") from None
+        raise WrongValue(f"--csv: {error}") from None
     for number, row in enumerate(rows, 1):
         if not {"kind", "name"} <= row.keys():
-            raise Mistake(f"--csv: row {number} has no kind or no name")
+            raise WrongValue(f"--csv: row {number} has no kind or no name")
     if not 0 < len(rows) <= _MAX_ROWS:
-        raise Mistake(f"--csv: the file must have from 1 to {_MAX_ROWS} rows, not {len(rows)}")
+        raise WrongValue(f"--csv: the file must have from 1 to {_MAX_ROWS} rows, not {len(rows)}")
     return rows
 
 

@@ -22,6 +22,8 @@ from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES
 from .output import (
     F,
     Mistake,
+    WrongValue,
+    cell,
     date,
     json_option,
     moment,
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
 
 #: The maximum length of a value in the table of events, in characters.
 _MAX_DETAIL = 60
+#: The number of events without --limit and --since.
+_EVENTS = 100
+#: Seconds between two looks for new events.
+_FOLLOW = 1.0
 
 
 @click.command()
@@ -47,46 +53,68 @@ _MAX_DETAIL = 60
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
-    default=100,
-    show_default=True,
     metavar="N",
-    help="The number of events; the last ones are shown.",
+    help="The number of events; the last ones are shown. Without it, 100, or all since --since.",
 )
+@click.option("--follow", "-f", is_flag=True, help="Go on with new events until Ctrl-C.")
 @json_option
 def audit(
     since: str | None,
-    event: str | None,
-    key_id: str | None,
-    actor: str | None,
-    limit: int,
+    limit: int | None,
+    follow: bool,
     as_json: bool,
+    **which: Any,
 ) -> None:
     """Show the audit log: the last events, oldest first."""
-    for option, text in (("--event", event), ("--key", key_id), ("--actor", actor)):
+    for option, text in which.items():
         if text is not None and not text.isprintable():
-            raise Mistake(f"{option} takes printable text")
+            raise WrongValue(f"--{option.removesuffix('_id')} takes printable text")
     after = None if since is None else time.time() - seconds(since, "--since")
+    if limit is None and since is None:
+        limit = _EVENTS
     with opened() as store:
-        events = store.database.audited(
-            since=after, event=event, key_id=key_id, actor=actor, limit=limit
-        )
+        audited = store.database.audited
+        last = _last_event(store) if follow else 0
+        # One more than asked for tells if there are more.
+        events = audited(since=after, limit=limit and limit + 1, **which)
+        if limit is not None and len(events) > limit:
+            events = events[-limit:]
+            click.echo("There are more events before these: see --limit and --since.", err=True)
+        _print_events(events, as_json, with_head=True)
+        while follow:
+            # What came while the first ones were read is among them already.
+            last = max(last, events[-1]["id"]) if events else last
+            events = audited(after=last, **which)
+            _print_events(events, as_json, with_head=False)
+            if not events:
+                time.sleep(_FOLLOW)
+
+
+def _last_event(store: LocalStore) -> int:
+    newest = store.database.audited(limit=1)
+    return int(newest[0]["id"]) if newest else 0
+
+
+def _print_events(events: Sequence[Mapping[str, Any]], as_json: bool, *, with_head: bool) -> None:
     if as_json:
         for entry in events:
             click.echo(json.dumps(entry))
         return
-    print_table(
-        [
-            {
-                "time": moment(entry["at"]),
-                "event": entry["event"],
-                "actor": entry["actor"],
-                "key_id": entry["key_id"],
-                "address": entry["address"],
-                "detail": _short(entry["detail"]),
-            }
-            for entry in events
-        ]
-    )
+    rows = [
+        {
+            "time": moment(entry["at"]),
+            "event": entry["event"],
+            "actor": entry["actor"],
+            "key_id": entry["key_id"],
+            "address": entry["address"],
+            "detail": _short(entry["detail"]),
+        }
+        for entry in events
+    ]
+    if with_head:
+        print_table(rows)
+    for row in () if with_head else rows:
+        click.echo("  ".join(cell(value) for value in row.values()))
 
 
 @click.command()
@@ -145,6 +173,9 @@ def explain(
     \b
     explain METHOD PATH               what a request requires, and if a key with --scope may send it
     explain --as KEY_ID --model NAME  if isolation shows the thing to the key, and why
+
+    The exit status is 1 if the request is refused, or the thing is hidden. For GraphQL's one route it
+    is 1 if queries or mutations are, and --json tells which.
     """
     require_server()
     named = [(kind, name) for kind, name in things.items() if name is not None]
@@ -161,11 +192,13 @@ def explain(
         print_json(answer)
     else:
         print_fields(answer)
+    if not answer["allowed"]:
+        sys.exit(1)
 
 
 def _request(method: str, path: str, scopes: Sequence[str]) -> dict[str, object]:
     if not path.startswith("/"):
-        raise Mistake("give the path alone, such as /api/2.0/mlflow/experiments/get")
+        raise WrongValue("give the path alone, such as /api/2.0/mlflow/experiments/get")
     from mlflow_hokusai_auth.server import explain as explained
     from mlflow_hokusai_auth.server import settings
 
@@ -177,7 +210,7 @@ def _request(method: str, path: str, scopes: Sequence[str]) -> dict[str, object]
 
 def _sight(kind: str, name: str, key_id: str, uri: str | None) -> dict[str, object]:
     if uri is None:
-        raise Mistake(
+        raise WrongValue(
             "--as needs MLflow's database: --backend-store-uri (MLFLOW_BACKEND_STORE_URI)"
         )
     from mlflow_hokusai_auth.server import explain as explained
@@ -357,7 +390,7 @@ def _decided(uri: str | None) -> tuple[str | None, str]:
 
 def _check_switch(chosen: str | None, report: bool) -> None:
     if chosen and report:
-        raise Mistake("give one to set, or --report")
+        raise WrongValue("give one to set, or --report")
 
 
 def _print_state(

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_hokusai_auth.core.errors import HokusaiAuthError, StaffNarrowed
+from mlflow_hokusai_auth.core.errors import (
+    Conflict,
+    Forbidden,
+    HokusaiAuthError,
+    InvalidRequest,
+    NotFound,
+    StaffNarrowed,
+)
 
-from .output import Mistake, printable
+from .output import Mistake, WrongValue, printable
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -38,7 +45,7 @@ def require_server() -> None:
 def opened() -> Iterator[LocalStore]:
     """Open the store that the settings name. Errors of this package become Mistakes.
 
-    StaffNarrowed becomes wrong usage.
+    Those that only other values can avoid become WrongValues, and StaffNarrowed wrong usage.
     """
     require_server()
     from mlflow_hokusai_auth.server import settings
@@ -59,6 +66,10 @@ def opened() -> Iterator[LocalStore]:
         yield store
     except StaffNarrowed as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
+    except (Conflict, Forbidden, NotFound) as error:
+        raise Mistake(str(error)) from None
+    except InvalidRequest as error:
+        raise WrongValue(str(error)) from None
     except HokusaiAuthError as error:
         raise Mistake(str(error)) from None
 

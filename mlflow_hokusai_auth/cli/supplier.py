@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow_hokusai_auth.client.diagnose.smoke import Check as TimedCheck
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+#: The exit status of `doctor` if it only warns.
+_WARNED = 3
 _WORDS = {True: "ok", False: "FAIL", None: "skip"}
 
 
@@ -52,9 +54,14 @@ def whoami(as_json: bool) -> None:
 
 
 @click.command("doctor")
+@click.option("--strict", is_flag=True, help="Fail for warnings, too.")
 @_json_option
-def doctor(as_json: bool) -> None:
-    """Check everything that a request with your key depends on, and name the fix of a failure."""
+def doctor(strict: bool, as_json: bool) -> None:
+    """Check everything that a request with your key depends on, and name the fix of a failure.
+
+    The exit status is 0 if all is well, 1 after a failure, and 3 if there are only warnings: the key
+    works, but it ends soon, was replaced, or can't register models.
+    """
     from mlflow_hokusai_auth.client.diagnose.doctor import examine
 
     checks = []
@@ -62,10 +69,12 @@ def doctor(as_json: bool) -> None:
         checks.append(check)
         if not as_json:
             _print_check(check)
+    warned = any(check.warns for check in checks)
+    failed = any(check.ok is False for check in checks) or (strict and warned)
     if as_json:
-        click.echo(json.dumps([check._asdict() for check in checks], indent=2))
-    if any(check.ok is False for check in checks):
-        sys.exit(1)
+        click.echo(json.dumps({"ok": not failed, "checks": list(map(_as_json, checks))}, indent=2))
+    if failed or warned:
+        sys.exit(1 if failed else _WARNED)
 
 
 @click.command("smoke")
@@ -86,7 +95,7 @@ def smoke(url: str, as_json: bool) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     if as_json:
-        checks = [check._asdict() for check in report.checks]
+        checks = list(map(_as_json, report.checks))
         result = {"url": report.url, "ok": report.ok, "seconds": report.seconds, "checks": checks}
         click.echo(json.dumps(result, indent=2))
     else:
@@ -98,10 +107,15 @@ def smoke(url: str, as_json: bool) -> None:
         sys.exit(1)
 
 
+def _as_json(check: Check | TimedCheck) -> dict[str, Any]:
+    return {**check._asdict(), "warns": check.warns}
+
+
 def _print_check(check: Check | TimedCheck) -> None:
     took = getattr(check, "seconds", None)
     seconds = "" if took is None else f" ({took:.2f} s)"
-    click.echo(f"{_WORDS[check.ok]:6}{check.check}: {check.found}{seconds}")
+    word = "WARN" if check.warns else _WORDS[check.ok]
+    click.echo(f"{word:6}{check.check}: {check.found}{seconds}")
     if check.fix:
         click.echo(f"{'':6}fix: {check.fix}")
 

@@ -6,6 +6,7 @@ Requests are sent as MLflow's own are, so they carry the key that any MLflow cal
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -309,6 +310,57 @@ class HokusaiAuthClient:
         The server refuses "writes" and "full" if it can't know whose things are.
         """
         return self._call("POST", "isolation", json={"isolation": isolation})
+
+    def list_audit(
+        self,
+        *,
+        since: float | None = None,
+        event: str | None = None,
+        key_id: str | None = None,
+        actor: str | None = None,
+        after: int | None = None,
+        max_results: int = 100,
+        page_token: str | None = None,
+    ) -> PagedList[dict[str, Any]]:
+        """Return the last audited events, oldest first; `token` leads to the page of older ones.
+
+        `since` is in seconds since the epoch; `event` may be a beginning, such as "key."; `key_id`
+        matches the changed key and the actor's key. With the id of an event as `after`, they are the
+        first ones after it.
+        """
+        params = {
+            "since": since,
+            "event": event,
+            "key_id": key_id,
+            "actor": actor,
+            "after": after,
+            "max_results": max_results,
+            "page_token": page_token,
+        }
+        answer = self._call("GET", "audit", params=_given(params))
+        return PagedList(answer["events"], answer.get("next_page_token"))
+
+    def follow_audit(
+        self,
+        *,
+        event: str | None = None,
+        key_id: str | None = None,
+        actor: str | None = None,
+        interval: float = 2.0,
+    ) -> Iterator[dict[str, Any]]:
+        """Iterate over the events that happen from now on, without an end.
+
+        Asks every `interval` seconds. The other arguments are those of `list_audit`.
+        """
+        which: dict[str, Any] = {"event": event, "key_id": key_id, "actor": actor}
+        last = next((newest["id"] for newest in self.list_audit(max_results=1)), 0)
+        while True:
+            events = self.list_audit(after=last, **which)
+            yield from events
+            if events:
+                last = events[-1]["id"]
+            else:
+                time.sleep(interval)
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         if method == "POST":

@@ -1,4 +1,4 @@
-"""Adds the key to the requests that MLflow sends without its `http_request`.
+"""Adds the key to the requests that MLflow sends without its `http_request`, and speaks of waits.
 
 MLflow asks no provider for the headers of these requests, so the modules that send them are patched
 right after their import. `tests/vectors/mlflow_http.txt` lists every module of MLflow that sends
@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import Any
 
 import requests
+from urllib3.util import Retry
 
-from . import origin_guard, profile
+from . import origin_guard, profile, waiting
 
 _MARK = "_hokusai_auth"
 
@@ -116,7 +117,19 @@ def patch_gateway(module: ModuleType) -> None:
     setattr(module, _MARK, True)
 
 
+def patch_retries(module: ModuleType) -> None:
+    """Say at once that the server tells MLflow to wait. Never raises."""
+    if is_patched(module):
+        return
+    for name in ("Retry", "JitteredRetry"):
+        retry = getattr(module, name, None)
+        if isinstance(retry, type) and issubclass(retry, Retry):
+            setattr(module, name, waiting.saying(retry))
+    setattr(module, _MARK, True)
+
+
 _PATCHES = {
+    "mlflow.utils.request_utils": patch_retries,
     "mlflow.otel": patch_otel,
     "mlflow.genai.utils.gateway_utils": patch_gateway,
 }

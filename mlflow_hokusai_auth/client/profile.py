@@ -88,7 +88,12 @@ def warn_once(message: str) -> None:
     # The set is bounded, because messages hold hosts that a server chose.
     if message not in _warned and len(_warned) < _MAX_WARNINGS:
         _warned.add(message)
-        _logger.warning("%s", message)
+        warn(message)
+
+
+def warn(message: str) -> None:
+    """Log `message` as a warning. It must not hold a secret."""
+    _logger.warning("%s", message)
 
 
 def api_key() -> str | None:

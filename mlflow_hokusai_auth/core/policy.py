@@ -199,27 +199,36 @@ def settle(
     if policy.isolated and _is_closed(principal, operation, policy):
         return Deny(
             "ISOLATED",
-            f"{_subject(operation) or 'A route that MLflow is not known to have'} is closed to "
+            f"{_subject(operation)} is closed to "
             "suppliers, because this server keeps them apart. If you need it, ask its operator for a "
-            "key with a scope such as mlflow:write, and without model:write.",
+            "key with a scope such as mlflow:write, and without model:write."
+            if operation.rule
+            else f"{_UNKNOWN_ROUTE} Such a route is closed to suppliers.",
             operation=operation,
         )
     enough = access(principal, operation, policy) >= operation.access
     if not enough and operation.access > Access.KEY:
         scope = _scope_for(operation, principal, policy)
-        subject = _subject(operation) or (
-            "A route that MLflow is not known to have (is the path of MLFLOW_TRACKING_URI right?)"
-        )
+        # A wrong path is the usual reason, and no reason to ask for an administrator's key.
         return Deny(
             "SCOPE_MISSING",
-            f"{subject} needs the scope {scope}; key {principal.key_id} has "
+            f"{_subject(operation)} needs the scope {scope}; key {principal.key_id} has "
             f"{', '.join(sorted(principal.scopes)) or 'none'}.{explain_kind(operation)} Ask the "
-            "server's operator for a key with that scope.",
+            "server's operator for a key with that scope."
+            if operation.rule
+            else f"{_UNKNOWN_ROUTE} Such a route is for administrators only.",
             required_scope=scope,
             current_scopes=tuple(sorted(principal.scopes)),
             operation=operation,
         )
     return Allow(operation, principal, need.credential, _sunset(principal))
+
+
+#: What to say of a path that is probably wrong.
+_UNKNOWN_ROUTE = (
+    "MLflow is not known to have this route: is the path of MLFLOW_TRACKING_URI right? It is "
+    "/api/mlflow, /mlflow or none, unless you were given another; `hokusai-auth doctor` finds it."
+)
 
 
 def _is_closed(principal: Principal, operation: Operation, policy: Policy) -> bool:

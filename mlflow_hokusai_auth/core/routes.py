@@ -68,6 +68,7 @@ ADMIN   POST              owners/assign  owners/release
 ADMIN   GET               owners/check
 ADMIN   GET,POST,DELETE   prefixes
 ADMIN   GET,POST          isolation
+ADMIN   GET               audit
 
 # Signing in needs no key, since the key is pasted into that page.
 [hokusai /hokusai/]

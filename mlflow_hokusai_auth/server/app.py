@@ -64,6 +64,8 @@ from .upstream import (
 )
 from .upstream.experiment_folders import ExperimentFolders
 from .web import (
+    api,
+    audit_api,
     health,
     keys_api,
     leak_reports,
@@ -154,6 +156,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     for blueprint in (
         keys_api.blueprint(store, gate, leak_keys, lambda: isolation.now == "enforce"),
         ownership_api.blueprint(store, gate),
+        audit_api.blueprint(store.database),
+        api.unknown_paths(),
         validate_key.blueprint(),
         pages.blueprint(store, sessions, gate, config.session_lifetime),
         pages.account(gate),

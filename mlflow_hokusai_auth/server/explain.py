@@ -45,12 +45,18 @@ def explain(method: str, path: str, scopes: Sequence[str], settings: Settings) -
         "policy": policy.kind,
     }
     if operation.access is Access.PUBLIC:
-        return {**answer, "verdict": "allowed to everybody"}
+        return {**answer, "allowed": True, "verdict": "allowed to everybody"}
     key = f"a key with {', '.join(scopes)}" if scopes else "a key without scopes (see --scope)"
     if operation.kind == "graphql" and operation.access is Access.WRITE:
         return {**answer, **_graphql(operation, scopes, key, policy)}
-    verdict = "allowed" if _may(scopes, operation, policy) else "refused"
-    return {**answer, "scopes": _enough(operation, policy), "verdict": f"{key} is {verdict}"}
+    allowed = _may(scopes, operation, policy)
+    verdict = f"{key} is {'allowed' if allowed else 'refused'}"
+    return {
+        **answer,
+        "scopes": _enough(operation, policy),
+        "allowed": allowed,
+        "verdict": verdict,
+    }
 
 
 def explain_sight(
@@ -94,6 +100,10 @@ _GRAPHQL: dict[str, Iterable[str] | None] = {
 }
 
 
+#: Names of these kinds, in the answer.
+_NAMES = ("queries_of_pages", "other_queries", "mutations")
+
+
 def _graphql(
     operation: Operation, scopes: Sequence[str], key: str, policy: Policy
 ) -> dict[str, object]:
@@ -109,6 +119,8 @@ def _graphql(
         "scopes": enough[0],
         "scopes_for_other_queries": enough[1],
         "scopes_for_mutations": enough[2],
+        "allowed": not refused,
+        **{f"allowed_{name}": kind in allowed for kind, name in zip(kinds, _NAMES, strict=True)},
         "verdict": f"{key} is {text}",
     }
 

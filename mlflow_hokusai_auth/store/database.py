@@ -236,14 +236,25 @@ class Database:
         event: str | None = None,
         key_id: str | None = None,
         actor: str | None = None,
-        limit: int = 100,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int | None = 100,
     ) -> list[Mapping[str, Any]]:
-        """Return the last `limit` audited events that match, oldest first. Raises AuthorityUnavailable.
+        """Return the last `limit` audited events that match (None: all), oldest first.
 
-        `since` is in seconds since the epoch. `event` may be a beginning, such as "session". `key_id`
-        matches the changed key and the actor's key.
+        With the id of an event as `after`, they are the first ones after it; with one as `before`, the
+        last ones before it. `since` is in seconds since the epoch.
+        `event` may be a beginning, such as "session". `key_id` matches the changed key and the actor's
+        key. Raises AuthorityUnavailable.
         """
-        query = sa.select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
+        newest_first = after is None
+        query = sa.select(AUDIT).order_by(AUDIT.c.id.desc() if newest_first else AUDIT.c.id)
+        if limit is not None:
+            query = query.limit(limit)
+        if after is not None:
+            query = query.where(AUDIT.c.id > after)
+        if before is not None:
+            query = query.where(AUDIT.c.id < before)
         if since is not None:
             query = query.where(AUDIT.c.at >= since)
         if event is not None:
@@ -253,8 +264,10 @@ class Database:
         if actor is not None:
             query = query.where(AUDIT.c.actor == actor)
         with self.reading() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [dict(row) for row in reversed(rows)]
+            events: list[Mapping[str, Any]] = [
+                dict(row) for row in connection.execute(query).mappings()
+            ]
+        return events[::-1] if newest_first else events
 
 
 def _usable(connection: sa.Connection) -> bool:

@@ -18,6 +18,7 @@ from mlflow_hokusai_auth.core.errors import (
     StaffNarrowed,
 )
 from mlflow_hokusai_auth.core.scopes import are_staff
+from mlflow_hokusai_auth.core.suggest import did_you_mean
 
 from .database import Change
 from .tables import KEYS
@@ -97,7 +98,9 @@ def conditions(which: KeyFilter, now: float) -> Collection[sa.ColumnElement[bool
         wanted.append(text.icontains(which.query, autoescape=True))
     if which.state is not None:
         if which.state not in STATES:
-            raise InvalidRequest(f"state must be one of {', '.join(STATES)}.")
+            raise InvalidRequest(
+                f"state must be one of {', '.join(STATES)}.{did_you_mean(which.state, STATES)}"
+            )
         ended = sa.and_(KEYS.c.expires_at.is_not(None), KEYS.c.expires_at <= now)
         if which.state == "revoked":
             wanted.append(KEYS.c.revoked_at.is_not(None))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,6 +16,7 @@ import pytest
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.entities import PagedList
 
+from mlflow_hokusai_auth.client import admin
 from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
 
 from .conftest import Handler, listening
@@ -353,3 +355,20 @@ def test_nothing_is_created_without_a_server(
         with pytest.raises(MlflowException, match="MLFLOW_TRACKING_URI"):
             HokusaiAuthClient(uri).whoami()
         assert sorted(tmp_path.iterdir()) == before, uri
+
+
+def test_audit_is_followed(
+    api: Api, client: HokusaiAuthClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(admin, "time", SimpleNamespace(sleep=naps.append))
+    pages = [[{"id": 9}], [], [{"id": 8}, {"id": 7}], [{"id": 5}]]
+    api.answers["GET /api/2.0/hokusai/audit"] = lambda: (200, {"events": pages.pop()})
+    events = client.follow_audit(event="key.", interval=3)
+    assert [next(events)["id"] for _ in range(3)] == [8, 7, 9]
+    assert naps == [3]
+    first, *further = [asked.query for asked in api.asked]
+    assert first == {"max_results": "1"}
+    # From the newest event on, and then from the last one that was read.
+    assert [one["after"] for one in further] == ["5", "7", "7"]
+    assert {one["event"] for one in further} == {"key."}

@@ -117,9 +117,10 @@ def test_importing_mlflow_patches_the_modules(first: str) -> None:
         "from mlflow_hokusai_auth.client import patches\n"
         "import importlib.util\n"
         "assert importlib.util.find_spec('mlflow.otel') is mlflow.otel.__spec__\n"
-        "print(patches.is_patched(mlflow.otel), patches.is_patched(gateway_utils))"
+        "from mlflow.utils import request_utils\n"
+        "print(*map(patches.is_patched, (mlflow.otel, gateway_utils, request_utils)))"
     )
     pytest.importorskip("mlflow.otel")
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout == "True True\n", done.stderr
+    assert done.stdout == "True True True\n", done.stderr

@@ -22,9 +22,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking.request_header.registry import _request_header_provider_registry
 from mlflow.utils.rest_utils import MlflowHostCreds, http_request
-from urllib3.util import parse_url
+from urllib3.util import Retry, parse_url
 
-from mlflow_hokusai_auth.client import origin_guard, profile
+from mlflow_hokusai_auth.client import origin_guard, profile, waiting
 from mlflow_hokusai_auth.client.auth_provider import HokusaiAuth
 from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
 from mlflow_hokusai_auth.core import keys
@@ -401,6 +401,104 @@ def test_odd_announcements_never_raise(deprecation: str, sunset: str) -> None:
     for one in (deprecation, "@1"):
         response.headers.update({"Deprecation": one, "Sunset": sunset})
         origin_guard.warn_of_sunset(response)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """MLflow repeats a request twice without waiting; the clock of what was said stands still."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(waiting, "_told", {})
+    monkeypatch.setattr(Retry, "sleep", lambda *_: None)
+    return clock
+
+
+def refused(code: str, message: str, **headers: str) -> tuple[int, dict[str, str], dict[str, str]]:
+    status = 429 if code == "RATE_LIMITED" else 503
+    body = {"error_code": "E", "error": code, "message": message}
+    return status, body, {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def test_wait_is_said_once_and_at_once(
+    replaced: Api, way: None, impatient: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = {"Retry_After": "60", "RateLimit_Reset": "3600"}
+    said: list[list[str]] = []
+
+    def answer() -> tuple[int, dict[str, str], dict[str, str]]:
+        said.append(warnings(caplog))
+        return refused("RATE_LIMITED", "Rate limit exceeded (429 RATE_LIMITED). Key.", **limit)
+
+    replaced.answers["POST /api/2.0/mlflow/experiments/search"] = answer
+    with pytest.raises(MlflowException, match="too many 429"):
+        call()
+    served_again = (
+        "RATE_LIMITED: served again in 3600 s. MLflow waits and tries again, up to 2 times."
+    )
+    # It was said before the first repetition.
+    assert said == [[], [served_again], [served_again]]
+    impatient.now += 3599
+    with pytest.raises(MlflowException):
+        call()
+    assert warnings(caplog) == [served_again]
+    impatient.now += 2
+    with pytest.raises(MlflowException):
+        call()
+    assert warnings(caplog) == [served_again, served_again]
+
+
+def test_outage_is_said_in_the_words_of_the_server(
+    replaced: Api, way: None, key: str, impatient: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (
+        f"Service unavailable (503 AUTHORITY_UNAVAILABLE). Keys\x1b[2J of\n{key} can't be checked."
+    )
+    answers = [(200, {}), refused("AUTHORITY_UNAVAILABLE", text, Retry_After="1")]
+    replaced.answers["POST /api/2.0/mlflow/experiments/search"] = answers.pop
+    call()
+    (said,) = warnings(caplog)
+    assert said.startswith(
+        "AUTHORITY_UNAVAILABLE: Keys [2J of hk_test_*** can't be checked. MLflow"
+    )
+
+
+def test_refusals_that_do_not_ask_our_client_to_wait_are_left_alone(
+    replaced: Api,
+    impatient: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = refused("RATE_LIMITED", "no", Retry_After="1")
+    for status, body, headers in (
+        (429, b"<html>", {}),
+        (429, [1], {}),
+        (503, {"error": 5, "message": "m"}, {}),
+        (503, {"error": "AUTHORITY_UNAVAILABLE"}, {}),
+        (429, other[1], {"Retry-After": "soon"}),
+        (500, other[1], {}),
+        (429, {"error": "SOMETHING", "message": "m"}, {}),
+    ):
+        answers = [(200, {}, {}), (status, body, headers)]
+        replaced.answers["POST /api/2.0/mlflow/experiments/search"] = answers.pop
+        call()
+        assert not answers and not warnings(caplog), body
+    # A server that the key does not belong to says nothing through us.
+    monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", "https://registry.example.com")
+    answers[:] = [(200, {}, {}), other]
+    replaced.answers["POST /api/2.0/mlflow/experiments/search"] = answers.pop
+    call()
+    assert not any("RATE_LIMITED" in text for text in warnings(caplog))
+
+
+def test_last_answer_reaches_the_caller_whole(
+    replaced: Api, impatient: SimpleNamespace, key: str
+) -> None:
+    answer = refused("RATE_LIMITED", "m (429 RATE_LIMITED). Wait.", Retry_After="1")
+    replaced.answers["POST /x"] = answer
+    creds = MlflowHostCreds(replaced.uri)
+    response = http_request(creds, "/x", "POST", raise_on_status=False)
+    assert response.json() == answer[1]
 
 
 def caller(body: str, **names: Any) -> Callable[..., Any]:

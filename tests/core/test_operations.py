@@ -60,6 +60,7 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     DELETE /api/2.0/hokusai/grants/{grant_id}
     GET,POST,DELETE /api/2.0/hokusai/prefixes
     GET,POST /api/2.0/hokusai/isolation
+    GET /api/2.0/hokusai/audit
     GET /hokusai/keys /hokusai/metrics /api/health/mlflow/detailed /hokusai/static/keys.js
     GET /api/2.0/mlflow/users/current /ajax-api/2.0/mlflow/users/current
     GET /api/3.0/mlflow/users/current/permissions /ajax-api/3.0/mlflow/users/current/permissions
@@ -81,7 +82,7 @@ POSTS_THAT_READ = names("""
 GETS_THAT_DO_MORE = table("""
     WRITE /graphql mlflow/gateway-proxy
     ADMIN /metrics hokusai/keys /hokusai/metrics hokusai/keys/export hokusai/keys/{key_id}
-    ADMIN hokusai/owners/check hokusai/prefixes hokusai/isolation
+    ADMIN hokusai/owners/check hokusai/prefixes hokusai/isolation hokusai/audit
     ADMIN mlflow/webhooks mlflow/webhooks/{webhook_id}
     ADMIN mlflow/gateway/guardrails/get mlflow/gateway/guardrails/list
     ADMIN mlflow/gateway/secrets/config mlflow/gateway/secrets/get mlflow/gateway/secrets/list

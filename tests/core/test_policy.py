@@ -110,15 +110,18 @@ def test_refusal_names_the_route_the_key_and_the_address() -> None:
     asked, nowhere = need(Access.WRITE), asking("GET", "/nowhere")
     abroad = replace(whose("mlflow:write"), networks=("192.0.2.0/24",))
     for found, needed, said in (
-        (whose(), nowhere, "A route that MLflow is not known to have (is the path"),
+        (whose(), nowhere, "MLflow is not known to have this route: is the path"),
         (whose(), asked, "POST /x needs"),
         (whose("predict", "a"), asked, "has a, predict."),
-        (replace(whose("predict"), scopes=frozenset()), nowhere, "has none."),
+        (replace(whose("predict"), scopes=frozenset()), asked, "has none."),
         (abroad, asked._replace(address="203.0.113.1"), "from 203.0.113.1."),
         (abroad, asked, "from an unknown address."),
     ):
         assert said in refusal(needed, found).message
     assert "()" not in refusal(asked, Rejected()).message
+    # A wrong path is no reason to ask for an administrator's key.
+    for supplier in (whose("model:write"), whose("mlflow:write")):
+        assert "Ask the server's operator" not in refusal(nowhere, supplier).message
 
 
 def test_scope_grants_its_access() -> None:

@@ -32,10 +32,12 @@ from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
 from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
 from mlflow_hokusai_auth.core import keys
 
-from . import network
+from . import mistakes, network
 
-#: Seconds for each of the three requests.
+#: Seconds for each request.
 TIMEOUT = 10.0
+#: The prefixes at which a server answers by default, as clients are told of them.
+PREFIXES = ("/api/mlflow", "/mlflow", "")
 
 #: Seconds: a larger difference of the clocks fails, and an earlier expiry is mentioned.
 _MAX_SKEW = 60
@@ -47,7 +49,6 @@ _UNSET = {
     _NETRC: f"remove this host from {_NETRC}",
     "MLFLOW_TRACKING_URI": "take the password out of MLFLOW_TRACKING_URI",
 }
-_EXAMPLE = "https://registry.hokus.ai/api/mlflow"
 _REINSTALL = (
     "Reinstall the package where MLflow is installed: "
     f"{sys.executable} -m pip install --force-reinstall --no-deps mlflow-hokusai-auth"
@@ -57,11 +58,12 @@ NOT_OURS = (
     "its operator should start it with --app-name hokusai-auth."
 )
 _ASK_FOR_NEW = "Ask the server's operator for a new key."
+_USE_NEW = f"Set {profile.KEY} to the new key before then."
 #: The fix for each code of a refusal.
 FIXES = {
     "KEY_MISSING": "Something between this machine and the server removes the header X-API-Key: a "
     "redirect (with a warning), or a proxy, which should pass it on.",
-    "KEY_MALFORMED": "Copy the whole key again.",
+    "KEY_MALFORMED": mistakes.COPY,
     "KEY_UNKNOWN": "Check that this key was made for this server, and copy the whole key again.",
     "KEY_EXPIRED": _ASK_FOR_NEW,
     "KEY_REVOKED": _ASK_FOR_NEW,
@@ -75,12 +77,20 @@ FIXES = {
 
 
 class Check(NamedTuple):
-    """One line of the report. `ok` is None if the check was skipped or had no result."""
+    """One line of the report. `ok` is None if the check was skipped or had no result.
+
+    A check that passed and has a fix is a warning: `warns`.
+    """
 
     check: str
     ok: bool | None
     found: str
     fix: str = ""
+
+    @property
+    def warns(self) -> bool:
+        """True if the check passed, and something is to be done all the same."""
+        return bool(self.ok and self.fix)
 
 
 #: `ok`, `found` and `fix` of a Check.
@@ -136,9 +146,15 @@ def _call(look: Callable[[Results], Outcome], results: Results) -> Outcome:
 
 def fix_for(error: MlflowException, otherwise: str) -> str:
     """Return the fix for a refusal by this package's server, or `otherwise` for another error."""
+    code = _code(error)
+    return FIXES.get(code, "Tell the server's operator.") if code else otherwise
+
+
+def _code(error: MlflowException) -> str | None:
+    """Return the code of a refusal by this package's server, or None for another error."""
     body = getattr(error, "json", {})
     code = body.get("error") if isinstance(body, dict) else None
-    return FIXES.get(str(code), "Tell the server's operator.") if code else otherwise
+    return str(code) if code else None
 
 
 def one_line(text: str, key: str = "") -> str:
@@ -166,8 +182,8 @@ def check_key(results: Results) -> Outcome:
     if not results.key:
         fix = f"Set {profile.KEY} to the key that you were given."
         return False, "none is configured", fix
-    if problem := keys.problem(results.key):
-        return False, f"in {source}, but {problem}", "Copy the whole key again."
+    if mistake := mistakes.in_key(results.key):
+        return False, f"in {source}, but {mistake[0]}", mistake[1]
     match = re.match("hk_({})_".format("|".join(keys.ENVIRONMENTS)), results.key)
     return True, f"in {source}, for {match[1] if match else 'no known environment'}", ""
 
@@ -238,10 +254,9 @@ def _clashes(headers: dict[str, str], name: str, results: Results) -> bool:
 
 def check_tracking_uri(results: Results) -> Outcome:
     """Check that the tracking URI is an http(s) URL."""
-    if results.uri.lower().startswith(("http://", "https://")):
-        return True, results.uri, ""
-    fix = f"Set MLFLOW_TRACKING_URI to the URL of the server, such as {_EXAMPLE}."
-    return False, f"{results.uri} is not the URL of a server", fix
+    if mistake := mistakes.in_uri(results.uri):
+        return False, *mistake
+    return True, results.uri, ""
 
 
 def check_origin(results: Results) -> Outcome:
@@ -266,9 +281,29 @@ def check_server(results: Results) -> Outcome:
     url = results.uri.rstrip("/") + "/health"
     answer = network.fetch(url, TIMEOUT, credentials.verify, credentials.client_cert_path)
     if isinstance(answer, network.Failure):
-        return False, *answer
+        found, fix, path_may_be_wrong = answer
+        return False, found, (path_may_be_wrong and _other_path(results.uri)) or fix
     results.health = answer
     return True, f"answered in {answer.took * 1000:.0f} ms", ""
+
+
+def _other_path(uri: str) -> str:
+    """Return the fix if a server with this package answers at another path of `uri`, or "".
+
+    No key is sent: such a server refuses `whoami` without one in a way of its own.
+    """
+    credentials = _get_store(uri).get_host_creds()
+    parts = urlparse(uri)
+    for prefix in PREFIXES:
+        found = parts._replace(path=prefix, params="", query="", fragment="").geturl()
+        if found != uri.rstrip("/") and network.asks_for_key(
+            f"{found}/api/2.0/hokusai/whoami",
+            TIMEOUT,
+            credentials.verify,
+            credentials.client_cert_path,
+        ):
+            return f"Set MLFLOW_TRACKING_URI to {found}: there the server answers."
+    return ""
 
 
 def check_accepted(results: Results) -> Outcome:
@@ -276,9 +311,13 @@ def check_accepted(results: Results) -> Outcome:
     try:
         answer = HokusaiAuthClient(results.uri).whoami(timeout=TIMEOUT, max_retries=0)
     except MlflowException as error:
+        # Each good key may send this request, so a refusal that names a scope is of another path.
+        if _code(error) in (None, "SCOPE_MISSING", "ISOLATED"):
+            return False, str(error), _other_path(results.uri) or NOT_OURS
         return False, str(error), fix_for(error, NOT_OURS)
     if "key_id" not in answer:
-        return False, "the answer does not come from a server with this package", NOT_OURS
+        found = "the answer does not come from a server with this package"
+        return False, found, _other_path(results.uri) or NOT_OURS
     results.identity = answer
     return True, f"as {answer['key_id']} of {answer.get('owner')}", ""
 
@@ -294,8 +333,8 @@ def check_scope(results: Results) -> Outcome:
     scopes = ", ".join(map(str, results.identity.get("scopes") or ())) or "none"
     found = f"{able}, so it can't register a model; its scopes: {scopes}"
     fix = "To register models, ask the server's operator for a key with the scope model:write."
-    # Reading is enough for users who only load models.
-    return (None if "read" in can else False), found, fix
+    # Reading is enough for users who only load models, so it is a warning.
+    return "read" in can, found, fix
 
 
 def check_artifact_path(results: Results) -> Outcome:
@@ -346,15 +385,16 @@ def check_clock(results: Results) -> Outcome:
 def check_expiry(results: Results) -> Outcome:
     """Report when the key expires."""
     ends = results.identity.get("expires_at")
-    if ends is None:
-        return True, "the key does not expire", ""
     replaced = results.identity.get("deprecated_at") is not None
+    if ends is None:
+        return True, "the key does not end", _USE_NEW if replaced else ""
     found = f"the key {'was replaced and ' * replaced}ends on {date(ends)}"
     left = ends - time.time()
-    if left >= _SOON:
+    if left < _SOON:
+        found += f", in {max(left, 0) / 86400:.0f} days"
+    elif not replaced:
         return True, found, ""
-    fix = f"Set {profile.KEY} to the new key before then." if replaced else _ASK_FOR_NEW
-    return True, f"{found}, in {max(left, 0) / 86400:.0f} days", fix
+    return True, found, _USE_NEW if replaced else _ASK_FOR_NEW
 
 
 def check_other_ways(results: Results) -> Outcome:

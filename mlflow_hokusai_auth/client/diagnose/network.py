@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,8 @@ from typing import NamedTuple
 
 import requests
 from requests import exceptions
+
+_MAX_BODY = 64 * 1024
 
 
 class Answer(NamedTuple):
@@ -24,6 +27,8 @@ class Failure(NamedTuple):
 
     found: str
     fix: str
+    #: True if something answered there, but maybe not the server.
+    path_may_be_wrong: bool = False
 
 
 def fetch(url: str, timeout: float, verify: bool | str, cert: str | None) -> Answer | Failure:
@@ -53,7 +58,30 @@ def fetch(url: str, timeout: float, verify: bool | str, cert: str | None) -> Ans
         "Check the path in MLFLOW_TRACKING_URI: it is /api/mlflow, /mlflow or none, unless you were "
         "given another. If it is right, a status of 401 or 403 comes from something in front of the "
         "server, which itself needs no key for this.",
+        path_may_be_wrong=True,
     )
+
+
+def asks_for_key(url: str, timeout: float, verify: bool | str, cert: str | None) -> bool:
+    """Return True if a request without a key is refused at `url` as this package refuses it."""
+    try:
+        with requests.get(
+            url,
+            # Without this, `requests` would add credentials from ~/.netrc or the URL.
+            auth=lambda request: request,
+            timeout=timeout,
+            verify=verify,
+            cert=cert,
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            if response.status_code != 401:
+                return False
+            answer = json.loads(response.raw.read(_MAX_BODY, decode_content=True))
+    # The answer may be anything: this only looks for a better URL.
+    except Exception:
+        return False
+    return isinstance(answer, dict) and answer.get("error") == "KEY_MISSING"
 
 
 def describe_failure(url: str, timeout: float, error: Exception) -> Failure:

@@ -53,6 +53,11 @@ class Check(NamedTuple):
     found: str
     fix: str
 
+    @property
+    def warns(self) -> bool:
+        """As in doctor."""
+        return bool(self.ok and self.fix)
+
 
 class Report(NamedTuple):
     """The result. `stuck` is true if a thread still waits for the server."""

@@ -154,7 +154,7 @@ def wrong_key(job: Job) -> Outcome:
 def scope(job: Job) -> Outcome:
     """Check that the key may do all later steps and delete their results; if not, make nothing."""
     ok, found, fix = doctor.check_scope(job)
-    if not ok:
+    if not ok or fix:
         return False, found, fix or OPERATOR
     if "write" in job.identity["can"] or job.identity.get("default_experiment"):
         return True, found, ""

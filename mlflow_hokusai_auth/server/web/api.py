@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import flask
 
@@ -15,8 +16,10 @@ from mlflow_hokusai_auth.core.errors import (
     NotGenuine,
     StoreError,
 )
+from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.core.suggest import did_you_mean
 
-from . import schemas
+from . import openapi, schemas
 
 BASE = "/api/2.0/hokusai"
 
@@ -30,6 +33,17 @@ def blueprint(name: str) -> flask.Blueprint:
         response.headers["Cache-Control"] = "no-store"
         return response
 
+    @routes.before_request
+    def refuse_unknown_parameters() -> None:
+        known = _parameters().get((flask.request.method, str(flask.request.url_rule)))
+        unknown = sorted(flask.request.args.keys() - known) if known is not None else []
+        if unknown:
+            listed = ", ".join(sorted(known or ())) or "none"
+            raise InvalidRequest(
+                f"unknown parameter {redact(unknown[0])[:80]!r}; known: {listed}."
+                + did_you_mean(unknown[0], known or ())
+            )
+
     for error, status, error_code in (
         (NotGenuine, 401, "UNAUTHENTICATED"),
         (Forbidden, 403, "PERMISSION_DENIED"),
@@ -40,6 +54,43 @@ def blueprint(name: str) -> flask.Blueprint:
         (StoreError, 503, "TEMPORARILY_UNAVAILABLE"),
     ):
         routes.register_error_handler(error, _error(status, error_code))
+    return routes
+
+
+@lru_cache(maxsize=1)
+def _parameters() -> dict[tuple[str, str], frozenset[str]]:
+    """Return the names of the parameters in the query of each described operation.
+
+    The operation is a method, and a path as Flask spells it.
+    """
+    found = {}
+    for path, item in openapi.document()["paths"].items():
+        rule = path.replace("{", "<").replace("}", ">")
+        for method in item.keys() - {"parameters"}:
+            parameters = item[method].get("parameters", [])
+            names = frozenset(one["name"] for one in parameters if one["in"] == "query")
+            found[method.upper(), rule] = names
+            if method == "get":
+                found["HEAD", rule] = names
+    return found
+
+
+def unknown_paths() -> flask.Blueprint:
+    """Return a blueprint that answers every path below `BASE` without a route of its own with JSON.
+
+    Flask prefers any other route. MLflow would answer HTML.
+    """
+    routes = blueprint("hokusai_unknown")
+    methods = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+    @routes.route("/", defaults={"path": ""}, methods=methods)
+    @routes.route("/<path:path>", methods=methods)
+    def unknown(path: str) -> flask.Response:
+        known = sorted(method for method, rule in _parameters() if rule == f"{BASE}/{path}")
+        if known:
+            raise NotFound(f"{BASE}/{redact(path)[:80]} takes {', '.join(known)} only.")
+        raise NotFound(f"There is no {BASE}/{redact(path)[:80]}; see {BASE}/openapi.json.")
+
     return routes
 
 

@@ -98,6 +98,16 @@ _FILTERS = [
     _parameter("query", "Only keys with this text in their owner, name or id.", maxLength=255),
     *_PAGE,
 ]
+_OF_AUDIT = [
+    _parameter(
+        "since", "Only events from this time on, in seconds since the epoch.", type="number"
+    ),
+    _parameter("event", "Only events whose name begins so.", maxLength=255),
+    _parameter("key_id", "Only events by this key or about it.", maxLength=255),
+    _parameter("actor", "Only events by exactly this actor.", maxLength=255),
+    _parameter("after", "The id of an event: the first ones after it, to follow.", type="integer"),
+    *_PAGE,
+]
 _REVOCATION = [
     _parameter("wait", "Answer only once every server process refuses the key.", type="boolean"),
     _parameter("force", "Revoke even the last key that may manage keys.", type="boolean"),
@@ -166,6 +176,8 @@ _ROWS = (
     _Row("POST isolation", "setIsolation",
          "Keep suppliers apart, or not: on all servers with this key store, within two seconds.",
          owned.IsolationNow, errors=("409",), body=owned.NewIsolation),
+    _Row("GET audit", "listAudit", "The last events of the audit log, oldest first.",
+         schemas.AuditPage, extra={"parameters": _OF_AUDIT}),
 )
 # fmt: on
 

@@ -22,6 +22,7 @@ from mlflow_hokusai_auth.core import scopes as known_scopes
 from mlflow_hokusai_auth.core.addresses import networks as parsed_networks
 from mlflow_hokusai_auth.core.errors import InvalidRequest
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
+from mlflow_hokusai_auth.core.suggest import did_you_mean
 from mlflow_hokusai_auth.store.keys import OVERLAP
 from mlflow_hokusai_auth.store.records import KeyRecord, columns
 
@@ -55,13 +56,15 @@ def _scope(text: str) -> str:
     if text not in known_scopes.KNOWN:
         raise ValueError(
             f"unknown scope {redact(text)!r}; known: {', '.join(sorted(known_scopes.KNOWN))}"
+            + did_you_mean(text, known_scopes.KNOWN).replace(" Did", ". Did")
         )
     return text
 
 
 def _environment(text: str) -> str:
     if text not in ENVIRONMENTS:
-        raise ValueError(f"must be one of {', '.join(ENVIRONMENTS)}")
+        hint = did_you_mean(text, ENVIRONMENTS).replace(" Did", ". Did")
+        raise ValueError(f"must be one of {', '.join(ENVIRONMENTS)}{hint}")
     return text
 
 
@@ -223,6 +226,27 @@ class KeyPage(BaseModel):
     next_page_token: str | None
 
 
+class AuditEvent(BaseModel):
+    """A row of the audit log: `actor` did `event` at the time `at`, to the key `key_id` if to one."""
+
+    id: int
+    at: float
+    event: str
+    actor: str
+    actor_key_id: str
+    address: str
+    request_id: str
+    key_id: str
+    detail: dict[str, Any]
+
+
+class AuditPage(BaseModel):
+    """Events, oldest first, and the token of the page of older ones, or null."""
+
+    events: list[AuditEvent]
+    next_page_token: str | None
+
+
 class LimitLeft(BaseModel):
     """The rest of a key's rate limit; `reset` is in seconds."""
 
@@ -279,7 +303,8 @@ def parse(model: type[_Model], body: object) -> _Model:
             if item["type"] == "extra_forbidden":
                 message = f"unknown; known: {', '.join(model.model_fields)}"
             mistakes.append(f"{redact(where)[:80]}: {message}")
-        raise InvalidRequest("; ".join(mistakes[:10]) + ".") from None
+        text = "; ".join(mistakes[:10])
+        raise InvalidRequest(text if text.endswith("?") else f"{text}.") from None
 
 
 def fields(body: _Fields) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from mlflow.tracking.request_header.abstract_request_header_provider import Requ
 from mlflow.tracking.request_header.registry import _request_header_provider_registry
 
 from mlflow_hokusai_auth.cli import supplier
-from mlflow_hokusai_auth.client.diagnose import doctor
+from mlflow_hokusai_auth.client.diagnose import doctor, mistakes
 from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
 from mlflow_hokusai_auth.core import keys
 from tests.client.test_admin import PREFIX, Api, answering
@@ -101,7 +101,9 @@ def failure(run: Any) -> Any:
 
     def failure() -> tuple[str, str, str, dict[str, bool | None]]:
         result = run("doctor", "--json")
-        checks = json.loads(result.stdout)
+        answer = json.loads(result.stdout)
+        checks = answer["checks"]
+        assert answer["ok"] is False
         assert [check["check"] for check in checks] == NAMES
         (bad,) = [check for check in checks if check["ok"] is False]
         assert result.exit_code == 1
@@ -464,7 +466,9 @@ def test_other_status_fails(api: Api, failure: Any) -> None:
         api.asked.clear()
         api.answers["GET /health"] = answer
         check_server(failure, found, fix)
-        assert len(api.asked) == 1, found
+        # It asks once; a search at other paths asks for whoami.
+        assert [asked.path for asked in api.asked].count(f"{PREFIX}/health") == 1, found
+        assert (len(api.asked) == 1) is (answer[0] in (503, 308)), found
 
 
 def test_refused_key_fails(api: Api, key: str, failure: Any, retries: None) -> None:
@@ -489,7 +493,7 @@ def test_refused_key_fails(api: Api, key: str, failure: Any, retries: None) -> N
         assert name == "key accepted" and fix in advice, code
         assert "Not ***. [31m Ha." in found, code
         assert skipped(verdicts) == ["scope", "artifact path", "expiry", "other ways"], code
-        assert len(api.asked) == 2, code
+        assert [asked.path.startswith(PREFIX) for asked in api.asked].count(True) == 2, code
 
 
 def test_server_without_this_package_fails(api: Api, failure: Any) -> None:
@@ -509,11 +513,11 @@ def test_key_without_any_right_fails(api: Api, failure: Any) -> None:
     assert skipped(verdicts) == []
 
 
-def test_key_that_may_only_read_does_not_fail(api: Api, run: Any) -> None:
+def test_key_that_may_only_read_is_a_warning(api: Api, run: Any) -> None:
     api.on("GET whoami", 200, {**IDENTITY, "scopes": ["model:read"], "can": ["read"]})
     result = run("doctor")
-    assert result.exit_code == 0
-    assert "skip  scope: the key can read, so it can't register a model" in result.stdout
+    assert result.exit_code == 3
+    assert "WARN  scope: the key can read, so it can't register a model" in result.stdout
     assert "fix: To register models, ask the server's operator" in result.stdout
 
 
@@ -574,22 +578,100 @@ def test_wrong_clock_fails(api: Api, run: Any, failure: Any, now: float) -> None
         assert "skip  clock: the server does not send its time" in result.stdout
 
 
-def test_key_that_expires_soon_is_a_note(api: Api, run: Any, now: float) -> None:
+def test_key_that_ends_soon_or_was_replaced_is_a_warning(api: Api, run: Any, now: float) -> None:
     new, replace = "Ask the server's operator for a new key.", "Set HOKUSAI_API_KEY to the new key"
     for left, deprecated, text, fix in (
         (15 * DAY, None, "the key ends on", ""),
         (5 * DAY + 60, None, "in 5 days", new),
         (DAY, 1.0, "was replaced and ends on", f"{replace} before then."),
+        (15 * DAY, 1.0, "was replaced and ends on", f"{replace} before then."),
     ):
         ends = {"expires_at": now + left, "deprecated_at": deprecated}
         api.on("GET whoami", 200, {**IDENTITY, **ends})
         result = run("doctor", "--json")
-        assert result.exit_code == 0
-        (check,) = [check for check in json.loads(result.stdout) if check["check"] == "expiry"]
-        assert check["ok"] is True and check["fix"] == fix
+        assert result.exit_code == (3 if fix else 0)
+        answer = json.loads(result.stdout)
+        assert answer["ok"] is True
+        (check,) = [check for check in answer["checks"] if check["check"] == "expiry"]
+        assert check["ok"] is True and check["fix"] == fix and check["warns"] is bool(fix)
         date = time.strftime("%Y-%m-%d", time.gmtime(now + left))
         assert text in check["found"] and date in check["found"]
-        assert ("days" in check["found"]) is bool(fix)
+        assert ("days" in check["found"]) is (left < 14 * DAY)
+        strict = run("doctor", "--strict", "--json")
+        assert strict.exit_code == (1 if fix else 0)
+        assert json.loads(strict.stdout)["ok"] is not bool(fix)
+
+
+def test_failure_counts_more_than_a_warning(api: Api, run: Any) -> None:
+    api.on("GET whoami", 200, {**IDENTITY, "can": ["read"]})
+    api.answers[f"GET {ARTIFACTS}"] = (404, b"")
+    result = run("doctor")
+    assert result.exit_code == 1 and "WARN  scope" in result.stdout
+
+
+def test_usual_mistakes_in_the_key_are_recognised(
+    api: Api, key: str, failure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOKUSAI_API_KEY")
+    file = tmp_path / "key"
+    monkeypatch.setenv("HOKUSAI_API_KEY_FILE", str(file))
+    for text, what, fix in (
+        (key[:-1], "it is cut short: it has 45 characters", "Copy the whole key again."),
+        (key[:12], "it is cut short: it has 4 characters", "Copy the whole key again."),
+        ("hk_live_YOUR_KEY", "the placeholder of the documentation", "Put the key that you"),
+        ("hk_live_...", "the placeholder", "Put the key that you"),
+        ("YOUR_API_KEY", "the placeholder", "Put the key that you"),
+        (f"HOKUSAI_API_KEY={key}\n", "begins with HOKUSAI_API_KEY=", "Leave only the key itself"),
+        (f"export K = '{key}'", "begins with K=", "Leave only the key itself"),
+        (f'"{key}"', "in quotes", "Leave only the key itself"),
+    ):
+        file.write_text(text)
+        name, found, advice, _ = failure()
+        assert name == "key" and what in found and advice.startswith(fix), what
+        assert key[8:20] not in found + advice
+    # Keys without a checksum, and other authorities' keys, are no mistakes.
+    for good in ("hk_live_" + "Ab1z" * 8, "hk_live_" + "Ab1z" * 10, "another-authority-s"):
+        assert mistakes.in_key(good) is None, good
+
+
+def test_uri_without_a_scheme_is_completed(api: Api, failure: Any) -> None:
+    for uri, whole in (
+        ("registry.example.com/api/mlflow", "https://registry.example.com/api/mlflow"),
+        ("registry.example.com:8443", "https://registry.example.com:8443"),
+        ("localhost:5000/mlflow", "http://localhost:5000/mlflow"),
+        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ):
+        mlflow.set_tracking_uri(uri)
+        name, found, fix, _ = failure()
+        assert name == "tracking URI" and "has no scheme" in found, uri
+        assert f"such as {whole}." in fix
+
+
+def test_uri_with_another_path_that_answers_is_named(api: Api, failure: Any) -> None:
+    refusal = {"error_code": "UNAUTHENTICATED", "message": "m", "error": "KEY_MISSING"}
+    whoami = "GET /api/2.0/hokusai/whoami"
+    other = f"{api.origin}/mlflow"
+    for answer, sought in (((401, refusal), True), ((401, {}), False), ((200, b"<html>"), False)):
+        api.answers[f"GET {other}{whoami[4:]}".replace(api.origin, "")] = answer
+        for broken, part in (("GET /health", "server"), ("GET whoami", "key accepted")):
+            before = dict(api.answers)
+            api.answers["GET /health"] = (200, b"OK")
+            if broken == "GET whoami":
+                api.on("GET whoami", 403, {"error": "SCOPE_MISSING", "error_code": "P"})
+            else:
+                api.answers[broken] = (401, b"")
+            api.asked.clear()
+            name, _, fix, _ = failure()
+            api.answers.clear()
+            api.answers.update(before)
+            assert name == part
+            assert (
+                f"Set MLFLOW_TRACKING_URI to {other}: there the server answers." == fix
+            ) is sought
+            assert "mlflow:admin" not in fix
+            # The search sends no key.
+            searched = [one for one in api.asked if one.path.startswith("/mlflow/")]
+            assert searched and all("x-api-key" not in one.headers for one in searched)
 
 
 def test_settings_that_mlflow_refuses_fail(

@@ -133,7 +133,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         assert list(report) == ["url", "ok", "seconds", "checks"]
         assert report["ok"] is (code == 0)
         for check in report["checks"]:
-            assert list(check) == ["check", "ok", "seconds", "found", "fix"]
+            assert list(check) == ["check", "ok", "seconds", "found", "fix", "warns"]
             assert check["found"] and (check["fix"] or check["ok"] is not False)
         if key:
             assert key not in result.output and key[8:] not in result.output
@@ -357,7 +357,7 @@ def test_useless_urls_fail(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://registry.invalid/api/mlflow", "server", "has no address"),
         ("sqlite:///mlflow.db", "URL", "is not the URL of a server"),
         ("ftp://127.0.0.1/", "URL", "is not the URL of a server"),
-        ("registry.example.com", "URL", "is not the URL of a server"),
+        ("registry.example.com", "URL", "has no scheme"),
         ("http://192.0.2.1/", "origin", "plain http would show the key"),
         (f"http://127.0.0.1:{closed_port()}", "server", "nothing listens at"),
     ):

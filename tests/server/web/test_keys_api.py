@@ -19,7 +19,7 @@ from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
-from mlflow_hokusai_auth.server.web import keys_api, leak_reports
+from mlflow_hokusai_auth.server.web import api, keys_api, leak_reports
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.server.sentinel import make_gate
 from tests.server.web import test_leak_reports as signed
@@ -63,6 +63,7 @@ def served(
     store.migrate()
     app = flask.Flask("mlflow")
     app.register_blueprint(keys_api.blueprint(store, make_gate(), leak_keys, isolated))
+    app.register_blueprint(api.unknown_paths())
     return Api(store, app)
 
 
@@ -73,6 +74,13 @@ def here(tmp_path: Path) -> Iterator[Api]:
 
 MISTAKES: list[tuple[str, object, int, str]] = [
     ("GET /keys?max_results=0", None, 400, "from 1 to 1000"),
+    ("GET /keys?ownr=a", None, 400, "unknown parameter 'ownr'; known: environment, "),
+    ("GET /keys?ownr=a", None, 400, "Did you mean `owner`?"),
+    ("DELETE /keys/key_0?wiat=true", None, 400, "Did you mean `wait`?"),
+    ("GET /whoami?x=1", None, 400, "known: none"),
+    ("GET /nothing", None, 404, "There is no /api/2.0/hokusai/nothing"),
+    ("GET /", None, 404, "There is no /api/2.0/hokusai/"),
+    ("PUT /keys", None, 404, "takes GET, HEAD, POST only"),
     ("GET /keys?max_results=x", None, 400, "must be a whole number"),
     ("GET /keys?max_results=%D9%A3", None, 400, "must be a whole number"),
     ("GET /keys?max_results=" + "9" * 5000, None, 400, "max_results"),
