@@ -103,7 +103,7 @@ def test_explain_says_which_rule_hides_a_thing_or_shows_it(
         connection.execute(sa.insert(SqlRun).values(run_uuid="f" * 32, experiment_id=7))
     for things in ("--models", "--experiments"):
         call("owners", "assign", things, "*", "--owner", "GLOBEX", "--apply")
-    hidden = told(call, *asks, "--model", "scorer")
+    hidden = told(call, *asks, "--model", "scorer", status=1)
     assert hidden == {
         "key_id": key_id,
         "key_owner": "ACME",
@@ -114,23 +114,23 @@ def test_explain_says_which_rule_hides_a_thing_or_shows_it(
         "allowed": False,
         "verdict": "hidden: the model's owner is GLOBEX, and no grant shares it with ACME",
     }
-    assert hidden["verdict"] in call(*asks, "--model", "scorer").stdout
-    run = told(call, *asks, "--run", "f" * 32)
+    assert hidden["verdict"] in call(*asks, "--model", "scorer", status=1).stdout
+    run = told(call, *asks, "--run", "f" * 32, status=1)
     assert run["verdict"].startswith("hidden: GLOBEX owns the run's experiment 7")
-    assert told(call, *asks, "--experiment", "7")["owner"] == "GLOBEX"
-    assert told(call, *asks, "--experiment", "x")["verdict"].startswith("missing: ")
+    assert told(call, *asks, "--experiment", "7", status=1)["owner"] == "GLOBEX"
+    assert told(call, *asks, "--experiment", "x", status=1)["verdict"].startswith("missing: ")
     grant = told(call, "grants", "add", "--owner", "ACME", "--model", "scorer")
     shown = told(call, *asks, "--model", "scorer")
     assert shown["allowed"] and f"grant {grant['id']} of an operator" in shown["verdict"]
     monkeypatch.setenv("HOKUSAI_AUTH_ISOLATION", "writes")
     assert told(call, *asks, "--run", "f" * 32)["isolation"] == "writes"
     call("isolation", "full")
-    assert not told(call, *asks, "--run", "f" * 32)["allowed"]
+    assert not told(call, *asks, "--run", "f" * 32, status=1)["allowed"]
     call("mode", "observe")
     assert told(call, *asks, "--run", "f" * 32)["isolation"] == "off"
     assert "There is no key" in call("explain", "--as", "key_x", "--run", "x", status=1).stderr
     monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI")
-    assert "--backend-store-uri" in call(*asks, "--run", "x", status=1).stderr
+    assert "--backend-store-uri" in call(*asks, "--run", "x", status=2).stderr
 
 
 def test_file_says_whose_everything_is(call: Call, engine: sa.Engine, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import click
 
 from mlflow_hokusai_auth.core.errors import HokusaiAuthError, SettingsError
 from mlflow_hokusai_auth.core.isolation import CODES as CODES_OF_ISOLATION
-from mlflow_hokusai_auth.core.isolation import advice
+from mlflow_hokusai_auth.core.isolation import HIDDEN, advice
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES
 
@@ -307,7 +307,7 @@ def mode(chosen: str | None, report: bool, since: str, as_json: bool) -> None:
 
 
 @click.command()
-@_switch(ISOLATION, "changes that observe let pass and writes would refuse")
+@_switch(ISOLATION, "what observe let pass, and writes would refuse or full hide")
 @click.option(
     "--backend-store-uri",
     "uri",
@@ -321,7 +321,7 @@ def isolation(chosen: str | None, report: bool, since: str, as_json: bool, uri: 
 
     \b
     off       every key with model:write changes everybody's models
-    observe   refuse nothing, but record what writes would refuse: see --report
+    observe   refuse nothing, but record what writes would refuse and full hide: see --report
     writes    a key with model:* scopes changes what its owner made or may contribute to
     full      the same, and it sees only that and what was shared with it
     default   use each server's HOKUSAI_AUTH_ISOLATION, or else what was decided for the database
@@ -331,7 +331,7 @@ def isolation(chosen: str | None, report: bool, since: str, as_json: bool, uri: 
     _check_switch(chosen, report)
     with opened() as store:
         if report:
-            return _print_report(store, since, CODES_OF_ISOLATION, as_json)
+            return _print_report(store, since, CODES_OF_ISOLATION | {HIDDEN}, as_json)
         if chosen in ISOLATING:
             _require_kept(uri)
         decided, to_do = _decided(uri)

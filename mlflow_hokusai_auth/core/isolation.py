@@ -30,6 +30,8 @@ CODES = frozenset(
         "SOURCE_REFUSED",
     }
 )
+#: What the report of `observe` calls a read from which `full` would hide something.
+HIDDEN = "HIDDEN"
 #: The experiment that MLflow uses if a client names none. All teams' runs would meet there.
 DEFAULT_EXPERIMENT = 0
 #: Names of experiments that begin so belong to the owner whose name follows.

@@ -180,7 +180,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     provenance.Provenance(watch, config.provenance, gate.policy).install()
     writes.Writes(gate.policy, isolated, facts, frozenset(config.protected_aliases)).install()
     reads.Reads(gate.policy, isolated, facts).install()
-    hidden.Hidden().install(flask_app)
+    hidden.Hidden(isolated).install(flask_app)
     stores.open_by_itself()
     database_errors.shorten()
     folders.begin()

@@ -31,6 +31,7 @@ from prometheus_client.registry import REGISTRY, Collector
 from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.isolation import CODES
+from mlflow_hokusai_auth.core.isolation import HIDDEN as HIDDEN_KIND
 from mlflow_hokusai_auth.core.types import ISOLATION as ISOLATION_LEVELS
 from mlflow_hokusai_auth.core.types import MODES
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -150,7 +151,7 @@ def describe(policy: str, authority: str) -> None:
     for kind in ("artifact_location", "source", "trace", "opened"):
         LOCATIONS.labels(kind, "refused")
         LOCATIONS.labels(kind, "observed")
-    for kind in ("tag", *map(str.lower, CODES)):
+    for kind in ("tag", HIDDEN_KIND.lower(), *map(str.lower, CODES)):
         for outcome in ("refused", "observed"):
             ISOLATION.labels(kind, outcome)
     INFO.labels(__version__, mlflow.__version__, policy, authority).set(1)

@@ -59,7 +59,10 @@ IMPORTS: dict[str, dict[str, str]] = {
         _STORE: "_get_store",
         "mlflow.utils.rest_utils": "http_request verify_rest_response",
     },
-    "cli/ownership.py": {"mlflow": "get_tracking_uri", "mlflow.exceptions": "MlflowException"},
+    "cli/ownership.py": {
+        "mlflow": "get_tracking_uri",
+        "mlflow.exceptions": "MlflowException RestException",
+    },
     "client/artifacts.py": {
         "mlflow.store.artifact.mlflow_artifacts_repo": "MlflowArtifactsRepository"
     },

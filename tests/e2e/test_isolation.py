@@ -286,13 +286,15 @@ def test_isolation_changes_while_the_server_runs(tmp_path: Path) -> None:
         metrics = [{"key": f"m{n}", "value": 1.0, "timestamp": 1, "step": 1} for n in range(9)]
         globex.good("runs/log-batch", run_id=source["run_id"], metrics=metrics)
 
-        def counted() -> list[int]:
+        def counted(reason: str) -> list[int]:
             rows = json.loads(hokusai_auth(server, "isolation", "--report", "--json"))
-            return [row["requests"] for row in rows if row["reason"] == "NOT_OWNER"]
+            return [row["requests"] for row in rows if row["reason"] == reason]
 
         # Two requests, whatever they change.
-        wait_until(lambda: sum(counted()) >= 2)
-        assert sum(counted()) == 2
+        wait_until(lambda: sum(counted("NOT_OWNER")) >= 2)
+        assert sum(counted("NOT_OWNER")) == 2
+        assert globex.ask("GET", f"{API}/registered-models/get?name={name}")[0] == 200
+        wait_until(lambda: bool(counted("HIDDEN")))
         follow("writes")
         assert globex.refusal("registered-models/set-tag", **change, value="writes") == "NOT_OWNER"
         hokusai_auth(server, "mode", "observe")

@@ -4,6 +4,9 @@ Operators must be able to tell "my run is gone" from isolation, and see who trie
 after each 404 to a supplier, a thread sends the last statement of the request twice more, with and
 without its shadows: what only the second one finds was hidden. The thread looks behind at most
 `PER_SECOND` answers a second. If too many wait for it, the others are not looked at.
+
+While isolation is `observe`, nothing is hidden. Then the thread counts, for each answer that it looks
+behind, if shadows would leave out rows of its statements: that is what `full` would hide, by key.
 """
 
 from __future__ import annotations
@@ -20,15 +23,20 @@ from typing import Any, NamedTuple
 import flask
 from sqlalchemy.engine import Engine
 
+from mlflow_hokusai_auth.core.isolation import HIDDEN
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.server.caller import Caller
+from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
+from mlflow_hokusai_auth.store.dry_run import WouldRefuse
 
 #: Answers that are looked behind in a second, at most.
 PER_SECOND = 10
 #: Answers that may wait for that.
 _WAITING = 100
+#: Statements of a request that are remembered, at most.
+_STATEMENTS = 20
 _log = logging.getLogger(__name__)
 
 
@@ -42,26 +50,36 @@ class Asked(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """A 404 to a confined caller, and the last statement that it was made from."""
+    """An answer to a confined caller, and the statements that it was made from."""
 
-    asked: Asked
+    asked: tuple[Asked, ...]
     caller: Caller
     rule: str
 
 
-#: The last statement of this request that had shadows.
-_last: ContextVar[Asked | None] = ContextVar("hokusai_asked", default=None)
+#: The last statements of this request that have shadows, or would have them.
+_asked: ContextVar[tuple[Asked, ...]] = ContextVar("hokusai_asked", default=())
+#: True while a statement gets shadows to see what they would hide.
+_trying: ContextVar[bool] = ContextVar("hokusai_trying", default=False)
 
 
 def asks(engine: Engine, text: str, given: Any) -> None:
-    """Remember a statement that gets shadows: the next answer may come from it."""
-    _last.set(Asked(callers.current.get().request_id, engine, text, given))
+    """Remember a statement of this request: the answer may come from it."""
+    request = callers.current.get().request_id
+    before = (one for one in _asked.get() if one.request_id == request)
+    _asked.set((*before, Asked(request, engine, text, given))[-_STATEMENTS:])
+
+
+def tries() -> bool:
+    """Return whether statements get shadows now, though nothing is hidden."""
+    return _trying.get()
 
 
 class Hidden:
-    """Looks, after a 404 to a supplier, whether what they asked for exists; counts and logs it."""
+    """Looks behind answers to suppliers: what was hidden from them, or would be."""
 
-    def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, watch: Watch, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._watch = watch
         self._sleep = sleep
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -72,14 +90,10 @@ class Hidden:
         app.after_request(self._answered)
 
     def _answered(self, response: flask.Response) -> flask.Response:
-        asked, caller = _last.get(), callers.current.get()
-        _last.set(None)
-        if (
-            response.status_code == HTTPStatus.NOT_FOUND
-            and asked is not None
-            and caller.principal is not None
-            and asked.request_id == caller.request_id
-        ):
+        asked, caller = _asked.get(), callers.current.get()
+        _asked.set(())
+        looks = self._watch.observes or response.status_code == HTTPStatus.NOT_FOUND
+        if looks and asked and caller.principal and asked[-1].request_id == caller.request_id:
             rule = f"{flask.request.method} {flask.request.url_rule}"
             try:
                 self._answers.put_nowait(Answered(asked, caller, rule))
@@ -100,22 +114,50 @@ class Hidden:
             self._sleep(1 / PER_SECOND)
 
     def look(self, answer: Answered) -> None:
-        """Count and log the answer if it hid something."""
+        """Count and log the answer if it hid something, or if isolation `full` would hide something."""
         token = callers.current.set(answer.caller)
         try:
-            if not _finds(answer.asked):
+            if self._watch.observes:
+                if any(map(_would_miss, answer.asked)):
+                    self._observe(answer)
+            elif not _finds(answer.asked[-1]):
                 with callers.seeing_all("what was hidden"):
-                    if _finds(answer.asked):
+                    if _finds(answer.asked[-1]):
                         tell(answer.rule)
         except Exception as error:
             _log.debug("Whether %s hid something: %s", answer.rule, redact(str(error)))
         finally:
             callers.current.reset(token)
 
+    def _observe(self, answer: Answered) -> None:
+        """Count that isolation `full` would hide something from the caller."""
+        principal = answer.caller.principal
+        assert principal is not None, "others see everything"
+        metrics.ISOLATION.labels(HIDDEN.lower(), "observed").inc()
+        minute = int(time.time()) // 60
+        key_id, owner = principal.key_id, principal.owner
+        self._watch.observed(
+            WouldRefuse(HIDDEN, answer.rule, key_id, answer.caller.address, owner, minute)
+        )
+
 
 def _finds(asked: Asked) -> bool:
     with asked.engine.connect() as connection:
         return connection.exec_driver_sql(asked.text, asked.given).first() is not None
+
+
+def _would_miss(asked: Asked) -> bool:
+    """Return whether shadows would leave out rows of a statement."""
+    count = f"SELECT count(*) FROM ({asked.text}) AS found"  # noqa: S608 - MLflow's own statement
+    with asked.engine.connect() as connection:
+        with callers.seeing_all("what would be hidden"):
+            every = connection.exec_driver_sql(count, asked.given).scalar_one()
+        token = _trying.set(True)
+        try:
+            seen = connection.exec_driver_sql(count, asked.given).scalar_one()
+        finally:
+            _trying.reset(token)
+    return bool(seen < every)
 
 
 def tell(what: str) -> None:

@@ -108,8 +108,8 @@ class Reads:
         _many: bool,
     ) -> tuple[str, Any]:
         """Return the statement and its values for the caller. Raises MlflowException."""
-        hides = self.watch.hides
-        if not hides and not self._looks_for_a_dataset(text):
+        hides, observes = self.watch.hides, self.watch.observes and self.facts.usable
+        if not hides and not observes and not self._looks_for_a_dataset(text):
             return text, given
         if callers.sees_all() or "hokusai_store" in context.execution_options:
             return text, given
@@ -118,6 +118,10 @@ class Reads:
             lost = hides and not (caller.principal or caller.request_id or caller.internal)
             if lost and any(map(bindings.is_bound, tables.named_in(text))):
                 refuse(self.watch, isolation.NO_CALLER)
+            return text, given
+        if observes and not hidden.tries():
+            if _SELECT.match(text) and any(map(bindings.is_bound, tables.named_in(text))):
+                hidden.asks(connection.engine, text, given)
             return text, given
         dialect = connection.dialect
         schema = "main" if dialect.name == "sqlite" else str(dialect.default_schema_name)

@@ -109,6 +109,11 @@ class Watch:
         return self.mode.now != "off"
 
     @property
+    def observes(self) -> bool:
+        """Whether what would be refused is only counted."""
+        return self.mode.now == "observe"
+
+    @property
     def hides(self) -> bool:
         """Whether the caller must not learn what others have."""
         return getattr(self.mode, "hides", False)

@@ -29,6 +29,8 @@ from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.sight import judge
 from mlflow_hokusai_auth.core.types import ISOLATION, Principal
 from mlflow_hokusai_auth.server import caller as callers
+from mlflow_hokusai_auth.server.caller import Caller
+from mlflow_hokusai_auth.server.isolation import hidden
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.provenance import Provenance
 from mlflow_hokusai_auth.server.isolation.reads import Reads
@@ -36,6 +38,7 @@ from mlflow_hokusai_auth.server.isolation.writes import Writes
 from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.store import ownership, sight
+from mlflow_hokusai_auth.store.dry_run import WouldRefuse
 from mlflow_hokusai_auth.store.owners import Ownership
 from mlflow_hokusai_auth.store.ownership_tables import EXPERIMENTS, GRANTS, MODEL_ACCESS, MODELS
 from tests.server.isolation import plans
@@ -380,3 +383,28 @@ def test_shadows_read_no_table_from_end_to_end(stores: Stores) -> None:
     if stores.registry.engine.dialect.name == "postgresql":
         pytest.skip("PostgreSQL reads small tables from end to end; see test_at_size.")
     check_plans(stores)
+
+
+def test_observe_counts_what_full_would_hide(stores: Stores, isolation: Isolation) -> None:
+    own, foreign = made_by(stores, GLOBEX), made_by(stores, ACME)
+    isolation.follow({"isolation": ISOLATION.index("observe")})
+    counted: list[WouldRefuse] = []
+    looks = hidden.Hidden(Watch(isolation, counted.append))
+
+    def look_behind(name: str, made: Made) -> list[WouldRefuse]:
+        counted.clear()
+        caller = Caller(GLOBEX, "192.0.2.1", uuid.uuid4().hex)
+        token = callers.current.set(caller)
+        try:
+            questions(stores, made)[name]()
+            asked = hidden._asked.get()
+        finally:
+            callers.current.reset(token)
+        assert asked and not counted, name
+        looks.look(hidden.Answered(asked, caller, f"GET {name}"))
+        return list(counted)
+
+    for name in ("run", "history", "search runs", "logged model", "model", "version", "by alias"):
+        (row,) = look_behind(name, foreign)
+        assert row[:5] == ("HIDDEN", f"GET {name}", "key_globex", "192.0.2.1", "GLOBEX"), name
+        assert not look_behind(name, own), name

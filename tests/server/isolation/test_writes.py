@@ -429,7 +429,8 @@ def test_server_itself_opens_stores(
     open_by_itself()
     uri = empty_database(request, stores.registry.engine.dialect.name, tmp_path)
     with calling(GLOBEX):
-        new = type(stores.tracking)(uri.replace("postgresql:", "postgresql+psycopg:"), "/nowhere")
+        driver = uri.replace("postgresql:", "postgresql+psycopg:")
+        new = type(stores.tracking)(driver, str(tmp_path / "artifacts"))
         ownership.prepare(new.engine)
         # What comes after is the caller's again.
         assert code(lambda: new.create_run("0", "u", 1, [], "r")) == "EXPERIMENT_REFUSED"
