@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mlflow_hokusai_auth.core.types import MOST_ISOLATION
 from tests.contract.test_mlflow import VERSION
 from tests.e2e.parts import hokusai_auth
 from tests.harness import SERVERS, Server, each_worker_answers, serve, wait_until
@@ -196,16 +197,16 @@ def test_new_server_keeps_suppliers_apart(tmp_path: Path) -> None:
         acme, globex = Supplier(server, "ACME"), Supplier(server, "GLOBEX")
         name, _ = acme.model()
         change = {"name": name, "key": "a", "value": "b"}
-        assert globex.refusal("registered-models/set-tag", **change) == "NOT_OWNER"
-        assert state(server)["found"] == "writes, by default"
+        assert globex.post("registered-models/set-tag", **change)[0] == 404
+        assert state(server)["found"] == f"{MOST_ISOLATION}, by default"
         assert "ISOLATION IS" not in server.log
     # A new thing that nobody owns lowers nothing.
     nobody_s(tmp_path)
     with serve(tmp_path, HOKUSAI_AUTH_ISOLATION="") as server:
         globex = Supplier(server, "GLOBEX")
-        assert globex.refusal("registered-models/set-tag", **change) == "NOT_OWNER"
+        assert globex.post("registered-models/set-tag", **change)[0] == 404
         shown = json.loads(hokusai_auth(server, "isolation", "--json", *database(server)))
-        assert (shown["isolation"], shown["default"]) == ("default", "writes")
+        assert (shown["isolation"], shown["default"]) == ("default", MOST_ISOLATION)
     with serve(tmp_path, HOKUSAI_AUTH_ISOLATION="off") as server:
         Supplier(server, "GLOBEX").good("registered-models/set-tag", **change)
         assert state(server)["found"] == "off"
