@@ -196,8 +196,10 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     app: AsgiGate | WSGIApplication
     if os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         from .gate.asgi import AsgiGate
+        from .upstream import late_bodies
 
         trailers.check()
+        late_bodies.end_quietly()
         whole = apps.fastapi_app(flask_app)
         short = fast_path.build(whole, flask_app) if config.shortcut else None
         ends = (log.flush, uses.write, observed.write, sessions.write)
