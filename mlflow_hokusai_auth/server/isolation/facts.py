@@ -58,8 +58,9 @@ class Facts:
     def experiment_owner(self, connection: Connection, number: int) -> str | None:
         """Return the owner of an experiment, at most `FRESH` seconds old."""
         with self._lock:
-            if number in self._owners:
-                return self._owners[number]
+            # In one step, since an owner may get too old between two. Nothing but owners is kept.
+            if (kept := self._owners.get(number)) is not None:
+                return kept
         owner = ownership.experiment_owner(connection, number)
         if owner is not None:
             with self._lock:

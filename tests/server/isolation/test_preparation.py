@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -130,3 +131,16 @@ def test_database_that_goes_away_in_the_middle_is_out_of_reach(
 
     monkeypatch.setattr(ownership, "prepare", fail)
     assert prepare({TRACKING: where(stores)}) == Prepared(MOST_ISOLATION, "gone", True)
+
+
+def test_owner_that_gets_too_old_just_now_is_read_again(stores: Stores) -> None:
+    for skipped in range(2):
+        # Each look at the clock is a while after the one before.
+        ticks = itertools.count(step=0.3)
+        facts = Facts(usable=True, timer=ticks.__next__)
+        facts._owners[1] = "ACME"
+        for _ in range(skipped):
+            next(ticks)
+        with stores.registry.engine.connect() as connection:
+            for _ in range(9):
+                assert facts.experiment_owner(connection, 1) in ("ACME", None)
