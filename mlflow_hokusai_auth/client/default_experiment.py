@@ -85,7 +85,7 @@ def _current() -> str | None:
 
 
 class _Answers:
-    """What servers have answered, for each tracking URI and key. Errors are not remembered.
+    """The answers of servers, for each tracking URI and key. Errors are not remembered.
 
     That a server names no experiment is asked again after a while, because its operator may have it
     keep suppliers apart while this program runs.

@@ -30,7 +30,7 @@ CODES = frozenset(
         "SOURCE_REFUSED",
     }
 )
-#: What the report of `observe` calls a read from which `full` would hide something.
+#: The name by which the report of `observe` lists a read from which `full` would hide something.
 HIDDEN = "HIDDEN"
 #: The experiment that MLflow uses if a client names none. All teams' runs would meet there.
 DEFAULT_EXPERIMENT = 0

@@ -224,7 +224,7 @@ def settle(
     return Allow(operation, principal, need.credential, _sunset(principal))
 
 
-#: What to say of a path that is probably wrong.
+#: The advice on a path that is probably wrong.
 _UNKNOWN_ROUTE = (
     "MLflow is not known to have this route: is the path of MLFLOW_TRACKING_URI right? It is "
     "/api/mlflow, /mlflow or none, unless you were given another; `hokusai-auth doctor` finds it."

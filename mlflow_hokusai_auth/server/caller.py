@@ -31,7 +31,7 @@ class Caller(NamedTuple):
     internal: str = ""
 
 
-#: What the server does in MLflow's data by itself, and why no key stands behind it. Nothing else may
+#: The reasons for which the server changes MLflow's data by itself, without a key. Nothing else may
 #: change experiments, runs, models and versions without a key: a thread that lost its caller looks the
 #: same. Webhooks' delivery only sends requests, and MLflow's jobs, their scheduler and
 #: `mlflow db upgrade` run in processes of their own, without this check.

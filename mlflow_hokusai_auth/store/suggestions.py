@@ -52,7 +52,7 @@ def _users(about: Any, rows: Any) -> tuple[_Source, _Source]:
     )
 
 
-#: What the server itself wrote comes first.
+#: The server's own stamp comes first.
 _SOURCES: dict[str, tuple[tuple[_Source, ...], ...]] = {
     "model": (
         (_stamps(_MODEL_TAGS, _MODEL_TAGS.c.name), _stamps(_VERSION_TAGS, _VERSION_TAGS.c.name)),

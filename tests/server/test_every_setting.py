@@ -330,45 +330,43 @@ def opens(location: str) -> Callable[[World], object]:
     return look
 
 
-def a_foreign_change(world: World) -> int:
-    """Return how MLflow's registry answers a supplier that changes another one's model."""
+def registry_of(world: World) -> SqlAlchemyStore:
+    """Start a server on a new database of MLflow's; return its registry."""
     uri = f"sqlite:///{world.folder}/mlflow.db"
     world.set("_MLFLOW_SERVER_FILE_STORE", uri)
     registry = SqlAlchemyStore(uri)
     world.start()
-    made_by, other = (
-        Caller(Principal(f"key_{name}", name, frozenset({"model:write"}), owner_id=name), "", "")
-        for name in ("ACME", "GLOBEX")
-    )
-    name = unused_name()
-    contextvars.Context().run(_as, made_by, registry.create_registered_model, name)
-    change = partial(registry.update_registered_model, name, "changed")
+    return registry
+
+
+def asker(owner: str, scope: str = "model:write") -> Caller:
+    key = Principal(f"key_{owner}_{scope}", owner, frozenset({scope}), owner_id=owner)
+    return Caller(key, "", "")
+
+
+def answer(caller: Caller, act: Callable[[], object]) -> int:
+    """Return the status with which MLflow would answer what `act` does for `caller`."""
     try:
-        contextvars.Context().run(_as, other, change)
+        contextvars.Context().run(_as, caller, act)
     except MlflowException as error:
         return error.get_http_status_code()
     return 200
+
+
+def a_foreign_change(world: World) -> int:
+    """Return how MLflow's registry answers a supplier that changes another one's model."""
+    registry, name = registry_of(world), unused_name()
+    contextvars.Context().run(_as, asker("ACME"), registry.create_registered_model, name)
+    return answer(asker("GLOBEX"), partial(registry.update_registered_model, name, "changed"))
 
 
 def a_moved_alias(world: World) -> int:
     """Return how MLflow's registry answers a supplier that sets an alias of its own model."""
-    uri = f"sqlite:///{world.folder}/mlflow.db"
-    world.set("_MLFLOW_SERVER_FILE_STORE", uri)
-    registry = SqlAlchemyStore(uri)
-    world.start()
-    owner, staff = (
-        Caller(Principal(f"key_{scope}", "ACME", frozenset({scope}), owner_id="ACME"), "", "")
-        for scope in ("model:write", "mlflow:admin")
-    )
-    name = unused_name()
+    registry, name = registry_of(world), unused_name()
+    owner, staff = asker("ACME"), asker("ACME", "mlflow:admin")
     contextvars.Context().run(_as, owner, registry.create_registered_model, name)
     contextvars.Context().run(_as, staff, registry.create_model_version, name, "s3://a/b")
-    move = partial(registry.set_registered_model_alias, name, "champion", "1")
-    try:
-        contextvars.Context().run(_as, owner, move)
-    except MlflowException as error:
-        return error.get_http_status_code()
-    return 200
+    return answer(owner, partial(registry.set_registered_model_alias, name, "champion", "1"))
 
 
 def _as(caller: Caller, act: Callable[..., object], *arguments: object) -> None:

@@ -9,7 +9,7 @@ from mlflow_hokusai_auth.core import keys
 
 _EXAMPLE = "https://registry.hokus.ai/api/mlflow"
 
-#: What went wrong, and its fix.
+#: The mistake, and its fix.
 Mistake = tuple[str, str]
 
 COPY = "Copy the whole key again."

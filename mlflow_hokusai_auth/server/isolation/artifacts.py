@@ -46,7 +46,7 @@ _ODD = Problem(
 
 
 class Frozen:
-    """What the last look at a place found, for `FRESH` seconds, by owner.
+    """The results of the last looks at places, kept for `FRESH` seconds, by owner.
 
     A refusal because the place is frozen is kept for this change. A file that may be stored speaks for
     its folder, but only to the first look at an upload: the last one judges everything again.

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
-    """What a server can do in MLflow's database."""
+    """The isolation that a server can keep in MLflow's database, or its obstacle."""
 
     #: The isolation unless a person says otherwise.
     isolation: str

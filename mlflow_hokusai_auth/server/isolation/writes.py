@@ -488,7 +488,7 @@ class _Flush:
         self.made = {
             (row.name, int(row.version)) for row in new if row.__tablename__ == "model_versions"
         }
-        #: What was judged already, by kind and id: a batch has many rows of one run.
+        #: Things that were judged already, by kind and id: a batch has many rows of one run.
         self.judged: set[tuple[str, object]] = set()
         #: The experiments of the runs and the logged models that the flush has made.
         self.experiments: dict[tuple[str, object], int] = {}

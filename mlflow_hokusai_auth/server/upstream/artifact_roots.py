@@ -110,12 +110,12 @@ class Watch:
 
     @property
     def observes(self) -> bool:
-        """Whether what would be refused is only counted."""
+        """True if refusals are only counted."""
         return self.mode.now == "observe"
 
     @property
     def hides(self) -> bool:
-        """Whether the caller must not learn what others have."""
+        """True if callers must not learn what others have."""
         return getattr(self.mode, "hides", False)
 
     def refuse(
