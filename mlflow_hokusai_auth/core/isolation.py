@@ -251,7 +251,7 @@ HIDDEN_ARTIFACTS = Problem(
 #: The refusal of everything while the tables of ownership can't be used.
 UNKNOWN = Problem(
     "ISOLATED",
-    "This server does not know whose its models are, so your key can't change anything. Tell its "
+    "This server does not know whose its models are, so your key can't do this here. Tell its "
     "operator: the server's log says why.",
 )
 #: The refusal of a statement of MLflow's that this version does not know, and can't confine.

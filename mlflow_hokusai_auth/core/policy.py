@@ -52,8 +52,9 @@ class Policy:
     assistant: bool = False
     #: True while isolation keeps suppliers to the kinds of resource that registry scopes reach.
     isolated: bool = False
-    #: True if, besides, the server does not know whose things are, so that suppliers change nothing.
-    closed: bool = False
+    #: The least access that is closed to suppliers, because the server does not know whose things are;
+    #: None if it knows.
+    closed_from: Access | None = None
     #: Paths of MLflow's own static files. They need no key, because an open page loads parts of itself
     #: after its session has ended.
     static_files: frozenset[str] = frozenset()
@@ -194,7 +195,11 @@ def settle(
             "The operator may set HOKUSAI_AUTH_ASSISTANT=true.",
             operation=operation,
         )
-    if policy.closed and operation.access >= Access.WRITE and is_confined(principal, policy):
+    if (
+        policy.closed_from is not None
+        and operation.access >= policy.closed_from
+        and is_confined(principal, policy)
+    ):
         return Deny("ISOLATED", UNKNOWN.message, operation=operation)
     if policy.isolated and _is_closed(principal, operation, policy):
         return Deny(

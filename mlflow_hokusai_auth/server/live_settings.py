@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES, MOST_ISOLATION
+from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES, MOST_ISOLATION, Access
 from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.store.database import Database
 
@@ -83,9 +83,17 @@ class Isolation:
         return self.level if self._mode.now == "enforce" else "off"
 
     @property
-    def closes(self) -> bool:
-        """True if suppliers change nothing, because isolation is on and nobody's owner is known."""
-        return self.obstacle is not None and self.now == "enforce"
+    def closed_from(self) -> Access | None:
+        """The least access that suppliers lose, as nobody's owner is known; None for none."""
+        if self.obstacle is None or self.now != "enforce":
+            return None
+        return Access.READ if self.hides else Access.WRITE
+
+    @property
+    def closes(self) -> str:
+        """The words for what suppliers can't do because of `closed_from`; "" if nothing is closed."""
+        words = {None: "", Access.READ: "see or change anything", Access.WRITE: "change anything"}
+        return words[self.closed_from]
 
     @property
     def described(self) -> str:
@@ -94,7 +102,7 @@ class Isolation:
             return f"off while the mode is {self._mode.now} (otherwise {self.level})"
         if self.obstacle is None:
             return f"{self.level}, by default" if self.is_decided else self.level
-        closed = ", so suppliers can't change anything" if self.closes else ""
+        closed = f", so suppliers can't {self.closes}" if self.closes else ""
         return f"{self.level}; owners are not known{closed}: see the server's log"
 
     def decide(self, decided: str, obstacle: str | None) -> None:

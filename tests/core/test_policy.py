@@ -493,24 +493,26 @@ def test_isolation_closes_what_no_supplier_needs() -> None:
     assert refusal(asking("POST", "/v1/traces"), whose("predict"), every).code == "ISOLATED"
 
 
-def test_supplier_only_reads_while_the_server_does_not_know_owners() -> None:
-    closed = Policy(isolated=True, closed=True)
-    for method, path, allowed in (
-        ("POST", "/api/2.0/mlflow/registered-models/create", False),
-        ("DELETE", "/api/2.0/mlflow/model-versions/delete", False),
-        ("PUT", "/api/2.0/mlflow-artifacts/artifacts/1/a/artifacts/x", False),
-        ("POST", "/api/2.0/mlflow/runs/search", True),
-        ("GET", "/api/2.0/mlflow/registered-models/get", True),
-        ("GET", "/api/2.0/hokusai/whoami", True),
-        ("POST", "/api/2.0/hokusai/keys/key_1/rotate", True),
+def test_supplier_waits_while_the_server_does_not_know_owners() -> None:
+    for method, path, needs in (
+        ("POST", "/api/2.0/mlflow/registered-models/create", Access.WRITE),
+        ("DELETE", "/api/2.0/mlflow/model-versions/delete", Access.WRITE),
+        ("PUT", "/api/2.0/mlflow-artifacts/artifacts/1/a/artifacts/x", Access.WRITE),
+        ("GET", "/api/2.0/mlflow-artifacts/artifacts/1/a/artifacts/x", Access.READ),
+        ("POST", "/api/2.0/mlflow/runs/search", Access.READ),
+        ("GET", "/api/2.0/mlflow/registered-models/get", Access.READ),
+        ("GET", "/api/2.0/hokusai/whoami", Access.KEY),
+        ("POST", "/api/2.0/hokusai/keys/key_1/rotate", Access.KEY),
     ):
         asked = asking(method, path)
-        assert isinstance(settle(asked, whose("mlflow:write"), NOW, closed), Allow)
-        if allowed:
-            assert isinstance(settle(asked, whose("model:write"), NOW, closed), Allow), path
-        else:
-            denied = refusal(asked, whose("model:write"), closed)
-            assert (denied.code, "does not know whose" in denied.message) == ("ISOLATED", True)
+        for closed_from in (Access.READ, Access.WRITE):
+            closed = Policy(isolated=True, closed_from=closed_from)
+            assert isinstance(settle(asked, whose("mlflow:write"), NOW, closed), Allow)
+            if needs < closed_from:
+                assert isinstance(settle(asked, whose("model:write"), NOW, closed), Allow), path
+            else:
+                denied = refusal(asked, whose("model:write"), closed)
+                assert (denied.code, "does not know whose" in denied.message) == ("ISOLATED", True)
 
 
 @given(

@@ -239,7 +239,7 @@ def test_used_server_goes_on_until_everything_has_an_owner(tmp_path: Path) -> No
         assert hokusai_auth(server, "isolation").startswith("writes\nsince 20")
 
 
-@pytest.mark.parametrize("chosen", ["", "writes"])
+@pytest.mark.parametrize("chosen", ["", "writes", "full"])
 def test_server_that_can_t_know_owners_closes_nothing_unless_it_is_told_to(
     tmp_path: Path, chosen: str
 ) -> None:
@@ -254,11 +254,17 @@ def test_server_that_can_t_know_owners_closes_nothing_unless_it_is_told_to(
         found = state(server)
         assert "another store" in found["obstacle"] and "another store" not in found["found"]
         if chosen:
-            assert "SUPPLIERS CAN'T CHANGE ANYTHING" in server.log
+            hides = chosen == "full"
+            words = "SEE OR CHANGE ANYTHING" if hides else "CHANGE ANYTHING"
+            assert f"ISOLATION IS {chosen}, SO SUPPLIERS CAN'T {words}: " in server.log
             assert globex.refusal("registered-models/set-tag", **change) == "ISOLATED"
             assert acme.refusal("registered-models/create", name=unused_name()) == "ISOLATED"
-            status, _ = globex.ask("GET", f"{API}/registered-models/get?name={name}")
-            assert status == 200
+            # Nothing hides a registry of files, or another database than that of the owners.
+            for path in (f"registered-models/get?name={name}", "experiments/get?experiment_id=0"):
+                status, answer = globex.ask("GET", f"{API}/{path}")
+                assert (status, answer.get("error")) == (
+                    (403, "ISOLATED") if hides else (200, None)
+                )
         else:
             assert "ISOLATION IS off" in server.log
             globex.good("registered-models/set-tag", **change)

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
-from mlflow_hokusai_auth.core.types import ISOLATION, MODES, MOST_ISOLATION
+from mlflow_hokusai_auth.core.types import ISOLATION, MODES, MOST_ISOLATION, Access
 from mlflow_hokusai_auth.server import live_settings
 from mlflow_hokusai_auth.server.live_settings import Isolation, LogLevel, Mode, follow
 from mlflow_hokusai_auth.store.database import Actor, Database
@@ -70,18 +70,24 @@ def test_isolation_is_the_store_s_and_else_the_setting_s_and_else_the_decision()
 
 
 def test_isolation_is_nothing_unless_the_mode_is_enforce() -> None:
-    for mode, level, now, in_effect, closes in (
-        ("enforce", "writes", "enforce", "writes", True),
-        ("enforce", "observe", "observe", "observe", False),
-        ("observe", "writes", "off", "off", False),
-        ("off", "writes", "off", "off", False),
-        ("off", "observe", "off", "off", False),
+    for mode, level, now, in_effect, closed_from in (
+        ("enforce", "full", "enforce", "full", Access.READ),
+        ("enforce", "writes", "enforce", "writes", Access.WRITE),
+        ("enforce", "observe", "observe", "observe", None),
+        ("observe", "full", "off", "off", None),
+        ("observe", "writes", "off", "off", None),
+        ("off", "writes", "off", "off", None),
+        ("off", "observe", "off", "off", None),
     ):
         isolation = Isolation(Mode(mode), level)
         isolation.decide("off", "nobody knows")
-        assert (isolation.now, isolation.in_effect, isolation.closes) == (now, in_effect, closes)
+        assert (isolation.now, isolation.in_effect) == (now, in_effect)
+        assert (isolation.closed_from, bool(isolation.closes)) == (
+            closed_from,
+            closed_from is not None,
+        )
         isolation.decide("off", None)
-        assert not isolation.closes
+        assert isolation.closed_from is None
 
 
 def test_log_level_is_set_once_and_reset(caplog: pytest.LogCaptureFixture) -> None:

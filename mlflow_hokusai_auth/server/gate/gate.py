@@ -100,13 +100,15 @@ class Gate:
     isolation: Isolation = field(default_factory=lambda: Isolation(Mode()))
     #: The folders of experiments, which decide on the paths of artifacts.
     folders: ExperimentFolders = field(default_factory=ExperimentFolders)
-    #: `policy` while suppliers are kept apart, and while they change nothing.
-    _isolated: Policy = field(init=False)
-    _closed: Policy = field(init=False)
+    #: `policy` while suppliers are kept apart, by the access that is closed to them.
+    _isolated: Mapping[Access | None, Policy] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_isolated", replace(self.policy, isolated=True))
-        object.__setattr__(self, "_closed", replace(self.policy, isolated=True, closed=True))
+        isolated = {
+            closed: replace(self.policy, isolated=True, closed_from=closed)
+            for closed in (None, Access.READ, Access.WRITE)
+        }
+        object.__setattr__(self, "_isolated", isolated)
 
     def address(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Return the client's address for a request from the socket address `peer`."""
@@ -247,7 +249,7 @@ class Gate:
         """The policy for keys, as isolation is now."""
         if self.isolation.now != "enforce":
             return self.policy
-        return self._closed if self.isolation.closes else self._isolated
+        return self._isolated[self.isolation.closed_from]
 
     def _settle(self, need: NeedKey, principal: Principal | Rejected) -> Allow | Deny:
         verdict = settle(need, principal, time.time(), self.policy_now)

@@ -107,7 +107,7 @@ class Preparation:
             _log.warning(
                 "Owners are not recorded, and ISOLATION IS %s%s: %s",
                 isolation.level,
-                ", SO SUPPLIERS CAN'T CHANGE ANYTHING" if isolation.closes else "",
+                f", SO SUPPLIERS CAN'T {isolation.closes.upper()}" if isolation.closes else "",
                 found.obstacle,
             )
         elif isolation.is_decided and isolation.level not in ISOLATING:

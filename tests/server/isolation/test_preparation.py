@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
-from mlflow_hokusai_auth.core.types import ISOLATION, MOST_ISOLATION
+from mlflow_hokusai_auth.core.types import ISOLATION, MOST_ISOLATION, Access
 from mlflow_hokusai_auth.server.isolation import preparation
 from mlflow_hokusai_auth.server.isolation.facts import Facts
 from mlflow_hokusai_auth.server.isolation.preparation import Preparation, Prepared, prepare
@@ -87,11 +87,15 @@ def test_database_is_looked_for_until_it_is_there(
     prepared = Preparation(isolation, facts)
     prepared.look_again()
     # Nobody knows what was decided, so suppliers wait.
-    assert (facts.usable, isolation.closes, isolation.level) == (False, True, MOST_ISOLATION)
+    assert (facts.usable, isolation.closed_from, isolation.level) == (
+        False,
+        Access.READ,
+        MOST_ISOLATION,
+    )
     assert not caplog.records
     for _ in range(2):
         prepared.look_again()
-        assert (facts.usable, isolation.closes, isolation.level) == (True, False, "observe")
+        assert (facts.usable, isolation.closed_from, isolation.level) == (True, None, "observe")
     (line,) = caplog.messages
     assert line.startswith("ISOLATION IS observe.") and "3 registered models and 4" in line
 
