@@ -6,10 +6,11 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
 from typing import IO, Any, TypeVar
 
 import click
+
+from mlflow_hokusai_auth.core import times
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,14 +61,9 @@ def cell(value: object) -> str:
     return "-" if value is None or value == "" else printable(value)
 
 
-def date(at: float | None, *, form: str = "%Y-%m-%d %H:%MZ") -> str | None:
+def date(at: float | None) -> str | None:
     """Return `at`, in seconds since the epoch, as text in UTC, to the minute."""
-    return None if at is None else datetime.fromtimestamp(at, timezone.utc).strftime(form)
-
-
-def moment(at: float) -> str | None:
-    """Return `at`, in seconds since the epoch, as text in UTC, to the second."""
-    return date(at, form="%Y-%m-%d %H:%M:%SZ")
+    return None if at is None else times.date(at)
 
 
 def print_json(value: object) -> None:

@@ -17,6 +17,7 @@ from mlflow_hokusai_auth.core.errors import HokusaiAuthError, SettingsError
 from mlflow_hokusai_auth.core.isolation import CODES as CODES_OF_ISOLATION
 from mlflow_hokusai_auth.core.isolation import HIDDEN, advice
 from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.core.times import moment
 from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES
 
 from .output import (
@@ -26,7 +27,6 @@ from .output import (
     cell,
     date,
     json_option,
-    moment,
     print_fields,
     print_json,
     print_table,

@@ -9,9 +9,12 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from mlflow_hokusai_auth.core import times
 
 if TYPE_CHECKING:
     from mlflow_hokusai_auth.client.diagnose.doctor import Check
@@ -20,37 +23,52 @@ if TYPE_CHECKING:
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 #: The exit status of `doctor` if it only warns.
 _WARNED = 3
+#: Names, and grants, that `whoami` prints of what an owner has, at most.
+_SHOWN = 3
+_ADVICE = "\nRun `hokusai-auth doctor` to find out why."
 _WORDS = {True: "ok", False: "FAIL", None: "skip"}
 
 
 @click.command()
+@click.option(
+    "--profile", "chosen", metavar="NAME", help="Use this section of ~/.hokusai/profiles."
+)
+@click.option("--url", metavar="URL", help="Ask this server (default: MLFLOW_TRACKING_URI).")
+@click.option(
+    "--all",
+    "ask",
+    is_flag=True,
+    help="Send the server the other keys of ~/.hokusai, too, and show whose they are.",
+)
 @_json_option
-def whoami(as_json: bool) -> None:
-    """Show your key's record on the server of MLFLOW_TRACKING_URI."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
+def whoami(chosen: str | None, url: str | None, ask: bool, as_json: bool) -> None:
+    """Show the server, your key's record there, where the key came from, and what is yours.
 
-    from mlflow_hokusai_auth.client import profile
-    from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
-    from mlflow_hokusai_auth.client.diagnose import doctor
+    The other keys of ~/.hokusai are listed, but may belong to other servers: only --all sends them to
+    this one.
 
-    client = HokusaiAuthClient(str(mlflow.get_tracking_uri()))
-    try:
-        answer = client.whoami(timeout=doctor.TIMEOUT, max_retries=0)
-    except MlflowException as error:
-        message = doctor.one_line(str(error), profile.api_key() or "")
-        click.echo(f"hokusai-auth: {message}\nRun `hokusai-auth doctor` to find out why.", err=True)
-        sys.exit(1)
+    The exit status is 1 if the key in use fails.
+    """
+    from mlflow_hokusai_auth.client.diagnose import doctor, identity
+
+    report = identity.examine(chosen, url, ask=ask)
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
-        return
-    try:
-        lines = _lines(answer)
-    except (TypeError, ValueError, KeyError, OverflowError):
-        click.echo(f"hokusai-auth: the answer has an unknown form. {doctor.NOT_OURS}", err=True)
+        click.echo(json.dumps(report, indent=2))
+    else:
+        try:
+            lines = _lines(report)
+        except (TypeError, ValueError, KeyError, OverflowError, OSError):
+            error = f"the answer has an unknown form. {doctor.NOT_OURS}"
+            report.update(ok=False, error=error)
+            lines = {"server": report["server"], "key from": str(report["key_from"])}
+        for name, value in lines.items():
+            click.echo(f"{name + ':':20}{doctor.one_line(value)}")
+        if not report["ok"]:
+            advice = "" if report["error"].endswith(doctor.NOT_OURS) else _ADVICE
+            click.echo(f"hokusai-auth: {report['error']}{advice}", err=True)
+        _print_profiles(report["profiles"])
+    if not report["ok"]:
         sys.exit(1)
-    for name, value in lines.items():
-        click.echo(f"{name + ':':20}{doctor.one_line(value)}")
 
 
 @click.command("doctor")
@@ -120,34 +138,101 @@ def _print_check(check: Check | TimedCheck) -> None:
         click.echo(f"{'':6}fix: {check.fix}")
 
 
-def _lines(answer: dict[str, Any]) -> dict[str, str]:
-    """Return the lines for `answer`, the body of `GET whoami`. A missing field has no line."""
-    from mlflow_hokusai_auth.client.diagnose.doctor import date
-
-    lines: dict[str, str] = {}
+def _lines(report: dict[str, Any]) -> dict[str, str]:
+    """Return the lines for `report`, of `identity.examine`. A missing field has no line."""
+    lines = {
+        "server": report["server"],
+        "key from": report["key_from"] or "nowhere: none is configured",
+    }
     for name in ("key_id", "owner", "name"):
-        if name in answer:
-            lines[name] = str(answer[name] or "-")
+        if name in report:
+            lines[name] = str(report[name] or "-")
     for name, none in (
         ("scopes", "none"),
         ("can", "nothing"),
         ("networks", "everywhere"),
         ("models", "any"),
     ):
-        if name in answer:
-            lines[name] = ", ".join(map(str, answer[name] or ())) or none
-    if "no_delete" in answer:
-        lines["no_delete"] = "yes" if answer["no_delete"] else "no"
-    for name, none in (("expires_at", "never"), ("deprecated_at", "-")):
-        if name in answer:
-            lines[name] = none if answer[name] is None else date(answer[name])
-    if "default_experiment" in answer:
-        lines["default_experiment"] = str(answer["default_experiment"] or "-")
-    if "rate_limit" in answer:
-        limit = answer["rate_limit"]
+        if name in report:
+            lines[name] = ", ".join(map(str, report[name] or ())) or none
+    if "no_delete" in report:
+        lines["no_delete"] = "yes" if report["no_delete"] else "no"
+    if "expires_at" in report:
+        lines["expires_at"] = _ends(report)
+    if "deprecated_at" in report:
+        replaced = report["deprecated_at"]
+        lines["replaced"] = "no" if replaced is None else f"on {times.date(replaced)}"
+    if "default_experiment" in report:
+        lines["default_experiment"] = str(report["default_experiment"] or "-")
+    if "rate_limit" in report:
+        limit = report["rate_limit"]
         lines["rate_limit"] = (
             f"{limit['remaining']} of {limit['limit']} requests left, more in {limit['reset']} s"
             if limit
             else "none"
         )
+    if "owned" in report:
+        lines["owns"] = "; ".join(
+            _count(names, kind) + (f": {_some(names)}" if names else "")
+            for kind, names in report["owned"].items()
+        )
+    if "grants" in report:
+        given = [grant for grant in report["grants"] if grant["granted_by"] == report["owner"]]
+        had = [grant for grant in report["grants"] if grant not in given]
+        lines["shares"] = _some([_grant(grant, f"with {grant['grantee']}") for grant in given])
+        lines["shared with it"] = _some(
+            [_grant(grant, f"by {grant['granted_by'] or 'operators'}") for grant in had]
+        )
     return lines
+
+
+def _ends(report: Mapping[str, Any]) -> str:
+    if report["expires_at"] is None:
+        return "never"
+    left = report["ends_in"]
+    return f"{times.date(report['expires_at'])}, " + (
+        f"in {times.span(left)}" if left > 0 else "which is over"
+    )
+
+
+def _count(names: Sequence[str], kind: str) -> str:
+    return f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"
+
+
+def _some(texts: Sequence[str]) -> str:
+    """Return the first of `texts`, and how many there are besides."""
+    more = len(texts) - _SHOWN
+    return ", ".join(texts[:_SHOWN]) + (f", … and {more} more" if more > 0 else "") or "nothing"
+
+
+def _grant(grant: Mapping[str, Any], who: str) -> str:
+    ends = grant["expires_at"]
+    until = "" if ends is None else f" until {times.date(ends)}"
+    return f"{grant['pattern']} {who} ({grant['level']}{until})"
+
+
+def _print_profiles(profiles: Sequence[Mapping[str, Any]]) -> None:
+    """Print what is known of each key of ~/.hokusai."""
+    from mlflow_hokusai_auth.client.diagnose import doctor
+
+    if not profiles:
+        return
+    click.echo("\nKeys of ~/.hokusai:")
+    names = [doctor.one_line(str(profile["name"])) for profile in profiles]
+    width = max(map(len, names)) + 2
+    for name, profile in zip(names, profiles, strict=True):
+        if profile["in_use"]:
+            about = "the key in use"
+        elif profile["ok"] is None:
+            about = "not asked about"
+        elif not profile["ok"]:
+            about = f"FAIL: {profile['error']}"
+        else:
+            try:
+                ends = _ends(profile)
+            except (TypeError, ValueError, KeyError, OverflowError, OSError):
+                ends = "unknown"
+            about = f"{profile['key_id']} of {profile.get('owner')}, ends: {ends}"
+        click.echo(f"  {name:{width}}{doctor.one_line(about)}")
+    if any(profile["ok"] is None and not profile["in_use"] for profile in profiles):
+        click.echo("--all sends this server all of them; --profile NAME, the one that you name.")

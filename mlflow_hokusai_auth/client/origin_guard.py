@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from mlflow_hokusai_auth.client import profile
+from mlflow_hokusai_auth.core import times
 
 HEADER = "X-API-Key"
 
@@ -60,11 +60,11 @@ def warn_of_sunset(response: Any, **_: Any) -> None:
         ends = parsedate_to_datetime(sunset)
         if sent is None or sent != profile.api_key() or ends.tzinfo is None:
             return
-        ends = ends.astimezone(timezone.utc)
+        date = times.date(ends.timestamp())
     except Exception:
         return
     profile.warn_once(
-        f"This Hokusai API key was replaced and ends on {ends:%Y-%m-%d at %H:%M} UTC. "
+        f"This Hokusai API key was replaced and ends on {date}. "
         f"Set {profile.KEY} to the new key before then; if you do not have it, ask the server's "
         "operator."
     )

@@ -192,6 +192,16 @@ def find_key() -> tuple[str, str]:
     return f"[default] api_key of {CONFIG_FILE}", config.get("default", "")
 
 
+def profiles() -> list[str]:
+    """Return the names of the sections of ~/.hokusai/profiles, if it exists. Raises Unusable."""
+    try:
+        if not os.path.lexists(Path(PROFILES_FILE).expanduser()):
+            return []
+    except RuntimeError:  # there is no home directory
+        return []
+    return list(_load(PROFILES_FILE, PROFILES_FILE, _parse_ini))
+
+
 def _load(name: str, path: str, parse: Callable[[str], _Parsed]) -> _Parsed:
     """Return the parsed content of the file at `path`, cached while the file stays the same.
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import NamedTuple
 
 from .isolation import DEFAULT_EXPERIMENT
 from .policy import Policy, is_confined
+from .times import date
 from .types import MODES, MOST_ISOLATION, Principal
 
 #: Kinds of things that `judge` knows.
@@ -69,7 +69,7 @@ def judge(
     if principal.revoked_at is not None:
         return Sight(False, "refused: the key is revoked")
     if principal.expires_at is not None and principal.expires_at <= now:
-        return Sight(False, f"refused: the key ended at {_date(principal.expires_at)}")
+        return Sight(False, f"refused: the key ended at {date(principal.expires_at)}")
     if level != MOST_ISOLATION:
         return Sight(True, f"shown: isolation is {level}, which hides nothing")
     if not is_confined(principal, policy):
@@ -84,7 +84,7 @@ def _model(thing: Thing, me: str, now: float) -> Sight:
         return Sight(True, f"shown: {me} owns the model")
     for grant in _current(thing.shared, now):
         by = grant.granted_by or "an operator"
-        until = "without end" if grant.expires_at is None else f"until {_date(grant.expires_at)}"
+        until = "without end" if grant.expires_at is None else f"until {date(grant.expires_at)}"
         return Sight(True, f"shown: grant {grant.id} of {by} ({grant.level}, {until})")
     if not me:
         return Sight(False, f"hidden: {_NOBODY}")
@@ -94,7 +94,9 @@ def _model(thing: Thing, me: str, now: float) -> Sight:
         why = "nobody owns the model"
     else:
         why = f"the model's owner is {thing.owner}"
-    ended = "".join(f"; grant {one.id} ended at {_date(one.expires_at)}" for one in thing.shared)
+    ended = "".join(
+        f"; grant {one.id} ended at {date(one.expires_at or 0)}" for one in thing.shared
+    )
     return Sight(False, f"hidden: {why}, and no grant shares it with {me}{ended}")
 
 
@@ -122,10 +124,6 @@ def _current(shared: Collection[Shared], now: float) -> list[Shared]:
 def _missing(thing: Thing) -> str:
     kept = f"; its name stays {thing.owner}'s" if thing.owner and thing.kind == "model" else ""
     return f"MLflow has no such {thing.kind}{kept}"
-
-
-def _date(at: float | None) -> str:
-    return datetime.fromtimestamp(at or 0, timezone.utc).strftime("%Y-%m-%d %H:%MZ")
 
 
 _NOBODY = "the key's authority names no owner, so nothing is the key's"

@@ -340,13 +340,13 @@ def test_replaced_key_warns_once(
     call()
     call()
     (warning,) = warnings(caplog)
-    assert "replaced and ends on 2026-12-01 at 14:00 UTC" in warning
+    assert "replaced and ends on 2026-12-01 14:00Z" in warning
     assert "Set HOKUSAI_API_KEY to the new key" in warning and "operator" in warning
     assert key not in caplog.text
     later = {**SUNSET, "Sunset": "Wed, 02 Dec 2026 00:00:00 GMT"}
     replaced.answers["POST /api/2.0/mlflow/experiments/search"] = (200, {}, later)
     call()
-    assert "2026-12-02 at 00:00 UTC" in warnings(caplog)[1]
+    assert "2026-12-02 00:00Z" in warnings(caplog)[1]
 
 
 def test_warning_precedes_the_removal_of_the_key(

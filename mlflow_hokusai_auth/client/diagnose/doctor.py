@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlparse
@@ -30,7 +29,7 @@ from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.client import artifacts, origin_guard, profile
 from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
 from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
-from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core import keys, times
 
 from . import mistakes, network
 
@@ -165,11 +164,6 @@ def one_line(text: str, key: str = "") -> str:
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split())
     return text if len(text) <= 500 else text[:500] + "…"
-
-
-def date(seconds: float) -> str:
-    """Return a time in seconds since the epoch, as text in UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def check_key(results: Results) -> Outcome:
@@ -388,10 +382,10 @@ def check_expiry(results: Results) -> Outcome:
     replaced = results.identity.get("deprecated_at") is not None
     if ends is None:
         return True, "the key does not end", _USE_NEW if replaced else ""
-    found = f"the key {'was replaced and ' * replaced}ends on {date(ends)}"
+    found = f"the key {'was replaced and ' * replaced}ends on {times.date(ends)}"
     left = ends - time.time()
     if left < _SOON:
-        found += f", in {max(left, 0) / 86400:.0f} days"
+        found += f", in {times.span(left)}"
     elif not replaced:
         return True, found, ""
     return True, found, _USE_NEW if replaced else _ASK_FOR_NEW

@@ -596,7 +596,7 @@ def test_key_that_ends_soon_or_was_replaced_is_a_warning(api: Api, run: Any, now
         assert check["ok"] is True and check["fix"] == fix and check["warns"] is bool(fix)
         date = time.strftime("%Y-%m-%d", time.gmtime(now + left))
         assert text in check["found"] and date in check["found"]
-        assert ("days" in check["found"]) is (left < 14 * DAY)
+        assert (", in " in check["found"]) is (left < 14 * DAY)
         strict = run("doctor", "--strict", "--json")
         assert strict.exit_code == (1 if fix else 0)
         assert json.loads(strict.stdout)["ok"] is not bool(fix)
@@ -694,7 +694,8 @@ def test_password_in_the_tracking_uri_is_not_shown(api: Api, run: Any) -> None:
 
 
 def test_whoami_prints_the_record_of_the_key(api: Api, run: Any) -> None:
-    assert run("whoami").stdout == (
+    head = f"server:             {api.uri}\nkey from:           HOKUSAI_API_KEY\n"
+    assert run("whoami").stdout == head + (
         "key_id:             key_1\n"
         "owner:              ACME\n"
         "name:               laptop\n"
@@ -704,7 +705,7 @@ def test_whoami_prints_the_record_of_the_key(api: Api, run: Any) -> None:
         "models:             any\n"
         "no_delete:          no\n"
         "expires_at:         never\n"
-        "deprecated_at:      -\n"
+        "replaced:           no\n"
         "default_experiment: -\n"
         "rate_limit:         none\n"
     )
@@ -720,19 +721,168 @@ def test_whoami_prints_the_record_of_the_key(api: Api, run: Any) -> None:
         "rate_limit": {"limit": 1000, "remaining": 990, "reset": 60},
     }
     api.on("GET whoami", 200, {**IDENTITY, **more})
-    lines = run("whoami").stdout.splitlines()
-    assert lines[2] == "name:               [31mred"
-    assert lines[4:] == [
+    with time_machine.travel(1796133600 - 3 * DAY - 60, tick=False):
+        lines = run("whoami").stdout.splitlines()
+        printed = json.loads(run("whoami", "--json").stdout)
+    assert lines[4] == "name:               [31mred"
+    assert lines[6:] == [
         "can:                nothing",
         "networks:           192.0.2.0/24, ::1/128",
         "models:             acme-*, scorer",
         "no_delete:          yes",
-        "expires_at:         2026-12-01 14:00 UTC",
-        "deprecated_at:      2026-11-30 14:00 UTC",
+        "expires_at:         2026-12-01 14:00Z, in 3 days",
+        "replaced:           on 2026-11-30 14:00Z",
         "default_experiment: default:ACME",
         "rate_limit:         990 of 1000 requests left, more in 60 s",
     ]
-    assert json.loads(run("whoami", "--json").stdout) == {**IDENTITY, **more}
+    ours = {"ok": True, "server": api.uri, "key_from": "HOKUSAI_API_KEY", "profiles": []}
+    assert printed == {**IDENTITY, **more, **ours, "ends_in": 3 * DAY + 60}
+    with time_machine.travel(1796133600 + 5, tick=False):  # the clocks differ
+        assert "expires_at:         2026-12-01 14:00Z, which is over\n" in run("whoami").stdout
+
+
+def test_whoami_prints_what_is_owned_and_shared(api: Api, run: Any) -> None:
+    owned = {"model": ["a", "b", "c", "d"], "experiment": ["/acme"]}
+    grant = {"pattern": "a*", "level": "read", "expires_at": None}
+    grants = [
+        {**grant, "granted_by": "ACME", "grantee": "GLOBEX"},
+        {**grant, "granted_by": "", "grantee": "ACME", "expires_at": 1796133600},
+        # Administrators get those of others, too.
+        {**grant, "granted_by": "GLOBEX", "grantee": "Bee"},
+    ]
+
+    def owners() -> tuple[int, dict[str, Any]]:
+        assert api.last.query["owner"] == "ACME"
+        rows = [{"name": name} for name in owned[api.last.query["kind"]]]
+        return 200, {"owners": rows, "next_page_token": None}
+
+    api.answers["GET /api/2.0/hokusai/owners"] = owners
+    api.on("GET grants", 200, {"grants": grants, "next_page_token": None})
+    assert run("whoami").stdout.splitlines()[-3:] == [
+        "owns:               4 models: a, b, c, … and 1 more; 1 experiment: /acme",
+        "shares:             a* with GLOBEX (read)",
+        "shared with it:     a* by operators (read until 2026-12-01 14:00Z)",
+    ]
+    printed = json.loads(run("whoami", "--json").stdout)
+    assert (printed["owned"], printed["grants"]) == (owned, grants[:2])
+    owned.update(model=[], experiment=[])
+    api.on("GET grants", 200, {"grants": [], "next_page_token": None})
+    assert run("whoami").stdout.splitlines()[-3:] == [
+        "owns:               0 models; 0 experiments",
+        "shares:             nothing",
+        "shared with it:     nothing",
+    ]
+    # A server that can't tell, for whatever reason, is no failure.
+    for answer in ((409, {"message": "no owners here"}), (503, b""), (200, {"grants": [{}]})):
+        api.on("GET grants", *answer)
+        result = run("whoami")
+        assert (result.exit_code, "shares" in result.stdout) == (0, False), answer
+
+
+@pytest.fixture
+def profiles(clean_environment: Path) -> dict[str, str]:
+    """Keys of ~/.hokusai, by name."""
+    found = {name: keys.generate("test") for name in ("acme", "other", "~/.hokusai/config")}
+    folder = clean_environment / ".hokusai"
+    folder.mkdir()
+    (folder / "config").write_text(f"[default]\napi_key = {found['~/.hokusai/config']}\n")
+    sections = (f"[{name}]\napi_key = {found[name]}\n" for name in ("acme", "other"))
+    (folder / "profiles").write_text("".join(sections) + "[empty]\n[cut]\napi_key = hk_test_abc\n")
+    return found
+
+
+def test_whoami_lists_the_keys_of_profiles_and_sends_them_only_if_told(
+    api: Api, run: Any, key: str, profiles: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_key() -> tuple[int, Any]:
+        names = {**{text: name for name, text in profiles.items()}, key: "used"}
+        name = names[api.last.headers["x-api-key"]]
+        if name == "other":
+            return 401, {"error_code": "UNAUTHENTICATED", "message": f"KEY_UNKNOWN {name}"}
+        return 200, {**IDENTITY, "key_id": f"key_{name[:4]}", "expires_at": time.time() + 90_000}
+
+    api.answers["GET /api/2.0/hokusai/whoami"] = of_key
+    before = dict(os.environ)
+    result = run("whoami")
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert lines[lines.index("Keys of ~/.hokusai:") :] == [
+        "Keys of ~/.hokusai:",
+        "  acme               not asked about",
+        "  other              not asked about",
+        "  empty              FAIL: the section of ~/.hokusai/profiles named by HOKUSAI_PROFILE has no "
+        "api_key",
+        "  cut                FAIL: it is cut short: it has 3 characters after the second _, and a "
+        "whole key has 46. Copy the whole key again.",
+        "  ~/.hokusai/config  not asked about",
+        "--all sends this server all of them; --profile NAME, the one that you name.",
+    ]
+    assert {asked.headers["x-api-key"] for asked in api.asked} == {key}
+
+    lines = run("whoami", "--all").stdout.splitlines()
+    about = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    for name in ("acme", "~/.hokusai/config"):
+        assert f"key_{name[:4]} of ACME, ends: 20" in about[name] and "in 1 day" in about[name]
+    assert "FAIL: UNAUTHENTICATED: KEY_UNKNOWN other" in about["other"]
+    assert not any(line.startswith("--all") for line in lines)
+    printed = json.loads(run("whoami", "--all", "--json").stdout)
+    assert [row["ok"] for row in printed["profiles"]] == [True, False, False, False, True]
+
+    # A profile by name counts more than the variables, and only its key is sent.
+    api.asked.clear()
+    result = run("whoami", "--profile", "acme")
+    assert "key from:           [acme] of ~/.hokusai/profiles" in result.stdout
+    assert "Keys of" not in result.stdout
+    assert {asked.headers["x-api-key"] for asked in api.asked} == {profiles["acme"]}
+    assert run("whoami", "--profile", "other").exit_code == 1
+    assert "no section" in run("whoami", "--profile", "none").stderr
+
+    assert dict(os.environ) == before
+    monkeypatch.delenv("HOKUSAI_API_KEY")
+    monkeypatch.setenv("HOKUSAI_PROFILE", "other")
+    result = run("whoami", "--all")
+    assert result.exit_code == 1 and "KEY_UNKNOWN other" in result.stderr
+    about = {line.split()[0]: line for line in result.stdout.splitlines() if line[:1] == " "}
+    assert about["other"].endswith("the key in use") and "key_acme of ACME" in about["acme"]
+
+
+def test_whoami_goes_on_if_the_profiles_can_not_be_read(
+    api: Api, run: Any, clean_environment: Path
+) -> None:
+    (clean_environment / ".hokusai").mkdir()
+    (clean_environment / ".hokusai" / "profiles").write_text("no section")
+    result = run("whoami")
+    assert result.exit_code == 0 and "FAIL: ~/.hokusai/profiles cannot be parsed" in result.stdout
+
+
+def test_whoami_asks_the_given_server_if_the_key_may_be_sent_there(
+    api: Api, run: Any, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering() as other:
+        other.on("GET whoami", 200, {**IDENTITY, "key_id": "key_2"})
+        result = run("whoami", "--url", other.uri)
+        assert (result.exit_code, api.asked) == (0, [])
+        assert f"server:             {other.uri}\n" in result.stdout and "key_2" in result.stdout
+        assert other.asked[0].headers["x-api-key"] == key
+        asked = len(other.asked)
+        monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", api.origin)
+        result = run("whoami", "--url", other.uri)
+        assert result.exit_code == 1 and "it is not in HOKUSAI_ALLOWED_ORIGINS" in result.stderr
+        assert len(other.asked) == asked
+    result = run("whoami", "--url", "http://registry.example.com")
+    assert result.exit_code == 1 and "is not sent to http://registry.example.com" in result.stderr
+
+
+def test_whoami_names_a_key_that_mlflow_sends_itself(
+    api: Api, run: Any, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOKUSAI_API_KEY")
+    assert "key from:           nowhere: none is configured" in run("whoami").stdout
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", key)
+    assert "key from:           MLFLOW_TRACKING_TOKEN" in run("whoami").stdout
+    monkeypatch.setenv("HOKUSAI_API_KEY_FILE", "/nowhere")
+    result = run("whoami")
+    assert result.exit_code == 1 and "named by HOKUSAI_API_KEY_FILE does not exist" in result.stderr
 
 
 def test_malformed_answer_gives_no_traceback(api: Api, run: Any) -> None:
@@ -756,7 +906,14 @@ def test_whoami_prints_only_known_fields(api: Api, run: Any, key: str, retries: 
     api.on("GET whoami", 503, body)
     for arguments in ((), ("--json",)):
         result = run("whoami", *arguments)
-        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.exit_code == 1
+        if arguments:
+            printed = json.loads(result.stdout)
+            assert (printed["ok"], printed["error"]) == (False, "UNAUTHENTICATED: Unknown: ***")
+            continue
+        assert result.stdout == (
+            f"server:             {api.uri}\nkey from:           HOKUSAI_API_KEY\n"
+        )
         assert result.stderr == (
             "hokusai-auth: UNAUTHENTICATED: Unknown: ***\nRun `hokusai-auth doctor` to find out why.\n"
         )

@@ -1,0 +1,29 @@
+"""Times and spans of time as people read them: in one form, in UTC."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+
+def date(at: float) -> str:
+    """Return `at`, in seconds since the epoch, to the minute: `2026-11-30 14:00Z`.
+
+    Raises OverflowError, ValueError and OSError for a time that no calendar has.
+    """
+    return f"{datetime.fromtimestamp(at, timezone.utc):%Y-%m-%d %H:%MZ}"
+
+
+def moment(at: float) -> str:
+    """Return `at`, in seconds since the epoch, to the second: `2026-11-30 14:00:05Z`.
+
+    Raises as `date` does.
+    """
+    return f"{datetime.fromtimestamp(at, timezone.utc):%Y-%m-%d %H:%M:%SZ}"
+
+
+def span(seconds: float) -> str:
+    """Return a number of seconds in words, rounded: `12 days`, `5 hours`, `1 minute`, `0 seconds`."""
+    sizes = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+    unit = next((unit for unit, size in sizes.items() if seconds >= size), "second")
+    number = round(max(seconds, 0) / sizes[unit])
+    return f"{number} {unit}{'' if number == 1 else 's'}"
