@@ -20,6 +20,7 @@ HARMLESS = {
     "client/diagnose/doctor.py": {
         "word != results.key"
     },  # the user's own, in the user's own process
+    "client/diagnose/identity.py": {"key == used"},  # likewise
     "core/browser.py": {"key == wanted"},  # a cookie's name
     "core/credentials.py": {"session != keys.is_session_token(key)"},  # whether it is one
     # Folders of experiments, and the name of a trace's tag.
