@@ -25,6 +25,7 @@ SERVER = [
     "limits>=3",
     "opentelemetry-api",
     "prometheus-client>=0.20",
+    "PyJWT>=2.10.1",
     "pydantic>=2.7",
     "pydantic-settings>=2.3",
     "requests>=2.31",

@@ -7,24 +7,20 @@ AuthorityUnavailable: a fault on the way neither accepts a key nor tells its own
 
 from __future__ import annotations
 
-import http.client
-import io
 import os
 import re
-import socket
 import time
 from concurrent import futures
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
 
 import requests
-import requests.adapters
 import urllib3
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 from .service_reply import Reply, read_reply
+from .timed_http import TimedAdapter, cause, read_body
 
 PATH = "/api/v1/keys/validate"
 #: Most bytes of a reply's body; a real one has a few hundred.
@@ -83,7 +79,7 @@ class AuthService:
             raise error
         if error is not None:
             # Raised outside of an `except`, so that no `__context__` leads to the request with the key.
-            raise AuthorityUnavailable(f"the auth service can't be reached: {_cause(error)}")
+            raise AuthorityUnavailable(f"the auth service can't be reached: {cause(error)}")
         return read_reply(sent.result(), key)
 
     def generation(self) -> int:
@@ -105,11 +101,9 @@ class AuthService:
             stream=True,
         ) as response:
             connection = response.raw.connection
-            content = b""
-            for chunk in response.raw.stream(8192, decode_content=False):
-                content += chunk
-                if len(content) > MAX_REPLY:
-                    raise AuthorityUnavailable("the auth service's reply is too large")
+            content = read_body(response, MAX_REPLY)
+            if content is None:
+                raise AuthorityUnavailable("the auth service's reply is too large")
             if response.status_code in _NO_BODY and connection is not None:
                 connection.close()
             return Reply(response.status_code, response.headers, content)
@@ -137,69 +131,7 @@ class AuthService:
         # A cookie that is set for one key must not be sent with the next.
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):
-            session.mount(scheme, _Adapter(1, self._connections, max_retries=0, pool_block=True))
+            session.mount(
+                scheme, TimedAdapter(1, self._connections, max_retries=0, pool_block=True)
+            )
         return session
-
-
-def _cause(error: BaseException) -> str:
-    """Return the innermost error's class and, for an OSError, its text: neither can hold a key."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    text = error.strerror if isinstance(error, OSError) else None
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-class _TimedReader(io.RawIOBase):
-    """A socket's reader with one deadline for all reads together, not a timeout for each."""
-
-    def __init__(self, raw: io.RawIOBase, connection: socket.socket) -> None:
-        self._raw = raw
-        self._connection = connection
-        # urllib3 has set the socket's timeout to the rest of the total time.
-        self._deadline = time.monotonic() + (connection.gettimeout() or 0.0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        if (remaining := self._deadline - time.monotonic()) <= 0:
-            raise TimeoutError("timed out")
-        self._connection.settimeout(remaining)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _TimedResponse(http.client.HTTPResponse):
-    """A response whose headers and body must arrive by the deadline, even if a server drips bytes."""
-
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_TimedReader(self.fp.detach(), sock))
-
-
-def _timed(pool: type[urllib3.HTTPConnectionPool]) -> type[urllib3.HTTPConnectionPool]:
-    timed = {"response_class": _TimedResponse}
-    connections = type("_TimedConnection", (pool.ConnectionCls,), timed)
-    return type("_TimedPool", (pool,), {"ConnectionCls": connections})
-
-
-_POOLS = {
-    "http": _timed(urllib3.HTTPConnectionPool),
-    "https": _timed(urllib3.HTTPSConnectionPool),
-}
-
-
-class _Adapter(requests.adapters.HTTPAdapter):
-    """Connections with `_TimedResponse`, with a proxy and without."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = _POOLS
-        return manager

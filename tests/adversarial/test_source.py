@@ -21,6 +21,7 @@ HARMLESS = {
         "word != results.key"
     },  # the user's own, in the user's own process
     "client/diagnose/identity.py": {"key == used"},  # likewise
+    "authorities/identity_tokens.py": {"key.algorithm != algorithm"},  # names in a public key's set
     "core/browser.py": {"key == wanted"},  # a cookie's name
     "core/credentials.py": {"session != keys.is_session_token(key)"},  # whether it is one
     # Folders of experiments, and the name of a trace's tag.

@@ -1,0 +1,254 @@
+"""The public keys of trusted issuers: fetched by OpenID Connect Discovery, cached, and bounded.
+
+Only the exact URLs of trusted issuers are asked, and only over TLS (or on this machine). A set is used
+for `FRESH` seconds, and for `STALE` while its issuer can't be reached. An unknown key id makes the set
+be read again, at most once in `INTERVAL`, so that a flood of made-up tokens makes no requests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import jwt
+import requests
+import urllib3
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+
+from .timed_http import TimedAdapter, cause, read_body
+
+#: Seconds for which a set is used without a look at its issuer, and while the issuer is unreachable.
+FRESH, STALE = 3600.0, 86400.0
+#: Seconds between two readings of a set, and after a failure if there is no set yet.
+INTERVAL, FIRST_INTERVAL = 60.0, 10.0
+#: Bytes of a document, and keys of a set, at most.
+MAX_DOCUMENT, MAX_KEYS = 256 * 1024, 100
+#: Bits of an RSA key, at least (NIST SP 800-131A).
+MIN_RSA = 2048
+#: Threads that wait for the same issuer, at most.
+MAX_WAITING = 8
+_DISCOVERY = "/.well-known/openid-configuration"
+_LOOPBACK = re.compile(r"http://(?:localhost|127\.0\.0\.1|\[::1\])[:/]")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyingKey:
+    """A public key of an issuer, and the only algorithm that it verifies."""
+
+    algorithm: str
+    key: RSAPublicKey | EllipticCurvePublicKey
+
+
+KeySet = Mapping[str, VerifyingKey]
+
+
+@dataclass(slots=True)
+class _State:
+    """What this process knows of an issuer. Times are readings of the clock, in seconds."""
+
+    keys: KeySet | None = None
+    read_at: float = 0.0
+    next_reading: float = float("-inf")
+    #: Why the last reading failed, or "".
+    problem: str = ""
+    #: Held while the issuer is asked.
+    reading: threading.Lock = field(default_factory=threading.Lock)
+    waiting: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(MAX_WAITING)
+    )
+
+
+class KeySets:
+    """The key sets of issuers. A reading takes at most `timeout` seconds; `timer` is monotonic."""
+
+    def __init__(
+        self, *, timeout: float = 5.0, timer: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._timeout = timeout
+        self._timer = timer
+        self._lock = threading.Lock()
+        self._states: dict[str, _State] = {}
+
+    def find(self, issuer: str, key_id: str) -> VerifyingKey | None:
+        """Return the key `key_id` ("" for the only key) of `issuer`, or None if the set has none.
+
+        The issuer must be a trusted one. Raises AuthorityUnavailable if there is no set.
+        """
+        with self._lock:
+            state = self._states.setdefault(issuer, _State())
+        now = self._timer()
+        known = _of(state.keys, key_id) if now - state.read_at <= STALE else None
+        if known is not None and now - state.read_at <= FRESH:
+            return known
+        if now >= state.next_reading and (known is None or not state.reading.locked()):
+            self._read(issuer, state)
+        if state.keys is None or self._timer() - state.read_at > STALE:
+            raise self._unavailable(state)
+        found = _of(state.keys, key_id)
+        if found is None and state.problem:
+            # The issuer may have the key by now.
+            raise self._unavailable(state)
+        return found
+
+    def _unavailable(self, state: _State) -> AuthorityUnavailable:
+        wait = max(state.next_reading - self._timer(), 1.0)
+        return AuthorityUnavailable(state.problem or "the issuer is slow", retry_after=wait)
+
+    def _read(self, issuer: str, state: _State) -> None:
+        """Read the set of `issuer`, or wait until another thread has."""
+        if not state.waiting.acquire(blocking=False):
+            return
+        try:
+            if not state.reading.acquire(timeout=self._timeout + 1):
+                return
+            try:
+                now = self._timer()
+                if now < state.next_reading:
+                    return
+                try:
+                    state.keys, state.read_at = self._fetch_in_time(issuer), now
+                    state.problem, state.next_reading = "", now + INTERVAL
+                except AuthorityUnavailable as error:
+                    state.problem = str(error)
+                    state.next_reading = now + (INTERVAL if state.keys else FIRST_INTERVAL)
+            finally:
+                state.reading.release()
+        finally:
+            state.waiting.release()
+
+    def _fetch_in_time(self, issuer: str) -> KeySet:
+        # Only a thread bounds the time for name resolution, and for several addresses in a row.
+        result: Future[KeySet] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(_fetch(issuer, time.monotonic() + self._timeout))
+            except AuthorityUnavailable as error:
+                result.set_exception(error)
+            except Exception as error:
+                text = f"the issuer {issuer} can't be reached: {cause(error)}"
+                result.set_exception(AuthorityUnavailable(text))
+
+        threading.Thread(target=run, name="hokusai-auth issuer", daemon=True).start()
+        try:
+            return result.result(self._timeout + 0.5)
+        except FutureTimeout:
+            text = f"the issuer {issuer} took more than {self._timeout:g} s"
+            raise AuthorityUnavailable(text) from None
+
+
+def parse(document: bytes | str) -> KeySet:
+    """Return the usable keys of a JSON Web Key Set (RFC 7517). Raises ValueError, with advice.
+
+    Keys for other purposes and of other kinds are left out: only RSA of 2048 bits or more, and P-256.
+    """
+    try:
+        content = json.loads(document)
+    except (ValueError, RecursionError):
+        content = None
+    entries = content.get("keys") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or len(entries) > MAX_KEYS:
+        raise ValueError(f"this is no JSON Web Key Set of at most {MAX_KEYS} keys")
+    found: dict[str, VerifyingKey] = {}
+    for entry in entries:
+        if (key := _verifying(entry)) is not None:
+            found.setdefault(str(entry.get("kid", "")), key)
+    if not found:
+        raise ValueError(
+            "this key set has no public key for signatures: RSA of 2048 bits, or P-256"
+        )
+    return found
+
+
+@lru_cache(maxsize=64)
+def parse_file(document: str) -> KeySet:
+    """Return what `parse` does, and remember it."""
+    return parse(document)
+
+
+def find_in_file(document: str, key_id: str) -> VerifyingKey | None:
+    """Return the key `key_id` ("" for the only key) of the key set `document`, or None."""
+    return _of(parse_file(document), key_id)
+
+
+def _of(keys: KeySet | None, key_id: str) -> VerifyingKey | None:
+    if not keys:
+        return None
+    if not key_id:
+        return next(iter(keys.values())) if len(keys) == 1 else None
+    return keys.get(key_id)
+
+
+def _verifying(entry: object) -> VerifyingKey | None:
+    if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
+        return None
+    algorithm = {"RSA": "RS256", "EC": "ES256"}.get(str(entry.get("kty")))
+    if algorithm is None or entry.get("alg", algorithm) != algorithm or "d" in entry:
+        return None
+    try:
+        key = jwt.PyJWK(entry, algorithm).key
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+        return None
+    if isinstance(key, RSAPublicKey) and key.key_size >= MIN_RSA:
+        return VerifyingKey(algorithm, key)
+    if isinstance(key, EllipticCurvePublicKey) and key.curve.name == "secp256r1":
+        return VerifyingKey(algorithm, key)
+    return None
+
+
+def _fetch(issuer: str, deadline: float) -> KeySet:
+    with requests.Session() as session:
+        # With trust_env, ~/.netrc would send its password to the issuer.
+        session.trust_env = False
+        session.proxies.update(requests.utils.get_environ_proxies(issuer))
+        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
+        session.headers["User-Agent"] = "mlflow-hokusai-auth"
+        session.headers["Accept-Encoding"] = "identity"
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, TimedAdapter(1, 1, max_retries=0))
+        described = _get(session, issuer.rstrip("/") + _DISCOVERY, deadline)
+        try:
+            content = json.loads(described)
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict) or content.get("issuer") != issuer:
+            raise AuthorityUnavailable(
+                f"{issuer}{_DISCOVERY} describes no issuer of exactly this name"
+            )
+        url = content.get("jwks_uri")
+        safe = isinstance(url, str) and (
+            url.startswith("https://") or (_LOOPBACK.match(url) and _LOOPBACK.match(f"{issuer}/"))
+        )
+        if not isinstance(url, str) or not safe:
+            raise AuthorityUnavailable(f"the issuer {issuer} names no https address of its keys")
+        try:
+            return parse(_get(session, url, deadline))
+        except ValueError as error:
+            raise AuthorityUnavailable(f"the issuer {issuer}: {error}") from None
+
+
+def _get(session: requests.Session, url: str, deadline: float) -> bytes:
+    with session.get(
+        url,
+        # Only urllib3's own type has a total time; the stubs of requests don't know it.
+        timeout=urllib3.Timeout(total=max(deadline - time.monotonic(), 0.01)),  # type: ignore[arg-type]
+        allow_redirects=False,
+        stream=True,
+    ) as response:
+        if response.status_code != 200:
+            raise AuthorityUnavailable(f"{url} answers {response.status_code}")
+        content = read_body(response, MAX_DOCUMENT)
+    if content is None:
+        raise AuthorityUnavailable(f"{url} answers with more than {MAX_DOCUMENT} bytes")
+    return content
