@@ -64,11 +64,13 @@ from .upstream import (
 )
 from .upstream.experiment_folders import ExperimentFolders
 from .web import (
+    account,
     api,
     audit_api,
     health,
     keys_api,
     leak_reports,
+    monitoring,
     ownership_api,
     pages,
     validate_key,
@@ -160,8 +162,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         api.unknown_paths(),
         validate_key.blueprint(),
         pages.blueprint(store, sessions, gate, config.session_lifetime),
-        pages.account(gate),
-        pages.monitoring(store, log.flush),
+        account.blueprint(gate),
+        monitoring.blueprint(store, log.flush),
         health.blueprint(
             health.Health(health.checks(store, authorities.probe(config, store), isolation))
         ),

@@ -52,7 +52,7 @@ from mlflow_hokusai_auth.server.gate.lookup_pool import LookupPool
 from mlflow_hokusai_auth.server.gate.wsgi import wsgi_gate
 from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 from mlflow_hokusai_auth.server.upstream.flask_bridge import FlaskBridge
-from mlflow_hokusai_auth.server.web import keys_api, pages, validate_key
+from mlflow_hokusai_auth.server.web import account, keys_api, monitoring, pages, validate_key
 from mlflow_hokusai_auth.store.database import NOBODY
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.sessions import Sessions
@@ -228,8 +228,8 @@ class Rig:
             keys_api.blueprint(self.store, self.gate, {}),
             validate_key.blueprint(),
             pages.blueprint(self.store, sessions, self.gate, 60),
-            pages.account(self.gate),
-            pages.monitoring(self.store, lambda: None),
+            account.blueprint(self.gate),
+            monitoring.blueprint(self.store, lambda: None),
         ):
             self.flask.register_blueprint(blueprint)
         caller.install(self.flask)

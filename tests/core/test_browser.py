@@ -324,7 +324,7 @@ def test_sign_in_location_is_a_valid_header_value() -> None:
 
 
 def returned(root: str, target: str) -> str:
-    """Return the page after a sign-in at `root`, with the location that server/web/pages.py builds."""
+    """Return the page after a sign-in at `root`, with the location that `sign_in` builds."""
     location = "../" + local_path(target)[1:]
     url = follow(f"{root}/hokusai/login", location)
     # Other clients resolve it by RFC 3986.

@@ -20,7 +20,7 @@ from mlflow_hokusai_auth.core.types import Allow, Credential
 from mlflow_hokusai_auth.server.observe import recorder
 from mlflow_hokusai_auth.server.observe.decision_log import DecisionLog
 from mlflow_hokusai_auth.server.observe.recorder import Recorder
-from mlflow_hokusai_auth.server.web import pages
+from mlflow_hokusai_auth.server.web import monitoring
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.server.forked import count_in, forked
 from tests.server.observe.test_decision_log import (
@@ -191,7 +191,7 @@ def test_scrape_includes_every_request_that_is_over(
     gate = make_gate(observer=log)
     app = flask.Flask("mlflow")
     app.register_blueprint(
-        pages.monitoring(LocalStore(f"sqlite:///{tmp_path}/none/k.db"), log.flush)
+        monitoring.blueprint(LocalStore(f"sqlite:///{tmp_path}/none/k.db"), log.flush)
     )
     gate.observer.report(exchange(allow()))
     assert app.test_client().get("/hokusai/metrics").status_code == 200

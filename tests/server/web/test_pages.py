@@ -16,6 +16,7 @@ from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.gate.lookup_pool import LookupPool
+from mlflow_hokusai_auth.server.web import account
 from mlflow_hokusai_auth.server.web import pages as web_pages
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.sessions import Sessions
@@ -54,7 +55,7 @@ def pages(folder: Path, backend: Memory | None = None, **parts: Any) -> Pages:
     sessions = Sessions(store.database)
     app = flask.Flask("mlflow")
     app.register_blueprint(web_pages.blueprint(store, sessions, gate, 60.0))
-    app.register_blueprint(web_pages.account(gate))
+    app.register_blueprint(account.blueprint(gate))
     return Pages(store, app, sessions)
 
 

@@ -2,7 +2,9 @@
 // The page of keys. The server renders the list as HTML. Changes go through the REST API, after which
 // the list is fetched again.
 
-const API = "../api/2.0/hokusai/keys";
+/** `…/hokusai/`, below which all pages are. */
+const HOME = new URL("..", document.currentScript.src);
+const API = new URL("../api/2.0/hokusai/keys", HOME).href;
 const DAY = 86400;
 const $ = (selector, root = document) => root.querySelector(selector);
 
@@ -32,7 +34,8 @@ async function call(method, path, body) {
 }
 
 function signIn() {
-  location.assign("login?next=" + encodeURIComponent("/hokusai/keys" + location.search));
+  const here = "/hokusai/" + location.href.slice(HOME.href.length).replace(/#.*/, "");
+  location.assign(new URL("login?next=" + encodeURIComponent(here), HOME));
   return new Promise(() => {});
 }
 
@@ -208,7 +211,7 @@ let copied = true;
 
 function show(made) {
   open("made", made);
-  const server = new URL("..", location.href).href.replace(/\/$/, "");
+  const server = new URL("..", HOME).href.replace(/\/$/, "");
   $("#made-key").value = made.key;
   $("#made-lines").value = `HOKUSAI_API_KEY=${made.key}\nMLFLOW_TRACKING_URI=${server}`;
   $("#made-key").select();

@@ -1,0 +1,74 @@
+"""`/hokusai/…`: the pages for signing in with a key and for managing keys, in a browser.
+
+Pages hold no inline script or style, so that their Content-Security-Policy can forbid both. Links are
+relative, so that the pages work under any prefix. Keys are changed by the page's script, through the
+REST API.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import flask
+
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, InvalidRequest
+from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.sessions import Sessions
+
+from . import keys, shared, sign_in
+
+if TYPE_CHECKING:
+    from werkzeug.wrappers import Response
+
+    from mlflow_hokusai_auth.server.gate.gate import Gate
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def blueprint(
+    store: LocalStore, sessions: Sessions, gate: Gate, lifetime: float
+) -> flask.Blueprint:
+    """Return the pages. A browser session lives for `lifetime` seconds."""
+    folder = Path(__file__).parents[1]
+    routes = flask.Blueprint(
+        "hokusai_pages",
+        __name__,
+        url_prefix="/hokusai",
+        template_folder=str(folder / "templates"),
+        static_folder=str(folder / "static"),
+    )
+    sign_in.add(routes, sessions, gate, lifetime)
+    keys.add(routes, store, gate)
+
+    @routes.app_template_filter("hokusai_date")
+    def date(seconds: float | None) -> str:
+        return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
+
+    @routes.after_request
+    def protect(response: Response) -> Response:
+        response.headers.update(_HEADERS)
+        return response
+
+    @routes.errorhandler(InvalidRequest)
+    def wrong(error: InvalidRequest) -> Response:
+        return shared.page("error.html", status=400, message=str(error))
+
+    @routes.errorhandler(AuthorityUnavailable)
+    def unavailable(error: AuthorityUnavailable) -> Response:
+        return shared.page(
+            "error.html",
+            status=503,
+            message="Keys can't be looked up at the moment. Try again in a minute.",
+        )
+
+    return routes
