@@ -41,7 +41,8 @@ from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import app, metrics
 from mlflow_hokusai_auth.server.caller import Caller, current
 from mlflow_hokusai_auth.server.gate import interceptors
-from mlflow_hokusai_auth.server.isolation import provenance
+from mlflow_hokusai_auth.server.isolation import hooks
+from mlflow_hokusai_auth.server.isolation.provenance import Provenance
 from mlflow_hokusai_auth.server.settings import PREFIX, Settings
 from mlflow_hokusai_auth.server.web import leak_reports
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -376,8 +377,9 @@ def _as(caller: Caller, act: Callable[..., object], *arguments: object) -> None:
 
 def stamps(world: World) -> bool:
     world.start()
-    assert provenance._installed is not None
-    return provenance._installed.stamps
+    installed = hooks.installed(Provenance)
+    assert installed is not None
+    return installed.stamps
 
 
 def past_fastapi(world: World) -> bool:

@@ -7,11 +7,11 @@ rolls back the row's transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import event, inspect
+from sqlalchemy import inspect
 from sqlalchemy.engine import Connection
 
 from mlflow_hokusai_auth.core.locations import (
@@ -48,6 +48,7 @@ from mlflow_hokusai_auth.server.upstream.tables import (
 )
 
 from .artifacts import Artifacts
+from .hooks import Hooks, Listener
 
 _WARNING = (
     "Warning",
@@ -55,11 +56,9 @@ _WARNING = (
     f'it unless {SETTING} names it."',
 )
 
-_installed: Stored | None = None
-
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Hooks):
     """Refuses MLflow's rows with a location that the caller may not choose."""
 
     roots: Roots
@@ -69,21 +68,8 @@ class Stored:
     #: The further check of sources, for callers whom isolation keeps to what is theirs.
     artifacts: Artifacts | None = None
 
-    def install(self) -> None:
-        """Check every row that this process stores from now on."""
-        global _installed
-        if _installed is not None:
-            _installed.remove()
-        self._listeners(event.listen)
-        _installed = self
-
-    def remove(self) -> None:
-        """Check nothing any more."""
-        global _installed
-        self._listeners(event.remove)
-        _installed = None
-
-    def _listeners(self, change: Callable[[Any, str, Any], None]) -> None:
+    def listeners(self) -> Iterable[Listener]:
+        """Return the listeners that check each row that this process stores."""
         for model, check in (
             # Names come first, so that the log has the name of a refused registration, too.
             (SqlRegisteredModel, _log_name),
@@ -93,8 +79,8 @@ class Stored:
             (SqlTraceTag, self.trace_tag),
         ):
             for name in ("before_insert", "before_update"):
-                change(model, name, check)
-        change(SqlRegisteredModel, "before_delete", _log_name)
+                yield Listener(model, name, check)
+        yield Listener(SqlRegisteredModel, "before_delete", _log_name)
 
     def experiment(self, _: object, connection: Connection, row: SqlExperiment) -> None:
         """Raise MlflowException if the caller may not choose the row's location."""

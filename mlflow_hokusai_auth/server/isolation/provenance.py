@@ -7,12 +7,12 @@ nothing is decided by them, because clients can set the same tags while the gate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import event, inspect
+from sqlalchemy import inspect
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
@@ -34,6 +34,8 @@ from mlflow_hokusai_auth.server.upstream.tables import (
     SqlRun,
     SqlTag,
 )
+
+from .hooks import Hooks, Listener
 
 #: Keys of tags that begin with this are the server's. `hokusai.` belongs to Hokusai's own pipeline.
 RESERVED = "hokusai_auth."
@@ -64,34 +66,25 @@ _WITH_USER = (SqlRun, SqlModelVersion)
 #: True while SQLAlchemy writes rows that `Provenance` has checked one by one.
 _flushing: ContextVar[bool] = ContextVar("hokusai_flushing", default=False)
 _USUAL = Policy()
-_installed: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Provenance:
+class Provenance(Hooks):
     """Stamps MLflow's new rows if `stamps`, and keeps clients from changing stamps."""
 
     watch: Watch
     stamps: bool = True
     policy: Policy = _USUAL
 
-    def install(self) -> None:
-        """Stamp every row that this process makes from now on."""
-        global _installed
-        if _installed is not None:
-            _installed._listeners(event.remove)
-        self._listeners(event.listen)
-        _installed = self
-
-    def _listeners(self, change: Callable[[Any, str, Any], None]) -> None:
-        for target, name, function in (
-            (Session, "transient_to_pending", self.stamp),
-            (Session, "before_flush", self.check),
-            (Session, "after_flush", _flushed),
-            (Session, "after_soft_rollback", _flushed),
-            (Engine, "before_cursor_execute", self.check_statement),
-        ):
-            change(target, name, function)
+    def listeners(self) -> Iterable[Listener]:
+        """Return the listeners that stamp and check each row that this process makes."""
+        return (
+            Listener(Session, "transient_to_pending", self.stamp),
+            Listener(Session, "before_flush", self.check),
+            Listener(Session, "after_flush", _flushed),
+            Listener(Session, "after_soft_rollback", _flushed),
+            Listener(Engine, "before_cursor_execute", self.check_statement),
+        )
 
     def stamp(self, _: Session, row: Any) -> None:
         """Stamp a row when MLflow adds it to a session: some answers show it before it is written."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from cachetools import LRUCache
-from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
 from mlflow_hokusai_auth.core import isolation
@@ -26,6 +26,7 @@ from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from . import bindings, hidden
 from .confinement import confined, refuse
 from .facts import Facts
+from .hooks import Hooks, Listener
 from .shadows import PLAIN, Dialect, Shadowed, shadowed
 
 #: The characters that all statements in memory have together, at most.
@@ -36,7 +37,6 @@ _OTHER = re.compile(r"\s*(INSERT|UPDATE|DELETE|PRAGMA)\b", re.IGNORECASE)
 #: The only SELECT of MLflow's that has no other table looks for a dataset to link with a run. MLflow
 #: before 3.12 looks in all experiments, and would link another supplier's.
 _LINKED = ["datasets"]
-_installed: Reads | None = None
 
 _Key = tuple[Dialect, str]
 
@@ -73,7 +73,7 @@ def _shadowed(dialect: Dialect, text: str) -> Shadowed | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Reads:
+class Reads(Hooks):
     """Hides from confined callers what is neither theirs nor shared with them."""
 
     policy: Policy
@@ -81,22 +81,12 @@ class Reads:
     facts: Facts
     statements: Statements = field(default_factory=Statements)
 
-    def install(self) -> None:
-        """Shadow each statement that this process sends to MLflow's database from now on.
+    def listeners(self) -> Iterable[Listener]:
+        """Return the listener that shadows each statement that this process sends.
 
         Install it after `Writes`, which judges a statement by the text that MLflow made.
         """
-        global _installed
-        if _installed is not None:
-            _installed.remove()
-        event.listen(Engine, "before_cursor_execute", self.before_statement, retval=True)
-        _installed = self
-
-    def remove(self) -> None:
-        """Shadow nothing any more."""
-        global _installed
-        event.remove(Engine, "before_cursor_execute", self.before_statement)
-        _installed = None
+        return (Listener(Engine, "before_cursor_execute", self.before_statement, returns=True),)
 
     def before_statement(
         self,

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import event, inspect
+from sqlalchemy import inspect
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import LoaderCallableStatus, Session
@@ -35,6 +35,7 @@ from . import bindings
 from .bindings import ALIASES, BINDINGS, INPUT_TAGS, INPUTS, LOGGED_METRICS
 from .confinement import confined, refuse
 from .facts import Facts
+from .hooks import Hooks, Listener
 
 #: True while SQLAlchemy writes rows that `Writes` checks afterwards.
 _flushing: ContextVar[bool] = ContextVar("hokusai_checked_flush", default=False)
@@ -55,11 +56,10 @@ _RECORDED = frozenset({"registered_models", "model_versions", "experiments"})
 _LIVE = ("Production", "Staging")
 #: Why the checks see what the caller does not.
 _REASON = "the check of a change"
-_installed: Writes | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Writes:
+class Writes(Hooks):
     """Records owners, and refuses the changes that confined keys may not make."""
 
     policy: Policy
@@ -68,23 +68,15 @@ class Writes:
     #: The aliases that confined keys don't touch.
     protected: frozenset[str] = frozenset()
 
-    def install(self) -> None:
-        """Record and check whatever this process writes to MLflow's tables from now on."""
-        global _installed
-        if _installed is not None:
-            _installed._listeners(event.remove)
-        self._listeners(event.listen)
-        _installed = self
-
-    def _listeners(self, change: Callable[[Any, str, Any], None]) -> None:
-        for target, name, function in (
-            (Session, "before_flush", self.before_flush),
-            (Session, "after_flush", self.after_flush),
-            (Session, "after_soft_rollback", _rolled_back),
-            (Engine, "before_cursor_execute", self.before_statement),
-            (Engine, "handle_error", self.failed),
-        ):
-            change(target, name, function)
+    def listeners(self) -> Iterable[Listener]:
+        """Return the listeners that record and check what this process writes to MLflow's tables."""
+        return (
+            Listener(Session, "before_flush", self.before_flush),
+            Listener(Session, "after_flush", self.after_flush),
+            Listener(Session, "after_soft_rollback", _rolled_back),
+            Listener(Engine, "before_cursor_execute", self.before_statement),
+            Listener(Engine, "handle_error", self.failed),
+        )
 
     @callers.seeing_all(_REASON)
     def before_flush(self, session: Session, *_: object) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_hokusai_auth.server.isolation import locations, reads
+from mlflow_hokusai_auth.server.isolation.hooks import installed
+from mlflow_hokusai_auth.server.isolation.locations import Stored
+from mlflow_hokusai_auth.server.isolation.reads import Reads
 from mlflow_hokusai_auth.store import ownership
 from tests.conftest import empty_database
 from tests.server.isolation.stores import Stores
@@ -11,9 +13,9 @@ from tests.server.isolation.stores import Stores
 @pytest.fixture(scope="module", autouse=True)
 def _no_other_application() -> None:
     """Remove the hooks that an application of an earlier test has left in this process."""
-    for installed in (locations._installed, reads._installed):
-        if installed is not None:
-            installed.remove()
+    for kind in (Stored, Reads):
+        if (hooks := installed(kind)) is not None:
+            hooks.remove()
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])

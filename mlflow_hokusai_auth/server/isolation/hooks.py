@@ -1,0 +1,57 @@
+"""Hooks in SQLAlchemy, through which everything passes that MLflow reads and writes in its database.
+
+SQLAlchemy's events hold for the whole process. So of each class of hooks, only the last one that was
+installed works: that of the last application that was put together.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import event
+
+
+class Listener(NamedTuple):
+    """A function that SQLAlchemy calls at an event, as `sqlalchemy.event.listen` takes it."""
+
+    target: Any
+    name: str
+    function: Callable[..., Any]
+    #: True if the function returns what is to be used instead of its arguments.
+    returns: bool = False
+
+
+class Hooks(ABC):
+    """A part of isolation that works by listeners."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def listeners(self) -> Iterable[Listener]:
+        """Return the listeners, in the order in which they are called."""
+
+    def install(self) -> None:
+        """Listen from now on, instead of the hooks of the same class that were installed before."""
+        if (before := _installed.get(type(self))) is not None:
+            before.remove()
+        for target, name, function, returns in self.listeners():
+            event.listen(target, name, function, **({"retval": True} if returns else {}))
+        _installed[type(self)] = self
+
+    def remove(self) -> None:
+        """Listen no more."""
+        del _installed[type(self)]
+        for target, name, function, _ in self.listeners():
+            event.remove(target, name, function)
+
+
+_installed: dict[type[Hooks], Hooks] = {}
+_Kind = TypeVar("_Kind", bound=Hooks)
+
+
+def installed(kind: type[_Kind]) -> _Kind | None:
+    """Return the hooks of class `kind` that are installed in this process; None if none are."""
+    found = _installed.get(kind)
+    return found if isinstance(found, kind) else None
