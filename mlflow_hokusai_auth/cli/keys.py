@@ -140,8 +140,9 @@ def list_keys(as_json: bool, max_results: int, **which: str | None) -> None:
         from mlflow_hokusai_auth.server.web.schemas import describe
 
         query = {name: value for name, value in which.items() if value is not None}
-        records, token = page(store, {**query, "max_results": str(max_results)})
-        described = [describe(record) for record in records]
+        found = page(store, {**query, "max_results": str(max_results)})
+        described = [describe(record) for record in found.records]
+    token = found.next_page_token
     if as_json:
         print_json({"keys": described, "next_page_token": token})
         return

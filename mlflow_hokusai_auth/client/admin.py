@@ -108,24 +108,39 @@ class HokusaiAuthClient:
         environment: str | None = None,
         state: str | None = None,
         query: str | None = None,
+        scope: str | None = None,
+        expires_within: int | None = None,
+        unused_for: int | None = None,
+        order_by: str | None = None,
         max_results: int = 100,
         page_token: str | None = None,
     ) -> PagedList[dict[str, Any]]:
-        """Return a page of keys, whose `token` is the next page's `page_token` (last page: None).
+        """Return a page of keys, newest first.
 
-        `state` is "active", "deprecated", "expired" or "revoked"; `query` is a part of the owner, name
-        or id.
+        The page's `token` is the next page's `page_token` (last page: None), and its `total` is the
+        number of keys on all pages.
+
+        `state` is "active", "deprecated", "expired" or "revoked", or "valid" for the first two, or
+        "ended" for the others. `query` is a part of the owner, name or id. `expires_within` and
+        `unused_for` are in seconds, and leave only valid keys. `order_by` is "created_at",
+        "expires_at", "last_used_at", "name", "owner", "scopes" or "state", perhaps with " DESC".
         """
         params = {
             "owner": owner,
             "environment": environment,
             "state": state,
             "query": query,
+            "scope": scope,
+            "expires_within": expires_within,
+            "unused_for": unused_for,
+            "order_by": order_by,
             "max_results": max_results,
             "page_token": page_token,
         }
         answer = self._call("GET", "keys", params=_given(params))
-        return PagedList(answer["keys"], answer.get("next_page_token"))
+        page = PagedList(answer["keys"], answer.get("next_page_token"))
+        page.total = answer.get("total")
+        return page
 
     def get_key(self, key_id: str) -> dict[str, Any]:
         """Return the record of one key."""

@@ -17,8 +17,9 @@ from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyConflict
 from mlflow_hokusai_auth.core.scopes import ADMIN
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import records
+from . import key_pages, records
 from .database import NOBODY, Actor, Change, Database
+from .key_pages import NEWEST_FIRST, KeyPage, Order
 from .records import EVERY, STATES, KeyFilter, KeyRecord, conditions, from_row
 from .tables import KEYS
 
@@ -118,51 +119,86 @@ class LocalStore:
         self,
         which: KeyFilter = EVERY,
         *,
+        order: Order = NEWEST_FIRST,
         max_results: int = 100,
         page_token: str | None = None,
-    ) -> tuple[list[KeyRecord], str | None]:
-        """Return a page of the keys that match `which`, newest first, and the token of the next page.
+    ) -> KeyPage:
+        """Return a page of the keys that match `which`.
 
-        The last page has None for a token. Raises InvalidRequest for an unknown `page_token` and for
+        Raises InvalidRequest for an unknown `page_token`, for one of another order, and for
         `max_results` that is not from 1 to `MAX_RESULTS`.
         """
         if not 1 <= max_results <= MAX_RESULTS:
             raise InvalidRequest(f"max_results must be from 1 to {MAX_RESULTS}.")
-        query = sa.select(KEYS).where(*conditions(which, time.time()))
-        query = query.order_by(KEYS.c.created_at.desc(), KEYS.c.key_id.desc())
+        now = time.time()
+        at = None if page_token is None else key_pages.place(order, page_token)
+        places, more = self._places(which, order, now, at, max_results)
+        if at is not None and at.back and not more:
+            # The first page is a whole one, even if the way back to it is shorter.
+            at = None
+            places, more = self._places(which, order, now, at, max_results)
+        total, before = self._count(which, now), 0
+        if at is not None and places:
+            first = key_pages.Place(*places[0][1:], back=True)
+            value = key_pages.expression(order, now)
+            before = self._count(which, now, key_pages.beyond(order, value, first))
+
+        def token(row: int, *, back: bool) -> str:
+            return key_pages.token(order, key_pages.Place(*places[row][1:], back))
+
+        return KeyPage(
+            [record for record, *_ in places],
+            token(-1, back=False) if places and before + len(places) < total else None,
+            token(0, back=True) if before else None,
+            total,
+            before,
+        )
+
+    def _places(
+        self,
+        which: KeyFilter,
+        order: Order,
+        now: float,
+        at: key_pages.Place | None,
+        max_results: int,
+    ) -> tuple[list[tuple[KeyRecord, float | str, str]], bool]:
+        """Return the records of the page at `at`, with their places, and whether more lie beyond."""
+        value = key_pages.expression(order, now)
+        back = at is not None and at.back
+        query = sa.select(KEYS, value.label("place")).where(*conditions(which, now))
+        if at is not None:
+            query = query.where(key_pages.beyond(order, value, at))
+        query = query.order_by(*key_pages.ordered(order, value, back=back)).limit(max_results + 1)
         with self.database.reading() as connection:
-            if page_token is not None:
-                last = connection.execute(
-                    sa.select(KEYS.c.created_at, KEYS.c.key_id).where(KEYS.c.key_id == page_token)
-                ).one_or_none()
-                if last is None:
-                    raise InvalidRequest("page_token is not one of this server's.")
-                query = query.where(sa.tuple_(KEYS.c.created_at, KEYS.c.key_id) < sa.tuple_(*last))
-            rows = connection.execute(query.limit(max_results + 1)).all()
-        page = [from_row(row) for row in rows[:max_results]]
-        return page, page[-1].key_id if len(rows) > max_results else None
+            rows = connection.execute(query).all()
+        found = [(from_row(row), row.place, row.key_id) for row in rows[:max_results]]
+        return found[::-1] if back else found, len(rows) > max_results
+
+    def _count(self, which: KeyFilter, now: float, *more: sa.ColumnElement[bool]) -> int:
+        """Return the number of keys that match `which` and the conditions `more`."""
+        query = sa.select(sa.func.count()).select_from(KEYS)
+        with self.database.reading() as connection:
+            matching = query.where(*conditions(which, now), *more)
+            return int(connection.execute(matching).scalar_one())
 
     def each(self, which: KeyFilter = EVERY) -> Iterator[KeyRecord]:
         """Yield every key that matches `which`, newest first."""
-        token: str | None = None
-        while True:
-            page, token = self.page(which, max_results=MAX_RESULTS, page_token=token)
-            yield from page
-            if token is None:
-                return
+        at: key_pages.Place | None = None
+        more = True
+        while more:
+            places, more = self._places(which, NEWEST_FIRST, time.time(), at, MAX_RESULTS)
+            for record, *_ in places:
+                yield record
+            if more:
+                at = key_pages.Place(*places[-1][1:])
 
     def counts(self, soon: float) -> tuple[dict[str, int], int]:
         """Return the number of keys in each state, and of active ones that end in `soon` seconds."""
         now = time.time()
-        count = sa.select(sa.func.count()).select_from(KEYS)
-        ending = KEYS.c.expires_at <= now + soon
-        with self.database.reading() as connection:
-
-            def of(state: str, *more: sa.ColumnElement[bool]) -> int:
-                query = count.where(*conditions(KeyFilter(state=state), now), *more)
-                return int(connection.execute(query).scalar_one())
-
-            return {state: of(state) for state in STATES}, of("active", ending)
+        ending = KeyFilter(state="active", expires_within=soon)
+        return {one: self._count(KeyFilter(state=one), now) for one in STATES}, self._count(
+            ending, now
+        )
 
     def get(self, key_id: str) -> KeyRecord:
         """Return the record with this id."""

@@ -141,15 +141,17 @@ def test_import_sends_the_key(api: Api, client: HokusaiAuthClient) -> None:
 
 
 def test_list_returns_pages(api: Api, client: HokusaiAuthClient) -> None:
-    api.on("GET keys", 200, {"keys": [RECORD], "next_page_token": "next"})
+    api.on("GET keys", 200, {"keys": [RECORD], "next_page_token": "next", "total": 9})
     page = client.list_keys()
     assert isinstance(page, PagedList)
-    assert (list(page), page.token) == ([RECORD], "next")
+    assert (list(page), page.token, page.total) == ([RECORD], "next", 9)
     assert api.last.query == {"max_results": "100"}
     api.on("GET keys", 200, {"keys": [], "next_page_token": None})
     which = {"owner": "A&B", "environment": "dev", "state": "revoked", "query": "q r"}
+    which |= {"scope": "read", "expires_within": 1, "unused_for": 2, "order_by": "owner DESC"}
     last = client.list_keys(**which, max_results=7, page_token="next")
     assert (list(last), last.token) == ([], None)
+    which = {name: str(value) for name, value in which.items()}
     assert api.last.query == {**which, "max_results": "7", "page_token": "next"}
 
 

@@ -214,6 +214,7 @@ CALLS: dict[str, Callable[[HokusaiAuthClient], Any]] = {
     ),
     "list_keys": lambda client: client.list_keys(
         owner="a", environment="test", state="active", query="q", page_token="t",
+        scope="read", expires_within=1, unused_for=1, order_by="owner",
     ),
     "get_key": lambda client: client.get_key("key_1"),
     "edit_key": lambda client: client.edit_key(
@@ -308,6 +309,7 @@ def test_what_the_client_reads_is_described(api: Api) -> None:
         found = CALLS[name](HokusaiAuthClient(api.uri))
         if isinstance(found, list):
             token = answer.pop("next_page_token", None)
+            assert getattr(found, "total", None) == answer.pop("total", None)
             assert [list(found)] == list(answer.values()) and getattr(found, "token", None) == token
         else:
             assert found == answer

@@ -212,7 +212,7 @@ def test_pages_are_complete_and_stay_so_while_keys_are_added(
     pages = 0
     while pages == 0 or token is not None:
         pages += 1
-        records, token = store.page(max_results=4, page_token=token)
+        records, token, *_ = store.page(max_results=4, page_token=token)
         found += [record.key_id for record in records]
         assert len(records) == (1 if token is None else 4)
         clock.shift(1)
@@ -231,11 +231,11 @@ def test_the_newest_key_is_first(store: LocalStore, clock: time_machine.Travelle
 
 
 def test_full_last_page_has_no_next_page(store: LocalStore) -> None:
-    assert store.page(max_results=2) == ([], None)
+    assert store.page(max_results=2) == ([], None, None, 0, 0)
     for _ in range(4):
         made(store)
-    first, token = store.page(max_results=2)
-    second, end = store.page(max_results=2, page_token=token)
+    first, token, *_ = store.page(max_results=2)
+    second, end, *_ = store.page(max_results=2, page_token=token)
     assert (len(first), len(second), end) == (2, 2, None)
     assert store.page(max_results=1000)[1] is None
 
@@ -292,7 +292,9 @@ def test_every_filter_and_state(store: LocalStore, clock: time_machine.Traveller
         ]
         assert list(store.each(KeyFilter(owner, environment, state, query))) == expected
     for wrong in ("", "Active", "active\n"):
-        with pytest.raises(InvalidRequest, match="active, deprecated, expired, revoked"):
+        with pytest.raises(
+            InvalidRequest, match="active, deprecated, expired, revoked, valid, ended"
+        ):
             store.page(KeyFilter(state=wrong))
 
 

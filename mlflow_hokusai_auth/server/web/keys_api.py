@@ -26,7 +26,8 @@ from mlflow_hokusai_auth.core.isolation import DEFAULT_PREFIX
 from mlflow_hokusai_auth.core.keys import problem, redact
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
-from mlflow_hokusai_auth.store import usage
+from mlflow_hokusai_auth.store import key_pages, usage
+from mlflow_hokusai_auth.store.key_pages import KeyPage
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.records import KeyFilter, KeyRecord
 
@@ -66,8 +67,12 @@ def blueprint(
 
     @routes.get("/keys")
     def list_keys() -> flask.Response:
-        records, token = page(store, flask.request.args)
-        return flask.jsonify(keys=with_uses(store, records), next_page_token=token)
+        found = page(store, flask.request.args)
+        return flask.jsonify(
+            keys=with_uses(store, found.records),
+            next_page_token=found.next_page_token,
+            total=found.total,
+        )
 
     @routes.post("/keys")
     def create_key() -> tuple[flask.Response, int]:
@@ -172,17 +177,44 @@ def _default_experiment(caller: Principal, gate: Gate) -> str | None:
     return DEFAULT_PREFIX + caller.owner_id if confined else None
 
 
-def page(store: LocalStore, query: Mapping[str, str]) -> tuple[list[KeyRecord], str | None]:
-    """Return the page of keys for `query`, and the next page's token. Raises InvalidRequest."""
+def page(store: LocalStore, query: Mapping[str, str]) -> KeyPage:
+    """Return the page of keys for `query`. Raises InvalidRequest."""
     values = {name: value for name, value in query.items() if value}
     for name, value in values.items():
-        if not value.isprintable() or len(value) > 255:
+        longest = key_pages.MAX_TOKEN if name == "page_token" else 255
+        if not value.isprintable() or len(value) > longest:
             raise InvalidRequest(
-                f"{redact(name)[:40]!r} must be printable text of at most 255 characters."
+                f"{redact(name)[:40]!r} must be printable text of at most {longest} characters."
             )
-    results = api.max_results(values)
-    which = KeyFilter(*(values.get(name) for name in KeyFilter.__slots__))
-    return store.page(which, max_results=results, page_token=values.get("page_token"))
+    order = values.get("order_by")
+    return store.page(
+        key_filter(values),
+        order=key_pages.NEWEST_FIRST if order is None else key_pages.order(order),
+        max_results=api.max_results(values),
+        page_token=values.get("page_token"),
+    )
+
+
+def key_filter(values: Mapping[str, str]) -> KeyFilter:
+    """Return the filter in the parameters `values`. Raises InvalidRequest."""
+    return KeyFilter(
+        owner=values.get("owner"),
+        environment=values.get("environment"),
+        state=values.get("state"),
+        query=values.get("query"),
+        scope=values.get("scope"),
+        expires_within=_seconds(values, "expires_within"),
+        unused_for=_seconds(values, "unused_for"),
+    )
+
+
+def _seconds(values: Mapping[str, str], name: str) -> float | None:
+    text = values.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise InvalidRequest(f"{name} must be a whole number of seconds.")
+    return float(text)
 
 
 def with_uses(store: LocalStore, records: list[KeyRecord]) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ from pydantic.json_schema import models_json_schema
 from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
 from mlflow_hokusai_auth.core.ownership import KINDS
+from mlflow_hokusai_auth.core.scopes import KNOWN
+from mlflow_hokusai_auth.store.key_pages import FIELDS, MAX_TOKEN, NEWEST_FIRST
 from mlflow_hokusai_auth.store.keys import MAX_RESULTS
-from mlflow_hokusai_auth.store.records import STATES
+from mlflow_hokusai_auth.store.records import STATE_FILTERS
 
 from . import ownership_schemas as owned
 from . import schemas
@@ -80,7 +82,7 @@ _PAGE = [
         maximum=MAX_RESULTS,
         default=100,
     ),
-    _parameter("page_token", "The next_page_token of the previous page.", maxLength=256),
+    _parameter("page_token", "The next_page_token of the previous page.", maxLength=MAX_TOKEN),
 ]
 _KIND = _parameter("kind", "What is meant.", enum=list(KINDS), default=KINDS[0])
 _NAME = _parameter("name", "The name of a registered model or an experiment.")
@@ -94,8 +96,31 @@ _PREFIX = _parameter("prefix", "The prefix, as it was added.", maxLength=256)
 _FILTERS = [
     _parameter("owner", "Only keys of exactly this owner.", maxLength=255),
     _parameter("environment", "Only keys of this environment.", enum=list(ENVIRONMENTS)),
-    _parameter("state", "Only keys in this state.", enum=list(STATES)),
+    _parameter(
+        "state",
+        "Only keys in this state; valid keys are active or deprecated, ended ones the others.",
+        enum=list(STATE_FILTERS),
+    ),
     _parameter("query", "Only keys with this text in their owner, name or id.", maxLength=255),
+    _parameter("scope", "Only keys with this scope, among others.", enum=sorted(KNOWN)),
+    _parameter(
+        "expires_within",
+        "Only valid keys that expire within so many seconds.",
+        type="integer",
+        minimum=0,
+    ),
+    _parameter(
+        "unused_for",
+        "Only valid keys that were neither used nor made within so many seconds.",
+        type="integer",
+        minimum=0,
+    ),
+    _parameter(
+        "order_by",
+        f"One of {', '.join(FIELDS)}; DESC after it turns the order round. A page_token belongs to "
+        "its order.",
+        default=str(NEWEST_FIRST),
+    ),
     *_PAGE,
 ]
 _OF_AUDIT = [
@@ -129,7 +154,7 @@ _SIGNED_REPORT = {
 # fmt: off
 _ROWS = (
     _Row("GET whoami", "whoami", "The key in use, and what it may do.", schemas.Identity),
-    _Row("GET keys", "listKeys", "Keys, newest first.", schemas.KeyPage,
+    _Row("GET keys", "listKeys", "Keys, and how many there are.", schemas.KeyPage,
          extra={"parameters": _FILTERS}),
     _Row("POST keys", "createKey", "Make a key.", schemas.MadeKey, "201", ("409",), schemas.NewKey),
     _Row("POST keys/import", "importKey", "Import an existing key.", schemas.Key, "201", ("409",),

@@ -220,10 +220,11 @@ class ReplacingKey(MadeKey):
 
 
 class KeyPage(BaseModel):
-    """A page of keys, newest first, and the token of the next page, or null."""
+    """A page of keys, the token of the next page, or null, and the number of keys on all pages."""
 
     keys: list[KeyWithUses]
     next_page_token: str | None
+    total: int
 
 
 class AuditEvent(BaseModel):

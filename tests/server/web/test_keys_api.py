@@ -89,6 +89,11 @@ MISTAKES: list[tuple[str, object, int, str]] = [
     ("GET /keys?query=" + "a" * 256, None, 400, "'query' must be printable"),
     ("GET /keys?state=lost", None, 400, "state"),
     ("GET /keys?page_token=x", None, 400, "page_token"),
+    ("GET /keys?page_token=" + "A" * 513, None, 400, "'page_token' must be printable"),
+    ("GET /keys?scope=raed", None, 400, "scope must be one of"),
+    ("GET /keys?order_by=digest", None, 400, "order_by must begin with one of"),
+    ("GET /keys?expires_within=-1", None, 400, "expires_within must be a whole number"),
+    ("GET /keys?unused_for=%D9%A3", None, 400, "unused_for must be a whole number"),
     ("GET /keys/key_0", None, 404, "no key 'key_0'"),
     ("DELETE /keys/key_0?wait=yes", None, 400, "wait must be true or false"),
     ("DELETE /keys/key_0?force=", None, 400, "force must be true or false"),
@@ -178,9 +183,18 @@ def test_key_is_made_changed_and_shown(here: Api) -> None:
         ("?owner=", 2),
         ("?owner=x", 0),
         ("?state=revoked", 0),
+        ("?state=valid&scope=model:write&order_by=state+DESC", 2),
+        ("?expires_within=86400", 1),
+        ("?unused_for=3600", 0),
     ):
         page = here.ask(f"GET /keys{query}").json
-        assert page is not None and len(page["keys"]) == count, query
+        assert page is not None and len(page["keys"]) == page["total"] == count, query
+    first = here.ask("GET /keys?max_results=1&order_by=expires_at").json
+    assert first is not None and (len(first["keys"]), first["total"]) == (1, 2)
+    path = f"GET /keys?order_by=expires_at&page_token={first['next_page_token']}"
+    second = here.ask(path).json
+    assert second is not None and len(second["keys"]) == 1
+    assert second["keys"] != first["keys"] and second["next_page_token"] is None
     assert here.ask("POST /keys/import", {**ACME, "key": key}).status_code in (400, 409)
 
 
@@ -217,7 +231,7 @@ def test_export_has_all_keys_or_an_error_status(here: Api, monkeypatch: pytest.M
     def fail(*_: object, **__: object) -> Any:
         raise AuthorityUnavailable("down")
 
-    monkeypatch.setattr(here.store, "page", fail)
+    monkeypatch.setattr(here.store, "_places", fail)
     failed = here.ask("GET /keys/export")
     assert failed.status_code == 503 and failed.json is not None
     assert failed.json["error_code"] == "TEMPORARILY_UNAVAILABLE"

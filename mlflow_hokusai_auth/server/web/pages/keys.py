@@ -33,8 +33,9 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
         rows: list[dict[str, Any]] = []
         token = None
         if may_manage:
-            records, token = keys_api.page(store, query)
-            rows = keys_api.with_uses(store, records)
+            found = keys_api.page(store, query)
+            token = found.next_page_token
+            rows = keys_api.with_uses(store, found.records)
         return shared.page(
             "keys.html",
             me=keys_api.whoami_of(store, gate),
