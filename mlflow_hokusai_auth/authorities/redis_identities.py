@@ -27,7 +27,7 @@ from mlflow_hokusai_auth.core.types import Principal
 from .redis_client import BestEffortRedis, NoAnswer, client
 
 # The number is that of the entries' form: a principal that lacks a field must not be read.
-_PREFIX = "hokusai-auth:5:"
+_PREFIX = "hokusai-auth:6:"
 #: An entry is ignored if its server's clock is further ahead than this (seconds).
 MAX_SKEW = 10.0
 

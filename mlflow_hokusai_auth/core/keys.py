@@ -1,6 +1,6 @@
 """The format of a key, and functions to check, digest and redact it.
 
-A new key is `hk_<live|test|dev>_` + 40 random base62 characters + their CRC-32 in six base62
+A new key is `hk_<live|test|dev|ci>_` + 40 random base62 characters + their CRC-32 in six base62
 characters, as GitHub builds its tokens
 (https://github.blog/engineering/behind-githubs-new-authentication-token-formats/). 40 characters hold
 238 bits, so nobody can guess a key, and a plain SHA-256 is enough to store.
@@ -15,6 +15,8 @@ import secrets
 import zlib
 
 ENVIRONMENTS = ("live", "test", "dev")
+#: The environment of keys that are exchanged for an identity token. They live an hour at most.
+EPHEMERAL = "ci"
 #: Characters of a key, at most, of any authority.
 MAX_LENGTH = 256
 
@@ -26,7 +28,7 @@ _RANDOM = 40
 _CHECKSUM = 6
 _SHAPE = re.compile(r"[A-Za-z0-9_-]{1,256}", re.ASCII)
 _CHECKSUMMED = re.compile(
-    rf"hk_(?:live|test|dev)_([0-9A-Za-z]{{{_RANDOM}}})([0-9A-Za-z]{{{_CHECKSUM}}})", re.ASCII
+    rf"hk_(?:live|test|dev|ci)_([0-9A-Za-z]{{{_RANDOM}}})([0-9A-Za-z]{{{_CHECKSUM}}})", re.ASCII
 )
 _IMPORTABLE = re.compile(r"hk_(?:live|test|dev)_(?:[0-9A-Za-z]{32}|[0-9A-Za-z]{40})", re.ASCII)
 
@@ -39,7 +41,7 @@ def _spelt(text: str) -> str:
 # Web servers log a target as it was sent, so any character may be encoded, such as %5F for "_".
 _IN_TEXT = re.compile(
     _spelt("hk_")
-    + f"({'|'.join(_spelt(name) for name in (*ENVIRONMENTS, 'jobs', 'session'))})"
+    + f"({'|'.join(_spelt(name) for name in (*ENVIRONMENTS, EPHEMERAL, 'jobs', 'session'))})"
     + _spelt("_")
     + "[A-Za-z0-9_%-]{4,}",
     re.ASCII | re.IGNORECASE,
@@ -53,8 +55,11 @@ def checksum(text: str) -> str:
 
 
 def generate(environment: str = "live") -> str:
-    """Return a new key for `environment`, one of `ENVIRONMENTS`; raise ValueError for any other."""
-    if environment not in ENVIRONMENTS:
+    """Return a new key for `environment`, one of `ENVIRONMENTS` or `EPHEMERAL`.
+
+    Raises ValueError for any other.
+    """
+    if environment not in (*ENVIRONMENTS, EPHEMERAL):
         raise ValueError(f"environment must be one of {', '.join(ENVIRONMENTS)}")
     body = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM))
     return f"hk_{environment}_{body}{checksum(body)}"
@@ -95,11 +100,12 @@ def problem(key: str) -> str | None:
 
 def importable(key: str) -> bool:
     """Return whether the store can import `key`: it has our form, or that of an older key."""
-    return problem(key) is None and bool(_CHECKSUMMED.fullmatch(key) or _IMPORTABLE.fullmatch(key))
+    known = _CHECKSUMMED.fullmatch(key) or _IMPORTABLE.fullmatch(key)
+    return problem(key) is None and known is not None and environment(key) in ENVIRONMENTS
 
 
 def environment(key: str) -> str:
-    """Return the environment of an importable key: "live", "test" or "dev"."""
+    """Return the environment of a key in our form: "live", "test", "dev" or "ci"."""
     return key.split("_", 2)[1]
 
 

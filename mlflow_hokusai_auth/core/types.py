@@ -135,6 +135,8 @@ class Principal:
     models: tuple[str, ...] = ()
     #: True if the key may not delete anything.
     no_delete: bool = False
+    #: The job whose identity token was exchanged for the key (`core.trust`), "" for any other key.
+    source: str = ""
 
     @property
     def narrowed(self) -> bool:

@@ -80,6 +80,13 @@ class Change:
     connection: sa.Connection
     events: list[dict[str, object]] = field(default_factory=list)
 
+    def bump(self) -> None:
+        """Show caches that an answer to a lookup changes: move the generation.
+
+        Call it before the table of keys is changed: all changes take their locks in this order.
+        """
+        self.connection.execute(_BUMP)
+
     def audit(self, event: str, by: Actor, key_id: str = "", **detail: object) -> None:
         """Add a row to the audit log, in this transaction: `by` did `event` to the key `key_id`.
 
@@ -153,7 +160,7 @@ class Database:
             if generation:
                 # This comes first: concurrent changes queue here, and each sees what the one before it
                 # wrote.
-                connection.execute(_BUMP)
+                change.bump()
             yield change
         for event in change.events:
             _audit_log.info("%s", json.dumps(event))

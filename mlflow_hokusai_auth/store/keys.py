@@ -40,6 +40,7 @@ _LOOKUP = sa.select(
     KEYS.c.deprecated_at,
     KEYS.c.models,
     KEYS.c.no_delete,
+    KEYS.c.source,
 ).where(KEYS.c.digest == sa.bindparam("digest"))
 
 
@@ -233,6 +234,7 @@ class LocalStore:
             before = records.get(change.connection, key_id)
             if before.revoked_at is not None:
                 raise KeyConflict(f"Key {key_id} was revoked, so it can't be changed.")
+            _refuse_ephemeral(before)
             changed: dict[str, Any] = {
                 name: tuple(sorted(set(value))) if name == "scopes" else value
                 for name, value in changes.items()
@@ -267,6 +269,7 @@ class LocalStore:
         now = time.time()
         with self.database.changing() as change:
             old = records.get(change.connection, key_id)
+            _refuse_ephemeral(old)
             if (state := old.state(now)) != "active":
                 raise KeyConflict(
                     f"Key {key_id} was replaced by {old.replaced_by} already."
@@ -339,7 +342,16 @@ def _principal(row: Any) -> Principal:
         owner_id=row.owner,
         models=tuple(row.models),
         no_delete=row.no_delete,
+        source=row.source,
     )
+
+
+def _refuse_ephemeral(record: KeyRecord) -> None:
+    if record.trust_id is not None:
+        raise KeyConflict(
+            f"Key {record.key_id} was exchanged for an identity token, so it is neither changed nor "
+            f"replaced: it ends by itself. Exchange another token, or change {record.trust_id}."
+        )
 
 
 def _is_admin(record: KeyRecord) -> bool:

@@ -19,6 +19,7 @@ from mlflow_hokusai_auth.core.errors import (
 )
 from mlflow_hokusai_auth.core.scopes import KNOWN, are_staff
 from mlflow_hokusai_auth.core.suggest import did_you_mean
+from mlflow_hokusai_auth.core.trust import Trust
 
 from .database import Change
 from .tables import KEYS
@@ -55,6 +56,9 @@ class KeyRecord:
     models: tuple[str, ...] = ()
     #: True if the key may not delete anything.
     no_delete: bool = False
+    #: Of a key that was exchanged for an identity token: the trust, and the job.
+    trust_id: str | None = None
+    source: str = ""
 
     def state(self, now: float) -> str:
         """Return one of `STATES` at `now`. A "deprecated" (replaced) key is good until it expires."""
@@ -70,6 +74,7 @@ class KeyFilter:
     """The fields by which keys are chosen for a list; None matches every key."""
 
     owner: str | None = None
+    #: Keys that were exchanged for an identity token match only if this is `keys.EPHEMERAL`.
     environment: str | None = None
     #: One of `STATE_FILTERS`.
     state: str | None = None
@@ -100,6 +105,8 @@ def conditions(which: KeyFilter, now: float) -> Collection[sa.ColumnElement[bool
         wanted.append(KEYS.c.owner == which.owner)
     if which.environment is not None:
         wanted.append(KEYS.c.environment == which.environment)
+    if which.environment != key_format.EPHEMERAL:
+        wanted.append(KEYS.c.trust_id.is_(None))
     if which.query is not None:
         # Searching one joined text is three times as fast as searching three.
         text = KEYS.c.owner + " " + KEYS.c.name + " " + KEYS.c.key_id
@@ -168,7 +175,7 @@ def new_id() -> str:
     return f"key_{secrets.token_hex(8)}"
 
 
-def refuse_narrowed_staff(record: KeyRecord) -> None:
+def refuse_narrowed_staff(record: KeyRecord | Trust) -> None:
     """Raise StaffNarrowed if `record` is narrowed, and its scopes are those of the server's staff."""
     if (record.models or record.no_delete) and are_staff(frozenset(record.scopes)):
         raise StaffNarrowed(
@@ -198,12 +205,11 @@ def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
             )
 
 
-def insert(change: Change, record: KeyRecord, key: str) -> None:
+def insert(change: Change, record: KeyRecord, key: str, *, token_digest: str | None = None) -> None:
     """Store `record` with the digest of `key`. Raises IntegrityError if the key is stored already."""
     fields = {name: getattr(record, name) for name in record.__slots__}
-    change.connection.execute(
-        sa.insert(KEYS).values(**columns(fields), digest=key_format.digest(key))
-    )
+    digests = {"digest": key_format.digest(key), "token_digest": token_digest}
+    change.connection.execute(sa.insert(KEYS).values(**columns(fields), **digests))
 
 
 def columns(fields: Mapping[str, Any]) -> dict[str, Any]:

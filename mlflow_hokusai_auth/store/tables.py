@@ -25,6 +25,38 @@ KEYS = sa.Table(
     sa.Column("last_used_at", sa.Float(53)),
     sa.Column("models", sa.JSON, nullable=False),
     sa.Column("no_delete", sa.Boolean, nullable=False),
+    # Of a key that was exchanged for an identity token: the trust, the job, and the digest of a token
+    # that may be exchanged again.
+    sa.Column("trust_id", sa.String(32)),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("token_digest", sa.String(64)),
+)
+#: The workloads whose identity tokens are exchanged for keys.
+TRUSTS = sa.Table(
+    "hokusai_auth_trusts",
+    _metadata,
+    sa.Column("trust_id", sa.String(32), primary_key=True),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("issuer", sa.String(255), nullable=False),
+    sa.Column("claims", sa.JSON, nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("models", sa.JSON, nullable=False),
+    sa.Column("no_delete", sa.Boolean, nullable=False),
+    sa.Column("ttl", sa.Float(53), nullable=False),
+    sa.Column("single_use", sa.Boolean, nullable=False),
+    sa.Column("pins", sa.JSON, nullable=False),
+    sa.Column("jwks", sa.Text),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("last_used_at", sa.Float(53)),
+    sa.Column("exchanges", sa.BigInteger, nullable=False),
+)
+#: Identity tokens that were exchanged, and may not be again.
+USED_TOKENS = sa.Table(
+    "hokusai_auth_used_tokens",
+    _metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("ends_at", sa.Float(53), nullable=False),
 )
 STATE = sa.Table(
     "hokusai_auth_state",

@@ -51,6 +51,7 @@ FULL = Principal(
     owner_id="ü-7",
     models=("acme-*", "é"),
     no_delete=True,
+    source="github:acme/models@0#1",
 )
 BUDGET = 0.1
 
@@ -120,7 +121,7 @@ def test_principal_comes_back_unchanged(cache: SharedCache) -> None:
 def test_entry_of_another_form_is_not_read(cache: SharedCache, redis_url: str) -> None:
     # A server of the version before would leave out fields that this one needs: a new field of a
     # principal takes a new number in the prefix, and a value of its own in FULL.
-    assert (redis_identities._PREFIX, len(fields(Principal))) == ("hokusai-auth:5:", 14)
+    assert (redis_identities._PREFIX, len(fields(Principal))) == ("hokusai-auth:6:", 15)
     usual = {field.default for field in fields(Principal)} - {MISSING}
     assert usual.isdisjoint(getattr(FULL, field.name) for field in fields(Principal))
     name, value = (
@@ -128,7 +129,7 @@ def test_entry_of_another_form_is_not_read(cache: SharedCache, redis_url: str) -
         redis_identities._encode(DIGEST, ALICE, time.time()),
     )
     with redis.Redis.from_url(redis_url) as client:
-        client.set(name.replace(":5:", ":4:"), value, ex=60)
+        client.set(name.replace(":6:", ":5:"), value, ex=60)
         assert cache.get(DIGEST) is None
         client.set(name, value, ex=60)
     found = cache.get(DIGEST)

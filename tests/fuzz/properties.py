@@ -26,7 +26,9 @@ PUBLIC = {
     *(("GET", f"/hokusai/static/{name}") for name in ("hokusai.css", "hokusai.svg", "login.js")),
 }
 #: As a request's own bytes have it; `keys` has a looser one.
-_KEY = re.compile(r"hk_(?:live|test|dev|jobs|session)_[A-Za-z0-9_-]{4,}", re.ASCII | re.IGNORECASE)
+_KEY = re.compile(
+    r"hk_(?:live|test|dev|ci|jobs|session)_[A-Za-z0-9_-]{4,}", re.ASCII | re.IGNORECASE
+)
 _PLACES = {"X-API-Key", "Authorization", "X-MLflow-Authorization", "?api_key=", browser.PLACE}
 
 

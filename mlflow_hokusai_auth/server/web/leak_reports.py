@@ -46,7 +46,10 @@ MAX_TEXT = 500
 # needs a boundary: without one, the first 32 and 40 characters of a key would be reported as well.
 # The start has none, since a key may follow a letter: "\nhk_live_…" in quoted code, "%3Dhk_live_…".
 #: The pattern that GitHub scans for: keys made here (46 characters after the prefix) and older ones.
-PATTERN = r"hk_(?:live|test|dev)_(?:[0-9A-Za-z]{46}|[0-9A-Za-z]{40}|[0-9A-Za-z]{32})\b"
+PATTERN = (
+    r"hk_(?:(?:live|test|dev)_(?:[0-9A-Za-z]{46}|[0-9A-Za-z]{40}|[0-9A-Za-z]{32})"
+    r"|ci_[0-9A-Za-z]{46})\b"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -477,7 +477,8 @@ def test_pattern_finds_no_part_of_something_else() -> None:
 
 @given(st.from_regex(PATTERN, fullmatch=True))
 def test_match_is_importable_but_for_its_checksum(text: str) -> None:
-    if key_format.importable(text):
+    exchanged = text.startswith("hk_ci_") and key_format.problem(text) is None
+    if exchanged or key_format.importable(text):
         return
     body = text.split("_", 2)[2]
     assert len(body) == 46

@@ -1,0 +1,354 @@
+"""Trusts, and the exchange of a workload's identity token for a key that lives for minutes.
+
+An exchange is one transaction: it takes the trust's row, judges the claims by it again, uses the token
+up, and makes the key. Locks are taken in one order everywhere: the trust, the generation, the keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from mlflow_hokusai_auth.core import keys as key_format
+from mlflow_hokusai_auth.core.errors import Conflict, InvalidRequest, NotFound
+from mlflow_hokusai_auth.core.scopes import ADMIN
+from mlflow_hokusai_auth.core.trust import Refused, Trust, Workload, judge
+
+from . import records
+from .database import NOBODY, Actor, Change, Database
+from .records import KeyRecord
+from .tables import KEYS, TRUSTS, USED_TOKENS
+
+#: Seconds for which a key stays good after the same token was exchanged again.
+OVERLAP = 60.0
+#: Seconds for which keys that have ended, and tokens that nobody takes any more, are kept.
+KEPT = 86400.0
+#: Trusts of a store, at most.
+MAX_TRUSTS = 1000
+
+_OF_ISSUER = (
+    sa.select(TRUSTS)
+    .where(TRUSTS.c.issuer == sa.bindparam("issuer"))
+    .order_by(TRUSTS.c.created_at, TRUSTS.c.trust_id)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRecord:
+    """A trust with what the store knows about it. Times are seconds since the epoch."""
+
+    trust: Trust
+    created_at: float
+    last_used_at: float | None = None
+    #: Tokens that were exchanged for keys.
+    exchanges: int = 0
+
+
+class _Refusal(Exception):
+    """Raised to undo an exchange."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.code)
+        self.refused = refused
+
+
+class Trusts:
+    """The trusts in `database`. Every method raises AuthorityUnavailable if it can't be used."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def each(self) -> list[TrustRecord]:
+        """Return all trusts, oldest first."""
+        query = sa.select(TRUSTS).order_by(TRUSTS.c.created_at, TRUSTS.c.trust_id)
+        with self._database.reading() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def of_issuer(self, issuer: str) -> list[Trust]:
+        """Return the trusts of exactly this issuer, oldest first."""
+        # PostgreSQL raises an error for a NUL.
+        if not issuer.isprintable():
+            return []
+        with self._database.reading() as connection:
+            return [
+                _record(row).trust for row in connection.execute(_OF_ISSUER, {"issuer": issuer})
+            ]
+
+    def get(self, trust_id: str) -> TrustRecord:
+        """Return the trust with this id. Raises NotFound."""
+        with self._database.reading() as connection:
+            return _get(connection, trust_id)
+
+    def add(
+        self,
+        workload: Workload,
+        *,
+        owner: str,
+        scopes: tuple[str, ...],
+        ttl: float,
+        models: tuple[str, ...] = (),
+        no_delete: bool = False,
+        jwks: str | None = None,
+        by: Actor = NOBODY,
+    ) -> TrustRecord:
+        """Trust `workload` to get keys of `owner` that live `ttl` seconds.
+
+        Raises InvalidRequest, StaffNarrowed, and Conflict for too many trusts, for one that exists, and
+        if another owner differs from `owner` in case only.
+        """
+        trust = Trust(
+            f"trust_{secrets.token_hex(8)}",
+            owner,
+            workload.kind,
+            workload.issuer,
+            workload.claims,
+            tuple(sorted(set(scopes))),
+            models,
+            no_delete,
+            ttl,
+            workload.single_use,
+            jwks=jwks,
+        )
+        _refuse_power(trust)
+        record = TrustRecord(trust, time.time())
+        with self._database.changing() as change:
+            records.refuse_look_alike(change, owner)
+            before = [_record(row) for row in change.connection.execute(sa.select(TRUSTS))]
+            if len(before) >= MAX_TRUSTS:
+                raise Conflict(f"There are {MAX_TRUSTS} trusts already. Remove some first.")
+            for other in (one.trust for one in before):
+                if other.issuer == trust.issuer and dict(other.claims) == dict(trust.claims):
+                    raise Conflict(
+                        f"{other.trust_id} is about this workload already. Edit or remove it first."
+                    )
+                if other.owner != owner and other.owner.casefold() == owner.casefold():
+                    raise Conflict(
+                        f"The owner {other.owner!r} exists, and differs in upper and lower case only."
+                    )
+            change.connection.execute(sa.insert(TRUSTS).values(**_columns(record)))
+            change.audit("trust.added", by, **audited(trust))
+        return record
+
+    def edit(
+        self,
+        trust_id: str,
+        changes: Mapping[str, Any],
+        by: Actor = NOBODY,
+        *,
+        forget_ids: bool = False,
+    ) -> TrustRecord:
+        """Change scopes, models, no_delete, ttl or jwks of a trust; `forget_ids` pins anew.
+
+        If the rights change, keys that were exchanged before end now. Raises NotFound, InvalidRequest
+        and StaffNarrowed.
+        """
+        changed = dict(changes)
+        if "scopes" in changed:
+            changed["scopes"] = tuple(sorted(set(changed["scopes"])))
+        if forget_ids:
+            changed["pins"] = ()
+        with self._database.changing(generation=False) as change:
+            before = _take(change, trust_id)
+            after = replace(before, trust=replace(before.trust, **changed))
+            _refuse_power(after.trust)
+            if {"scopes", "models", "no_delete"} & changed.keys():
+                _end_keys(change, trust_id)
+            values = {name: _columns(after)[name] for name in changed}
+            this = sa.update(TRUSTS).where(TRUSTS.c.trust_id == trust_id)
+            change.connection.execute(this.values(**values))
+            shown = records.columns(changed)
+            if "jwks" in shown:
+                shown["jwks"] = shown["jwks"] is not None
+            change.audit("trust.edited", by, trust_id=trust_id, **shown)
+        return after
+
+    def remove(self, trust_id: str, by: Actor = NOBODY) -> TrustRecord:
+        """Trust a workload no more, and end its keys now. Raises NotFound."""
+        with self._database.changing(generation=False) as change:
+            record = _take(change, trust_id)
+            ended = _end_keys(change, trust_id)
+            change.connection.execute(sa.delete(TRUSTS).where(TRUSTS.c.trust_id == trust_id))
+            change.audit("trust.removed", by, **audited(record.trust), ended=ended)
+        return record
+
+    def exchange(
+        self,
+        trust_id: str,
+        claims: Mapping[str, object],
+        *,
+        digest: str,
+        token_id: str,
+        ends_at: float,
+        by: Actor = NOBODY,
+    ) -> tuple[KeyRecord, str] | Refused:
+        """Return a new key, and its record, for a verified token with these `claims`.
+
+        `digest` is the token's, `token_id` its own id, and `ends_at` (seconds since the epoch) the
+        time from which on no server takes it. Of several exchanges of a token that is exchanged once
+        only, on any number of servers, exactly one gets a key.
+        """
+        now = time.time()
+        key = key_format.generate(key_format.EPHEMERAL)
+        try:
+            with self._database.changing(generation=False) as change:
+                trust = _take(change, trust_id).trust
+                verdict = judge(trust, claims, now)
+                if isinstance(verdict, Refused):
+                    raise _Refusal(verdict)
+                if trust.single_use:
+                    used = hashlib.sha256(
+                        f"{trust.issuer}\0{token_id}".encode("utf-8", "surrogatepass")
+                    ).hexdigest()
+                    row = {"digest": used, "ends_at": ends_at}
+                    change.connection.execute(sa.insert(USED_TOKENS).values(row))
+                else:
+                    _end_earlier(change, digest, now)
+                _sweep(change, now)
+                values: dict[str, Any] = {
+                    "last_used_at": now,
+                    "exchanges": TRUSTS.c.exchanges + 1,
+                }
+                if verdict.pins:
+                    values["pins"] = [list(pin) for pin in verdict.pins]
+                this = sa.update(TRUSTS).where(TRUSTS.c.trust_id == trust_id)
+                change.connection.execute(this.values(**values))
+                record = records.new(
+                    key,
+                    owner=trust.owner,
+                    scopes=trust.scopes,
+                    expires_at=now + verdict.ttl,
+                    models=trust.models,
+                    no_delete=trust.no_delete,
+                    trust_id=trust_id,
+                    source=verdict.source,
+                )
+                again = None if trust.single_use else digest
+                records.insert(change, record, key, token_digest=again)
+                workload = replace(by, name=verdict.source)
+                change.audit(
+                    "key.exchanged",
+                    workload,
+                    record.key_id,
+                    **records.audited(record),
+                    trust_id=trust_id,
+                    source=verdict.source,
+                )
+        except _Refusal as refusal:
+            return refusal.refused
+        except NotFound:
+            return Refused("TOKEN_UNTRUSTED", "The trust in this workload was removed just now.")
+        except sa.exc.IntegrityError:
+            return Refused(
+                "TOKEN_USED",
+                "This token was exchanged for a key already (claim jti). Ask the CI for a new one.",
+                "jti",
+            )
+        return record, key
+
+
+def audited(trust: Trust) -> dict[str, Any]:
+    """Return the fields of a trust that go into the audit log."""
+    names = ("trust_id", "owner", "kind", "issuer", "scopes", "models", "no_delete", "ttl")
+    fields = records.columns({name: getattr(trust, name) for name in names})
+    return {**fields, "claims": dict(trust.claims), "single_use": trust.single_use}
+
+
+def _refuse_power(trust: Trust) -> None:
+    if powers := sorted(ADMIN & set(trust.scopes)):
+        raise InvalidRequest(
+            f"A trust can't give {', '.join(powers)}: with it, a job could make itself keys that "
+            "outlive the trust."
+        )
+    records.refuse_narrowed_staff(trust)
+
+
+def _end_keys(change: Change, trust_id: str) -> int:
+    """Revoke the live keys of a trust, and return their number."""
+    change.bump()
+    now = time.time()
+    live = (
+        KEYS.c.trust_id == trust_id,
+        KEYS.c.trust_id.is_not(None),
+        KEYS.c.expires_at > now,
+        KEYS.c.revoked_at.is_(None),
+    )
+    return change.connection.execute(sa.update(KEYS).where(*live).values(revoked_at=now)).rowcount
+
+
+def _end_earlier(change: Change, digest: str, now: float) -> None:
+    """Let the key that the same token was exchanged for before end soon."""
+    ends = now + OVERLAP
+    earlier = (
+        KEYS.c.trust_id.is_not(None),
+        KEYS.c.expires_at > ends,
+        KEYS.c.token_digest == digest,
+        KEYS.c.revoked_at.is_(None),
+    )
+    if change.connection.execute(sa.select(KEYS.c.key_id).where(*earlier)).first() is not None:
+        change.bump()
+        change.connection.execute(sa.update(KEYS).where(*earlier).values(expires_at=ends))
+
+
+def _sweep(change: Change, now: float) -> None:
+    """Delete what is over: nothing asks for it any more."""
+    change.connection.execute(
+        sa.delete(KEYS).where(KEYS.c.trust_id.is_not(None), KEYS.c.expires_at < now - KEPT)
+    )
+    change.connection.execute(sa.delete(USED_TOKENS).where(USED_TOKENS.c.ends_at < now - KEPT))
+
+
+def _take(change: Change, trust_id: str) -> TrustRecord:
+    """Return a trust whose row is locked until the end of `change`. Raises NotFound."""
+    _get(change.connection, trust_id)
+    this = sa.update(TRUSTS).where(TRUSTS.c.trust_id == trust_id)
+    change.connection.execute(this.values(exchanges=TRUSTS.c.exchanges))
+    # Another change may have been before this one in the queue.
+    return _get(change.connection, trust_id)
+
+
+def _get(connection: sa.Connection, trust_id: str) -> TrustRecord:
+    row = None
+    if trust_id.isascii() and trust_id.isprintable():
+        row = connection.execute(
+            sa.select(TRUSTS).where(TRUSTS.c.trust_id == trust_id)
+        ).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"There is no trust {key_format.redact(trust_id)!r}; `hokusai-auth trust list` shows them."
+        )
+    return _record(row)
+
+
+def _record(row: Any) -> TrustRecord:
+    trust = Trust(
+        row.trust_id,
+        row.owner,
+        row.kind,
+        row.issuer,
+        tuple((name, value) for name, value in row.claims),
+        tuple(row.scopes),
+        tuple(row.models),
+        row.no_delete,
+        row.ttl,
+        row.single_use,
+        tuple((name, value) for name, value in row.pins),
+        row.jwks,
+    )
+    return TrustRecord(trust, row.created_at, row.last_used_at, row.exchanges)
+
+
+def _columns(record: TrustRecord) -> dict[str, Any]:
+    trust = record.trust
+    names = Trust.__slots__
+    fields = records.columns({name: getattr(trust, name) for name in names})
+    # Lists of lists, and no tuples, are what JSON keeps.
+    pairs: dict[str, Any] = json.loads(json.dumps({"claims": trust.claims, "pins": trust.pins}))
+    own = {"created_at": record.created_at, "last_used_at": record.last_used_at}
+    return {**fields, **pairs, **own, "exchanges": record.exchanges}
