@@ -22,6 +22,7 @@ SERVER = [
     "flask",
     # The first one whose parser has a limit of tokens.
     "graphql-core>=3.2.3",
+    "itsdangerous>=2",
     "limits>=3",
     "opentelemetry-api",
     "prometheus-client>=0.20",

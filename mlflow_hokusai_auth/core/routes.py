@@ -77,6 +77,11 @@ PUBLIC  POST              logout
 PUBLIC  GET               static/hokusai.css  static/hokusai.svg  static/login.js
 KEY     GET               keys  static/keys.js
 
+# Whose models are: each form needs the access of what it does by REST, such as POST grants.
+READ    GET               models
+WRITE   POST              models/share  models/unshare
+ADMIN   POST              models/assign  models/reserve  models/unreserve
+
 ADMIN   GET               metrics
 
 # Health: a single word for load balancers, and every part for callers with a key.

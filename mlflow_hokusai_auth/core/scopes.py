@@ -45,6 +45,8 @@ _REGISTRY_WRITES = (
     "/mlflow/experiments/create",
     "/hokusai/grants",
     "/hokusai/grants/{grant_id}",
+    "/hokusai/models/share",
+    "/hokusai/models/unshare",
 )
 
 #: The scope for a Prometheus: it reads the server's metrics, and nothing else.

@@ -40,6 +40,8 @@ MAX_GRANTS = 1000
 MAX_LIFETIME = 20 * 365 * 86400
 #: Names that one transaction of `assign_owner` changes, at most.
 BATCH = 100
+#: Grants that a list of models names for each of them, at most.
+MOST_SHARES = 5
 
 MLFLOW_RUNS = sa.table("runs", sa.column("run_uuid"), sa.column("experiment_id"))
 _MLFLOW_LOGGED = sa.table("logged_models", sa.column("model_id"), sa.column("experiment_id"))
@@ -55,6 +57,14 @@ class Page(list[dict[str, Any]]):
     """A page of rows; `token` is the next page's, or None."""
 
     token: str | None = None
+
+
+class Found(NamedTuple):
+    """A part of a list for people: the rows from number `first` on (from 0), of `total` in all."""
+
+    rows: list[dict[str, Any]]
+    first: int
+    total: int
 
 
 class _Named(NamedTuple):
@@ -134,6 +144,113 @@ class Ownership:
         for row in page:
             row["suggested"] = suggested.get(row[name], [])
         return page
+
+    def find_models(
+        self,
+        *,
+        text: str = "",
+        owner: str | None = None,
+        unowned: bool = False,
+        shared: bool = False,
+        first: int = 0,
+        most: int = 50,
+    ) -> Found:
+        """Return a part of the models that MLflow has, with the grants on each of them.
+
+        `text` is a part of their names in any case, and `owner` (None for any) whose they are. With
+        `shared`, they are those that the caller has by a grant. `first` is lowered if there are fewer.
+
+        A row is one of `list_owners` that also has `shares`: the first `MOST_SHARES` grants of those
+        that the caller may list and that have not ended, and `shares_in_all`, their number. Raises
+        InvalidRequest.
+        """
+        if owner is not None and unowned:
+            raise InvalidRequest("Ask for an owner or for unowned, not both.")
+        query = _models()
+        if text:
+            query = query.where(_has_part(text, MLFLOW_MODELS.c.name))
+        if owner is not None:
+            query = query.where(MODELS.c.owner == _checked(owner, "owner", rules.MAX_OWNER))
+        if unowned:
+            query = query.where(MODELS.c.owner.is_(None))
+        now = time.time()
+        if shared:
+            mine = sa.and_(MODEL_ACCESS.c.grantee == self._owner, _lasts(MODEL_ACCESS, now))
+            query = query.where(
+                MLFLOW_MODELS.c.name.in_(sa.select(MODEL_ACCESS.c.name).where(mine)),
+                MODELS.c.owner.is_distinct_from(self._owner),
+            )
+        with self._reading() as connection:
+            found = _part(connection, query, (MLFLOW_MODELS.c.name,), first, most)
+            names = [row["name"] for row in found.rows]
+            shares = self._shares(connection, names, now)
+            suggested: dict[Any, list[str]] = {}
+            if unowned and self._owner is None:
+                suggested = suggest(connection, "model", names)
+        rows = []
+        for row in found.rows:
+            listed = shares.get(row["name"], [])
+            rows.append(
+                {
+                    **self._redacted(row),
+                    "suggested": suggested.get(row["name"], []),
+                    "shares": listed,
+                    "shares_in_all": listed[0]["in_all"] if listed else 0,
+                }
+            )
+        return found._replace(rows=rows)
+
+    def find_grants(self, *, text: str = "", first: int = 0, most: int = 50) -> Found:
+        """Return a part of the grants that the caller may list, those given last first.
+
+        `text` is a part of the pattern or of an owner, in any case. `first` is lowered if there are
+        fewer. Raises InvalidRequest.
+        """
+        query = self._grants()
+        if text:
+            columns = (GRANTS.c.pattern, GRANTS.c.grantee, GRANTS.c.granted_by)
+            query = query.where(_has_part(text, *columns))
+        order = (GRANTS.c.created_at.desc(), GRANTS.c.id)
+        with self._reading() as connection:
+            found = _part(connection, query, order, first, most)
+        return found._replace(rows=[self._redacted_grant(row) for row in found.rows])
+
+    def find_prefixes(self, *, text: str = "", first: int = 0, most: int = 50) -> Found:
+        """Return a part of the prefixes, in their order.
+
+        `text` is a part of the prefix or of its owner, in any case. `first` is lowered if there are
+        fewer. Raises InvalidRequest.
+        """
+        query = sa.select(PREFIXES)
+        if text:
+            query = query.where(_has_part(text, PREFIXES.c.prefix, PREFIXES.c.owner))
+        with self._reading() as connection:
+            return _part(connection, query, (PREFIXES.c.prefix, PREFIXES.c.kind), first, most)
+
+    def _shares(
+        self, connection: sa.Connection, names: list[str], now: float
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Return the grants on each of these models that `find_models` names."""
+        each = MODEL_ACCESS.c.name
+        order = (GRANTS.c.grantee, GRANTS.c.id)
+        numbered = (
+            sa.select(
+                MODEL_ACCESS.c.name,
+                *(GRANTS.c[name] for name in ("id", "grantee", "granted_by", "level")),
+                GRANTS.c.expires_at,
+                sa.func.count().over(partition_by=each).label("in_all"),
+                sa.func.row_number().over(partition_by=each, order_by=order).label("number"),
+            )
+            .join(GRANTS, GRANTS.c.id == MODEL_ACCESS.c.grant_id)
+            .where(MODEL_ACCESS.c.name.in_(names), _lasts(GRANTS, now), *self._may_list())
+            .subquery()
+        )
+        query = sa.select(numbered).where(numbered.c.number <= MOST_SHARES)
+        found: dict[str, list[dict[str, Any]]] = {}
+        ordered = query.order_by(numbered.c.name, numbered.c.number)
+        for row in connection.execute(ordered).mappings():
+            found.setdefault(row["name"], []).append(dict(row))
+        return found
 
     def owners_of(self, name: str) -> list[dict[str, Any]]:
         """Return whose the model and the experiment with this name are. Raises NotFound.
@@ -303,16 +420,9 @@ class Ownership:
 
         `models` is the number of models that a grant covers now. Raises InvalidRequest.
         """
-        covered = sa.select(sa.func.count()).where(MODEL_ACCESS.c.grant_id == GRANTS.c.id)
-        query = sa.select(GRANTS, covered.scalar_subquery().label("models"))
-        if self._owner is not None:
-            mine = sa.or_(GRANTS.c.granted_by == self._owner, GRANTS.c.grantee == self._owner)
-            query = query.where(mine)
-        rows = self._page(query, GRANTS.c.id, "id", max_results, page_token)
-        for row in rows:
-            if self._owner not in (None, row["granted_by"]):
-                row["key_id"] = None
-        return rows
+        page = self._page(self._grants(), GRANTS.c.id, "id", max_results, page_token)
+        page[:] = [self._redacted_grant(row) for row in page]
+        return page
 
     def remove_grant(self, grant_id: str) -> dict[str, Any]:
         """End a grant that the caller gave, and return it; an operator may end any. Raises NotFound."""
@@ -321,7 +431,7 @@ class Ownership:
             where = GRANTS.c.id == grant_id
             if grant_id.isascii() and grant_id.isprintable():
                 row = connection.execute(sa.select(GRANTS).where(where)).mappings().one_or_none()
-            if row is None or self._owner not in (None, row["granted_by"]):
+            if row is None or not self._gave(row):
                 raise NotFound(
                     "You gave no grant with this id; `hokusai-auth grants list` has them."
                 )
@@ -380,6 +490,29 @@ class Ownership:
         if self._owner == "":
             raise Forbidden("This key has no owner, so it has no models to share.")
         return self._owner or ""
+
+    def _grants(self) -> sa.Select[Any]:
+        """Select the grants that the caller may list, each with the number of its models."""
+        covered = sa.select(sa.func.count()).where(MODEL_ACCESS.c.grant_id == GRANTS.c.id)
+        counted = covered.scalar_subquery().label("models")
+        return sa.select(GRANTS, counted).where(*self._may_list())
+
+    def _may_list(self) -> list[sa.ColumnElement[bool]]:
+        """Return the conditions on a grant that the caller may list: it gave or has it."""
+        if self._owner is None:
+            return []
+        if not self._owner:
+            # An operator's grants have "" for their giver, who is not a caller without an owner.
+            return [sa.false()]
+        return [sa.or_(GRANTS.c.granted_by == self._owner, GRANTS.c.grantee == self._owner)]
+
+    def _redacted_grant(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a grant as the caller may see it: only its giver and operators see the key's id."""
+        return row if self._gave(row) else {**row, "key_id": None}
+
+    def _gave(self, grant: Mapping[Any, Any]) -> bool:
+        """Return whether the caller gave `grant`, or is an operator."""
+        return self._owner is None or (self._owner != "" and self._owner == grant["granted_by"])
 
     def _redacted(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row of an owner as the caller may see it: keys of others have no id."""
@@ -491,6 +624,28 @@ def usable() -> Iterator[None]:
         raise AuthorityUnavailable(f"MLflow's database can't be used: {reason}") from None
     except sa.exc.TimeoutError:
         raise AuthorityUnavailable("MLflow's database has no free connection") from None
+
+
+def _has_part(text: str, *columns: Any) -> sa.ColumnElement[bool]:
+    """Return the condition that a column has `text` in it, in any case. Raises InvalidRequest."""
+    _checked(text, "query")
+    return sa.or_(*(column.icontains(text, autoescape=True) for column in columns))
+
+
+def _lasts(table: sa.Table, now: float) -> sa.ColumnElement[bool]:
+    """Return the condition that a row of grants, or of access by them, has not ended at `now`."""
+    return sa.or_(table.c.expires_at.is_(None), table.c.expires_at > now)
+
+
+def _part(
+    connection: sa.Connection, query: sa.Select[Any], order: tuple[Any, ...], first: int, most: int
+) -> Found:
+    """Return the rows of `query` from number `first` on, or of the last part that has any."""
+    counted = query.with_only_columns(sa.func.count(), maintain_column_froms=True)
+    total = connection.execute(counted).scalar_one()
+    first = max(0, min(first, (total - 1) // most * most))
+    part = connection.execute(query.order_by(*order).offset(first).limit(most))
+    return Found([dict(row) for row in part.mappings()], first, total)
 
 
 def _models() -> sa.Select[Any]:

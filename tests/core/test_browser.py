@@ -200,6 +200,11 @@ def test_regression_42_page_of_another_site_may_only_open_a_page() -> None:
         ("DELETE", f"{KEYS}/key_1", [HERE, GOOD], False),
         ("PATCH", f"{KEYS}/key_1", [HERE], True),
         ("post", KEYS, [HERE], True),
+        # A form carries it in its body, which the pages check.
+        ("POST", "/hokusai/models/share", [HERE], False),
+        ("POST", "/hokusai/models/share", [OTHER], True),
+        ("POST", "/hokusai/models/share", NOTHING, True),
+        ("POST", "/hokusai/models/unknown", [HERE], True),
         # The token alone is not enough.
         ("POST", KEYS, [GOOD], True),
         ("POST", KEYS, [OTHER, GOOD], True),

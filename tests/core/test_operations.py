@@ -61,6 +61,9 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     GET,POST,DELETE /api/2.0/hokusai/prefixes
     GET,POST /api/2.0/hokusai/isolation
     GET /api/2.0/hokusai/audit
+    GET /hokusai/models
+    POST /hokusai/models/share /hokusai/models/unshare
+    POST /hokusai/models/assign /hokusai/models/reserve /hokusai/models/unreserve
     GET /hokusai/keys /hokusai/metrics /api/health/mlflow/detailed /hokusai/static/keys.js
     GET /api/2.0/mlflow/users/current /ajax-api/2.0/mlflow/users/current
     GET /api/3.0/mlflow/users/current/permissions /ajax-api/3.0/mlflow/users/current/permissions
@@ -97,7 +100,8 @@ CALLS_OUT = re.compile(
 
 #: Routes that need ADMIN, with methods other than GET.
 ADMINISTRATION = re.compile(
-    r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|hokusai/(owners/|prefixes|isolation)|mlflow/(webhooks|workspaces|assistant/|demo/delete"
+    r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|hokusai/(owners/|prefixes|isolation)"
+    r"|/hokusai/models/(assign|reserve|unreserve)|mlflow/(webhooks|workspaces|assistant/|demo/delete"
     r"|gateway/(secrets|endpoints|model-definitions|budgets|guardrails)/)"
 )
 

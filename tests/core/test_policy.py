@@ -167,6 +167,7 @@ def test_registry_scopes_stay_with_the_registry() -> None:
     looked_at = {"experiments", "server", "ui", "hokusai"}
 
     shared = ("/mlflow/experiments/create", "/hokusai/grants", "/hokusai/grants/{grant_id}")
+    shared += ("/hokusai/models/share", "/hokusai/models/unshare")
 
     def expected(rule: Operation) -> tuple[Access, Access]:
         if rule.kind in whole or rule.rule.endswith(shared):

@@ -611,7 +611,9 @@ HOSTS = ("127.0.0.1", "localhost")
 def test_no_page_is_shown_in_a_frame(
     person: NewPerson, server: Server, elsewhere: Elsewhere
 ) -> None:
-    for host, path in itertools.product(HOSTS, ("/hokusai/login", "/hokusai/keys")):
+    for host, path in itertools.product(
+        HOSTS, ("/hokusai/login", "/hokusai/keys", "/hokusai/models")
+    ):
         victim = person(server.key("mlflow:admin"))
         victim.page.goto(elsewhere.url(host, f'<iframe src="{server.origin}{path}"></iframe>'))
         frame = victim.page.frames[1]
@@ -645,6 +647,11 @@ ATTACK = """async (server) => {
   }
   await ask("POST", "/api/2.0/hokusai/keys", {body: key, mode: "no-cors"});
   await ask("POST", "/hokusai/logout", {mode: "no-cors"});
+  await ask("GET", "/hokusai/models");
+  const form = new URLSearchParams({grantee: "forged", pattern: "*", owner: "forged", apply: "true"});
+  for (const what of ["share", "assign"]) {
+    await ask("POST", "/hokusai/models/" + what, {body: form, mode: "no-cors"});
+  }
   await new Promise((done) => {
     const image = new Image();
     image.onload = image.onerror = done;
@@ -671,6 +678,7 @@ def test_another_site_gets_nothing_done(
         ("/api/2.0/hokusai/keys", "text/plain", forged, '"}'),
         ("/hokusai/logout", "application/x-www-form-urlencoded", "x", ""),
         ("/hokusai/login", "application/x-www-form-urlencoded", "key", theirs),
+        ("/hokusai/models/share", "application/x-www-form-urlencoded", "pattern", "*"),
     ):
         form = (
             f'<form method=post enctype="{encoding}" action="{server.origin}{action}">'

@@ -22,7 +22,13 @@ VARYING = re.compile(
     rb"|\[SQL:.*"
 )
 #: Routes of the package, in which a row for each answers a question of its own.
-OURS = ("GET /hokusai/keys", "GET /hokusai/login", "GET /api/2.0/hokusai/whoami", "GET /health")
+OURS = (
+    "GET /hokusai/keys",
+    "GET /hokusai/models",
+    "GET /hokusai/login",
+    "GET /api/2.0/hokusai/whoami",
+    "GET /health",
+)
 OURS += ("GET /api/2.0/hokusai/keys", "GET /api/health/mlflow/detailed", "GET /hokusai/metrics")
 OURS += ("POST /api/v1/keys/validate", "OPTIONS /version", "GET /", "GET /no/such/route")
 

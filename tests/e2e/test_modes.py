@@ -169,6 +169,8 @@ def nobody_manages_keys(server: Server) -> None:
             ("GET", "/api/2.0/hokusai/whoami"),
             ("POST", "/api/v1/keys/validate"),
             ("GET", "/hokusai/keys"),
+            ("GET", "/hokusai/models"),
+            ("POST", "/hokusai/models/assign"),
             ("GET", "/hokusai/metrics"),
             ("GET", "/api/health/mlflow/detailed"),
             ("GET", "/ajax-api/3.0/mlflow/assistant/config"),

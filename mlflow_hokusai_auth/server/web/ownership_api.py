@@ -31,23 +31,7 @@ def blueprint(store: LocalStore, gate: Gate) -> flask.Blueprint:
     routes = api.blueprint("hokusai_ownership")
 
     def ownership() -> Ownership:
-        engine = stores.shared_engine()
-        if engine is None:
-            raise Conflict(
-                "Ownership needs a database with both runs and registered models: set "
-                "MLFLOW_BACKEND_STORE_URI to one, and no other registry store."
-            )
-        if gate.isolation.obstacle is not None:
-            raise Conflict(f"This server can't record owners: {gate.isolation.obstacle}.")
-        by, caller = callers.actor(), callers.principal()
-        owner = None if policy.is_admin(caller, gate.policy) else callers.owner_id()
-        return Ownership(
-            engine,
-            lambda event, detail: store.database.note(event, by, detail),
-            owner,
-            caller.key_id,
-            store.owners,
-        )
+        return ownership_of(store, gate)
 
     @routes.get("/owners")
     def list_owners() -> flask.Response:
@@ -93,17 +77,11 @@ def blueprint(store: LocalStore, gate: Gate) -> flask.Blueprint:
 
     @routes.post("/grants")
     def add_grant() -> tuple[flask.Response, int]:
-        body = schemas.parse(owned.NewGrant, api.body())
-        limits = callers.principal().models
-        if limits and not within(body.pattern, limits):
-            raise Forbidden(f"This key shares only models named {' or '.join(sorted(limits))}.")
-        return flask.jsonify(ownership().add_grant(**body.model_dump())), 201
+        return flask.jsonify(share(ownership(), api.body())), 201
 
     @routes.delete("/grants/<grant_id>")
     def remove_grant(grant_id: str) -> flask.Response:
-        if callers.principal().no_delete:
-            raise Forbidden("This key may not delete anything.")
-        return flask.jsonify(ownership().remove_grant(grant_id))
+        return flask.jsonify(unshare(ownership(), grant_id))
 
     @routes.get("/prefixes")
     def list_prefixes() -> flask.Response:
@@ -135,6 +113,46 @@ def blueprint(store: LocalStore, gate: Gate) -> flask.Blueprint:
         return flask.jsonify(_isolation(gate))
 
     return routes
+
+
+def ownership_of(store: LocalStore, gate: Gate) -> Ownership:
+    """Return ownership in MLflow's database, for the caller. Changes are noted in the log of `store`.
+
+    Raises Conflict if this server can't record owners.
+    """
+    engine = stores.shared_engine()
+    if engine is None:
+        raise Conflict(
+            "Ownership needs a database with both runs and registered models: set "
+            "MLFLOW_BACKEND_STORE_URI to one, and no other registry store."
+        )
+    if gate.isolation.obstacle is not None:
+        raise Conflict(f"This server can't record owners: {gate.isolation.obstacle}.")
+    by, caller = callers.actor(), callers.principal()
+    owner = None if policy.is_admin(caller, gate.policy) else callers.owner_id()
+    return Ownership(
+        engine,
+        lambda event, detail: store.database.note(event, by, detail),
+        owner,
+        caller.key_id,
+        store.owners,
+    )
+
+
+def share(ownership: Ownership, body: object) -> dict[str, Any]:
+    """Add the grant that `body` asks for, and return it. Raises as `Ownership.add_grant` does."""
+    grant = schemas.parse(owned.NewGrant, body)
+    limits = callers.principal().models
+    if limits and not within(grant.pattern, limits):
+        raise Forbidden(f"This key shares only models named {' or '.join(sorted(limits))}.")
+    return ownership.add_grant(**grant.model_dump())
+
+
+def unshare(ownership: Ownership, grant_id: str) -> dict[str, Any]:
+    """End a grant, and return it. Raises NotFound and Forbidden."""
+    if callers.principal().no_delete:
+        raise Forbidden("This key may not delete anything.")
+    return ownership.remove_grant(grant_id)
 
 
 def _isolation(gate: Gate) -> dict[str, Any]:

@@ -158,36 +158,42 @@ def test_database_without_our_tables_is_told(
 
 
 def test_routes_are_open_to_whom_they_should_be() -> None:
-    """A supplier shares and looks; only operators say whose what is."""
-    base = "/api/2.0/hokusai/"
+    """A supplier shares and looks; only operators say whose what is, by REST and on the page."""
+    base = "/api/2.0/hokusai"
     may = {
         line: [
             name
             for name in ("model:read", "model:write", "mlflow:write", "mlflow:admin")
             if access(
                 Principal("key_1", "o", frozenset({name}), owner_id="o"),
-                operation := classify(line.split()[0], base + line.split()[1]),
+                operation := classify(*line.split()),
                 Policy(),
             )
             >= operation.access
             > Access.KEY
         ]
         for line in (
-            "GET owners",
-            "GET owners/of",
-            "GET grants",
-            "POST grants",
-            "DELETE grants/grant_1",
-            "POST owners/assign",
-            "POST owners/release",
-            "GET owners/check",
-            "GET prefixes",
-            "POST prefixes",
-            "DELETE prefixes",
+            f"GET {base}/owners",
+            f"GET {base}/owners/of",
+            f"GET {base}/grants",
+            "GET /hokusai/models",
+            f"POST {base}/grants",
+            f"DELETE {base}/grants/grant_1",
+            "POST /hokusai/models/share",
+            "POST /hokusai/models/unshare",
+            f"POST {base}/owners/assign",
+            f"POST {base}/owners/release",
+            f"GET {base}/owners/check",
+            f"GET {base}/prefixes",
+            f"POST {base}/prefixes",
+            f"DELETE {base}/prefixes",
+            "POST /hokusai/models/assign",
+            "POST /hokusai/models/reserve",
+            "POST /hokusai/models/unreserve",
         )
     }
     everybody = ["model:read", "model:write", "mlflow:write", "mlflow:admin"]
-    assert list(may.values()) == [everybody] * 3 + [everybody[1:]] * 2 + [["mlflow:admin"]] * 6
+    assert list(may.values()) == [everybody] * 4 + [everybody[1:]] * 4 + [["mlflow:admin"]] * 9
 
 
 def test_operator_reads_and_sets_isolation(here: Api) -> None:

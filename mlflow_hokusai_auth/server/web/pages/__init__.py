@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import flask
 
-from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, InvalidRequest
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, InvalidRequest, StoreError
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.sessions import Sessions
 
-from . import keys, shared, sign_in
+from . import forms, keys, models, shared, sign_in
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -49,6 +49,8 @@ def blueprint(
     )
     sign_in.add(routes, sessions, gate, lifetime)
     keys.add(routes, store, gate)
+    models.add(routes, store, gate)
+    routes.before_request(forms.check)
 
     @routes.app_template_filter("hokusai_date")
     def date(seconds: float | None) -> str:
@@ -68,7 +70,11 @@ def blueprint(
         return shared.page(
             "error.html",
             status=503,
-            message="Keys can't be looked up at the moment. Try again in a minute.",
+            message="A database of this server can't be used at the moment. Try again in a minute.",
         )
+
+    @routes.errorhandler(StoreError)
+    def unready(error: StoreError) -> Response:
+        return shared.page("error.html", status=503, message=str(error))
 
     return routes
