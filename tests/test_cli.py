@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import time_machine
 from click.testing import CliRunner, Result
 
 from mlflow_hokusai_auth.authorities import cache
 from mlflow_hokusai_auth.cli import main, server
-from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core import keys, times
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -125,6 +126,38 @@ def test_times_have_units(call: Call) -> None:
     assert made(call, *READER, "--expires-in", "never")["expires_at"] is None
 
 
+def test_lifetimes_are_those_of_the_settings(
+    call: Call, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = call("keys", "create", *READER)
+    record = store.page()[0][0]
+    assert record.expires_at == pytest.approx(record.created_at + 365 * 86400, abs=30)
+    assert f"It ends on {times.date(record.expires_at or 0)}." in done.stderr
+    never = call("keys", "create", *READER, "--expires-in", "never")
+    assert "It never ends." in never.stderr
+    call("keys", "import", *READER, stdin=OLD_KEY)
+    ids = [record.key_id for record in store.page()[0]]
+    monkeypatch.setenv("HOKUSAI_AUTH_KEY_LIFETIME_MAX", "86400")
+    new = made(call)
+    assert new["expires_at"] == pytest.approx(new["created_at"] + 86400, abs=30)
+    for command in (("create", *READER), ("edit", ids[0])):
+        for text, says in (("never", "a key must end"), ("2d", "this is too long")):
+            printed = mistake(call("keys", *command, "--expires-in", text, status=2))
+            assert f"{says}: keys of this server live 1 day (86400 s) at most" in printed, command
+    assert store.get(ids[0]).expires_at is None and store.get(ids[1]).expires_at is None
+    monkeypatch.setenv("HOKUSAI_AUTH_KEY_LIFETIME_MAX", "0")
+    monkeypatch.setenv("HOKUSAI_AUTH_KEY_LIFETIME", "0")
+    assert made(call)["expires_at"] is None
+
+
+def test_rotated_key_lives_as_long_as_the_old_one(call: Call) -> None:
+    with time_machine.travel(time.time() - 3000, tick=False):
+        old = made(call, *READER, "--expires-in", "1h")
+    new = json.loads(call("keys", "rotate", old["key_id"], "--json").stdout)
+    assert new["expires_at"] - new["created_at"] == pytest.approx(3600)
+    assert new["replaces"]["expires_at"] == old["expires_at"]
+
+
 @pytest.mark.parametrize("way", ["stdin", "file"])
 def test_import_does_not_print_the_key(
     call: Call, store: LocalStore, tmp_path: Path, way: str
@@ -157,7 +190,7 @@ def test_malformed_key_is_not_imported(call: Call, store: LocalStore) -> None:
     for stdin in ("no key", "\xff\xfe".encode("latin-1"), "x" * 20_000):
         printed = mistake(call("keys", "import", *READER, stdin=stdin, status=2))
         assert "not a key that can be imported" in printed or "at most 256 characters" in printed
-        assert store.page() == ([], None)
+        assert store.page().records == []
 
 
 def test_list_prints_pages(call: Call) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +19,10 @@ from .output import (
     print_table,
     seconds,
 )
-from .store import actor, opened
+from .store import actor, lifetimes, opened
+
+if TYPE_CHECKING:
+    from mlflow_hokusai_auth.store.records import KeyRecord
 
 
 @click.group()
@@ -61,7 +64,8 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
             click.option(
                 "--expires-in",
                 metavar="TIME|never",
-                help="Lifetime from now on: 30d, 12h, 45m, 90s.",
+                help="Lifetime from now on: 30d, 12h, 45m, 90s, or never. A new key without it gets "
+                "HOKUSAI_AUTH_KEY_LIFETIME (365 days), an imported one never ends.",
             ),
             click.option("--note", help="A note for operators."),
             click.option("--name", help="The purpose of the key."),
@@ -90,14 +94,15 @@ def create(as_json: bool, **given: Any) -> None:
         from mlflow_hokusai_auth.server.web import schemas
 
         body = schemas.parse(schemas.NewKey, _body(given))
-        record, key = store.create(**schemas.fields(body), environment=body.environment, by=actor())
+        record, key = store.create(**schemas.new_fields(body, lifetimes()), by=actor())
         described = schemas.describe(record)
     if as_json:
         print_json({**described, "key": key})
         return
     click.echo(key)
     click.echo(
-        f"This is {record.key_id}, for {record.owner}. Save the key now: it is not stored.",
+        f"This is {record.key_id}, for {record.owner}. {_ends(record)} Save the key now: it is not "
+        "stored.",
         err=True,
     )
 
@@ -204,7 +209,7 @@ def edit(
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas
 
-        changes = schemas.changes(schemas.parse(schemas.KeyChanges, body))
+        changes = schemas.changes(schemas.parse(schemas.KeyChanges, body), lifetimes())
         described = schemas.describe(store.edit(key_id, changes, actor()))
     _show(described, as_json)
 
@@ -220,12 +225,17 @@ def edit(
 )
 @json_option
 def rotate(key_id: str, overlap: str, as_json: bool) -> None:
-    """Make a key that replaces another one, and print it; it is shown only once."""
+    """Make a key that replaces another one, and print it; it is shown only once.
+
+    It lives as long, from now on, as the other one was to live.
+    """
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas
 
         body = schemas.parse(schemas.Rotation, {"overlap": seconds(overlap, "--overlap")})
-        record, key, old = store.rotate(key_id, overlap=body.overlap, by=actor())
+        record, key, old = store.rotate(
+            key_id, overlap=body.overlap, by=actor(), lifetimes=lifetimes(), renewed=True
+        )
         new, replaced = schemas.describe(record), schemas.describe(old)
     if as_json:
         print_json({**new, "key": key, "replaces": replaced})
@@ -233,7 +243,8 @@ def rotate(key_id: str, overlap: str, as_json: bool) -> None:
     click.echo(key)
     ended = replaced["state"] == "expired"
     click.echo(
-        f"This is {record.key_id}, for {record.owner}. Save the key now: it is not stored. {key_id} "
+        f"This is {record.key_id}, for {record.owner}. {_ends(record)} Save the key now: it is not "
+        f"stored. {key_id} "
         + ("has ended." if ended else f"stays valid until {date(old.expires_at)}."),
         err=True,
     )
@@ -287,6 +298,12 @@ def _number(text: str, option: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise WrongValue(f"{option} takes a whole number, or none")
     return int(text)
+
+
+def _ends(record: KeyRecord) -> str:
+    return (
+        "It never ends." if record.expires_at is None else f"It ends on {date(record.expires_at)}."
+    )
 
 
 def _row(described: Mapping[str, Any]) -> dict[str, object]:

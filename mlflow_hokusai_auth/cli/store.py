@@ -24,6 +24,7 @@ from .output import Mistake, WrongValue, printable
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from mlflow_hokusai_auth.core.lifetimes import Lifetimes
     from mlflow_hokusai_auth.store.database import Actor
     from mlflow_hokusai_auth.store.keys import LocalStore
 
@@ -72,6 +73,13 @@ def opened() -> Iterator[LocalStore]:
         raise WrongValue(str(error)) from None
     except HokusaiAuthError as error:
         raise Mistake(str(error)) from None
+
+
+def lifetimes() -> Lifetimes:
+    """Return how long keys live by the settings. Raises SettingsError."""
+    from mlflow_hokusai_auth.server import settings
+
+    return settings.lifetimes_of(settings.load())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 from requests import RequestException, Response
 
 _BASE = "/api/2.0/hokusai/"
-#: The default of `edit_key`'s arguments: leave the field as it is. None has a meaning there.
+#: The default of arguments for which None has a meaning: the field isn't sent.
 _LEAVE: Any = object()
 
 
@@ -49,15 +49,17 @@ class HokusaiAuthClient:
         *,
         name: str = "",
         environment: str = "live",
-        expires_in: float | None = None,
+        expires_in: float | None = _LEAVE,
         networks: Sequence[str] = (),
         rate_limit_per_hour: int | None = None,
         note: str = "",
         models: Sequence[str] = (),
         no_delete: bool = False,
     ) -> dict[str, Any]:
-        """Make a key that lives `expires_in` seconds (None: for ever). `key` is returned only now.
+        """Make a key that lives `expires_in` seconds. `key` is returned only now.
 
+        Without `expires_in` it lives as long as the server's default, which is a year unless its
+        operator changes it. With None it lives for ever, which the server refuses if it has a maximum.
         `networks` are the addresses and CIDR networks that it may be used from. `models` are the names
         of registered models that it may change, or beginnings and `*`. Empty means all. With
         `no_delete` it may not delete anything.
@@ -68,10 +70,12 @@ class HokusaiAuthClient:
             networks=networks,
             models=models,
             no_delete=no_delete,
-            expires_in=expires_in,
+            expires_in=None,
             rate_limit_per_hour=rate_limit_per_hour,
         )
         body = {"owner": owner, "scopes": scopes, "environment": environment, **fields}
+        if expires_in is not _LEAVE:
+            body["expires_in"] = expires_in
         return self._call("POST", "keys", json=body)
 
     def import_key(
@@ -88,7 +92,10 @@ class HokusaiAuthClient:
         models: Sequence[str] = (),
         no_delete: bool = False,
     ) -> dict[str, Any]:
-        """Import the existing `key`. The other arguments are those of `create_key`."""
+        """Import the existing `key`, which never ends without `expires_in` in seconds.
+
+        The other arguments are those of `create_key`.
+        """
         fields = _fields(
             name=name,
             note=note,
@@ -182,6 +189,8 @@ class HokusaiAuthClient:
     def rotate_key(self, key_id: str, *, overlap: float | None = None) -> dict[str, Any]:
         """Replace the key; `replaces` in the answer is the old one.
 
+        An administrator's new key lives as long, from now on, as the old one was to live. A key that
+        replaces itself keeps its end.
         The old key stays valid for `overlap` seconds (None: the server's default, a day).
         """
         body = _given({"overlap": overlap})

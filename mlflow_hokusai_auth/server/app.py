@@ -156,7 +156,13 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         folders=folders,
     )
     for blueprint in (
-        keys_api.blueprint(store, gate, leak_keys, lambda: isolation.now == "enforce"),
+        keys_api.blueprint(
+            store,
+            gate,
+            leak_keys,
+            lambda: isolation.now == "enforce",
+            settings.lifetimes_of(config),
+        ),
         ownership_api.blueprint(store, gate),
         audit_api.blueprint(store.database),
         api.unknown_paths(),

@@ -14,6 +14,7 @@ from pydantic_settings import SettingsError as UnreadableError
 
 from mlflow_hokusai_auth.core.errors import SettingsError
 from mlflow_hokusai_auth.core.forwarding import HeaderPolicy
+from mlflow_hokusai_auth.core.lifetimes import Lifetimes
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Access
 
@@ -35,6 +36,10 @@ PREFIX = "HOKUSAI_AUTH_"
 SECRETS = Path("/run/secrets")
 #: The variables that Kubernetes sets in each pod beside a Service named hokusai-auth.
 _KUBERNETES = re.compile(PREFIX + r"(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_\w+)?)")
+
+
+#: Seconds: 20 years.
+MAX_KEY_LIFETIME = 20 * 365 * 86400
 
 
 def _hokusai_alias(name: str, *others: str, default: Any = (), description: str) -> Any:
@@ -187,6 +192,21 @@ class Settings(BaseSettings):
         le=31 * 86400,
         description="Seconds for which a browser's session lasts; then the user must sign in again.",
     )
+    key_lifetime: int = Field(
+        365 * 86400,
+        ge=0,
+        le=MAX_KEY_LIFETIME,
+        description="Seconds that a key lives which is made without an expiry: 365 days. 0: for ever. "
+        "It does not change keys that exist or are imported.",
+    )
+    key_lifetime_max: int = Field(
+        0,
+        ge=0,
+        le=MAX_KEY_LIFETIME,
+        description="Seconds that a new key may live at most; 0: no maximum. It also bounds the "
+        "default, and what an expiry can be changed to. Keys that exist or are imported keep their "
+        "expiry.",
+    )
     leak_public_keys: str = Field(
         "",
         description="File with the public keys of GitHub's secret scanning, in the form of its API. A "
@@ -284,6 +304,11 @@ def header_policy_of(settings: Settings) -> HeaderPolicy | None:
     lists = (settings.forward_headers, settings.remove_headers)
     policy = HeaderPolicy(*(tuple(name.lower() for name in names) for names in lists))
     return None if policy == HeaderPolicy() else policy
+
+
+def lifetimes_of(settings: Settings) -> Lifetimes:
+    """Return how long keys live."""
+    return Lifetimes(settings.key_lifetime or None, settings.key_lifetime_max or None)
 
 
 def policy_of(settings: Settings, static_files: frozenset[str] = frozenset()) -> Policy:

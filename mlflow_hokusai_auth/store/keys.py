@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from mlflow_hokusai_auth.core import keys as key_format
 from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyConflict
+from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
 from mlflow_hokusai_auth.core.scopes import ADMIN
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
@@ -259,11 +260,14 @@ class LocalStore:
         *,
         overlap: float = OVERLAP,
         by: Actor = NOBODY,
+        lifetimes: Lifetimes = UNLIMITED,
+        renewed: bool = False,
     ) -> tuple[KeyRecord, str, KeyRecord]:
         """Replace a key. Return the new record, the new key, and the old record.
 
         The old key stays good for `overlap` seconds, unless it expires before. The new key has the same
-        owner, scopes, limits, narrowing and expiry. Raises KeyConflict for a key that has ended or was
+        owner, scopes, limits and narrowing. It also has the same expiry or, if `renewed`, the same
+        lifetime, within the maximum of `lifetimes`. Raises KeyConflict for a key that has ended or was
         replaced.
         """
         now = time.time()
@@ -277,7 +281,15 @@ class LocalStore:
                     else f"Key {key_id} is {state}; create a new one instead."
                 )
             key = key_format.generate(old.environment)
-            new = replace(old, key_id=records.new_id(), created_at=now, last_used_at=None)
+            new = replace(
+                old,
+                key_id=records.new_id(),
+                created_at=now,
+                last_used_at=None,
+                expires_at=lifetimes.end_after_rotation(
+                    old.created_at, old.expires_at, now, renewed=renewed
+                ),
+            )
             ends = now + overlap if old.expires_at is None else min(now + overlap, old.expires_at)
             changed: dict[str, Any] = {
                 "deprecated_at": now,

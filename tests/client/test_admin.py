@@ -116,7 +116,10 @@ def test_create_sends_only_the_given_fields(api: Api, client: HokusaiAuthClient)
     for status in (200, 201):
         api.on("POST keys", status, {**RECORD, "key": "hk_..."})
         assert client.create_key("ACME", ["model:write"])["key"] == "hk_..."
-    assert api.last.body == {"owner": "ACME", "scopes": ["model:write"], "environment": "live"}
+    body = {"owner": "ACME", "scopes": ["model:write"], "environment": "live"}
+    assert api.last.body == body
+    client.create_key("ACME", ["model:write"], expires_in=None)  # for ever, not the default
+    assert api.last.body == {**body, "expires_in": None}
     more = {
         "name": "ci",
         "environment": "test",

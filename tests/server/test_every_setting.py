@@ -250,6 +250,21 @@ def session(world: World) -> int:
     return server.status(headers={"Cookie": cookie})
 
 
+def lifetime_of_a_new_key(**body: object) -> Callable[[World], int]:
+    """Return the seconds that a new key with these fields lives, or the status of a refusal."""
+
+    def look(world: World) -> int:
+        server = world.start()
+        given = {"owner": "ACME", "scopes": ["model:write"], **body}
+        path, key = "/api/2.0/hokusai/keys", server.key("mlflow:admin")
+        made = server.ask(path, key, method="POST", json=given)
+        if made.status_code != 201 or made.json is None:
+            return made.status_code
+        return round(made.json["expires_at"] - made.json["created_at"])
+
+    return look
+
+
 def leak_keys(world: World) -> str:
     path = world.folder / "public.json"
     path.write_text(json.dumps({"public_keys": [signed.entry("one", signed.pem(signed.SIGNER))]}))
@@ -440,6 +455,8 @@ CASES: dict[str, Case] = {
     "prefixes": Case("/x", status(f"/x{READ}", "mlflow:read"), 403, 200),
     "failures_per_minute": Case("1", failures, [401, 401], [401, 429]),
     "session_lifetime": Case("0.5", session, 200, 401),
+    "key_lifetime": Case("3600", lifetime_of_a_new_key(), 365 * 86400, 3600),
+    "key_lifetime_max": Case("3600", lifetime_of_a_new_key(expires_in=7200), 7200, 400),
     "leak_public_keys": Case(leak_keys, leak, 404, 200),
     "log_reads": Case("1", lines("decisions"), 0, 1),
     "metrics_bind": Case(METRICS, metrics_elsewhere, "nobody there", 200),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import flask
 
 from mlflow_hokusai_auth.authorities.cache import MAX_UNCONFIRMED
-from mlflow_hokusai_auth.core import policy
+from mlflow_hokusai_auth.core import policy, times
 from mlflow_hokusai_auth.core.errors import (
     Forbidden,
     InvalidRequest,
@@ -24,8 +24,10 @@ from mlflow_hokusai_auth.core.errors import (
 )
 from mlflow_hokusai_auth.core.isolation import DEFAULT_PREFIX
 from mlflow_hokusai_auth.core.keys import problem, redact
+from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
+from mlflow_hokusai_auth.server.settings import MAX_KEY_LIFETIME
 from mlflow_hokusai_auth.store import key_pages, usage
 from mlflow_hokusai_auth.store.key_pages import KeyPage
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 REVOKED_EVERYWHERE = MAX_UNCONFIRMED + 0.1
 #: Seconds that a key with a rate limit must have lived to replace itself: the span of such limits.
 MIN_LIMITED_AGE = 3600.0
+#: Seconds.
+DAY = 86400
 
 
 def blueprint(
@@ -50,10 +54,11 @@ def blueprint(
     gate: Gate,
     leak_keys: Mapping[str, EllipticCurvePublicKey],
     isolated: Callable[[], bool] = lambda: False,
+    lifetimes: Lifetimes = UNLIMITED,
 ) -> flask.Blueprint:
     """Return the routes, on `store`. A leak report counts only if one of `leak_keys` signed it.
 
-    `isolated` says whether isolation is enforced now.
+    `isolated` says whether isolation is enforced now. New keys live as `lifetimes` says.
     """
     routes = api.blueprint("hokusai")
 
@@ -77,9 +82,7 @@ def blueprint(
     @routes.post("/keys")
     def create_key() -> tuple[flask.Response, int]:
         body = schemas.parse(schemas.NewKey, api.body())
-        record, key = store.create(
-            **schemas.fields(body), environment=body.environment, by=callers.actor()
-        )
+        record, key = store.create(**schemas.new_fields(body, lifetimes), by=callers.actor())
         return flask.jsonify(**describe(record), key=key), 201
 
     @routes.post("/keys/import")
@@ -101,19 +104,27 @@ def blueprint(
 
     @routes.patch("/keys/<key_id>")
     def edit_key(key_id: str) -> flask.Response:
-        changes = schemas.changes(schemas.parse(schemas.KeyChanges, api.body()))
+        changes = schemas.changes(schemas.parse(schemas.KeyChanges, api.body()), lifetimes)
         return flask.jsonify(describe(store.edit(key_id, changes, callers.actor())))
 
     @routes.post("/keys/<key_id>/rotate")
     def rotate_key(key_id: str) -> tuple[flask.Response, int]:
         caller = callers.principal()
-        if key_id != caller.key_id and not policy.is_admin(caller, gate.policy):
+        may_manage = policy.is_admin(caller, gate.policy)
+        if key_id != caller.key_id and not may_manage:
             raise Forbidden("A key may be rotated by itself, or by a key with mlflow:admin.")
         _check_rotation_limit(caller, store, gate)
         # Read the body whatever its Content-Type: an ignored `overlap` of 0 would leave a leaked key
         # valid for a day.
         body = schemas.parse(schemas.Rotation, api.body() if flask.request.get_data() else {})
-        new, key, old = store.rotate(key_id, overlap=body.overlap, by=callers.actor())
+        new, key, old = store.rotate(
+            key_id,
+            overlap=body.overlap,
+            by=callers.actor(),
+            lifetimes=lifetimes,
+            # No key but an administrator's puts off its own end.
+            renewed=may_manage,
+        )
         return flask.jsonify(**describe(new), key=key, replaces=describe(old)), 201
 
     @routes.delete("/keys/<key_id>")
@@ -138,7 +149,28 @@ def blueprint(
             raise InvalidRequest(str(error)) from None
         return flask.jsonify([reply for leak in leaks if (reply := _revoke_leaked(store, leak))])
 
+    @routes.app_template_global("hokusai_expiry")
+    def expiry() -> dict[str, Any]:
+        return expiry_choices(lifetimes)
+
     return routes
+
+
+def expiry_choices(lifetimes: Lifetimes) -> dict[str, Any]:
+    """Return what a form offers for a key's expiry, by `lifetimes`.
+
+    `days` are numbers of days and their names, `chosen` is the usual one of them or None for never,
+    `never` says if keys may live for ever, and `most` is the largest number of days.
+    """
+    longest = MAX_KEY_LIFETIME if lifetimes.longest is None else lifetimes.longest
+    usual = [] if lifetimes.usual is None else [lifetimes.usual]
+    offered = sorted({*usual, *(days * DAY for days in (30, 90, 365))})
+    return {
+        "days": [(seconds / DAY, times.span(seconds)) for seconds in offered if seconds <= longest],
+        "chosen": usual[0] / DAY if usual else None,
+        "never": lifetimes.longest is None,
+        "most": int(longest // DAY),
+    }
 
 
 def whoami_of(

@@ -22,12 +22,13 @@ from mlflow_hokusai_auth.core import scopes as known_scopes
 from mlflow_hokusai_auth.core.addresses import networks as parsed_networks
 from mlflow_hokusai_auth.core.errors import InvalidRequest
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
+from mlflow_hokusai_auth.core.lifetimes import Lifetimes
 from mlflow_hokusai_auth.core.suggest import did_you_mean
+from mlflow_hokusai_auth.server.settings import MAX_KEY_LIFETIME
 from mlflow_hokusai_auth.store.keys import OVERLAP
 from mlflow_hokusai_auth.store.records import KeyRecord, columns
 
-#: Maximum lifetime of a key (20 years) and overlap of a rotation (90 days), in seconds.
-MAX_LIFETIME = 20 * 365 * 86400
+#: Maximum overlap of a rotation (90 days), in seconds.
 MAX_OVERLAP = 90 * 86400
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -116,9 +117,9 @@ Models = Annotated[
     ),
 ]
 NoDelete = Annotated[StrictBool, Field(description="Whether the key may not delete anything.")]
+_Seconds = Annotated[float, Field(gt=0, le=MAX_KEY_LIFETIME, strict=True)]
 Lifetime = Annotated[
-    Annotated[float, Field(gt=0, le=MAX_LIFETIME, strict=True)] | None,
-    Field(description="Seconds from now until the key ends; null for never."),
+    _Seconds | None, Field(description="Seconds from now until the key ends; null for never.")
 ]
 
 
@@ -148,6 +149,14 @@ class NewKey(_Fields):
         AfterValidator(_environment),
         Field(json_schema_extra={"enum": list(ENVIRONMENTS)}),
     ] = "live"
+    expires_in: Annotated[
+        _Seconds | None,
+        Field(
+            description="Seconds until the key ends; null for never. Without it, the key gets the "
+            "server's HOKUSAI_AUTH_KEY_LIFETIME.",
+            json_schema_extra=lambda schema: schema.pop("default", None),
+        ),
+    ] = None
 
 
 class ExistingKey(_Fields):
@@ -308,19 +317,31 @@ def parse(model: type[_Model], body: object) -> _Model:
         raise InvalidRequest(text if text.endswith("?") else f"{text}.") from None
 
 
+def new_fields(body: NewKey, lifetimes: Lifetimes) -> dict[str, Any]:
+    """Return the arguments of `LocalStore.create` that `body` holds. Raises InvalidRequest."""
+    seconds = body.expires_in if "expires_in" in body.model_fields_set else lifetimes.usual
+    lifetimes.check(seconds)
+    ends = _expires_at(seconds)
+    return {**fields(body), "environment": body.environment, "expires_at": ends}
+
+
 def fields(body: _Fields) -> dict[str, Any]:
-    """Return the arguments of `LocalStore.create` and `add` that `body` holds."""
+    """Return the arguments of `LocalStore.add` that `body` holds."""
     same = body.model_dump(include=_Fields.model_fields.keys() - {"expires_in"})
     lists = {"networks": tuple(body.networks), "models": tuple(body.models)}
     return {**same, **lists, "expires_at": _expires_at(body.expires_in)}
 
 
-def changes(body: KeyChanges) -> dict[str, Any]:
-    """Return the `changes` of `LocalStore.edit`; raises InvalidRequest if `body` has no field."""
+def changes(body: KeyChanges, lifetimes: Lifetimes) -> dict[str, Any]:
+    """Return the `changes` of `LocalStore.edit`.
+
+    Raises InvalidRequest if `body` has no field, and for an expiry beyond the maximum from now on.
+    """
     changed: dict[str, Any] = {}
     for name in (name for name in KeyChanges.model_fields if name in body.model_fields_set):
         value = getattr(body, name)
         if name == "expires_in":
+            lifetimes.check(value)
             changed["expires_at"] = _expires_at(value)
         else:
             changed[name] = tuple(value) if isinstance(value, list) else value

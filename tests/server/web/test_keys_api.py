@@ -17,6 +17,7 @@ from werkzeug.test import TestResponse
 
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.web import api, keys_api, leak_reports
@@ -57,12 +58,15 @@ class Api:
 
 
 def served(
-    folder: Path, leak_keys: Any = signed.KEYS, isolated: Callable[[], bool] = lambda: False
+    folder: Path,
+    leak_keys: Any = signed.KEYS,
+    isolated: Callable[[], bool] = lambda: False,
+    lifetimes: Lifetimes = UNLIMITED,
 ) -> Api:
     store = LocalStore(f"sqlite:///{folder}/keys.db")
     store.migrate()
     app = flask.Flask("mlflow")
-    app.register_blueprint(keys_api.blueprint(store, make_gate(), leak_keys, isolated))
+    app.register_blueprint(keys_api.blueprint(store, make_gate(), leak_keys, isolated, lifetimes))
     app.register_blueprint(api.unknown_paths())
     return Api(store, app)
 
@@ -248,6 +252,74 @@ def test_key_may_rotate_itself_and_no_other(here: Api) -> None:
     assert abs(answer.json["replaces"]["expires_at"] - time.time() - 30) < 20
     assert here.ask(f"POST /keys/{own.key_id}/rotate", caller=caller).status_code == 409
     assert here.ask(f"POST /keys/{other.key_id}/rotate").status_code == 201
+
+
+def test_key_without_an_expiry_gets_the_default(tmp_path: Path) -> None:
+    api = served(tmp_path, lifetimes=Lifetimes(default=3600.0))
+    for given, lives in (({}, 3600), ({"expires_in": 7200}, 7200), ({"expires_in": None}, None)):
+        made = api.ask("POST /keys", {**ACME, **given}).json
+        assert made is not None
+        ends = None if lives is None else pytest.approx(made["created_at"] + lives, abs=5)
+        assert made["expires_at"] == ends, given
+    # Imports, and keys that exist, are left alone.
+    imported = api.ask("POST /keys/import", {**ACME, "key": keys.generate()}).json
+    assert imported is not None and imported["expires_at"] is None
+    edited = api.ask(f"PATCH /keys/{imported['key_id']}", {"name": "x"}).json
+    assert edited is not None and edited["expires_at"] is None
+
+
+def test_no_new_expiry_is_beyond_the_maximum(tmp_path: Path) -> None:
+    api = served(tmp_path, lifetimes=Lifetimes(default=3600.0, longest=2 * 86400.0))
+    own = api.store.create(**ACME)[0]  # type: ignore[arg-type]
+    for given, says in (
+        ({"expires_in": 3 * 86400}, "this is too long: keys of this server live 2 days (172800 s)"),
+        ({"expires_in": None}, "a key must end: keys of this server live 2 days (172800 s)"),
+    ):
+        for line, body in ((f"PATCH /keys/{own.key_id}", {}), ("POST /keys", ACME)):
+            answer = api.ask(line, {**body, **given})
+            assert answer.status_code == 400 and answer.json is not None, line
+            assert says in answer.json["message"] and "KEY_LIFETIME_MAX" in answer.json["message"]
+    assert api.store.get(own.key_id).expires_at is None
+    assert api.ask(f"PATCH /keys/{own.key_id}", {"name": "x"}).status_code == 200
+    assert api.ask("POST /keys", {**ACME, "expires_in": 2 * 86400}).status_code == 201
+    imported = {**ACME, "key": keys.generate(), "expires_in": 3 * 86400}
+    assert api.ask("POST /keys/import", imported).status_code == 201
+    rotated = api.ask(f"POST /keys/{own.key_id}/rotate").json
+    assert rotated is not None
+    assert rotated["expires_at"] == pytest.approx(time.time() + 2 * 86400, abs=20)
+
+
+def test_rotation_keeps_the_length_but_no_key_puts_off_its_own_end(tmp_path: Path) -> None:
+    for longest, renewed in ((None, 1500.0), (1200.0, 1200.0)):
+        folder = tmp_path / str(longest)
+        folder.mkdir()
+        api = served(folder, lifetimes=Lifetimes(longest=longest))
+        with time_machine.travel(1_000_000, tick=False) as clock:
+            own, other = (
+                api.store.create(**ACME, expires_at=1_001_500.0)[0]  # type: ignore[arg-type]
+                for _ in range(2)
+            )
+            clock.shift(600)
+            answer = api.ask(f"POST /keys/{other.key_id}/rotate").json
+            assert answer is not None and answer["expires_at"] == 1_000_600 + renewed, longest
+            caller = Principal(own.key_id, own.owner, frozenset(own.scopes))
+            answer = api.ask(f"POST /keys/{own.key_id}/rotate", caller=caller).json
+            assert answer is not None and answer["expires_at"] == 1_001_500, longest
+
+
+def test_forms_offer_what_is_allowed() -> None:
+    day = 86400.0
+    for lifetimes, days, chosen, never, most in (
+        (UNLIMITED, [30, 90, 365], None, True, 7300),
+        (Lifetimes(365 * day), [30, 90, 365], 365, True, 7300),
+        (Lifetimes(7 * day), [7, 30, 90, 365], 7, True, 7300),
+        (Lifetimes(365 * day, 90 * day), [30, 90], 90, False, 90),
+        (Lifetimes(None, 45 * day), [30, 45], 45, False, 45),
+        (Lifetimes(7 * day, day / 2), [0.5], 0.5, False, 0),
+    ):
+        offered = keys_api.expiry_choices(lifetimes)
+        assert [number for number, _ in offered["days"]] == days, lifetimes
+        assert (offered["chosen"], offered["never"], offered["most"]) == (chosen, never, most)
 
 
 def test_body_is_read_with_any_content_type(here: Api) -> None:

@@ -16,7 +16,7 @@ from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.gate.lookup_pool import LookupPool
-from mlflow_hokusai_auth.server.web import account
+from mlflow_hokusai_auth.server.web import account, keys_api
 from mlflow_hokusai_auth.server.web import pages as web_pages
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.sessions import Sessions
@@ -54,6 +54,8 @@ def pages(folder: Path, backend: Memory | None = None, **parts: Any) -> Pages:
     gate = make_gate(backend, **parts)
     sessions = Sessions(store.database)
     app = flask.Flask("mlflow")
+    # The forms offer what the API allows.
+    app.register_blueprint(keys_api.blueprint(store, gate, {}))
     app.register_blueprint(web_pages.blueprint(store, sessions, gate, 60.0))
     app.register_blueprint(account.blueprint(gate))
     return Pages(store, app, sessions)
