@@ -32,6 +32,7 @@ from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, SettingsError,
 from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.store.dry_run import Observed
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.notices import Announcer
 from mlflow_hokusai_auth.store.sessions import Sessions
 from mlflow_hokusai_auth.store.usage import UseCounter
 
@@ -196,8 +197,14 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     redaction.cut_keys()
     redaction.show_own()
 
+    announcer = Announcer(store.database)
+
+    def look_again() -> None:
+        prepared.look_again()
+        announcer.look()
+
     def begin() -> None:
-        live_settings.follow(store.database, mode, isolation, prepared.look_again)
+        live_settings.follow(store.database, mode, isolation, look_again)
         prepared.report()
         outside.log_in_thread(roots, config.artifact_roots)
 

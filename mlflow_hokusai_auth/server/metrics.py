@@ -34,13 +34,12 @@ from mlflow_hokusai_auth.core.isolation import CODES
 from mlflow_hokusai_auth.core.isolation import HIDDEN as HIDDEN_KIND
 from mlflow_hokusai_auth.core.types import ISOLATION as ISOLATION_LEVELS
 from mlflow_hokusai_auth.core.types import MODES
+from mlflow_hokusai_auth.store import notices
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.metrics import EVENT_NAMES, EVENTS
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-#: A key that expires within this many days is counted as expiring.
-EXPIRING_DAYS = 7
 
 REQUESTS = Counter(
     "hokusai_auth_requests",
@@ -166,19 +165,26 @@ class KeyStates(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """See `prometheus_client`. Yields nothing while the store is unavailable."""
         keys = GaugeMetricFamily("hokusai_auth_keys", "Keys in the store.", labels=["state"])
-        expiring = GaugeMetricFamily(
-            "hokusai_auth_keys_expiring",
-            f"Active keys that expire within {EXPIRING_DAYS} days and were not replaced.",
+        ending = GaugeMetricFamily(
+            "hokusai_auth_keys_ending",
+            "Active keys that end within so many days, and were not replaced. A key that was made for "
+            "fewer days does not count.",
+            labels=["days"],
+        )
+        unused = GaugeMetricFamily(
+            "hokusai_auth_keys_unused",
+            "Active keys that nobody has used for so many days, and that were not replaced.",
+            labels=["days"],
         )
         try:
-            counts, soon = self._store.counts(EXPIRING_DAYS * 86400.0)
+            states, due = self._store.counts(), notices.counts(self._store.database)
         except AuthorityUnavailable:
             return
-        for state, count in counts.items():
+        for state, count in states.items():
             keys.add_metric([state], count)
-        expiring.add_metric([], soon)
-        yield keys
-        yield expiring
+        for (event, days), count in due.items():
+            (ending if event == "key.ending" else unused).add_metric([str(days)], count)
+        yield from (keys, ending, unused)
 
 
 def text(store: LocalStore) -> bytes:

@@ -194,13 +194,10 @@ class LocalStore:
             if more:
                 at = key_pages.Place(*places[-1][1:])
 
-    def counts(self, soon: float) -> tuple[dict[str, int], int]:
-        """Return the number of keys in each state, and of active ones that end in `soon` seconds."""
+    def counts(self) -> dict[str, int]:
+        """Return the number of keys in each state."""
         now = time.time()
-        ending = KeyFilter(state="active", expires_within=soon)
-        return {one: self._count(KeyFilter(state=one), now) for one in STATES}, self._count(
-            ending, now
-        )
+        return {state: self._count(KeyFilter(state=state), now) for state in STATES}
 
     def get(self, key_id: str) -> KeyRecord:
         """Return the record with this id."""

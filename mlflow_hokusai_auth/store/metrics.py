@@ -83,6 +83,8 @@ EVENT_NAMES = (
     "trust.added",
     "trust.edited",
     "trust.removed",
+    "key.ending",
+    "key.unused",
     "session.begun",
     "session.ended",
     "session.refused",

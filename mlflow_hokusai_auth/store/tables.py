@@ -107,3 +107,11 @@ OBSERVED = sa.Table(
     sa.Column("first_at", sa.Float(53), nullable=False),
     sa.Column("last_at", sa.Float(53), nullable=False),
 )
+#: The last notice of each kind about each key. `about` is the key's end, or its last use.
+NOTICES = sa.Table(
+    "hokusai_auth_notices",
+    _metadata,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("notice", sa.String(16), primary_key=True),
+    sa.Column("about", sa.Float(53), nullable=False),
+)

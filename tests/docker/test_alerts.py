@@ -7,14 +7,15 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Metric
 
 from mlflow_hokusai_auth.core.denials import CODES
 from mlflow_hokusai_auth.core.routes import TABLE
@@ -23,6 +24,8 @@ from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.server.observe import decision_log, recorder
 from mlflow_hokusai_auth.server.settings import Settings
 from mlflow_hokusai_auth.store import metrics as backend_metrics
+from mlflow_hokusai_auth.store import notices
+from mlflow_hokusai_auth.store.keys import LocalStore
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "docker" / "prometheus"
@@ -58,6 +61,8 @@ VALUES = {
     ("hokusai_auth_authority_calls", "result"): CALLED,
     ("hokusai_auth_cache", "result"): CACHED,
     ("hokusai_auth_events", "event"): set(backend_metrics.EVENT_NAMES),
+    ("hokusai_auth_keys_ending", "days"): {str(days) for days in notices.ENDING_DAYS},
+    ("hokusai_auth_keys_unused", "days"): {str(notices.UNUSED_DAYS)},
     ("hokusai_auth_mode", "mode"): set(get_args(Settings.model_fields["mode"].annotation)),
 }
 
@@ -68,9 +73,15 @@ _METRIC = re.compile(r"(?<![\w:$])[\w:]*hokusai_auth_\w[\w:]*|\bup\b")
 _LEGEND = re.compile(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}")
 
 
-class _Store:
-    def counts(self, _within: float) -> tuple[dict[str, int], int]:
-        return {"active": 1}, 0
+def of_keys() -> list[Metric]:
+    """The metrics of a store, which has no key."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(f"sqlite:///{folder}/keys.db")
+        store.migrate()
+        return list(metrics.KeyStates(store).collect())
+
+
+OF_KEYS = of_keys()
 
 
 def exposed() -> dict[str, tuple[str, set[str]]]:
@@ -82,7 +93,7 @@ def exposed() -> dict[str, tuple[str, set[str]]]:
             collector = REGISTRY._names_to_collectors[family.name]
             for suffix in suffixes[family.type]:
                 found[family.name + suffix] = (family.name, set(collector._labelnames))
-    for family in metrics.KeyStates(_Store()).collect():  # type: ignore[arg-type]
+    for family in OF_KEYS:
         found[family.name] = (family.name, set(family._labelnames))
     return found
 
@@ -267,6 +278,26 @@ def test_the_values_that_are_expected_of_labels_are_those_that_are_documented() 
     source = inspect.getsource(decision_log) + inspect.getsource(recorder)
     told = {value for value in OUTCOMES | DECIDED | REGISTERED if f'"{value}"' in source}
     assert told == OUTCOMES | DECIDED | REGISTERED
+
+
+def test_each_alert_s_runbook_is_linked_from_a_panel_that_shows_what_it_looks_at() -> None:
+    def looked_at(expressions: Iterable[str]) -> set[str]:
+        found = set().union(*map(metrics_in, expressions))
+        return found.union(*(metrics_in(RECORDED[name]["expr"]) for name in found & set(RECORDED)))
+
+    wrong, linked = [], set()
+    for title, panel in PANELS.items():
+        for link in panel.get("links", []):
+            name = link["title"].removeprefix("Runbook: ")
+            linked.add(name)
+            seen = looked_at(target["expr"] for target in panel["targets"])
+            if link["url"] != f"${{docs:raw}}/runbooks.html#{name.lower()}" or name not in ALERTS:
+                wrong.append(f"{title}: {link}")
+            elif not seen & looked_at([ALERTS[name]["expr"]]):
+                wrong.append(f"{title} shows nothing that {name} looks at")
+    assert not wrong, "\n".join(wrong)
+    assert linked == set(ALERTS)
+    assert "docs" in {variable["name"] for variable in DASHBOARD["templating"]["list"]}
 
 
 def test_the_dashboard_works_with_any_data_source_and_several_instances() -> None:

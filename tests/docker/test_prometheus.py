@@ -17,9 +17,11 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
+import sqlalchemy as sa
 import yaml
 
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.store.tables import KEYS
 from tests.docker.stack import until
 from tests.docker.test_alerts import ALERTS, EXPOSED, PROMETHEUS, RECORDED, metrics_in
 from tests.harness import Server, free_port, serve
@@ -146,7 +148,7 @@ def test_metrics_that_the_rules_ask_for_exist(prometheus: Prometheus) -> None:
     assert len(asked) > 8
     # With labels, a metric begins to exist with its first count.
     now = {name for name in asked & EXPOSED.keys() if not EXPOSED[name][1]}
-    now |= {"hokusai_auth_requests_total", "hokusai_auth_mode", "hokusai_auth_keys_expiring"}
+    now |= {"hokusai_auth_requests_total", "hokusai_auth_mode", "hokusai_auth_keys_ending"}
     assert now <= there(), now - there()
     # What the rules record exists where there is what it is made of.
     recorded = {"job:hokusai_auth_requests:rate5m", "job_outcome:hokusai_auth_requests:rate5m"}
@@ -185,13 +187,15 @@ def test_alerts_tell_of_wrong_keys_and_end_with_them(
 def test_an_alert_tells_of_a_key_that_is_about_to_end(
     server: Server, prometheus: Prometheus
 ) -> None:
-    until(lambda: "KeysExpiring" not in prometheus.firing())
-    soon = time.time() + 86400
-    record, _ = server.store.create(owner="x", scopes=["mlflow:read"], expires_at=soon)
-    until(lambda: "KeysExpiring" in prometheus.firing())
-    assert prometheus.firing()["KeysExpiring"]["value"].startswith("1e+00")
+    until(lambda: not {"KeysEnding", "KeysEndingSoon"} & set(prometheus.firing()))
+    now = time.time()
+    record, _ = server.store.create(owner="x", scopes=["mlflow:read"], expires_at=now + 86400)
+    with server.store.database.engine.begin() as connection:
+        connection.execute(sa.update(KEYS).values(created_at=now - 30 * 86400))
+    until(lambda: {"KeysEnding", "KeysEndingSoon"} <= set(prometheus.firing()))
+    assert prometheus.firing()["KeysEnding"]["value"].startswith("1e+00")
     server.store.revoke(record.key_id)
-    until(lambda: "KeysExpiring" not in prometheus.firing())
+    until(lambda: not {"KeysEnding", "KeysEndingSoon"} & set(prometheus.firing()))
 
 
 def test_prometheus_has_nothing_to_complain_of(prometheus: Prometheus) -> None:

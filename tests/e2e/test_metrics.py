@@ -306,7 +306,7 @@ class TestWhatIsCounted:
             assert grown("hokusai_auth_gate_seconds_sum") > 0
             assert grown("hokusai_auth_gate_seconds_count") >= 10
 
-    def test_the_store_s_keys_by_state_and_those_about_to_end(self, server: Server) -> None:
+    def test_the_store_s_keys_by_state(self, server: Server) -> None:
         before = scrape(server)
         now = time.time()
         make = server.store.create
@@ -325,8 +325,6 @@ class TestWhatIsCounted:
             for state in ("active", "deprecated", "expired", "revoked")
         }
         assert grown == {"active": 3, "deprecated": 1, "expired": 1, "revoked": 1}
-        soon = "hokusai_auth_keys_expiring"
-        assert read(after, soon) - read(before, soon) == 2
 
     def test_keys_in_the_query(self, server: Server) -> None:
         key = server.key("mlflow:read")

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_hokusai_auth.server import metrics
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.tables import KEYS
 from tests.harness import free_port
 from tests.server.forked import count_in, forked
 
@@ -35,9 +37,11 @@ def uri(tmp_path: Path) -> str:
     store = LocalStore(uri)
     store.migrate()
     store.create(owner="a", scopes=["mlflow:read"])
-    store.create(owner="b", scopes=["mlflow:read"], expires_at=time.time() + 6 * 86400)
-    store.create(owner="c", scopes=["mlflow:read"], expires_at=time.time() + 8 * 86400)
+    for days in (2, 13, 15):
+        store.create(owner="b", scopes=["mlflow:read"], expires_at=time.time() + days * 86400)
     store.revoke(store.create(owner="d", scopes=["mlflow:read"])[0].key_id)
+    with store.database.engine.begin() as connection:
+        connection.execute(sa.update(KEYS).values(created_at=time.time() - 91 * 86400))
     return uri
 
 
@@ -77,12 +81,13 @@ def test_metrics_describe_the_process_and_the_keys(folder: Path, uri: str) -> No
     assert len(told["registrations_total"]) == 10
     assert set(told["events_total"].values()) == {0}
     assert {dict(labels)["state"]: value for labels, value in told["keys"].items()} == {
-        "active": 3,
+        "active": 4,
         "deprecated": 0,
         "expired": 0,
         "revoked": 1,
     }
-    assert told["keys_expiring"] == {(): 1}
+    assert told["keys_ending"] == {(("days", "14"),): 2, (("days", "3"),): 1}
+    assert told["keys_unused"] == {(("days", "90"),): 4}
     assert not [name for name in told if name.endswith("_created")]
 
 
@@ -116,7 +121,7 @@ def test_other_metrics_are_served_while_the_store_is_unavailable(
     folder: Path, tmp_path: Path
 ) -> None:
     told = process(folder, f"sqlite:///{tmp_path}/none/keys.db")
-    assert told["mode"] and not {"keys", "keys_expiring"} & set(told)
+    assert told["mode"] and not {"keys", "keys_ending", "keys_unused"} & set(told)
 
 
 def test_metrics_without_workers_are_those_of_this_process(

@@ -14,7 +14,6 @@ from mlflow_hokusai_auth.store.records import STATES
 from tests.store.conftest import START
 
 DAY = 86400.0
-WEEK = 7 * DAY
 NONE = dict.fromkeys(STATES, 0)
 
 
@@ -25,51 +24,35 @@ def made(store: LocalStore, ends: float | None = None) -> str:
 
 
 def test_empty_store_has_no_key_in_any_state(store: LocalStore) -> None:
-    assert store.counts(WEEK) == (NONE, 0)
+    assert store.counts() == NONE
 
 
-def test_each_key_is_in_one_state_and_only_active_ones_are_about_to_end(
-    store: LocalStore, clock: time_machine.Traveller
-) -> None:
+def test_each_key_is_in_one_state(store: LocalStore, clock: time_machine.Traveller) -> None:
     made(store)
     made(store, ends=8 * DAY)
     made(store, ends=6 * DAY)
     made(store, ends=-1)
     store.revoke(made(store, ends=DAY))
     store.revoke(made(store, ends=-1))  # revoked first of all, as `KeyRecord.state` has it
-    store.rotate(made(store, ends=2 * DAY))  # the old one was replaced, the new one ends with it
+    store.rotate(made(store, ends=2 * DAY))
     store.rotate(made(store))  # the old key ends in a day, but it counts as deprecated
-    counts, soon = store.counts(WEEK)
-    assert counts == {"active": 5, "deprecated": 2, "expired": 1, "revoked": 2}
-    assert soon == 2
+    assert store.counts() == {"active": 5, "deprecated": 2, "expired": 1, "revoked": 2}
     # The counts agree with the records' own states.
-    states = Counter(record.state(START) for record in store.each())
-    assert counts == dict(states)
+    assert store.counts() == dict(Counter(record.state(START) for record in store.each()))
 
 
 def test_counts_change_with_time(store: LocalStore, clock: time_machine.Traveller) -> None:
     made(store, ends=10 * DAY)
     store.rotate(made(store))
-    assert store.counts(WEEK) == ({**NONE, "active": 2, "deprecated": 1}, 0)
-    clock.shift(3 * DAY)  # to the very second from which on it is about to end
-    assert store.counts(WEEK) == ({**NONE, "active": 2, "expired": 1}, 1)
-    clock.shift(WEEK - 1)
-    assert store.counts(WEEK) == ({**NONE, "active": 2, "expired": 1}, 1)
+    assert store.counts() == {**NONE, "active": 2, "deprecated": 1}
+    clock.shift(10 * DAY - 1)
+    assert store.counts() == {**NONE, "active": 2, "expired": 1}
     clock.shift(1)
-    assert store.counts(WEEK) == ({**NONE, "active": 1, "expired": 2}, 0)
-
-
-def test_soon_is_the_given_number_of_seconds(
-    store: LocalStore, clock: time_machine.Traveller
-) -> None:
-    for ends in (DAY, 2 * DAY, None):
-        made(store, ends=ends)
-    for within, soon in ((0.0, 0), (DAY - 1, 0), (DAY, 1), (10 * DAY, 2)):
-        assert store.counts(within)[1] == soon
+    assert store.counts() == {**NONE, "active": 1, "expired": 2}
 
 
 def test_failing_store_raises_an_error(store: LocalStore) -> None:
     with store.database.engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE hokusai_auth_keys"))
     with pytest.raises(AuthorityUnavailable):
-        store.counts(WEEK)
+        store.counts()
