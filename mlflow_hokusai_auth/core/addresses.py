@@ -6,6 +6,8 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+from .keys import redact
+
 #: Characters of an address with its zone, at most.
 _MAX_LENGTH = 64
 
@@ -13,8 +15,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Parse addresses and CIDR networks; raise ValueError for anything else."""
-    return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
+    """Parse addresses and CIDR networks; raise ValueError, with advice, for anything else."""
+    return tuple(_network(text) for text in texts)
 
 
 def inside(address: str, texts: tuple[str, ...]) -> bool:
@@ -47,6 +49,17 @@ def client_address(peer: str, forwarded_for: Iterable[bytes], trusted: Sequence[
             break
         address = hop
     return str(address)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        shown = redact(text if text and text.isprintable() else ascii(text))[:_MAX_LENGTH]
+        raise ValueError(
+            f"{shown} is no network: give an address, such as 192.0.2.7, or a network, such as "
+            "192.0.2.0/24"
+        ) from None
 
 
 def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

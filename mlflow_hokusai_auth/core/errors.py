@@ -5,6 +5,9 @@ A message addresses the person who can act on it, and contains no secret.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class HokusaiAuthError(Exception):
     """The root of this package's exceptions on the server and at its command line."""
@@ -19,7 +22,14 @@ class StoreError(HokusaiAuthError):
 
 
 class InvalidRequest(HokusaiAuthError):
-    """Raised for input that can't be used, with what to send instead. HTTP answers 400."""
+    """Raised for input that can't be used, with what to send instead. HTTP answers 400.
+
+    `fields` are the wrong fields of a body, each with what is wrong with it.
+    """
+
+    def __init__(self, message: str, fields: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.fields = fields
 
 
 class StaffNarrowed(InvalidRequest):

@@ -105,7 +105,8 @@ class LocalStore:
                 "it must be hk_live_, hk_test_ or hk_dev_ and 32 or 40 letters and digits, or a key "
                 "of this package"
             )
-            raise InvalidRequest(f"This is not a key that can be imported: {reason}.")
+            message = f"This is not a key that can be imported: {reason}."
+            raise InvalidRequest(message, {"key": message})
         record = records.new(key, owner=owner, scopes=scopes, **fields)
         records.refuse_narrowed_staff(record)
         try:
@@ -114,7 +115,8 @@ class LocalStore:
                 records.insert(change, record, key)
                 change.audit("key.imported", by, record.key_id, **records.audited(record))
         except sa.exc.IntegrityError:
-            raise KeyConflict("This key is in the store already.") from None
+            message = "This key is in the store already."
+            raise KeyConflict(message, {"key": message}) from None
         return record
 
     def page(

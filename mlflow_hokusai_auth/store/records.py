@@ -178,11 +178,12 @@ def new_id() -> str:
 def refuse_narrowed_staff(record: KeyRecord | Trust) -> None:
     """Raise StaffNarrowed if `record` is narrowed, and its scopes are those of the server's staff."""
     if (record.models or record.no_delete) and are_staff(frozenset(record.scopes)):
-        raise StaffNarrowed(
+        message = (
             "models and no_delete narrow a supplier's key, and staff's keys are never narrowed: "
             f"{', '.join(record.scopes)}. Give the key model:read or model:write instead, or leave the "
             "narrowing out."
         )
+        raise StaffNarrowed(message, {"models" if record.models else "no_delete": message})
 
 
 def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
@@ -199,10 +200,11 @@ def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
         sa.select(KEYS.c.owner).where(others).distinct()
     ).scalars():
         if other.casefold() == owner.casefold():
-            raise KeyConflict(
+            message = (
                 f"The owner {other!r} exists, and differs in upper and lower case only. Use that "
                 "spelling, or a name that nobody takes for it."
             )
+            raise KeyConflict(message, {"owner": message})
 
 
 def insert(change: Change, record: KeyRecord, key: str, *, token_digest: str | None = None) -> None:

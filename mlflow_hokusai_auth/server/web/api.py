@@ -117,6 +117,9 @@ def max_results(query: Mapping[str, str]) -> int:
 
 def _error(status: int, error_code: str) -> Callable[[Exception], tuple[flask.Response, int]]:
     def handle(error: Exception) -> tuple[flask.Response, int]:
-        return flask.jsonify(error_code=error_code, message=str(error)), status
+        content: dict[str, object] = {"error_code": error_code, "message": str(error)}
+        if fields := getattr(error, "fields", None):
+            content["fields"] = dict(fields)
+        return flask.jsonify(content), status
 
     return handle

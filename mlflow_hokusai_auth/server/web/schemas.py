@@ -70,19 +70,17 @@ def _environment(text: str) -> str:
 
 
 def _network(text: str) -> str:
-    try:
-        (network,) = parsed_networks([text.strip()])
-    except ValueError:
-        raise ValueError(
-            "must be an address or network, such as 192.0.2.7 or 192.0.2.0/24"
-        ) from None
+    (network,) = parsed_networks([text.strip()])
     return str(network)
 
 
 def _pattern(text: str) -> str:
     text = text.strip()
     if problem := ownership.problem(text):
-        raise ValueError(f"must be a name, or a beginning and `*`, such as `acme-*`: {problem}")
+        shown = redact(text if text and text.isprintable() else ascii(text))[:80]
+        raise ValueError(
+            f"{shown} is neither a name nor a beginning and `*`, such as `acme-*`: {problem}"
+        )
     return text
 
 
@@ -289,6 +287,9 @@ class Error(BaseModel):
 
     error_code: str
     message: str
+    fields: dict[str, str] | None = Field(
+        None, description="Of a body: each wrong field, and what is wrong with it."
+    )
 
 
 def read_json(data: bytes) -> object:
@@ -306,15 +307,19 @@ def parse(model: type[_Model], body: object) -> _Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        mistakes = []
+        mistakes, wrong_fields = [], {}
         for item in error.errors(include_url=False, include_input=False, include_context=False):
-            where = ".".join(str(part) for part in item["loc"])
+            where = [redact(str(part))[:80] for part in item["loc"]]
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
                 message = f"unknown; known: {', '.join(model.model_fields)}"
-            mistakes.append(f"{redact(where)[:80]}: {message}")
+            else:
+                wrong_fields.setdefault(where[0], message)
+            # The message about an item of a list shows the item itself.
+            item_shown = item["type"] == "value_error" and isinstance(item["loc"][-1], int)
+            mistakes.append(message if item_shown else f"{'.'.join(where)}: {message}")
         text = "; ".join(mistakes[:10])
-        raise InvalidRequest(text if text.endswith("?") else f"{text}.") from None
+        raise InvalidRequest(text if text.endswith("?") else f"{text}.", wrong_fields) from None
 
 
 def new_fields(body: NewKey, lifetimes: Lifetimes) -> dict[str, Any]:

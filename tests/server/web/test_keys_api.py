@@ -110,15 +110,15 @@ MISTAKES: list[tuple[str, object, int, str]] = [
     ("POST /keys", {**ACME, "note": "a\x07"}, 400, "must be printable text"),
     ("POST /keys", {**ACME, "scopes": ["root"]}, 400, "unknown scope 'root'; known: "),
     ("POST /keys", {**ACME, "environment": "jobs"}, 400, "must be one of "),
-    ("POST /keys", {**ACME, "networks": ["x"]}, 400, "networks.0: must be an address"),
+    ("POST /keys", {**ACME, "networks": ["x"]}, 400, "x is no network: give an address"),
     (
         "POST /keys",
         {**ACME, "models": ["a*b"]},
         400,
-        "models.0: must be a name, or a beginning and `*`",
+        "a*b is neither a name nor a beginning and `*`, such as `acme-*`: `*` may stand only",
     ),
-    ("POST /keys", {**ACME, "models": [" "]}, 400, "models.0: must be a name"),
-    ("POST /keys", {**ACME, "models": ["\ud800"]}, 400, "models.0: "),
+    ("POST /keys", {**ACME, "models": [" "]}, 400, "'' is neither a name"),
+    ("POST /keys", {**ACME, "models": ["\ud800"]}, 400, "'\\ud800' is neither"),
     ("POST /keys", {**ACME, "models": ["a\0"]}, 400, "it has a control character"),
     ("POST /keys", {**ACME, "models": "acme-*"}, 400, "models: "),
     ("POST /keys", {**ACME, "models": ["a"] * 65}, 400, "models: "),
@@ -144,6 +144,33 @@ def test_mistakes_are_explained(here: Api) -> None:
         elif not reply["error_code"] or not kept:
             wrong.append(f"{line} {body}: {reply} {answer.headers} {here.store.page()}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_mistake_names_the_wrong_fields(here: Api) -> None:
+    """The pages say what is wrong beside the field."""
+    stored = "hk_live_" + "a1B2" * 8
+    assert here.ask("POST /keys/import", {**ACME, "key": stored}).status_code == 201
+    network = "10.0.0.0/33 is no network: give an address, such as 192.0.2.7, or a network, such as "
+    network += "192.0.2.0/24"
+    rows: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+        (
+            "",
+            {"owner": " ", "networks": ["10.0.0.1", "10.0.0.0/33", "x"], "colour": "red"},
+            {"owner": "must name the owner of the key", "networks": network},
+        ),
+        ("", {"owner": "acme"}, {"owner": "The owner 'ACME' exists"}),
+        ("", {"scopes": ["mlflow:read"], "models": ["a"]}, {"models": "models and no_delete"}),
+        ("", {"scopes": ["mlflow:read"], "no_delete": True}, {"no_delete": "models and no_delete"}),
+        ("/import", {"key": "hk_live_short"}, {"key": "This is not a key that can be imported"}),
+        ("/import", {"key": stored}, {"key": "This key is in the store already"}),
+    ]
+    for path, body, expected in rows:
+        reply = here.ask(f"POST /keys{path}", {**ACME, **body}).json
+        assert reply is not None and reply["fields"].keys() == expected.keys(), (body, reply)
+        for name, says in expected.items():
+            assert reply["fields"][name].startswith(says), (body, reply)
+    reply = here.ask("GET /keys/key_0").json
+    assert reply is not None and "fields" not in reply
 
 
 def test_key_is_made_changed_and_shown(here: Api) -> None:
