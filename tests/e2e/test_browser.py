@@ -120,6 +120,14 @@ class Person:
         """The one that is open."""
         return self.page.locator("dialog[open]")
 
+    def dismiss_new_key(self) -> None:
+        """Close the dialog that shows a new key without copying the key: it asks once."""
+        done = self.dialog.get_by_role("button", name="Done")
+        done.click()
+        expect(self.dialog.get_by_role("status")).to_contain_text("Not copied yet.")
+        done.click()
+        expect(self.dialog).to_have_count(0)
+
     def sign_in(self, key: str) -> None:
         """With the form that is shown."""
         self.page.get_by_label("API key").fill(key)
@@ -288,7 +296,10 @@ def test_the_keyboard_is_enough(person: NewPerson, server: Server) -> None:
     press("Enter")
     page.keyboard.type("Keyboard only")
     press("Enter")
-    expect(admin.dialog.get_by_role("alert")).to_have_text("Choose at least one scope.")
+    expect(admin.dialog.get_by_label("model:read")).to_be_focused()
+    expect(admin.dialog.get_by_label("model:read")).to_have_accessible_description(
+        "Choose at least one scope."
+    )
     tab_to("mlflow:read")
     press("Space")
     press("Enter")
@@ -296,6 +307,7 @@ def test_the_keyboard_is_enough(person: NewPerson, server: Server) -> None:
     expect(made).to_be_visible()
     press("Escape")
     expect(made.get_by_role("status")).to_contain_text("Not copied yet.")
+    expect(made.get_by_role("status")).to_have_class("status warns")
     # Without permission to write to the clipboard, so the page has to copy in the older way.
     tab_to("Copy")
     press("Enter")
@@ -329,9 +341,11 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     page.get_by_text("Import an existing key").click()
     admin.dialog.get_by_label("Existing key").fill(old)
     admin.dialog.get_by_role("button", name="Create key").click()
-    expect(admin.dialog.get_by_role("alert")).to_contain_text(
-        "networks.0: must be an address or network"
-    )
+    networks = admin.dialog.get_by_label("Networks")
+    expect(networks).to_have_accessible_description(re.compile("^192.0.2.999 is no network: "))
+    expect(networks).to_be_focused()
+    expect(networks).to_have_attribute("aria-invalid", "true")
+    expect(admin.dialog.get_by_role("alert")).to_have_count(0)
     admin.dialog.get_by_label("Networks").fill("192.0.2.0/24\n2001:db8::/32")
     began = time.time()
     admin.dialog.get_by_role("button", name="Create key").click()
@@ -360,7 +374,9 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     admin.dialog.get_by_label("model:read").uncheck()
     admin.dialog.get_by_label("mlflow:write").check()
     admin.dialog.get_by_role("button", name="Save").click()
-    expect(admin.dialog.get_by_role("alert")).to_contain_text("staff's keys are never narrowed")
+    expect(admin.dialog.get_by_label("Only these models")).to_have_accessible_description(
+        re.compile("staff's keys are never narrowed")
+    )
     admin.dialog.get_by_role("button", name="Cancel").click()
     assert (edited.owner, edited.networks, edited.scopes) == (
         "Fuji",
@@ -372,7 +388,7 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     admin.dialog.get_by_label("1 hour").check()
     began = time.time()
     admin.dialog.get_by_role("button", name="Rotate key").click()
-    admin.dialog.get_by_role("button", name="Done").click()
+    admin.dismiss_new_key()
     expect(row).to_contain_text("deprecated")
     rotated = server.store.get(record.key_id)
     assert rotated.expires_at is not None
@@ -398,6 +414,54 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     admin.open("/hokusai/keys?query=nobody-is-called-that")
     expect(page.get_by_text("No key matches")).to_be_visible()
     assert admin.wrong == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_feedback_is_in_view_and_the_focus_stays(
+    width: int, person: NewPerson, server: Server
+) -> None:
+    store = server.store
+    made = [store.create(owner=f"Far {n}", scopes=["model:read"])[0] for n in range(25)]
+    admin = person(server.key("mlflow:admin"), viewport={"width": width, "height": 700})
+    page = admin.open("/hokusai/keys?query=Far")
+    first, second = (page.locator(f"#{record.key_id}") for record in made[:2])  # the last rows
+    status = page.locator("#status")
+
+    first.get_by_role("button", name="Edit").click()
+    admin.dialog.get_by_label("Networks").fill("10.0.0.0/33")
+    admin.dialog.get_by_role("button", name="Save").click()
+    problem = admin.dialog.get_by_text("10.0.0.0/33 is no network")
+    expect(problem).to_be_in_viewport(ratio=1)
+    # Nothing lies over it.
+    assert problem.evaluate(
+        "e => { const {left, bottom} = e.getBoundingClientRect();"
+        " return document.elementFromPoint(left + 9, bottom - 9) === e }"
+    )
+    admin.dialog.get_by_role("button", name="Cancel").click()
+    first.get_by_role("button", name="Edit").click()
+    expect(problem).to_have_count(0)
+    admin.dialog.get_by_role("button", name="Cancel").click()
+
+    first.get_by_role("button", name="Rotate").click()
+    admin.dialog.get_by_role("button", name="Rotate key").click()
+    admin.dismiss_new_key()
+    expect(status).to_have_text("Far 0 rotated.")
+    expect(status).to_be_in_viewport(ratio=1)
+    expect(first).to_be_focused()
+    expect(first).to_be_in_viewport()
+    second.get_by_role("button", name="Revoke").click()
+    expect(status).to_be_empty()
+    admin.dialog.get_by_role("button", name="Revoke key").click()
+    expect(status).to_have_text("Far 1 revoked and refused everywhere.")
+    expect(status).to_be_in_viewport(ratio=1)
+    expect(second).to_be_focused()
+    expect(second).to_be_in_viewport()
+    # A row that is listed no more leaves the focus to its neighbour.
+    page = admin.open("/hokusai/keys?query=Far&state=active")
+    page.locator(f"#{made[3].key_id}").get_by_role("button", name="Revoke").click()
+    admin.dialog.get_by_role("button", name="Revoke key").click()
+    expect(page.locator(f"#{made[2].key_id}").get_by_role("button", name="Revoke")).to_be_focused()
+    assert len(admin.wrong) == 2 and all("400" in line for line in admin.wrong), admin.wrong
 
 
 def test_last_key_that_may_manage_needs_a_second_confirmation(
@@ -456,7 +520,7 @@ def test_one_who_may_not_manage_sees_their_own_key(person: NewPerson, server: Se
     found = server.store.find(new)
     assert found is not None and found.key_id == server.store.get(record.key_id).replaced_by
     page.wait_for_timeout(MAX_UNCONFIRMED * 1000 + 100)
-    one.dialog.get_by_role("button", name="Done").click()
+    one.dismiss_new_key()
     expect(page.get_by_text("use the key that replaces it")).to_be_visible()
     assert one.wrong == []
 
@@ -495,7 +559,7 @@ def test_what_a_key_is_called_is_text(person: NewPerson, server: Server) -> None
         row.get_by_role("button", name="Rotate").click()
         admin.dialog.get_by_role("button", name="Rotate key").click()
         expect(page.locator("#made label").first).to_have_text(f"Key of {record.name}")
-        admin.dialog.get_by_role("button", name="Done").click()
+        admin.dismiss_new_key()
         expect(page.locator("#status")).to_have_text(f"{record.name} rotated.")
     assert (
         page.locator("img:not(.brand img), svg:not(.spark), iframe, script:not([src])").count() == 0

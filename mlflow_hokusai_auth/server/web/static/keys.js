@@ -39,7 +39,10 @@ function signIn() {
   return new Promise(() => {});
 }
 
-/** Fetch the list again and replace the one shown. */
+/**
+ * Fetch the list again and replace the one shown. The focus stays on the button that opened the dialog
+ * or, if the button is gone, on the row, or on the row that took its place.
+ */
 async function refresh() {
   let answer;
   try {
@@ -49,15 +52,21 @@ async function refresh() {
   }
   if (answer.status === 401) await signIn();
   if (!answer.ok) return;
-  const focused = document.activeElement;
-  const { id } = focused.closest("[data-key]") ?? {};
+  const row = opener?.closest("[data-key]");
+  const place = [...document.querySelectorAll("tr[data-key]")].indexOf(row);
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   $("#list").replaceWith($("#list", page));
   localise();
-  if (!focused.isConnected) {
-    const again = id && document.getElementById(id)?.querySelector(`[data-open="${focused.dataset.open}"]`);
-    (again || $("#list")).focus();
-  }
+  if (opener?.isConnected) return;
+  const rows = [...document.querySelectorAll("tr[data-key]")];
+  const now = (row?.id && document.getElementById(row.id)) || rows[Math.min(place, rows.length - 1)];
+  focus((now && $(`[data-open="${opener.dataset.open}"]`, now)) ?? now ?? $("#list"));
+}
+
+function focus(element) {
+  if (element.tabIndex < 0) element.tabIndex = -1;
+  element.focus({ preventScroll: true });
+  element.scrollIntoView({ block: "nearest" });
 }
 
 // Times
@@ -80,15 +89,17 @@ function localise() {
 
 // Dialogs
 
-/** The key of the open dialog, as the API described it. */
+/** The key of the open dialog, as the API described it, and the button that opened the dialog. */
 let subject = null;
+let opener = null;
 
 function open(name, key = null) {
   const dialog = document.getElementById(name);
   const form = $("form", dialog);
   subject = key;
   form.reset();
-  $(".problem", form)?.replaceChildren();
+  if (name !== "made") $("main > .status").textContent = "";
+  complain(form, "");
   for (const box of dialog.querySelectorAll(".extra")) box.remove();
   if (key) {
     const texts = { ...key, called: key.name || key.owner };
@@ -177,8 +188,7 @@ const submit = {
 
 async function send(dialog, form) {
   if (form.scopes && !new FormData(form).has("scopes")) {
-    complain(form, "Choose at least one scope.");
-    form.scopes[0].focus();
+    complain(form, "", { scopes: "Choose at least one scope." });
     return;
   }
   const button = $(".buttons button:last-child", form);
@@ -189,25 +199,66 @@ async function send(dialog, form) {
   delete dialog.dataset.busy;
   button.removeAttribute("aria-disabled");
   if (status < 200 || status >= 300) {
-    complain(form, body.message ?? `The server answered ${status}.`);
+    complain(form, body.message ?? `The server answered ${status}.`, body.fields);
     return;
   }
   const about = subject ?? body;
   dialog.close();
-  $("#status").textContent = outcome && `${about.name || about.owner} ${outcome}.`;
+  $("main > .status").textContent = outcome && `${about.name || about.owner} ${outcome}.`;
   if (body.key) show(body);
   else await refresh();
 }
 
-function complain(form, message) {
-  const place = $(".problem", form);
-  place.textContent = message;
-  if (message) place.scrollIntoView({ block: "nearest" });
+/** Say what is wrong: beside each field of `fields`, and about all others beside the buttons. */
+function complain(form, message, fields = {}) {
+  for (const place of form.querySelectorAll(".field-problem")) place.remove();
+  for (const control of form.querySelectorAll("[aria-invalid]")) {
+    control.removeAttribute("aria-invalid");
+    describe(control, (ids) => ids.filter((id) => !id.endsWith("-problem")));
+  }
+  const wrong = Object.keys(fields).map((name) => [controls(form, name), fields[name]]);
+  const known = wrong.length > 0 && wrong.every(([found]) => found.length);
+  const place = $(".buttons .problem", form);
+  if (place) place.textContent = known ? "" : message;
+  for (const [found, text] of wrong) if (found.length) mark(found, text);
+  const first = $("[aria-invalid]", form) ?? (message && form.force && !form.force.disabled && form.force);
+  if (!first) return;
+  const folded = first.closest("details");
+  if (folded) folded.open = true;
+  first.focus({ preventScroll: true });
+  (first.closest("fieldset, .field") ?? first).scrollIntoView({ block: "nearest" });
+}
+
+/** The controls of the field that the API calls `name`. */
+function controls(form, name) {
+  if (name === "expires_in") name = form.days?.disabled === false ? "days" : "expiry";
+  return [...form.elements].filter((control) => control.name === name);
+}
+
+function mark(found, text) {
+  const place = document.createElement("p");
+  place.className = "problem field-problem";
+  place.id = `${found[0].form.parentElement.id}-${found[0].name}-problem`;
+  place.textContent = text;
+  const box = found[0].closest("fieldset, .field");
+  if (found.length > 1) $("legend", box).after(place);
+  else (found[0].closest("label.check") ?? found[0]).after(place);
+  for (const control of found) {
+    control.setAttribute("aria-invalid", "true");
+    describe(control, (ids) => [place.id, ...ids]);
+  }
+}
+
+function describe(control, change) {
+  const ids = change((control.getAttribute("aria-describedby") ?? "").split(" ").filter(Boolean));
+  if (ids.length) control.setAttribute("aria-describedby", ids.join(" "));
+  else control.removeAttribute("aria-describedby");
 }
 
 // The dialog that shows a new key, once
 
 let copied = true;
+let warned = false;
 
 function show(made) {
   open("made", made);
@@ -215,7 +266,21 @@ function show(made) {
   $("#made-key").value = made.key;
   $("#made-lines").value = `HOKUSAI_API_KEY=${made.key}\nMLFLOW_TRACKING_URI=${server}`;
   $("#made-key").select();
-  copied = false;
+  copied = warned = false;
+}
+
+/** Return whether the dialog must stay open: the first time, for a key that nobody has copied. */
+function hold() {
+  if (copied || warned) return false;
+  warned = true;
+  tell("Not copied yet. Press Done or Escape again to close anyway.", true);
+  return true;
+}
+
+function tell(text, warns = false) {
+  const place = $("#made .status");
+  place.textContent = text;
+  place.classList.toggle("warns", warns);
 }
 
 async function copy(button) {
@@ -227,13 +292,13 @@ async function copy(button) {
   } catch {
     copied = document.execCommand("copy"); // The clipboard needs https and permission.
   }
-  $("#made .status").textContent = copied ? "Copied." : "Copying is not allowed here. Press Ctrl+C.";
+  tell(copied ? "Copied." : "Copying is not allowed here. Press Ctrl+C.", !copied);
   if (copied) button.focus();
 }
 
 function forget() {
   for (const field of document.querySelectorAll("#made-key, #made-lines")) field.value = "";
-  $("#made .status").textContent = "";
+  tell("");
   return refresh();
 }
 
@@ -245,6 +310,7 @@ document.addEventListener("click", (event) => {
   const { open: name, copy: source, close } = button.dataset;
   if (name) {
     const row = button.closest("[data-key]");
+    opener = button;
     open(name, row && JSON.parse(row.dataset.key));
   } else if (source) copy(button);
   else if (close !== undefined) button.closest("dialog").close();
@@ -259,19 +325,25 @@ document.addEventListener("change", ({ target }) => {
 
 for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("submit", (event) => {
-    if (dialog.id === "made") return;
+    if (dialog.id === "made") {
+      if (hold()) event.preventDefault();
+      return;
+    }
     event.preventDefault();
     if (dialog.dataset.busy === undefined) send(dialog, event.target);
   });
   dialog.addEventListener("cancel", (event) => {
     if (dialog.dataset.busy !== undefined) event.preventDefault();
-    if (dialog.id === "made" && !copied) {
-      event.preventDefault();
-      copied = true;
-      $("#made .status").textContent = "Not copied yet. Press Escape again to close anyway.";
-    }
+    if (dialog.id === "made" && hold()) event.preventDefault();
   });
-  if (dialog.id === "made") dialog.addEventListener("close", forget);
+  if (dialog.id === "made") {
+    dialog.addEventListener("close", forget);
+    dialog.addEventListener("copy", ({ target }) => {
+      if (!target.matches("input, textarea")) return;
+      copied = true;
+      tell("Copied.");
+    });
+  }
 }
 
 localise();
