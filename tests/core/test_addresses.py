@@ -74,7 +74,9 @@ def test_address_is_compared_with_networks() -> None:
 
 def test_invalid_network_is_refused() -> None:
     for text in ("", "x", "192.0.2", "192.0.2.0/33", "192.0.2.0/-1", "1.2.3.4:80"):
-        with pytest.raises(ValueError, match=f"^{re.escape(text or repr(text))} is no network: give "):
+        with pytest.raises(
+            ValueError, match=f"^{re.escape(text or repr(text))} is no network: give "
+        ):
             networks([text])
     with pytest.raises(ValueError, match=r"^hk_live_\*\*\* is no network"):
         networks(["hk_live_" + "a1B2" * 8])

@@ -307,7 +307,8 @@ def parse(model: type[_Model], body: object) -> _Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        mistakes, wrong_fields = [], {}
+        mistakes: list[str] = []
+        wrong_fields: dict[str, str] = {}
         for item in error.errors(include_url=False, include_input=False, include_context=False):
             where = [redact(str(part))[:80] for part in item["loc"]]
             message = item["msg"].removeprefix("Value error, ")

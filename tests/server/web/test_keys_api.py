@@ -150,13 +150,14 @@ def test_mistake_names_the_wrong_fields(here: Api) -> None:
     """The pages say what is wrong beside the field."""
     stored = "hk_live_" + "a1B2" * 8
     assert here.ask("POST /keys/import", {**ACME, "key": stored}).status_code == 201
-    network = "10.0.0.0/33 is no network: give an address, such as 192.0.2.7, or a network, such as "
-    network += "192.0.2.0/24"
     rows: list[tuple[str, dict[str, Any], dict[str, str]]] = [
         (
             "",
             {"owner": " ", "networks": ["10.0.0.1", "10.0.0.0/33", "x"], "colour": "red"},
-            {"owner": "must name the owner of the key", "networks": network},
+            {
+                "owner": "must name the owner of the key",
+                "networks": "10.0.0.0/33 is no network: give",
+            },
         ),
         ("", {"owner": "acme"}, {"owner": "The owner 'ACME' exists"}),
         ("", {"scopes": ["mlflow:read"], "models": ["a"]}, {"models": "models and no_delete"}),
