@@ -54,6 +54,20 @@ GRANT_ID=$(sed -n 's/.*"id": *"\\(grant_[^"]*\\)".*/\\1/p' grant.json)""",
     "getIsolation": 'curl -fsS "$SERVER/api/2.0/hokusai/isolation" -H "X-API-Key: $KEY"',
     "setIsolation": f"""curl -fsS "$SERVER/api/2.0/hokusai/isolation" -H "X-API-Key: $KEY" {_JSON} \\
   -d '{{"isolation": "writes"}}'""",
+    "addTrust": f"""curl -fsS "$SERVER/api/2.0/hokusai/trust" -H "X-API-Key: $KEY" {_JSON} \\
+  -d '{{"owner": "ACME", "github": "acme/models", "workflow": "release.yml",
+       "scopes": ["model:write"], "models": ["acme-*"]}}' > trust.json
+TRUST_ID=$(sed -n 's/.*"trust_id": *"\\([^"]*\\)".*/\\1/p' trust.json)""",
+    "listTrusts": 'curl -fsS "$SERVER/api/2.0/hokusai/trust" -H "X-API-Key: $KEY"',
+    "editTrust": f"""curl -fsS -X PATCH "$SERVER/api/2.0/hokusai/trust/$TRUST_ID" \\
+  -H "X-API-Key: $KEY" {_JSON} \\
+  -d '{{"ttl": 600}}'""",
+    "removeTrust": """curl -fsS -X DELETE "$SERVER/api/2.0/hokusai/trust/$TRUST_ID" \\
+  -H "X-API-Key: $KEY\"""",
+    "exchangeToken": """curl -sS "$SERVER/api/2.0/hokusai/token" \\
+  --data-urlencode grant_type=urn:ietf:params:oauth:grant-type:token-exchange \\
+  --data-urlencode subject_token_type=urn:ietf:params:oauth:token-type:id_token \\
+  --data-urlencode subject_token=TOKEN_OF_YOUR_CI  # refused: it is no token""",
     "listAudit": """curl -fsS --get "$SERVER/api/2.0/hokusai/audit" -H "X-API-Key: $KEY" \\
   -d event=key. -d max_results=10""",
     "checkOwners": 'curl -fsS "$SERVER/api/2.0/hokusai/owners/check" -H "X-API-Key: $KEY"',
@@ -62,7 +76,8 @@ GRANT_ID=$(sed -n 's/.*"id": *"\\(grant_[^"]*\\)".*/\\1/p' grant.json)""",
 _INTRODUCTION = """# REST API
 
 Send the key as `X-API-Key` or `Authorization: Bearer`. All operations need a key with
-`mlflow:admin`, except `whoami`, the rotation of a key by itself, `grants`, `listOwners` and `ownersOf`.
+`mlflow:admin`, except `whoami`, the rotation of a key by itself, `grants`, `listOwners` and `ownersOf`;
+`exchangeToken` needs none.
 Every path answers under the prefixes, too. Times are seconds since the epoch, durations are seconds.
 `GET /api/2.0/hokusai/openapi.json` gives any key the same as OpenAPI 3.1.
 

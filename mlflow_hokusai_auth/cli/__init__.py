@@ -16,6 +16,7 @@ from .keys import keys
 from .ownership import grants, owners, prefixes
 from .server import audit, demo, explain, isolation, log_level, mode, routes
 from .supplier import doctor, smoke, whoami
+from .trust import trust
 
 
 @click.group()
@@ -26,7 +27,7 @@ def main() -> None:
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 
-_groups: tuple[click.Command, ...] = (keys, owners, grants, prefixes)
+_groups: tuple[click.Command, ...] = (keys, owners, grants, prefixes, trust)
 _commands = (audit, mode, isolation, log_level, routes, explain, demo, whoami, doctor, smoke)
 for command in (*_groups, *_commands):
     main.add_command(command)

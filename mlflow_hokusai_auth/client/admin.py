@@ -324,6 +324,82 @@ class HokusaiAuthClient:
         """End the reservation of a prefix, and return it."""
         return self._call("DELETE", "prefixes", params={"prefix": prefix, "kind": kind})
 
+    def add_trust(
+        self,
+        owner: str,
+        scopes: Sequence[str],
+        *,
+        github: str | None = None,
+        gitlab: str | None = None,
+        issuer: str | None = None,
+        workflow: str | None = None,
+        environment: str | None = None,
+        claims: Mapping[str, str] | None = None,
+        single_use: bool | None = None,
+        ttl: float | None = None,
+        models: Sequence[str] = (),
+        no_delete: bool = False,
+        jwks: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Trust a workload: its identity tokens are exchanged for keys that live `ttl` seconds.
+
+        Give `github` ("org/repo") with `workflow` ("release.yml"), `gitlab` ("group/project"), or
+        `issuer` (a URL) with `claims`: name -> exact value, or a beginning and `*`. The other
+        arguments are those of `create_key`; `jwks` is the issuer's key set, to ask the issuer never.
+        """
+        optional = {
+            "github": github,
+            "gitlab": gitlab,
+            "issuer": issuer,
+            "workflow": workflow,
+            "environment": environment,
+            "claims": None if claims is None else dict(claims),
+            "single_use": single_use,
+            "ttl": ttl,
+            "models": list(models) or None,
+            "no_delete": no_delete or None,
+            "jwks": None if jwks is None else dict(jwks),
+        }
+        return self._call(
+            "POST", "trust", json={"owner": owner, "scopes": scopes, **_given(optional)}
+        )
+
+    def list_trusts(self) -> list[dict[str, Any]]:
+        """Return all trusts, oldest first."""
+        trusts: list[dict[str, Any]] = self._call("GET", "trust")["trusts"]
+        return trusts
+
+    def edit_trust(
+        self,
+        trust_id: str,
+        *,
+        scopes: Sequence[str] = _LEAVE,
+        models: Sequence[str] = _LEAVE,
+        no_delete: bool = _LEAVE,
+        ttl: float = _LEAVE,
+        jwks: Mapping[str, Any] | None = _LEAVE,
+        forget_ids: bool = False,
+    ) -> dict[str, Any]:
+        """Change the given fields of a trust, and leave the others.
+
+        If the rights change, keys that were exchanged before end within a second. `ttl` is in seconds.
+        With `forget_ids`, the numbers of the repository are pinned anew at the next exchange.
+        """
+        fields = {
+            "scopes": scopes,
+            "models": models,
+            "no_delete": no_delete,
+            "ttl": ttl,
+            "jwks": jwks,
+            "forget_ids": forget_ids or _LEAVE,
+        }
+        body = {field: value for field, value in fields.items() if value is not _LEAVE}
+        return self._call("PATCH", _path("trust", trust_id), json=body)
+
+    def remove_trust(self, trust_id: str) -> dict[str, Any]:
+        """Trust a workload no more, and return the trust. Its keys end within a second."""
+        return self._call("DELETE", _path("trust", trust_id))
+
     def isolation(self) -> dict[str, Any]:
         """Return whether this server keeps suppliers apart: `isolation`, `in_effect`, `mode`, …."""
         return self._call("GET", "isolation")
@@ -428,5 +504,7 @@ def _key_path(key_id: str) -> str:
 def _path(kind: str, id: str) -> str:
     # quote keeps dots, and HTTP clients resolve "keys/.." before they send it.
     if id in ("", ".", ".."):
-        raise MlflowException.invalid_parameter_value(f"{id!r} is not the id of a {kind[:-1]}.")
+        raise MlflowException.invalid_parameter_value(
+            f"{id!r} is not the id of a {kind.removesuffix('s')}."
+        )
     return f"{kind}/{quote(id, safe='')}"

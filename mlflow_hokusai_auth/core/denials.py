@@ -61,6 +61,18 @@ CODES = {
     "BODY_TIMEOUT": Code(408, "BAD_REQUEST", "Body incomplete"),
     "NOT_CONFIGURED": Code(404, "RESOURCE_DOES_NOT_EXIST", "Not configured on this server"),
     "BODY_TOO_LARGE": Code(413, "INVALID_PARAMETER_VALUE", "Body too large"),
+    "EXCHANGE_MALFORMED": Code(400, "BAD_REQUEST", "Exchange malformed"),
+    "GRANT_UNSUPPORTED": Code(400, "BAD_REQUEST", "Grant type not supported"),
+    "TOKEN_INVALID": Code(400, "BAD_REQUEST", "Identity token not usable"),
+    "TOKEN_UNTRUSTED": Code(400, "BAD_REQUEST", "Workload not trusted"),
+    "TOKEN_AUDIENCE": Code(400, "BAD_REQUEST", "Identity token for another audience"),
+    "TOKEN_EXPIRED": Code(400, "BAD_REQUEST", "Identity token expired"),
+    "TOKEN_NOT_YET_VALID": Code(400, "BAD_REQUEST", "Identity token not valid yet"),
+    "TOKEN_KEY_UNKNOWN": Code(400, "BAD_REQUEST", "Identity token with an unknown key"),
+    "TOKEN_USED": Code(400, "BAD_REQUEST", "Identity token used already"),
+    "PULL_REQUEST_REFUSED": Code(400, "BAD_REQUEST", "Pull requests get no key"),
+    "REPOSITORY_CHANGED": Code(400, "BAD_REQUEST", "Another repository of this name"),
+    "ISSUER_UNAVAILABLE": Code(503, "TEMPORARILY_UNAVAILABLE", "Issuer unavailable"),
     "AUTHORITY_UNAVAILABLE": Code(
         503, "TEMPORARILY_UNAVAILABLE", "Authentication service unavailable"
     ),

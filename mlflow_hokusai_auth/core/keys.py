@@ -46,6 +46,10 @@ _IN_TEXT = re.compile(
     + "[A-Za-z0-9_%-]{4,}",
     re.ASCII | re.IGNORECASE,
 )
+#: A JSON Web Token: its first two parts are JSON objects, which begin with `{"` in base64url.
+_TOKEN_IN_TEXT = re.compile(
+    r"eyJ[A-Za-z0-9_-]+(?:\.|%2[Ee])eyJ[A-Za-z0-9_-]+(?:(?:\.|%2[Ee])[A-Za-z0-9_-]*)?"
+)
 
 
 def checksum(text: str) -> str:
@@ -115,5 +119,7 @@ def digest(key: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return `text` with every key in it cut down to its environment, for logs and messages."""
+    """Return `text` for logs and messages: keys cut down to their environment, no identity token."""
+    if "eyJ" in text:
+        text = _TOKEN_IN_TEXT.sub("eyJ***", text)
     return _IN_TEXT.sub(r"hk_\1_***", text)

@@ -70,6 +70,12 @@ ADMIN   GET,POST,DELETE   prefixes
 ADMIN   GET,POST          isolation
 ADMIN   GET               audit
 
+# A workload's identity token is the credential of its exchange for a key.
+[hokusai /api/2.0/hokusai/]
+ADMIN   GET,POST          trust
+ADMIN   PATCH,DELETE      trust/{trust_id}
+PUBLIC  POST              token
+
 # Signing in needs no key, since the key is pasted into that page.
 [hokusai /hokusai/]
 PUBLIC  GET,POST          login

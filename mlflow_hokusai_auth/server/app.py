@@ -27,6 +27,7 @@ except ImportError as error:
     ) from None
 
 from mlflow_hokusai_auth.authorities import server_jobs
+from mlflow_hokusai_auth.authorities.identity_tokens import Verifier
 from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, SettingsError, StoreError
 from mlflow_hokusai_auth.core.prefixes import Prefixes
@@ -34,6 +35,7 @@ from mlflow_hokusai_auth.store.dry_run import Observed
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.notices import Announcer
 from mlflow_hokusai_auth.store.sessions import Sessions
+from mlflow_hokusai_auth.store.trusts import Trusts
 from mlflow_hokusai_auth.store.usage import UseCounter
 
 from . import (
@@ -74,6 +76,8 @@ from .web import (
     monitoring,
     ownership_api,
     pages,
+    token_api,
+    trust_api,
     validate_key,
 )
 
@@ -127,6 +131,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     mode = live_settings.Mode(config.mode, config.force_mode)
     isolation = live_settings.Isolation(mode, config.isolation)
     leak_keys = leak_reports.load(config.leak_public_keys) if config.leak_public_keys else {}
+    trusts, has_store = Trusts(store.database), "local" in config.backend
     observed, uses = Observed(store.database), UseCounter(store.database)
     roots = artifact_roots.load(config.artifact_roots)
     folders = ExperimentFolders(roots)
@@ -148,7 +153,10 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         interceptors=interceptors.load(refuse_on_error=config.interceptor_errors == "refuse"),
         header_policy=settings.header_policy_of(config),
         count=uses.add,
-        absent={} if leak_keys else {leak_reports.RULE: leak_reports.ABSENT},
+        absent={
+            **({} if leak_keys else {leak_reports.RULE: leak_reports.ABSENT}),
+            **({} if has_store else {token_api.RULE: trust_api.ABSENT}),
+        },
         trusted=networks(config.trusted_proxies),
         mode=mode,
         isolation=isolation,
@@ -168,6 +176,10 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         audit_api.blueprint(store.database),
         api.unknown_paths(),
         validate_key.blueprint(),
+        trust_api.blueprint(trusts, has_store=has_store),
+        token_api.blueprint(
+            trusts, gate, Verifier(config.public_urls) if config.public_urls else None
+        ),
         pages.blueprint(store, sessions, gate, config.session_lifetime),
         account.blueprint(gate),
         monitoring.blueprint(store, log.flush),

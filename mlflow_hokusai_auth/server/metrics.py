@@ -73,6 +73,11 @@ REGISTRATIONS = Counter(
 RATE_LIMITED = Counter(
     "hokusai_auth_rate_limited", "Requests refused because of a rate limit.", ["by"]
 )
+EXCHANGES = Counter(
+    "hokusai_auth_exchanges",
+    "Identity tokens that came to be exchanged for a key: exchanged, or the code of the refusal.",
+    ["result"],
+)
 QUERY_KEYS = Counter("hokusai_auth_query_keys", "Requests whose key was in the query.")
 LOCATIONS = Counter(
     "hokusai_auth_locations",
@@ -153,6 +158,7 @@ def describe(policy: str, authority: str) -> None:
     for kind in ("tag", HIDDEN_KIND.lower(), *map(str.lower, CODES)):
         for outcome in ("refused", "observed"):
             ISOLATION.labels(kind, outcome)
+    EXCHANGES.labels("exchanged")
     INFO.labels(__version__, mlflow.__version__, policy, authority).set(1)
 
 

@@ -50,6 +50,14 @@ def _check_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _check_public_urls(value: tuple[str, ...]) -> tuple[str, ...]:
+    for url in value:
+        loopback = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+        if not url.startswith("https://") and not loopback:
+            raise ValueError("must be https, or http on this machine")
+    return tuple(_check_url(url) for url in value)
+
+
 def _check_ca_bundle(value: str) -> str:
     if value:
         try:
@@ -92,6 +100,7 @@ def _check_roots(value: tuple[str, ...]) -> tuple[str, ...]:
 
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Backends = Annotated[CommaList, AfterValidator(_check_backends)]
+PublicUrls = Annotated[CommaList, AfterValidator(_check_public_urls)]
 Roots = Annotated[CommaList, AfterValidator(_check_roots)]
 Networks = Annotated[CommaList, AfterValidator(_check_networks)]
 Prefixes = Annotated[CommaList, AfterValidator(_check_prefixes)]

@@ -25,6 +25,7 @@ from .setting_types import (
     CommaList,
     Networks,
     Prefixes,
+    PublicUrls,
     Roots,
     Secret,
     Url,
@@ -185,6 +186,12 @@ class Settings(BaseSettings):
         description="Requests with a wrong key that one address may send in a minute; 0: no limit. "
         "Beyond that, the address gets 429 without a lookup for up to a minute. Keys that this worker "
         "process found good within the last day still work.",
+    )
+    public_urls: PublicUrls = Field(
+        (),
+        description="URLs, comma-separated, at which clients reach the server, such as "
+        "https://registry.example.com. An identity token must name one of them as its audience to be "
+        "exchanged for a key. Unset: no token is exchanged. The Host header never counts.",
     )
     session_lifetime: float = Field(
         43200.0,

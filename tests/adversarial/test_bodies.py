@@ -32,6 +32,7 @@ def test_body_without_a_key_is_read_up_to_its_limit(through: Callable[..., Any])
         ("/hokusai/login", 4096),
         ("/hokusai/logout", 4096),
         ("/api/2.0/hokusai/keys/leaked", 2**20),
+        ("/api/2.0/hokusai/token", 20_480),
     ):
         answer, _ = send(through, path, b"x" * limit)
         assert answer.status == 200 and answer.inner is not None, path

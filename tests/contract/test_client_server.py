@@ -31,7 +31,7 @@ from mlflow_hokusai_auth.client.diagnose import doctor
 from mlflow_hokusai_auth.core import browser, credentials, keys
 from mlflow_hokusai_auth.core.denials import CODES, MAX_RETRY_AFTER, render
 from mlflow_hokusai_auth.core.types import Credential, Deny, Request
-from mlflow_hokusai_auth.server.web import openapi, ownership_schemas, schemas
+from mlflow_hokusai_auth.server.web import openapi, ownership_schemas, schemas, trust_schemas
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.client.test_admin import PREFIX, Api, Asked, answering
 from tests.core.rows import each
@@ -242,6 +242,17 @@ CALLS: dict[str, Callable[[HokusaiAuthClient], Any]] = {
     "add_prefix": lambda client: client.add_prefix(prefix="a-", owner="a", kind="model"),
     "list_prefixes": lambda client: client.list_prefixes(),
     "remove_prefix": lambda client: client.remove_prefix(prefix="a-", kind="model"),
+    "add_trust": lambda client: client.add_trust(
+        "a", ["model:read"], github="a/b", gitlab="a/b", issuer="https://i", workflow="w.yml",
+        environment="e", claims={"sub": "x"}, single_use=True, ttl=60.0, models=["a*"],
+        no_delete=True, jwks={"keys": []},
+    ),
+    "list_trusts": lambda client: client.list_trusts(),
+    "edit_trust": lambda client: client.edit_trust(
+        "key_1", scopes=["model:read"], models=["a*"], no_delete=True, ttl=60.0, jwks=None,
+        forget_ids=True,
+    ),
+    "remove_trust": lambda client: client.remove_trust("key_1"),
     "isolation": lambda client: client.isolation(),
     "set_isolation": lambda client: client.set_isolation("writes"),
     "list_audit": lambda client: client.list_audit(
@@ -304,7 +315,9 @@ def test_what_the_client_reads_is_described(api: Api) -> None:
         responses = described(asked)["responses"]
         ((status, good),) = [(code, one) for code, one in responses.items() if code[0] == "2"]
         title = schema(good)["title"]
-        answer = example(getattr(schemas, title, None) or getattr(ownership_schemas, title))
+        places = (schemas, ownership_schemas, trust_schemas)
+        (model,) = {getattr(place, title) for place in places if hasattr(place, title)}
+        answer = example(model)
         api.answers[f"{asked.method} {asked.path.removeprefix(PREFIX)}"] = (int(status), answer)
         found = CALLS[name](HokusaiAuthClient(api.uri))
         if isinstance(found, list):

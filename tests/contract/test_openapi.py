@@ -36,7 +36,10 @@ CHECKS = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that nobody else uses: its keys come and go."""
-    with serve(tmp_path_factory.mktemp("described")) as running:
+    with serve(
+        tmp_path_factory.mktemp("described"),
+        HOKUSAI_AUTH_PUBLIC_URLS="https://registry.example.com",
+    ) as running:
         yield running
 
 

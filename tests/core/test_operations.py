@@ -40,16 +40,17 @@ def table(text: str) -> set[str]:
     }
 
 
-#: Routes without a key: health, the sign-in, and GitHub's reports of leaked keys.
+#: Routes without a key: health, the sign-in, GitHub's reports of leaked keys, and identity tokens.
 PUBLIC = table("""
     GET /health /api/health/mlflow
     GET,POST /hokusai/login
-    POST /hokusai/logout /api/2.0/hokusai/keys/leaked
+    POST /hokusai/logout /api/2.0/hokusai/keys/leaked /api/2.0/hokusai/token
     GET /hokusai/static/hokusai.css /hokusai/static/hokusai.svg /hokusai/static/login.js
 """)
 #: Routes of our own, which no MLflow has.
 OURS = (PUBLIC - {"GET /health"}) | table("""
-    GET,POST /api/2.0/hokusai/keys
+    GET,POST /api/2.0/hokusai/keys /api/2.0/hokusai/trust
+    PATCH,DELETE /api/2.0/hokusai/trust/{trust_id}
     GET,PATCH,DELETE /api/2.0/hokusai/keys/{key_id}
     POST /api/v1/keys/validate
     POST /api/2.0/hokusai/keys/{key_id}/rotate /api/2.0/hokusai/keys/import
@@ -85,7 +86,7 @@ POSTS_THAT_READ = names("""
 GETS_THAT_DO_MORE = table("""
     WRITE /graphql mlflow/gateway-proxy
     ADMIN /metrics hokusai/keys /hokusai/metrics hokusai/keys/export hokusai/keys/{key_id}
-    ADMIN hokusai/owners/check hokusai/prefixes hokusai/isolation hokusai/audit
+    ADMIN hokusai/owners/check hokusai/prefixes hokusai/isolation hokusai/audit hokusai/trust
     ADMIN mlflow/webhooks mlflow/webhooks/{webhook_id}
     ADMIN mlflow/gateway/guardrails/get mlflow/gateway/guardrails/list
     ADMIN mlflow/gateway/secrets/config mlflow/gateway/secrets/get mlflow/gateway/secrets/list
@@ -100,7 +101,7 @@ CALLS_OUT = re.compile(
 
 #: Routes that need ADMIN, with methods other than GET.
 ADMINISTRATION = re.compile(
-    r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|hokusai/(owners/|prefixes|isolation)"
+    r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|hokusai/(owners/|prefixes|isolation|trust)"
     r"|/hokusai/models/(assign|reserve|unreserve)|mlflow/(webhooks|workspaces|assistant/|demo/delete"
     r"|gateway/(secrets|endpoints|model-definitions|budgets|guardrails)/)"
 )

@@ -20,6 +20,7 @@ PUBLIC = {
     ("GET", "/health"),
     ("GET", "/api/health/mlflow"),
     ("POST", "/api/2.0/hokusai/keys/leaked"),
+    ("POST", "/api/2.0/hokusai/token"),
     ("GET", "/hokusai/login"),
     ("POST", "/hokusai/login"),
     ("POST", "/hokusai/logout"),

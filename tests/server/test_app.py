@@ -206,7 +206,18 @@ def test_unexpected_error_is_shown_with_its_traceback(
 
 
 ORIGINS = ("https://ui.example", "http://localhost:3000", "https://evil.example")
-PAGES = ["account", "audit", "health", "monitoring", "ownership", "pages", "unknown", "validation"]
+PAGES = [
+    "account",
+    "audit",
+    "health",
+    "monitoring",
+    "ownership",
+    "pages",
+    "token",
+    "trust",
+    "unknown",
+    "validation",
+]
 
 
 def worker(folder: Path, **environ: str) -> dict[str, Any]:

@@ -280,6 +280,10 @@ def leak(world: World) -> int:
     return world.start().status(path, method="POST", data=signed.BODY, headers=sent)
 
 
+def an_exchange(world: World) -> int:
+    return world.start().status("/api/2.0/hokusai/token", method="POST", data=b"{}")
+
+
 def lines(name: str) -> Callable[[World], int]:
     """Return the lines that one successful read leaves in a log."""
 
@@ -454,6 +458,7 @@ CASES: dict[str, Case] = {
     "trusted_proxies": Case("127.0.0.1", from_a_network, 403, 200),
     "prefixes": Case("/x", status(f"/x{READ}", "mlflow:read"), 403, 200),
     "failures_per_minute": Case("1", failures, [401, 401], [401, 429]),
+    "public_urls": Case("https://registry.example.com", an_exchange, 503, 400),
     "session_lifetime": Case("0.5", session, 200, 401),
     "key_lifetime": Case("3600", lifetime_of_a_new_key(), 365 * 86400, 3600),
     "key_lifetime_max": Case("3600", lifetime_of_a_new_key(expires_in=7200), 7200, 400),

@@ -23,6 +23,8 @@ from mlflow_hokusai_auth.server import metrics
 
 #: Attempts to sign in that one address has in any minute.
 SIGN_INS_PER_MINUTE = 10
+#: Identity tokens that one address may exchange in any minute: many jobs may share an address.
+EXCHANGES_PER_MINUTE = 120
 #: The largest number of addresses that are counted apart. Further addresses share `CROWDS` buckets, and
 #: no client can choose its bucket: with one bucket, somebody with as many addresses (IPv6) would lock
 #: out all others.
@@ -35,6 +37,7 @@ MAX_STEP = 60.0
 
 _Result = TypeVar("_Result")
 _SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE)
+_EXCHANGES = RateLimitItemPerMinute(EXCHANGES_PER_MINUTE)
 _ALL_SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE * 30)
 
 
@@ -122,6 +125,10 @@ class Limits:
         # An attempt beyond the address's limit doesn't count for everybody: otherwise one address could
         # keep all others from signing in.
         return wait or self._count(_ALL_SIGN_INS, "sign-ins", "everybody")
+
+    def exchange(self, address: str) -> float | None:
+        """Count an exchange of an identity token, good or not. Return seconds to wait, or None."""
+        return self._count(_EXCHANGES, "exchanges", self._bucket(address))
 
     def _count(self, item: RateLimitItem, kind: str, name: str) -> float | None:
         if self._addresses.hit(item, kind, name):

@@ -41,6 +41,7 @@ from .hooks import Hooks, Listener
 RESERVED = "hokusai_auth."
 OWNER = f"{RESERVED}owner"
 KEY_ID = f"{RESERVED}key_id"
+SOURCE = f"{RESERVED}source"
 
 
 class _Tags(NamedTuple):
@@ -157,6 +158,8 @@ def stamps_of(principal: Principal) -> Iterable[tuple[str, str]]:
         yield OWNER, principal.owner_id
     if principal.key_id:
         yield KEY_ID, principal.key_id
+    if principal.source:
+        yield SOURCE, principal.source
 
 
 def _show_owner(tags: Iterable[Any], owner: str) -> None:

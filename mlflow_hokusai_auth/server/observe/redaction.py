@@ -46,7 +46,7 @@ def _clean(item: Any) -> Any:
     except Exception:
         return item
     # A quick test comes first. A percent-encoded `hk_` contains %68, %6b or %5f.
-    if "hk_" not in text and "%6" not in text and "%5" not in text:
+    if not any(part in text for part in ("hk_", "%6", "%5", "eyJ")):
         return item
     redacted = redact(text)
     return item if redacted == text else redacted

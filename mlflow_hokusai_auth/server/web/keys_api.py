@@ -198,6 +198,7 @@ def whoami_of(
         rate_limit=left,
         models=list(caller.models),
         no_delete=caller.no_delete,
+        source=caller.source,
         default_experiment=_default_experiment(caller, gate) if isolated() else None,
     ).model_dump()
 

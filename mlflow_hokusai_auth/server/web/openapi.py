@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from mlflow_hokusai_auth import __version__
-from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
+from mlflow_hokusai_auth.authorities.identity_tokens import MAX_TOKEN as MAX_TOKEN_LENGTH
+from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, EPHEMERAL
 from mlflow_hokusai_auth.core.ownership import KINDS
 from mlflow_hokusai_auth.core.scopes import KNOWN
 from mlflow_hokusai_auth.store.key_pages import FIELDS, MAX_TOKEN, NEWEST_FIRST
@@ -19,6 +20,7 @@ from mlflow_hokusai_auth.store.records import STATE_FILTERS
 
 from . import ownership_schemas as owned
 from . import schemas
+from . import trust_schemas as trusted
 
 _BASE = "/api/2.0/hokusai/"
 _REF = "#/components/schemas/{model}"
@@ -26,7 +28,7 @@ _ERRORS = {
     "400": "A parameter, the body or the way in which the key was sent is wrong.",
     "401": "The key is missing or not valid.",
     "403": "The key may not do this, or not from this address.",
-    "404": "There is no such key, name, grant or prefix.",
+    "404": "There is no such key, name, grant, prefix or trust.",
     "409": "What exists does not allow this, such as the state of a key.",
     "413": "The body is too large.",
     "429": "Too many requests; Retry-After says how long to wait.",
@@ -72,7 +74,8 @@ def _ref(model: type[BaseModel] | None) -> dict[str, Any]:
 
 _KEY_ID = _parameter("key_id", "The key's public id.", where="path", pattern="^key_[0-9a-f]{16}$")
 _GRANT_ID = _parameter("grant_id", "The grant's id.", where="path", pattern="^grant_[0-9a-f]{16}$")
-_IN_PATH = {"{key_id}": _KEY_ID, "{grant_id}": _GRANT_ID}
+_TRUST_ID = _parameter("trust_id", "The trust's id.", where="path", pattern="^trust_[0-9a-f]{16}$")
+_IN_PATH = {"{key_id}": _KEY_ID, "{grant_id}": _GRANT_ID, "{trust_id}": _TRUST_ID}
 _PAGE = [
     _parameter(
         "max_results",
@@ -95,7 +98,12 @@ _OF_OWNERS = [
 _PREFIX = _parameter("prefix", "The prefix, as it was added.", maxLength=256)
 _FILTERS = [
     _parameter("owner", "Only keys of exactly this owner.", maxLength=255),
-    _parameter("environment", "Only keys of this environment.", enum=list(ENVIRONMENTS)),
+    _parameter(
+        "environment",
+        f"Only keys of this environment; {EPHEMERAL}: those that were exchanged for identity tokens, "
+        "which are left out otherwise.",
+        enum=[*ENVIRONMENTS, EPHEMERAL],
+    ),
     _parameter(
         "state",
         "Only keys in this state; valid keys are active or deprecated, ended ones the others.",
@@ -151,6 +159,29 @@ _SIGNED_REPORT = {
     ],
     "requestBody": _content({"type": "array", "items": {"type": "object"}}),
 }
+_EXCHANGE = {
+    "security": [],
+    "requestBody": {
+        "required": True,
+        "content": {
+            media: {
+                "schema": {
+                    "type": "object",
+                    "required": ["grant_type", "subject_token", "subject_token_type"],
+                    "properties": {
+                        "grant_type": {"type": "string", "const": trusted.GRANT_TYPE},
+                        "subject_token": {"type": "string", "maxLength": MAX_TOKEN_LENGTH},
+                        "subject_token_type": {
+                            "type": "string",
+                            "enum": list(trusted.TOKEN_TYPES),
+                        },
+                    },
+                }
+            }
+            for media in ("application/x-www-form-urlencoded", "application/json")
+        },
+    },
+}
 # fmt: off
 _ROWS = (
     _Row("GET whoami", "whoami", "The key in use, and what it may do.", schemas.Identity),
@@ -201,6 +232,18 @@ _ROWS = (
     _Row("POST isolation", "setIsolation",
          "Keep suppliers apart, or not: on all servers with this key store, within two seconds.",
          owned.IsolationNow, errors=("409",), body=owned.NewIsolation),
+    _Row("GET trust", "listTrusts", "The workloads whose identity tokens are exchanged for keys.",
+         trusted.TrustList, errors=("404",)),
+    _Row("POST trust", "addTrust", "Trust a workload.", trusted.Trust, "201", ("404", "409"),
+         trusted.NewTrust),
+    _Row("PATCH trust/{trust_id}", "editTrust",
+         "Change a trust; if its rights change, keys that were exchanged before end now.",
+         trusted.Trust, errors=("404",), body=trusted.TrustChanges),
+    _Row("DELETE trust/{trust_id}", "removeTrust",
+         "Trust a workload no more; its keys end within a second.", trusted.Trust, errors=("404",)),
+    _Row("POST token", "exchangeToken",
+         "Exchange a workload's identity token for a key (RFC 8693). It needs no key.",
+         trusted.ExchangedKey, errors=("404", "413"), extra=_EXCHANGE),
     _Row("GET audit", "listAudit", "The last events of the audit log, oldest first.",
          schemas.AuditPage, extra={"parameters": _OF_AUDIT}),
 )

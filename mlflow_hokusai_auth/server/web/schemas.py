@@ -206,6 +206,9 @@ class Key(BaseModel):
     last_used_at: float | None
     models: list[str]
     no_delete: bool
+    #: Of a key that was exchanged for an identity token: the trust, and the job.
+    trust_id: str | None
+    source: str
 
 
 class KeyWithUses(Key):
@@ -277,6 +280,8 @@ class Identity(BaseModel):
     rate_limit: LimitLeft | None
     models: list[str]
     no_delete: bool
+    #: The job whose identity token was exchanged for the key, "" for any other key.
+    source: str
     default_experiment: str | None = Field(
         description="The experiment for runs that name none; null: MLflow's Default."
     )
