@@ -38,6 +38,7 @@ POSTGRES = ["psycopg[binary]>=3.1"]
 REDIS = ["redis>=5"]
 DOCS = ["furo", "myst-parser", "sphinx"]
 TEST = [
+    "axe-playwright-python",
     "boto3",
     "build",
     "check-jsonschema",

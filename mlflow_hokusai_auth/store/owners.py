@@ -127,7 +127,7 @@ class Ownership:
         query = _models() if kind == "model" else _experiments()
         owned_by = MODELS.c.owner if kind == "model" else EXPERIMENTS.c.owner
         if owner is not None:
-            query = query.where(owned_by == _checked(owner, "owner", rules.MAX_OWNER))
+            query = query.where(_is_owned(kind, owner))
         if unowned:
             query = query.where(owned_by.is_(None))
             if kind == "experiment":
@@ -170,7 +170,7 @@ class Ownership:
         if text:
             query = query.where(_has_part(text, MLFLOW_MODELS.c.name))
         if owner is not None:
-            query = query.where(MODELS.c.owner == _checked(owner, "owner", rules.MAX_OWNER))
+            query = query.where(_is_owned("model", owner))
         if unowned:
             query = query.where(MODELS.c.owner.is_(None))
         now = time.time()
@@ -658,6 +658,18 @@ def _models() -> sa.Select[Any]:
         MODELS.c.key_id,
         MODELS.c.gone_at,
     ).select_from(MLFLOW_MODELS.outerjoin(MODELS, MODELS.c.name == MLFLOW_MODELS.c.name))
+
+
+def _is_owned(kind: str, owner: str) -> sa.ColumnElement[bool]:
+    """Return the condition that a row of `_models` or `_experiments` is `owner`'s.
+
+    With the owner's column alone, SQLite would begin with the owner's models, and look for each one
+    through all of MLflow's, which have no index for it. Raises InvalidRequest.
+    """
+    _checked(owner, "owner", rules.MAX_OWNER)
+    if kind != "model":
+        return EXPERIMENTS.c.owner == owner
+    return MLFLOW_MODELS.c.name.in_(sa.select(MODELS.c.name).where(MODELS.c.owner == owner))
 
 
 def _experiments() -> sa.Select[Any]:

@@ -365,6 +365,75 @@ def test_owners_see_and_remove_their_own_grants_only(registry: Registry) -> None
     assert registry.access("globex", "lead") is None
 
 
+def test_models_are_found_by_name_owner_and_grant(registry: Registry) -> None:
+    for name, owner in (("Lead", "acme"), ("lead_2", "globex"), ("other%", "acme"), ("old", "")):
+        registry.model(name, owner)
+    acme, globex, operator = (registry.of(owner) for owner in ("acme", "globex", None))
+    acme.add_grant(grantee="globex", pattern="*", level="contribute")
+    acme.add_grant(grantee="globex", pattern="Lead", expires_in=0.001)
+    operator.add_grant(grantee="staff", pattern="Lead")
+    time.sleep(0.002)
+
+    def found(who: Ownership, **which: Any) -> list[str]:
+        part = who.find_models(**which)
+        assert part.total == len(part.rows)
+        return sorted(names(part.rows))
+
+    assert found(operator) == ["Lead", "lead_2", "old", "other%"]
+    assert found(operator, text="LEAD") == ["Lead", "lead_2"]
+    assert (found(operator, text="_"), found(operator, text="%")) == (["lead_2"], ["other%"])
+    assert found(operator, owner="acme") == ["Lead", "other%"]
+    assert found(operator, unowned=True) == ["old"]
+    assert found(globex, shared=True) == ["Lead", "other%"]
+    assert found(acme, shared=True) == []
+    (lead,) = operator.find_models(text="Lead", owner="acme").rows
+    told = [(one["grantee"], one["level"], one["granted_by"]) for one in lead["shares"]]
+    assert told == [("globex", "contribute", "acme"), ("staff", "read", "")]
+    assert lead["shares_in_all"] == 2
+    # Nobody is told of the grants of others.
+    (lead,) = acme.find_models(text="Lead", owner="acme").rows
+    assert [one["grantee"] for one in lead["shares"]] == ["globex"]
+    for number in range(owners.MOST_SHARES):
+        acme.add_grant(grantee=f"many {number}", pattern="Lead")
+    (lead,) = acme.find_models(text="Lead", owner="acme").rows
+    assert (len(lead["shares"]), lead["shares_in_all"]) == (owners.MOST_SHARES, 6)
+
+
+def test_parts_of_lists_say_where_they_are(registry: Registry) -> None:
+    for number in range(5):
+        registry.model(f"m{number}", "acme")
+        registry.of("acme").add_grant(grantee="globex", pattern=f"m{number}")
+        registry.of().add_prefix(prefix=f"p{number}", owner="acme")
+    operator = registry.of()
+    for find in (operator.find_models, operator.find_grants, operator.find_prefixes):
+        parts = [find(first=first, most=2) for first in (0, 2, 4, 99)]
+        assert [(part.first, part.total, len(part.rows)) for part in parts] == [
+            (0, 5, 2),
+            (2, 5, 2),
+            (4, 5, 1),
+            (4, 5, 1),
+        ]
+        rows = [
+            row.get("pattern") or row.get("prefix") or row["name"]
+            for part in parts[:3]
+            for row in part.rows
+        ]
+        assert rows in (sorted(rows), sorted(rows, reverse=True)) and len(set(rows)) == 5
+        assert find(text="4").total == 1 and find(text="x").first == 0
+
+
+def test_caller_without_an_owner_has_no_grants(registry: Registry) -> None:
+    """The giver of an operator's grant is "", which is not this caller."""
+    registry.model("lead", "acme")
+    granted = registry.of().add_grant(grantee="globex", pattern="lead")
+    nobody = registry.of("")
+    assert nobody.list_grants() == [] and nobody.find_grants().total == 0
+    assert nobody.find_models().rows[0]["shares"] == []
+    with pytest.raises(NotFound):
+        nobody.remove_grant(granted["id"])
+    assert registry.access("globex", "lead") == "read"
+
+
 def test_number_of_an_owners_grants_is_bounded(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

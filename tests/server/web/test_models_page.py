@@ -366,11 +366,15 @@ def test_page_of_10000_models_answers_within_200_ms(here: ModelsPage) -> None:
         )
     here.done("share", {"pattern": "*", "grantee": "staff"})
     times = {}
-    for query in ("", "page=200", "query=9", "show=unowned", "owner=owner 1", "view=shares"):
+    supplier = replace(ACME, owner="owner 1", owner_id="owner 1")
+    for caller, query in (
+        *((ADMIN, query) for query in ("", "page=200", "query=9", "show=unowned", "owner=owner 1")),
+        *((supplier, query) for query in ("", "query=9", "show=all", "view=shares")),
+    ):
         took = []
-        for _ in range(5):
+        for _ in range(3):
             began = time.process_time()
-            here.get(query)
+            here.get(query, caller)
             took.append(time.process_time() - began)
-        times[query] = min(took)
+        times[caller.owner, query] = min(took)
     assert max(times.values()) < 0.2, times
