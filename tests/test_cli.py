@@ -14,13 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 import sqlalchemy as sa
 import time_machine
 from click.testing import CliRunner, Result
 
 from mlflow_hokusai_auth.authorities import cache
-from mlflow_hokusai_auth.cli import main, server
+from mlflow_hokusai_auth.cli import main, output, server
 from mlflow_hokusai_auth.core import keys, times
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.store.database import Actor
@@ -227,6 +228,62 @@ def test_list_filters(call: Call) -> None:
     assert call("keys", "list", "--query", "nobody").stdout == "none\n"
 
 
+def test_list_takes_an_order_and_columns(call: Call) -> None:
+    for owner, lifetime in (("Bee", "2d"), ("ACME", "3d"), ("Cat", "1d")):
+        made(call, "--owner", owner, "--scope", "mlflow:read", "--expires-in", lifetime)
+    for sort, owners in (
+        ("owner", ["ACME", "Bee", "Cat"]),
+        ("-owner", ["Cat", "Bee", "ACME"]),
+        ("expires_at", ["Cat", "Bee", "ACME"]),
+    ):
+        lines = call("keys", "list", "--sort", sort, "--columns", "owner, environment").stdout
+        assert [line.split() for line in lines.splitlines()] == [
+            ["owner", "environment"],
+            *([owner, "live"] for owner in owners),
+        ], sort
+    first = call("keys", "list", "--sort", "owner", "--max-results", "2")
+    assert "These are keys 1 to 2 of 3: " in first.stderr
+    token = first.stderr.split()[-1]
+    rest = call("keys", "list", "--sort", "owner", "--page-token", token)
+    assert "Cat" in rest.stdout and "Bee" not in rest.stdout
+    old = json.loads(call("keys", "list", "--json").stdout)["keys"][0]["key_id"]
+    call("keys", "rotate", old)
+    # People read "replaced"; the value of the REST API is an older word.
+    for state in ("replaced", "deprecated"):
+        listed = call("keys", "list", "--state", state)
+        assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [[old, "replaced"]]
+    described = json.loads(call("keys", "list", "--state", "replaced", "--json").stdout)["keys"]
+    assert [key["state"] for key in described] == ["deprecated"]
+    fields = call("keys", "show", old).stdout
+    assert re.search(r"state: +replaced\n", fields) and re.search(r"replaced_at: +20", fields)
+
+
+def test_table_of_keys_fits_a_terminal(
+    call: Call, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = "\u65e5\u672c\u8a9e\u306e\u6240\u6709\u8005\u3067\u3059" * 3
+    for owner, name in (("ACME", "x" * 60), (wide, wide), ("e\u0301" * 30, "laptop")):
+        store.create(owner=owner, name=name, scopes=["mlflow:read", "model:write"], expires_at=5e9)
+    whole = call("keys", "list").stdout
+    assert wide in whole and "\x1b" not in whole  # no terminal: nothing is cut or coloured
+    monkeypatch.setattr(output, "is_terminal", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for columns in (80, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("NO_COLOR", "1")
+        plain = call("keys", "list").stdout
+        monkeypatch.delenv("NO_COLOR")
+        done = CliRunner().invoke(main, ["keys", "list"], color=True)
+        assert "\x1b[32mactive\x1b[0m" in done.stdout
+        assert click.unstyle(done.stdout) == plain
+        lines = plain.splitlines()
+        assert max(map(output.width, lines)) == columns
+        # The columns are below each other, and ids and times are whole.
+        assert all(re.search(r"2128-06-11 08:53Z$", line) for line in lines[1:])
+        assert {output.width(line[: line.rindex("2128")]) for line in lines[1:]} == {columns - 17}
+        assert all(re.match(r"key_[0-9a-f]{16}  ", line) for line in lines[1:])
+
+
 def test_show_prints_every_field_on_its_own_line(call: Call, store: LocalStore) -> None:
     note = "first\nstate: active\tand well"
     key_id = made(call, *READER, "--note", note, "--expires-in", "1d")["key_id"]
@@ -250,7 +307,7 @@ def test_show_prints_every_field_on_its_own_line(call: Call, store: LocalStore) 
             for name, at in shown(call, key_id).items()
             if name in ("created_at", "expires_at", "revoked_at", "last_used_at")
         },
-        "deprecated_at": "-",
+        "replaced_at": "-",
         "replaced_by": "-",
         "networks": "-",
         "rate_limit_per_hour": "-",
@@ -550,7 +607,10 @@ WRONG_VALUES = [
     (["keys", "create", *READER, "--rate-limit", "1.5"], "--rate-limit takes a whole number"),
     (["keys", "rotate", "key_nobody", "--overlap", "1"], "--overlap takes a number and s,"),
     (["keys", "rotate", "key_nobody", "--overlap", "91d"], "overlap: "),
-    (["keys", "list", "--state", "gone"], "state must be one of active, deprecated"),
+    (["keys", "list", "--state", "gone"], "--state takes one of active, replaced, expired"),
+    (["keys", "list", "--state", "replced"], "Did you mean `replaced`?"),
+    (["keys", "list", "--sort", "expires"], "Did you mean `expires_at`?"),
+    (["keys", "list", "--columns", "owner,sate"], "Did you mean `state`?"),
     (["keys", "list", "--max-results", "0"], "max_results must be from 1 to 1000"),
     (["keys", "list", "--page-token", "key_nobody"], "page_token is not one"),
     (["keys", "list", "--owner", "a\udcff"], "'owner' must be printable"),

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
+from mlflow_hokusai_auth.core.scopes import KNOWN
+
 from .output import (
     F,
     WrongValue,
+    completes,
     date,
     json_option,
+    one_of,
     print_fields,
     print_json,
     print_table,
@@ -23,6 +28,29 @@ from .store import actor, lifetimes, opened
 
 if TYPE_CHECKING:
     from mlflow_hokusai_auth.store.records import KeyRecord
+
+
+#: The columns of a table of keys, unless others are chosen.
+_COLUMNS = ("key_id", "state", "owner", "name", "scopes", "expires_at")
+#: The widths to which columns are cut on a terminal, at most. With these, _COLUMNS fit 80 columns.
+_NARROWEST = {
+    "owner": 7,
+    "name": 7,
+    "scopes": len("model:write"),
+    "note": 7,
+    "models": 7,
+    "networks": 7,
+}
+_COLOURS = {
+    "state": {"active": "green", "replaced": "yellow", "expired": "bright_black", "revoked": "red"}
+}
+#: The words of people for names of the REST API, and the other way round.
+_WORDS = {"deprecated": "replaced", "deprecated_at": "replaced_at"}
+_REST = {word: name for name, word in _WORDS.items()}
+#: The values of --sort: what a list can be ordered by.
+_ORDERS = ("created_at", "expires_at", "last_used_at", "name", "owner", "scopes", "state")
+#: The values of --state, which are the REST API's but for one.
+_STATES = ("active", "replaced", "expired", "revoked", "valid", "ended")
 
 
 @click.group()
@@ -74,6 +102,7 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
                 "scopes",
                 multiple=True,
                 required=required,
+                shell_complete=completes(*sorted(KNOWN)),
                 help="A scope of the key: model:write, model:read, mlflow:admin, …; may be repeated.",
             ),
             click.option("--owner", required=required, help="The owner of the key."),
@@ -86,7 +115,11 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
 
 @keys.command()
 @_field_options(required=True)
-@click.option("--environment", help="live (the default), test or dev; it is a part of the key.")
+@click.option(
+    "--environment",
+    shell_complete=completes(*ENVIRONMENTS),
+    help="live (the default), test or dev; it is a part of the key.",
+)
 @json_option
 def create(as_json: bool, **given: Any) -> None:
     """Make a key and print it; it is shown only once."""
@@ -132,28 +165,71 @@ def import_key(as_json: bool, key_file: IO[str], **given: Any) -> None:
 
 @keys.command("list")
 @click.option("--owner", help="Only keys of this owner.")
-@click.option("--environment", help="Only keys of this environment: live, test or dev.")
-@click.option("--state", help="Only keys in this state: active, deprecated, expired or revoked.")
+@click.option(
+    "--environment",
+    shell_complete=completes(*ENVIRONMENTS),
+    help="Only keys of this environment: live, test or dev.",
+)
+@click.option(
+    "--state",
+    shell_complete=completes(*_STATES),
+    help="Only keys in this state: active, replaced, expired or revoked; or valid (the first two), or "
+    "ended (the others).",
+)
 @click.option("--query", help="Only keys with this text in their owner, name or id.")
 @click.option("--max-results", type=int, default=100, show_default=True, metavar="N")
 @click.option("--page-token", help="The next page, as printed by the previous one.")
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    shell_complete=completes(*_ORDERS, *(f"-{name}" for name in _ORDERS)),
+    help="The order: by created_at, expires_at, last_used_at, name, owner, scopes or state; with a "
+    "minus before it (-expires_at) from the last to the first.",
+)
+@click.option(
+    "--columns",
+    metavar="NAMES",
+    help="The columns, separated by commas, of those that `keys show` prints (default: "
+    + ",".join(_COLUMNS)
+    + ").",
+)
 @json_option
-def list_keys(as_json: bool, max_results: int, **which: str | None) -> None:
-    """List keys, newest first, one page at a time."""
+def list_keys(
+    as_json: bool,
+    max_results: int,
+    state: str | None,
+    sort: str | None,
+    columns: str | None,
+    **which: str | None,
+) -> None:
+    """List keys, newest first, one page at a time.
+
+    On a terminal, long owners, names and scopes are cut so that a line fits.
+    """
+    chosen = _chosen_columns(columns)
     with opened() as store:
         from mlflow_hokusai_auth.server.web.keys_api import page
         from mlflow_hokusai_auth.server.web.schemas import describe
 
         query = {name: value for name, value in which.items() if value is not None}
+        if state is not None:
+            state = _WORDS.get(state, state)
+            query["state"] = _REST.get(one_of(state, "--state", _STATES), state)
+        if sort is not None:
+            query["order_by"] = _order(sort)
         found = page(store, {**query, "max_results": str(max_results)})
         described = [describe(record) for record in found.records]
     token = found.next_page_token
     if as_json:
         print_json({"keys": described, "next_page_token": token})
         return
-    print_table([_row(record) for record in described])
+    rows = [_facts(record) for record in described]
+    _print_keys([{name: row[name] for name in chosen} for row in rows])
     if token is not None:
-        click.echo(f"There are more keys: repeat the command with --page-token {token}", err=True)
+        shown = f"{found.before + 1} to {found.before + len(rows)} of {found.total}"
+        click.echo(
+            f"These are keys {shown}: repeat the command with --page-token {token}", err=True
+        )
 
 
 @keys.command()
@@ -169,15 +245,7 @@ def show(key_id: str, as_json: bool) -> None:
         print_json(described)
         return
     uses = described.pop("uses_by_hour")
-    print_fields(
-        {
-            **{
-                name: date(value) if name.endswith("_at") else value
-                for name, value in described.items()
-            },
-            "uses in 24 hours": sum(uses),
-        }
-    )
+    print_fields({**_facts(described), "uses in 24 hours": sum(uses)})
 
 
 @keys.command()
@@ -306,18 +374,39 @@ def _ends(record: KeyRecord) -> str:
     )
 
 
-def _row(described: Mapping[str, Any]) -> dict[str, object]:
-    row = {name: described[name] for name in ("key_id", "state", "owner", "name", "scopes")}
-    return {
-        **row,
-        "created": date(described["created_at"]),
-        "expires": date(described["expires_at"]),
-        "last used": date(described["last_used_at"]),
+def _facts(described: Mapping[str, Any]) -> dict[str, object]:
+    """Return a key, as the REST API describes it, in words: its times, and that it was replaced."""
+    facts = {
+        _WORDS.get(name, name): date(value) if name.endswith("_at") else value
+        for name, value in described.items()
     }
+    return {**facts, "state": _WORDS.get(described["state"], described["state"])}
+
+
+def _chosen_columns(text: str | None) -> Sequence[str]:
+    """Return the names in `text`, of --columns. Raises WrongValue."""
+    if text is None:
+        return _COLUMNS
+    from mlflow_hokusai_auth.server.web.schemas import Key
+
+    known = [_WORDS.get(name, name) for name in Key.model_fields]
+    chosen = [name.strip() for name in text.split(",")]
+    return [one_of(name, "--columns", known) for name in chosen]
+
+
+def _order(text: str) -> str:
+    """Return `text`, of --sort, as the REST API has it. Raises WrongValue."""
+    field = one_of(text.removeprefix("-"), "--sort", _ORDERS)
+    return f"{field} DESC" if text.startswith("-") else field
+
+
+def _print_keys(rows: Sequence[Mapping[str, object]]) -> None:
+    print_table(rows, _NARROWEST, _COLOURS)
 
 
 def _show(described: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(described)
     else:
-        print_table([_row(described)])
+        facts = _facts(described)
+        _print_keys([{name: facts[name] for name in _COLUMNS}])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import IO, Any, TypeVar
 
 import click
 
 from mlflow_hokusai_auth.core import times
+from mlflow_hokusai_auth.core.suggest import did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,6 +52,20 @@ def seconds(text: str, option: str) -> float:
     return float(int(match[1]) * _UNITS[match[2]])
 
 
+def one_of(text: str, option: str, known: Collection[str]) -> str:
+    """Return `text` if it is `known`. Raises WrongValue, which names `option` and what is like it."""
+    if text not in known:
+        raise WrongValue(f"{option} takes one of {', '.join(known)}.{did_you_mean(text, known)}")
+    return text
+
+
+def completes(*known: str) -> Callable[..., list[str]]:
+    """Return the `shell_complete` of an option or argument that takes one of `known`."""
+    return lambda context, parameter, incomplete: [
+        word for word in known if word.startswith(incomplete)
+    ]
+
+
 def printable(value: object) -> str:
     """Return `value` as text without line breaks and terminal control characters."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
@@ -71,23 +90,78 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_table(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print `rows`, which all have the same names, below a line with those names."""
+def width(text: str) -> int:
+    """Return the number of columns that `text` takes on a terminal."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def cut(text: str, columns: int) -> str:
+    """Return `text`, or as much of its beginning as fits into `columns`, and `…`."""
+    if width(text) <= columns:
+        return text
+    while width(text) > columns - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+def is_terminal() -> bool:
+    """Return True if standard output is a terminal."""
+    return sys.stdout.isatty()
+
+
+def print_table(
+    rows: Sequence[Mapping[str, object]],
+    narrowest: Mapping[str, int] = MappingProxyType({}),
+    colours: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> None:
+    """Print `rows`, which all have the same names, below a line with those names.
+
+    On a terminal, the columns in `narrowest` are cut so that a line fits, to this width at most, and words
+    of a column are coloured as `colours` says, unless NO_COLOR is set.
+    """
     if not rows:
         click.echo("none")
         return
-    lines = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    names = list(rows[0])
+    lines = [names, *([cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    if is_terminal():
+        _fit(widths, [narrowest.get(name) for name in names], shutil.get_terminal_size().columns)
+        if os.environ.get("NO_COLOR"):
+            colours = {}
+    else:
+        colours = {}
     for line in lines:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        click.echo("  ".join(padded).rstrip())
+        shown = []
+        for name, text, columns in zip(names, line, widths, strict=True):
+            text = cut(text, columns)
+            colour = colours.get(name, {}).get(text)
+            padding = " " * (columns - width(text))
+            shown.append((click.style(text, fg=colour) if colour else text) + padding)
+        click.echo("  ".join(shown).rstrip())
+
+
+def _fit(widths: list[int], narrowest: Sequence[int | None], columns: int) -> None:
+    """Narrow the widest of the `widths` that may be until a line has at most `columns`, if it can."""
+    while sum(widths) + 2 * (len(widths) - 1) > columns:
+        free = [
+            number
+            for number, least in enumerate(narrowest)
+            if least is not None and widths[number] > least
+        ]
+        if not free:
+            return
+        widths[max(free, key=lambda number: widths[number])] -= 1
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
     """Print `fields`, one per line. Further lines of a text are indented, unlike a field."""
-    width = max(map(len, fields)) + 2
+    indent = max(map(len, fields)) + 2
     for name, value in fields.items():
         first, *more = value.expandtabs().split("\n") if isinstance(value, str) else [value]
-        click.echo(f"{name + ':':{width}}{cell(first)}")
+        click.echo(f"{name + ':':{indent}}{cell(first)}")
         for line in more:
-            click.echo(f"{'':{width}}{printable(line)}".rstrip())
+            click.echo(f"{'':{indent}}{printable(line)}".rstrip())
