@@ -116,6 +116,8 @@ def test_create_takes_every_field(call: Call) -> None:
         "last_used_at": None,
         "models": ["acme-*", "scorer"],
         "no_delete": True,
+        "trust_id": None,
+        "source": "",
         "uses_by_hour": [0] * 24,
     }
 
@@ -313,6 +315,8 @@ def test_show_prints_every_field_on_its_own_line(call: Call, store: LocalStore) 
         "rate_limit_per_hour": "-",
         "models": "-",
         "no_delete": "no",
+        "trust_id": "-",
+        "source": "-",
         "uses in 24 hours": "3",
     }
     assert sum(shown(call, key_id)["uses_by_hour"]) == 3
@@ -563,7 +567,7 @@ def test_stored_text_can_not_control_the_terminal(call: Call, store: LocalStore)
         change.audit("key.edited", Actor(evil), record.key_id, note=evil, other=[evil])
     for command, count in (
         (("keys", "list"), 2),
-        (("keys", "show", record.key_id), 18 + 3),  # three texts of two lines
+        (("keys", "show", record.key_id), 20 + 3),  # three texts of two lines
         (("keys", "edit", record.key_id, "--rate-limit", "1"), 2),
         (("audit", "--limit", "10"), 4),
     ):
