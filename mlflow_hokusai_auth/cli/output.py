@@ -119,8 +119,8 @@ def print_table(
 ) -> None:
     """Print `rows`, which all have the same names, below a line with those names.
 
-    On a terminal, the columns in `narrowest` are cut so that a line fits, to this width at most. Words of
-    a column are coloured there as `colours` says, unless NO_COLOR is set.
+    On a terminal, the columns in `narrowest` are cut so that a line fits, to this width at most. Words
+    of a column are coloured there as `colours` says, unless NO_COLOR is set.
     """
     if not rows:
         click.echo("none")
