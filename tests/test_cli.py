@@ -118,6 +118,7 @@ def test_create_takes_every_field(call: Call) -> None:
         "no_delete": True,
         "trust_id": None,
         "source": "",
+        "last_four": new["key"][-4:],
         "uses_by_hour": [0] * 24,
     }
 
@@ -184,6 +185,24 @@ def test_key_is_never_an_argument(call: Call, store: LocalStore) -> None:
     call("keys", "import", *READER, OLD_KEY, status=2)
     call("keys", "import", *READER, "--key", OLD_KEY, status=2)
     assert store.find(OLD_KEY) is None
+
+
+def test_which_key_a_file_or_standard_input_holds(
+    call: Call, store: LocalStore, tmp_path: Path
+) -> None:
+    record, key = store.create(owner="ACME", scopes=["mlflow:read"])
+    (tmp_path / "key").write_text(key)
+    for source, stdin in (("-", f"{key}\n"), ("-", key[-4:]), (str(tmp_path / "key"), "")):
+        done = call("keys", "find", source, stdin=stdin)
+        assert record.key_id in done.stdout and key not in done.output
+        found = json.loads(call("keys", "find", source, "--json", stdin=stdin).stdout)
+        assert [one["key_id"] for one in found["keys"]] == [record.key_id]
+    assert "no key of this store" in mistake(call("keys", "find", "-", stdin=OLD_KEY, status=1))
+    none = call("keys", "find", "-", "--json", stdin=OLD_KEY, status=1).stdout
+    assert json.loads(none) == {"keys": []}
+    for stdin in ("", "no key"):
+        printed = mistake(call("keys", "find", "-", stdin=stdin, status=2))
+        assert "no key to find" in printed or "can't be a key" in printed
 
 
 def test_malformed_key_is_not_imported(call: Call, store: LocalStore) -> None:
@@ -288,7 +307,8 @@ def test_table_of_keys_fits_a_terminal(
 
 def test_show_prints_every_field_on_its_own_line(call: Call, store: LocalStore) -> None:
     note = "first\nstate: active\tand well"
-    key_id = made(call, *READER, "--note", note, "--expires-in", "1d")["key_id"]
+    new = made(call, *READER, "--note", note, "--expires-in", "1d")
+    key_id = new["key_id"]
     counter = UseCounter(store.database)
     for _ in range(3):
         counter.add(key_id)
@@ -314,6 +334,7 @@ def test_show_prints_every_field_on_its_own_line(call: Call, store: LocalStore) 
         "networks": "-",
         "rate_limit_per_hour": "-",
         "models": "-",
+        "last_four": new["key"][-4:],
         "no_delete": "no",
         "trust_id": "-",
         "source": "-",
@@ -567,7 +588,7 @@ def test_stored_text_can_not_control_the_terminal(call: Call, store: LocalStore)
         change.audit("key.edited", Actor(evil), record.key_id, note=evil, other=[evil])
     for command, count in (
         (("keys", "list"), 2),
-        (("keys", "show", record.key_id), 20 + 3),  # three texts of two lines
+        (("keys", "show", record.key_id), 21 + 3),  # three texts of two lines
         (("keys", "edit", record.key_id, "--rate-limit", "1"), 2),
         (("audit", "--limit", "10"), 4),
     ):

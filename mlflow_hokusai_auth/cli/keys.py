@@ -14,6 +14,7 @@ from mlflow_hokusai_auth.core.scopes import KNOWN
 
 from .output import (
     F,
+    Mistake,
     WrongValue,
     completes,
     date,
@@ -246,6 +247,30 @@ def show(key_id: str, as_json: bool) -> None:
         return
     uses = described.pop("uses_by_hour")
     print_fields({**_facts(described), "uses in 24 hours": sum(uses)})
+
+
+@keys.command()
+@click.argument("key_file", type=click.File(errors="replace"), metavar="FILE")
+@json_option
+def find(key_file: IO[str], as_json: bool) -> None:
+    """Say which key the file FILE holds, or `-`, standard input.
+
+    It holds a whole key, or the last four characters of some. Ends with status 1 if no key is found.
+    """
+    text = key_file.read(10_000).strip()
+    if not text:
+        raise WrongValue("there is no key to find: the file, or standard input, is empty")
+    with opened() as store:
+        from mlflow_hokusai_auth.server.web import keys_api
+        from mlflow_hokusai_auth.server.web.schemas import describe
+
+        found = [describe(record) for record in keys_api.find(store, text)]
+    if as_json:
+        print_json({"keys": found})
+    elif found:
+        _print_keys([{name: _facts(one)[name] for name in _COLUMNS} for one in found])
+    if not found:
+        raise Mistake("no key of this store: it may be from another server, or mistyped")
 
 
 @keys.command()

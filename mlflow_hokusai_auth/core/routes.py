@@ -88,6 +88,13 @@ READ    GET               models
 WRITE   POST              models/share  models/unshare
 ADMIN   POST              models/assign  models/reserve  models/unreserve
 
+# The forms have the access of the REST API. As there, a key may rotate itself.
+ADMIN   GET,POST          keys/new  keys/find
+ADMIN   POST              keys/selected
+ADMIN   GET               keys/{key_id}
+ADMIN   GET,POST          keys/{key_id}/edit  keys/{key_id}/revoke
+KEY     GET,POST          keys/{key_id}/rotate
+
 ADMIN   GET               metrics
 
 # Health: a single word for load balancers, and every part for callers with a key.

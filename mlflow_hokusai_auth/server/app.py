@@ -180,7 +180,9 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         token_api.blueprint(
             trusts, gate, Verifier(config.public_urls) if config.public_urls else None
         ),
-        pages.blueprint(store, sessions, gate, config.session_lifetime),
+        pages.blueprint(
+            store, sessions, gate, config.session_lifetime, settings.lifetimes_of(config)
+        ),
         account.blueprint(gate),
         monitoring.blueprint(store, log.flush),
         health.blueprint(

@@ -218,6 +218,16 @@ class LocalStore:
             ).one_or_none()
         return None if row is None else from_row(row)
 
+    def ending_in(self, last_four: str) -> list[KeyRecord]:
+        """Return the records of the keys that end in these four characters, newest first.
+
+        They are of keys that this version or a later one stored, and at most `MAX_RESULTS`.
+        """
+        query = sa.select(KEYS).where(KEYS.c.last_four == last_four)
+        query = query.order_by(KEYS.c.created_at.desc()).limit(MAX_RESULTS)
+        with self.database.reading() as connection:
+            return [from_row(row) for row in connection.execute(query)]
+
     def owners(self) -> list[str]:
         """Return the owner of each key, once. Raises AuthorityUnavailable."""
         with self.database.reading() as connection:
@@ -288,6 +298,7 @@ class LocalStore:
                 expires_at=lifetimes.end_after_rotation(
                     old.created_at, old.expires_at, now, renewed=renewed
                 ),
+                last_four=key[-records.LAST :],
             )
             ends = now + overlap if old.expires_at is None else min(now + overlap, old.expires_at)
             changed: dict[str, Any] = {

@@ -59,6 +59,8 @@ class KeyRecord:
     #: Of a key that was exchanged for an identity token: the trust, and the job.
     trust_id: str | None = None
     source: str = ""
+    #: The last four characters of the key; None for a key that an earlier version stored.
+    last_four: str | None = None
 
     def state(self, now: float) -> str:
         """Return one of `STATES` at `now`. A "deprecated" (replaced) key is good until it expires."""
@@ -89,6 +91,8 @@ class KeyFilter:
 
 
 EVERY = KeyFilter()
+#: Characters in `KeyRecord.last_four`.
+LAST = 4
 
 
 def from_row(row: Any) -> KeyRecord:
@@ -166,6 +170,7 @@ def new(key: str, *, owner: str, scopes: Iterable[str], **fields: Any) -> KeyRec
         owner=owner,
         scopes=tuple(sorted(set(scopes))),
         created_at=time.time(),
+        last_four=key[-LAST:],
         **{"name": "", **fields},
     )
 

@@ -30,6 +30,7 @@ KEYS = sa.Table(
     sa.Column("trust_id", sa.String(32)),
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("token_digest", sa.String(64)),
+    sa.Column("last_four", sa.String(4)),
 )
 #: The workloads whose identity tokens are exchanged for keys.
 TRUSTS = sa.Table(

@@ -15,8 +15,8 @@ from .write_behind import WriteBehindCounter
 
 #: Seconds for which a minute's count is kept.
 KEPT = 31 * 86400.0
-#: Hours that `by_hour` returns.
-HOURS = 24
+#: Hours that `by_hour` returns, and days that `by_day` does.
+HOURS, DAYS = 24, 31
 _ID, _AT = sa.bindparam("id", type_=sa.String), sa.bindparam("at", type_=sa.Float)
 _SEEN = (
     sa.update(KEYS)
@@ -88,3 +88,20 @@ def by_hour(database: Database, key_ids: Iterable[str]) -> dict[str, list[int]]:
             if 0 <= position < HOURS:
                 counts[row.key_id][position] = int(row.uses)
     return counts
+
+
+def by_day(database: Database, key_id: str) -> dict[int, int]:
+    """Return a key's uses on each of the last `DAYS` days (UTC) by the day's beginning, today last.
+
+    The beginnings are in seconds since the epoch. Raises AuthorityUnavailable.
+    """
+    today = int(time.time()) // 86400
+    day = (USES.c.minute // 1440).label("day")
+    query = (
+        sa.select(day, sa.func.sum(USES.c.uses).label("uses"))
+        .where(USES.c.key_id == key_id, USES.c.minute >= (today - DAYS + 1) * 1440)
+        .group_by(day)
+    )
+    with database.reading() as connection:
+        counts = {int(row.day): int(row.uses) for row in connection.execute(query)}
+    return {n * 86400: counts.get(n, 0) for n in range(today - DAYS + 1, today + 1)}

@@ -65,6 +65,10 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     GET /hokusai/models
     POST /hokusai/models/share /hokusai/models/unshare
     POST /hokusai/models/assign /hokusai/models/reserve /hokusai/models/unreserve
+    GET,POST /hokusai/keys/new /hokusai/keys/find /hokusai/keys/{key_id}/edit
+    GET,POST /hokusai/keys/{key_id}/revoke /hokusai/keys/{key_id}/rotate
+    GET /hokusai/keys/{key_id}
+    POST /hokusai/keys/selected
     GET /hokusai/keys /hokusai/metrics /api/health/mlflow/detailed /hokusai/static/keys.js
     GET /api/2.0/mlflow/users/current /ajax-api/2.0/mlflow/users/current
     GET /api/3.0/mlflow/users/current/permissions /ajax-api/3.0/mlflow/users/current/permissions
@@ -87,6 +91,8 @@ GETS_THAT_DO_MORE = table("""
     WRITE /graphql mlflow/gateway-proxy
     ADMIN /metrics hokusai/keys /hokusai/metrics hokusai/keys/export hokusai/keys/{key_id}
     ADMIN hokusai/owners/check hokusai/prefixes hokusai/isolation hokusai/audit hokusai/trust
+    ADMIN /hokusai/keys/new /hokusai/keys/find /hokusai/keys/{key_id} /hokusai/keys/{key_id}/edit
+    ADMIN /hokusai/keys/{key_id}/revoke
     ADMIN mlflow/webhooks mlflow/webhooks/{webhook_id}
     ADMIN mlflow/gateway/guardrails/get mlflow/gateway/guardrails/list
     ADMIN mlflow/gateway/secrets/config mlflow/gateway/secrets/get mlflow/gateway/secrets/list
@@ -102,7 +108,8 @@ CALLS_OUT = re.compile(
 #: Routes that need ADMIN, with methods other than GET.
 ADMINISTRATION = re.compile(
     r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|hokusai/(owners/|prefixes|isolation|trust)"
-    r"|/hokusai/models/(assign|reserve|unreserve)|mlflow/(webhooks|workspaces|assistant/|demo/delete"
+    r"|/hokusai/models/(assign|reserve|unreserve)|/hokusai/keys/(new|find|selected|\{key_id\}/(edit|revoke))"
+    r"|mlflow/(webhooks|workspaces|assistant/|demo/delete"
     r"|gateway/(secrets|endpoints|model-definitions|budgets|guardrails)/)"
 )
 

@@ -368,7 +368,10 @@ def test_rotation_copies_the_key_and_ends_the_old_one_later(
         change.connection.execute(sa.update(KEYS).values(last_used_at=START))
     new, new_key, old = store.rotate(record.key_id, overlap=60)
     assert keys.environment(new_key) == "test" and new_key != key
-    assert new == replace(record, key_id=new.key_id, created_at=START + 1000)
+    assert new == replace(
+        record, key_id=new.key_id, created_at=START + 1000, last_four=new.last_four
+    )
+    assert new.last_four != record.last_four
     assert old == replace(
         record,
         deprecated_at=START + 1000,
@@ -739,6 +742,22 @@ OLD_KEY = sa.text(
     "expires_at, revoked_at) VALUES (:key_id, :digest, 'live', 'ACME', 'ci', :scopes, 5.5, "
     "NULL, :revoked_at)"
 )
+
+
+def test_keys_are_found_by_their_last_four_characters(
+    store: LocalStore, clock: time_machine.Traveller
+) -> None:
+    record, key = store.create(owner="ACME", scopes=["mlflow:read"])
+    clock.shift(1)
+    new, new_key, _ = store.rotate(record.key_id)
+    clock.shift(1)
+    old = "hk_live_" + "a1B2" * 7 + new_key[-4:]
+    imported = store.add(old, owner="ACME", scopes=["mlflow:read"])
+    assert store.get(record.key_id).last_four == key[-4:]
+    assert [one.key_id for one in store.ending_in(new_key[-4:])] == [imported.key_id, new.key_id]
+    with store.database.changing() as change:
+        change.connection.execute(sa.update(KEYS).values(last_four=None))  # as older keys have it
+    assert store.ending_in(new_key[-4:]) == [] and store.lookup(key) != Rejected()
 
 
 def test_regression_35_older_keys_stay_valid_after_a_migration(database_uri: str) -> None:

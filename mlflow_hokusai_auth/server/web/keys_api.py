@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import flask
@@ -31,7 +32,7 @@ from mlflow_hokusai_auth.server.settings import MAX_KEY_LIFETIME
 from mlflow_hokusai_auth.store import key_pages, usage
 from mlflow_hokusai_auth.store.key_pages import KeyPage
 from mlflow_hokusai_auth.store.keys import LocalStore
-from mlflow_hokusai_auth.store.records import KeyFilter, KeyRecord
+from mlflow_hokusai_auth.store.records import LAST, KeyFilter, KeyRecord
 
 from . import api, leak_reports, openapi, schemas
 from .schemas import describe
@@ -61,6 +62,7 @@ def blueprint(
     `isolated` says whether isolation is enforced now. New keys live as `lifetimes` says.
     """
     routes = api.blueprint("hokusai")
+    actions = KeyActions(store, gate, lifetimes)
 
     @routes.get("/whoami")
     def whoami() -> flask.Response:
@@ -81,15 +83,12 @@ def blueprint(
 
     @routes.post("/keys")
     def create_key() -> tuple[flask.Response, int]:
-        body = schemas.parse(schemas.NewKey, api.body())
-        record, key = store.create(**schemas.new_fields(body, lifetimes), by=callers.actor())
+        record, key = actions.create(api.body())
         return flask.jsonify(**describe(record), key=key), 201
 
     @routes.post("/keys/import")
-    def import_key() -> tuple[flask.Response, int]:
-        body = schemas.parse(schemas.ExistingKey, api.body())
-        record = store.add(body.key.strip(), **schemas.fields(body), by=callers.actor())
-        return flask.jsonify(describe(record)), 201
+    def import_existing_key() -> tuple[flask.Response, int]:
+        return flask.jsonify(describe(actions.import_key(api.body()))), 201
 
     @routes.get("/keys/export")
     def export_keys() -> flask.Response:
@@ -104,27 +103,14 @@ def blueprint(
 
     @routes.patch("/keys/<key_id>")
     def edit_key(key_id: str) -> flask.Response:
-        changes = schemas.changes(schemas.parse(schemas.KeyChanges, api.body()), lifetimes)
-        return flask.jsonify(describe(store.edit(key_id, changes, callers.actor())))
+        return flask.jsonify(describe(actions.edit(key_id, api.body())))
 
     @routes.post("/keys/<key_id>/rotate")
     def rotate_key(key_id: str) -> tuple[flask.Response, int]:
-        caller = callers.principal()
-        may_manage = policy.is_admin(caller, gate.policy)
-        if key_id != caller.key_id and not may_manage:
-            raise Forbidden("A key may be rotated by itself, or by a key with mlflow:admin.")
-        _check_rotation_limit(caller, store, gate)
         # Read the body whatever its Content-Type: an ignored `overlap` of 0 would leave a leaked key
         # valid for a day.
-        body = schemas.parse(schemas.Rotation, api.body() if flask.request.get_data() else {})
-        new, key, old = store.rotate(
-            key_id,
-            overlap=body.overlap,
-            by=callers.actor(),
-            lifetimes=lifetimes,
-            # No key but an administrator's puts off its own end.
-            renewed=may_manage,
-        )
+        body = api.body() if flask.request.get_data() else {}
+        new, key, old = actions.rotate(key_id, body)
         return flask.jsonify(**describe(new), key=key, replaces=describe(old)), 201
 
     @routes.delete("/keys/<key_id>")
@@ -149,11 +135,54 @@ def blueprint(
             raise InvalidRequest(str(error)) from None
         return flask.jsonify([reply for leak in leaks if (reply := _revoke_leaked(store, leak))])
 
-    @routes.app_template_global("hokusai_expiry")
-    def expiry() -> dict[str, Any]:
-        return expiry_choices(lifetimes)
-
     return routes
+
+
+@dataclass(frozen=True)
+class KeyActions:
+    """What the routes and the forms of the pages do with keys of `store`, for the caller.
+
+    `body` is that of the REST API. Each action raises InvalidRequest, or AuthorityUnavailable.
+    """
+
+    store: LocalStore
+    gate: Gate
+    lifetimes: Lifetimes
+
+    def create(self, body: object) -> tuple[KeyRecord, str]:
+        """Make the key that `body` describes. Return its record and the key itself."""
+        fields = schemas.new_fields(schemas.parse(schemas.NewKey, body), self.lifetimes)
+        return self.store.create(**fields, by=callers.actor())
+
+    def import_key(self, body: object) -> KeyRecord:
+        """Import the key in `body`."""
+        new = schemas.parse(schemas.ExistingKey, body)
+        return self.store.add(new.key.strip(), **schemas.fields(new), by=callers.actor())
+
+    def edit(self, key_id: str, body: object) -> KeyRecord:
+        """Change the fields of a key that are in `body`."""
+        changes = schemas.changes(schemas.parse(schemas.KeyChanges, body), self.lifetimes)
+        return self.store.edit(key_id, changes, callers.actor())
+
+    def rotate(self, key_id: str, body: object) -> tuple[KeyRecord, str, KeyRecord]:
+        """Replace a key. Return the new record, the new key, and the old record."""
+        self.check_rotation(key_id)
+        _check_rotation_limit(callers.principal(), self.store, self.gate)
+        options = schemas.parse(schemas.Rotation, body)
+        return self.store.rotate(
+            key_id,
+            overlap=options.overlap,
+            by=callers.actor(),
+            lifetimes=self.lifetimes,
+            # No key but an administrator's puts off its own end.
+            renewed=policy.is_admin(callers.principal(), self.gate.policy),
+        )
+
+    def check_rotation(self, key_id: str) -> None:
+        """Raise Forbidden unless the caller may rotate this key."""
+        caller = callers.principal()
+        if key_id != caller.key_id and not policy.is_admin(caller, self.gate.policy):
+            raise Forbidden("A key may be rotated by itself, or by a key with mlflow:admin.")
 
 
 def expiry_choices(lifetimes: Lifetimes) -> dict[str, Any]:
@@ -250,10 +279,29 @@ def _seconds(values: Mapping[str, str], name: str) -> float | None:
     return float(text)
 
 
+def find(store: LocalStore, text: str) -> list[KeyRecord]:
+    """Return the keys that `text` names: a whole key, or the last four characters of some.
+
+    Raises InvalidRequest if it can't be either.
+    """
+    text = text.strip().lstrip("….")
+    if len(text) == LAST and text.isascii() and text.isalnum():
+        return store.ending_in(text)
+    if reason := problem(text):
+        raise InvalidRequest(f"That can't be a key: {reason}. Copy it again, whole.")
+    found = store.find(text)
+    return [] if found is None else [found]
+
+
 def with_uses(store: LocalStore, records: list[KeyRecord]) -> list[dict[str, Any]]:
     """Return `records` as the REST API shows them, each with its uses in the last 24 hours."""
     counts = usage.by_hour(store.database, [record.key_id for record in records])
-    return [{**describe(record), "uses_by_hour": counts[record.key_id]} for record in records]
+    return [{**one, "uses_by_hour": counts[one["key_id"]]} for one in described(records)]
+
+
+def described(records: list[KeyRecord]) -> list[dict[str, Any]]:
+    """Return `records` as the REST API shows them."""
+    return [describe(record) for record in records]
 
 
 def _check_rotation_limit(caller: Principal, store: LocalStore, gate: Gate) -> None:

@@ -209,6 +209,9 @@ class Key(BaseModel):
     #: Of a key that was exchanged for an identity token: the trust, and the job.
     trust_id: str | None
     source: str
+    last_four: str | None = Field(
+        description="The last four characters of the key; null for a key that an earlier version made."
+    )
 
 
 class KeyWithUses(Key):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import html
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.gate.lookup_pool import LookupPool
 from mlflow_hokusai_auth.server.web import account, keys_api
 from mlflow_hokusai_auth.server.web import pages as web_pages
+from mlflow_hokusai_auth.store import usage
+from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.sessions import Sessions
 from tests.server.gate.test_gate import Stuck
@@ -106,20 +110,280 @@ def test_wrong_keys_are_audited_by_address(here: Pages) -> None:
     assert event["detail"] == {"count": 3, "reason": "KEY_MALFORMED, KEY_UNKNOWN"}
 
 
+def links(text: str) -> dict[str, str]:
+    """Return the links of a page by their text, as a browser follows them from /hokusai/keys."""
+    found = re.findall(r'<a [^>]*?href="([^"]*)"[^>]*>([^<]+)</a>', text)
+    return {words: f"/hokusai/{html.unescape(target)}" for target, words in found}
+
+
+def shown(text: str) -> list[str]:
+    return re.findall(r'<tr role="row" id="(key_[0-9a-f]+)"', text)
+
+
 def test_administrator_pages_through_all_keys_and_others_see_none(here: Pages) -> None:
-    made = [here.store.create(owner=f"owner {n}", scopes=["mlflow:read"])[0] for n in range(3)]
-    newest = here.ask("GET", "/hokusai/keys?max_results=2", PRINCIPALS["admin"]).text
-    assert made[2].key_id in newest and made[1].key_id in newest
-    assert made[0].key_id not in newest
-    assert "page_token=" in newest and "Newest" not in newest
-    token = here.store.page(max_results=2).next_page_token
-    path = f"/hokusai/keys?max_results=2&page_token={token}"
-    older = here.ask("GET", path, PRINCIPALS["admin"]).text
-    assert made[0].key_id in older and "Older keys" not in older
-    # The link to the first page keeps the other parameters.
-    assert 'href="keys?max_results=2"' in older
+    made = [here.store.create(owner=f"owner {n}", scopes=["mlflow:read"])[0] for n in range(5)]
+    newest_first = [record.key_id for record in reversed(made)]
+    page = here.ask("GET", "/hokusai/keys?max_results=2&query=owner", PRINCIPALS["admin"]).text
+    seen, ranges = [], []
+    while True:
+        seen += shown(page)
+        ranges.append(re.sub("<[^>]+>", "", page.split('class="count">')[1].split("</p>")[0]))
+        if "Next" not in links(page):
+            break
+        # The links keep the other parameters.
+        assert "query=owner" in links(page)["Next"]
+        page = here.ask("GET", links(page)["Next"], PRINCIPALS["admin"]).text
+    assert seen == newest_first
+    assert ranges == ["1–2 of 5", "3–4 of 5", "5–5 of 5"]
+    back = here.ask("GET", links(page)["Previous"], PRINCIPALS["admin"]).text
+    assert shown(back) == newest_first[2:4]
+    assert shown(here.ask("GET", links(back)["First"], PRINCIPALS["admin"]).text) == seen[:2]
     others = here.ask("GET", "/hokusai/keys", PRINCIPALS["write"]).text
     assert not any(record.key_id in others for record in made) and "New key" not in others
+
+
+def test_list_is_ordered_by_each_column_and_hides_ended_keys(here: Pages) -> None:
+    first = here.store.create(owner="a", name="z", scopes=["model:read"])[0]
+    second = here.store.create(owner="B", name="y", scopes=["mlflow:read"], expires_at=2e9)[0]
+    ended = here.store.create(owner="c", name="x", scopes=["model:read"], expires_at=1.0)[0]
+    here.store.revoke(gone := here.store.create(owner="d", scopes=["model:read"])[0].key_id)
+    page = here.ask("GET", "/hokusai/keys", PRINCIPALS["admin"]).text
+    assert shown(page) == [second.key_id, first.key_id]
+    assert 'aria-sort="descending"><a' in page
+    for title, order in (
+        ("Owner", [first, second]),
+        ("Key", [second, first]),
+        ("Scopes", [second, first]),
+        ("Ends", [second, first]),
+        ("Created", [first, second]),
+    ):
+        sorted_page = here.ask("GET", links(page)[title], PRINCIPALS["admin"]).text
+        assert shown(sorted_page) == [one.key_id for one in order], title
+        again = here.ask("GET", links(sorted_page)[title], PRINCIPALS["admin"]).text
+        assert shown(again) == [one.key_id for one in reversed(order)], title
+    for query, expected in (
+        ("state=ended", {ended.key_id, gone}),
+        ("state=revoked", {gone}),
+        ("state=any", {first.key_id, second.key_id, ended.key_id, gone}),
+        ("scope=mlflow:read", {second.key_id}),
+        ("owner=a", {first.key_id}),
+        ("unused_for=7776000", set()),
+        ("expires_within=2592000", set()),
+    ):
+        page = here.ask("GET", f"/hokusai/keys?{query}", PRINCIPALS["admin"]).text
+        assert set(shown(page)) == expected, query
+
+
+def test_page_of_a_key_tells_its_history(here: Pages) -> None:
+    by = Actor("Operator", "key_op", "192.0.2.9", "r")
+    old = here.store.create(owner="ACME", name="one", scopes=["model:read"], by=by)[0]
+    new, key, _ = here.store.rotate(old.key_id, by=Actor("Rotator", "key_r", "192.0.2.9", "r"))
+    other = here.store.create(owner="ACME", name="other", scopes=["model:read"])[0]
+    here.sessions.begin(key, 60.0, Actor("ACME", new.key_id, "198.51.100.7", "r"))
+    uses = usage.UseCounter(here.store.database)
+    for _ in range(3):
+        uses.add(new.key_id)
+    uses.write()
+    page = here.ask("GET", f"/hokusai/keys/{new.key_id}", PRINCIPALS["admin"]).text
+    for part in (
+        "<b>Rotator</b>",
+        f'<dt>Replaces</dt><dd><a href="../keys/{old.key_id}">',
+        "3 uses in 31 days; at most 3 on one day",
+        '<td class="number">3</td>',
+        "<code>198.51.100.7</code>",
+        f"the key ends in <code>…{key[-4:]}</code>",
+        f'href="../keys/{other.key_id}"',
+        "<code>session.begun</code>",
+        'href="../static/hokusai.css"',
+    ):
+        assert part in page, part
+    here.store.revoke(old.key_id, Actor("Revoker"))
+    page = here.ask("GET", f"/hokusai/keys/{old.key_id}", PRINCIPALS["admin"]).text
+    assert "<b>Revoker</b>" in page and f'by <a href="../keys/{new.key_id}">' in page
+    assert "<b>Operator</b>" in page and "None in the audit log." in page
+    missing = here.ask("GET", "/hokusai/keys/key_none", PRINCIPALS["admin"])
+    assert missing.status_code == 404 and "There is no key" in missing.text
+
+
+class TestForms:
+    TOKEN = keys.session_token()
+
+    def send(self, here: Pages, path: str, kind: str = "admin", **fields: Any) -> TestResponse:
+        fields = {"csrf": browser.csrf_token(self.TOKEN), **fields}
+        cookie = {"Cookie": f"{browser.LOOPBACK_COOKIE}={self.TOKEN}"}
+        path = f"/hokusai/keys/{path}"
+        return here.ask("POST", path, PRINCIPALS[kind], data=fields, headers=cookie)
+
+    @pytest.fixture(autouse=True)
+    def at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(keys_api, "REVOKED_EVERYWHERE", 0)
+
+    def test_key_is_made_edited_rotated_and_revoked(self, here: Pages) -> None:
+        cookie = {"Cookie": f"{browser.LOOPBACK_COOKIE}={self.TOKEN}"}
+        fields: dict[str, Any] = {
+            "owner": "ACME",
+            "name": "form",
+            "note": "a\r\nb",
+            "scopes": ["model:write", "model:read"],
+            "networks": "192.0.2.0/24\r\n2001:db8::/32",
+            "rate_limit_per_hour": "5",
+            "models": "acme-*\r\n",
+            "no_delete": "on",
+            "expiry": "custom",
+            "days": "3",
+            "environment": "test",
+        }
+        for name, wrong, says in (
+            ("owner", "", "owner: "),
+            ("scopes", [], "scopes: "),
+            ("days", "x", "expires_in: "),
+            ("rate_limit_per_hour", "-1", "rate_limit_per_hour: "),
+        ):
+            answer = self.send(here, "new", **{**fields, name: wrong})
+            assert answer.status_code == 400 and says in html.unescape(answer.text), name
+            # What was typed is kept.
+            assert 'value="form"' in answer.text and "acme-*</textarea>" in answer.text, name
+        assert here.store.page().total == 0
+        page = self.send(here, "new", **fields).text
+        (record,) = here.store.each()
+        (key,) = re.findall(r'value="(hk_test_[0-9A-Za-z]+)"', page)
+        assert here.store.find(key) == record
+        assert record.expires_at is not None
+        assert abs(record.expires_at - record.created_at - 3 * 86400) < 60
+        assert (record.note, record.networks) == ("a\nb", ("192.0.2.0/24", "2001:db8::/32"))
+        assert (record.rate_limit_per_hour, record.models, record.no_delete) == (
+            5,
+            ("acme-*",),
+            True,
+        )
+        assert record.scopes == ("model:read", "model:write")
+
+        # The form of a key holds what it is, and changes only what is changed in it.
+        path = f"{record.key_id}/edit"
+        form = here.ask("GET", f"/hokusai/keys/{path}", PRINCIPALS["admin"], headers=cookie).text
+        assert 'value="ACME"' in form and "192.0.2.0/24\n2001:db8::/32</textarea>" in form
+        assert form.count(" checked>") == 3 and 'value="5"' in form
+        fields |= {"name": "changed", "expiry": "keep", "rate_limit_per_hour": ""}
+        assert self.send(here, path, **fields).status_code == 303
+        changed = here.store.get(record.key_id)
+        assert changed == replace(record, name="changed", rate_limit_per_hour=None)
+        detail = here.store.database.audited(limit=1)[0]["detail"]
+        assert detail == {"name": "changed", "rate_limit_per_hour": None}
+        refused = self.send(here, path, **{**fields, "scopes": "mlflow:write"})
+        assert refused.status_code == 400 and "never narrowed" in refused.text
+
+        page = self.send(here, f"{record.key_id}/rotate", overlap="0").text
+        (key,) = re.findall(r'value="(hk_test_[0-9A-Za-z]+)"', page)
+        new = here.store.find(key)
+        assert new is not None and here.store.get(record.key_id).replaced_by == new.key_id
+        again = self.send(here, f"{record.key_id}/rotate", overlap="0")
+        assert again.status_code == 400 and "create a new one" in again.text
+        answer = self.send(here, f"{new.key_id}/revoke")
+        assert (answer.status_code, answer.headers["Location"][:23]) == (
+            303,
+            f"../{new.key_id}"[:23],
+        )
+        assert here.store.get(new.key_id).revoked_at is not None
+
+    def test_key_is_imported(self, here: Pages) -> None:
+        old = "hk_live_" + "a1B2" * 8
+        fields = {"owner": "ACME", "scopes": "model:read", "expiry": "never", "key": old}
+        answer = self.send(here, "new", **fields, environment="test")
+        assert answer.status_code == 303 and here.store.find(old) is not None
+        assert self.send(here, "new", **fields).status_code == 400
+
+    def test_last_administrator_is_revoked_only_by_force(self, here: Pages) -> None:
+        record = here.store.create(owner="root", scopes=["mlflow:admin"])[0]
+        answer = self.send(here, f"{record.key_id}/revoke")
+        assert answer.status_code == 400 and "last key that may manage" in answer.text
+        assert 'name="force"' in answer.text
+        assert self.send(here, f"{record.key_id}/revoke", force="true").status_code == 303
+
+    def test_key_rotates_itself_and_no_other(self, here: Pages) -> None:
+        other = here.store.create(owner="ACME", scopes=["model:read"])[0]
+        path = f"{other.key_id}/rotate"
+        assert self.send(here, path, "write", overlap="0").status_code == 403
+        assert here.ask("GET", f"/hokusai/keys/{path}", PRINCIPALS["write"]).status_code == 403
+        assert here.store.get(other.key_id).replaced_by is None
+
+    def test_several_keys_are_rotated_and_revoked_after_a_question(self, here: Pages) -> None:
+        made = [here.store.create(owner="ACME", scopes=["model:read"])[0] for _ in range(3)]
+        ended = here.store.revoke(made[2].key_id)
+        ids = [one.key_id for one in made]
+        asked = self.send(here, "selected", action="rotate", key_id=ids)
+        assert "Rotate 2 keys?" in asked.text and "1 of your choice" in asked.text
+        assert here.store.page().total == 3
+        page = self.send(
+            here, "selected", action="rotate", key_id=ids, confirmed="yes", overlap="3600"
+        )
+        assert len(re.findall(r'value="hk_live_', page.text)) == 2 and here.store.page().total == 5
+        asked = self.send(here, "selected", action="revoke", key_id=ids, back="query=a%26b")
+        assert "Revoke 2 keys?" in asked.text and 'href="../keys?query=a%26b"' in asked.text
+        answer = self.send(here, "selected", action="revoke", key_id=ids, confirmed="yes")
+        assert answer.status_code == 303
+        assert all(here.store.get(one).revoked_at for one in ids)
+        assert here.store.get(ids[2]) == ended
+        for wrong in ({"action": "burn", "key_id": ids}, {"key_id": ids}):
+            assert self.send(here, "selected", **wrong).status_code == 400
+        assert "No key is selected" in self.send(here, "selected", action="revoke").text
+        unknown = self.send(here, "selected", action="revoke", key_id="key_none")
+        assert unknown.status_code == 404
+
+    def test_all_keys_of_a_leaver_are_revoked(self, here: Pages) -> None:
+        theirs = [here.store.create(owner="ACME", scopes=["model:read"])[0] for _ in range(3)]
+        theirs.append(
+            here.store.create(
+                owner="ACME", scopes=["model:read"], environment="ci", trust_id="trust_1"
+            )[0]
+        )
+        other = here.store.create(owner="ACME Ltd", scopes=["model:read"])[0]
+        admin = here.store.create(owner="ACME", scopes=["mlflow:admin"])[0]
+        fields = {"action": "revoke", "owner": "ACME"}
+        assert "Revoke all 5 keys of ACME?" in self.send(here, "selected", **fields).text
+        answer = self.send(here, "selected", **fields, confirmed="yes")
+        assert answer.status_code == 303
+        assert all(here.store.get(one.key_id).revoked_at for one in theirs)
+        # The last key that may manage others stays, and the answer says so.
+        assert here.store.get(other.key_id).revoked_at is None
+        assert here.store.get(admin.key_id).revoked_at is None
+        cookie = {"Cookie": f"{browser.LOOPBACK_COOKIE}={self.TOKEN}"}
+        path = "/hokusai/" + answer.headers["Location"].removeprefix("../")
+        page = here.ask("GET", path, PRINCIPALS["admin"], headers=cookie).text
+        assert "4 keys revoked" in page and "the last key that may manage keys" in page
+
+    def test_which_key_is_this(self, here: Pages) -> None:
+        record, key = here.store.create(owner="ACME", name="mine", scopes=["model:read"])
+        for text in (key, f" {key}\n", key[-4:], f"…{key[-4:]}"):
+            answer = self.send(here, "find", key=text)
+            assert f'href="../keys/{record.key_id}"' in answer.text, text
+            assert key not in answer.text
+        retyped = key[:-1] + ("0" if key[-1] != "0" else "1")
+        other = "hk_live_" + "a1B2" * 8
+        for text, status, says in (
+            (other, 200, "Not from here."),
+            ("zzzz" if key[-4:] != "zzzz" else "yyyy", 200, "Not from here."),
+            (retyped, 400, "its checksum is wrong"),
+            ("", 400, "can't be a key"),
+            ("two words", 400, "can't be a key"),
+        ):
+            answer = self.send(here, "find", key=text)
+            assert answer.status_code == status, text
+            assert says in html.unescape(answer.text), text
+            assert not text or text not in answer.text.replace("words", ""), text
+
+    def test_forms_without_the_token_of_the_session_do_nothing(self, here: Pages) -> None:
+        record = here.store.create(owner="ACME", scopes=["model:read"])[0]
+        forms = (
+            "new",
+            "find",
+            "selected",
+            *(f"{record.key_id}/{x}" for x in ("edit", "rotate", "revoke")),
+        )
+        for path in forms:
+            for token in ("", browser.csrf_token(keys.session_token())):
+                answer = self.send(here, path, csrf=token, action="revoke", confirmed="yes")
+                assert answer.status_code == 400, path
+        assert list(here.store.each()) == [record]
 
 
 def test_page_of_keys_has_the_csrf_token_of_the_session(here: Pages) -> None:

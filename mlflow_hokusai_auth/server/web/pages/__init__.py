@@ -1,23 +1,31 @@
 """`/hokusai/…`: the pages for signing in with a key and for managing keys, in a browser.
 
 Pages hold no inline script or style, so that their Content-Security-Policy can forbid both. Links are
-relative, so that the pages work under any prefix. Keys are changed by the page's script, through the
-REST API.
+relative, so that the pages work under any prefix. The script of the pages changes keys in dialogs,
+through the REST API; without it, or for several keys, there are forms.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flask
 
-from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, InvalidRequest, StoreError
+from mlflow_hokusai_auth.core.errors import (
+    AuthorityUnavailable,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    StoreError,
+)
+from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
+from mlflow_hokusai_auth.server.web import keys_api
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.sessions import Sessions
 
-from . import forms, keys, models, shared, sign_in
+from . import forms, key_forms, keys, models, one_key, shared, sign_in
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -36,9 +44,13 @@ _HEADERS = {
 
 
 def blueprint(
-    store: LocalStore, sessions: Sessions, gate: Gate, lifetime: float
+    store: LocalStore,
+    sessions: Sessions,
+    gate: Gate,
+    lifetime: float,
+    lifetimes: Lifetimes = UNLIMITED,
 ) -> flask.Blueprint:
-    """Return the pages. A browser session lives for `lifetime` seconds."""
+    """Return the pages. A session lives for `lifetime` seconds, and a new key as `lifetimes` says."""
     folder = Path(__file__).parents[1]
     routes = flask.Blueprint(
         "hokusai_pages",
@@ -50,11 +62,17 @@ def blueprint(
     sign_in.add(routes, sessions, gate, lifetime)
     keys.add(routes, store, gate)
     models.add(routes, store, gate)
+    one_key.add(routes, store, gate)
+    key_forms.add(routes, store, gate, lifetimes)
     routes.before_request(forms.check)
 
     @routes.app_template_filter("hokusai_date")
     def date(seconds: float | None) -> str:
         return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
+
+    @routes.app_template_global("hokusai_expiry")
+    def expiry() -> dict[str, Any]:
+        return keys_api.expiry_choices(lifetimes)
 
     @routes.after_request
     def protect(response: Response) -> Response:
@@ -64,6 +82,14 @@ def blueprint(
     @routes.errorhandler(InvalidRequest)
     def wrong(error: InvalidRequest) -> Response:
         return shared.page("error.html", status=400, message=str(error))
+
+    @routes.errorhandler(NotFound)
+    def missing(error: NotFound) -> Response:
+        return shared.page("error.html", status=404, message=str(error))
+
+    @routes.errorhandler(Forbidden)
+    def forbidden(error: Forbidden) -> Response:
+        return shared.page("error.html", status=403, message=str(error))
 
     @routes.errorhandler(AuthorityUnavailable)
     def unavailable(error: AuthorityUnavailable) -> Response:

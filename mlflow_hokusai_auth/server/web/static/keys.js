@@ -72,6 +72,9 @@ function focus(element) {
 // Times
 
 const EXACT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const ZONED = new Intl.DateTimeFormat(undefined, {
+  year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", timeZoneName: "short",
+});
 const DATE = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const NEAR = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
 const UNITS = [["day", DAY], ["hour", 3600], ["minute", 60]];
@@ -83,8 +86,51 @@ function localise() {
     const [unit, length] = UNITS.find(([, n]) => Math.abs(seconds) >= n) ?? UNITS.at(-1);
     const near = time.dataset.style === "near" && Math.abs(seconds) < 45 * DAY;
     time.textContent = near ? NEAR.format(Math.round(seconds / length), unit) : DATE.format(at);
-    time.title = EXACT.format(at);
+    if (time.dataset.style === "exact") time.textContent = EXACT.format(at);
+    time.title = ZONED.format(at);
   }
+  for (const code of document.querySelectorAll("code.id")) code.replaceWith(idButton(code));
+  for (const button of document.querySelectorAll("[data-copy][hidden]")) button.hidden = false;
+  countSelected();
+}
+
+/** A button that copies the public id in `code`. */
+function idButton(code) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "id";
+  button.dataset.id = button.textContent = code.textContent;
+  button.title = `Copy this id.${code.title && ` ${code.title}.`}`;
+  return button;
+}
+
+// Several keys
+
+const boxes = () => [...document.querySelectorAll('[name="key_id"][type="checkbox"]:not(:disabled)')];
+
+function countSelected() {
+  const place = $("[data-selected]");
+  if (!place) return;
+  const number = boxes().filter(({ checked }) => checked).length;
+  const all = $("[data-all]");
+  all.closest("label").hidden = !boxes().length;
+  all.checked = number > 0 && number === boxes().length;
+  all.indeterminate = number > 0 && number < boxes().length;
+  place.textContent = `${number} selected`;
+  for (const button of place.parentElement.querySelectorAll("button")) button.disabled = !number;
+}
+
+async function copyId(button) {
+  try {
+    await navigator.clipboard.writeText(button.dataset.id);
+  } catch {
+    getSelection().selectAllChildren(button); // The clipboard needs https and permission.
+    if (!document.execCommand("copy")) return;
+    getSelection().removeAllRanges();
+  }
+  button.classList.add("copied");
+  $("main > .status").textContent = `${button.dataset.id} copied.`;
+  setTimeout(() => button.classList.remove("copied"), 1500);
 }
 
 // Dialogs
@@ -277,8 +323,7 @@ function hold() {
   return true;
 }
 
-function tell(text, warns = false) {
-  const place = $("#made .status");
+function tell(text, warns = false, place = $("#made .status")) {
   place.textContent = text;
   place.classList.toggle("warns", warns);
 }
@@ -292,7 +337,8 @@ async function copy(button) {
   } catch {
     copied = document.execCommand("copy"); // The clipboard needs https and permission.
   }
-  tell(copied ? "Copied." : "Copying is not allowed here. Press Ctrl+C.", !copied);
+  const place = $(".status", button.closest("dialog, main"));
+  tell(copied ? "Copied." : "Copying is not allowed here. Press Ctrl+C.", !copied, place);
   if (copied) button.focus();
 }
 
@@ -307,8 +353,10 @@ function forget() {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
-  const { open: name, copy: source, close } = button.dataset;
-  if (name) {
+  const { open: name, copy: source, close, id } = button.dataset;
+  if (id) copyId(button);
+  else if (name) {
+    event.preventDefault(); // Without a script the button leads to a form.
     const row = button.closest("[data-key]");
     opener = button;
     open(name, row && JSON.parse(row.dataset.key));
@@ -317,6 +365,8 @@ document.addEventListener("click", (event) => {
 });
 
 document.addEventListener("change", ({ target }) => {
+  if (target.dataset.all !== undefined) for (const box of boxes()) box.checked = target.checked;
+  if (target.dataset.all !== undefined || target.name === "key_id") countSelected();
   if (target.name === "expiry") {
     showDays(target.form);
     if (!target.form.days.hidden) target.form.days.focus();

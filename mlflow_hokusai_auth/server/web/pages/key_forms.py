@@ -1,0 +1,195 @@
+"""`/hokusai/keys/…`: forms that make and change keys without a script, or several at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import flask
+
+from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyConflict
+from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, EPHEMERAL
+from mlflow_hokusai_auth.server import caller as callers
+from mlflow_hokusai_auth.server.web import keys_api, schemas
+from mlflow_hokusai_auth.store.records import KeyFilter
+
+from . import forms
+from .page_of_caller import page_of_caller
+
+if TYPE_CHECKING:
+    from werkzeug.datastructures import MultiDict
+    from werkzeug.wrappers import Response
+
+    from mlflow_hokusai_auth.core.lifetimes import Lifetimes
+    from mlflow_hokusai_auth.server.gate.gate import Gate
+    from mlflow_hokusai_auth.store.keys import LocalStore
+    from mlflow_hokusai_auth.store.records import KeyRecord
+
+#: What can be done to several keys -> the states of keys that it can be done to.
+_ACTIONS = {"revoke": ("active", "deprecated", "expired"), "rotate": ("active",)}
+
+
+def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifetimes) -> None:
+    """Add these pages to `routes`. New keys live as `lifetimes` says."""
+    actions = keys_api.KeyActions(store, gate, lifetimes)
+
+    def form(kind: str, error: InvalidRequest | None = None, **values: object) -> Response:
+        """Return the page of a form, which says what was wrong with the one that was sent."""
+        values |= {"kind": kind, "problem": error and str(error), "environments": ENVIRONMENTS}
+        values["sent"] = flask.request.form
+        return page_of_caller(store, gate, "key_form.html", 400 if error else 200, **values)
+
+    def made(*found: tuple[KeyRecord, str], failed: list[str] | None = None) -> Response:
+        """Return the page that shows new keys, once."""
+        keys = [{**schemas.describe(record), "key": key} for record, key in found]
+        return page_of_caller(store, gate, "made.html", keys=keys, failed=failed or ())
+
+    @routes.get("/keys/new")
+    def new_form() -> Response:
+        return form("new", values={})
+
+    @routes.post("/keys/new")
+    def new() -> Response:
+        body = _body(flask.request.form)
+        try:
+            if "key" in body:
+                record, key = actions.import_key(body), ""
+            else:
+                record, key = actions.create(body)
+        except InvalidRequest as error:
+            return form("new", error, values=body)
+        if key:
+            return made((record, key))
+        return forms.done(record.key_id, f"{record.name or record.owner} imported.")
+
+    @routes.get("/keys/<key_id>/edit")
+    def edit_form(key_id: str) -> Response:
+        key = schemas.describe(store.get(key_id))
+        return form("edit", key=key, values=key)
+
+    @routes.post("/keys/<key_id>/edit")
+    def edit(key_id: str) -> Response:
+        key = schemas.describe(store.get(key_id))
+        sent = _body(flask.request.form)
+        changed = {name: value for name, value in sent.items() if value != key.get(name)}
+        try:
+            if changed:
+                actions.edit(key_id, changed)
+        except InvalidRequest as error:
+            return form("edit", error, key=key, values={**key, **sent})
+        return forms.done(f"../{key_id}", f"{sent['name'] or sent['owner']} saved.")
+
+    @routes.get("/keys/<key_id>/rotate")
+    def rotate_form(key_id: str) -> Response:
+        actions.check_rotation(key_id)
+        return form("rotate", key=schemas.describe(store.get(key_id)))
+
+    @routes.post("/keys/<key_id>/rotate")
+    def rotate(key_id: str) -> Response:
+        try:
+            new, key, _ = actions.rotate(key_id, _overlap(flask.request.form))
+        except KeyConflict as error:
+            return form("rotate", error, key=schemas.describe(store.get(key_id)))
+        return made((new, key))
+
+    @routes.get("/keys/<key_id>/revoke")
+    def revoke_form(key_id: str) -> Response:
+        return form("revoke", key=schemas.describe(store.get(key_id)))
+
+    @routes.post("/keys/<key_id>/revoke")
+    def revoke(key_id: str) -> Response:
+        try:
+            record = store.revoke(key_id, callers.actor(), force="force" in flask.request.form)
+        except KeyConflict as error:
+            return form("revoke", error, key=schemas.describe(store.get(key_id)))
+        time.sleep(keys_api.REVOKED_EVERYWHERE)
+        return forms.done(
+            f"../{key_id}", f"{record.name or record.owner} revoked and refused everywhere."
+        )
+
+    @routes.post("/keys/selected")
+    def selected() -> Response:
+        """Ask for, and then do, one thing to several keys, or revoke all valid keys of one owner."""
+        sent = flask.request.form
+        action, owner = sent.get("action", ""), sent.get("owner", "")
+        if action not in _ACTIONS:
+            raise InvalidRequest("Choose what to do with the keys: revoke or rotate.")
+        if owner:
+            chosen = [
+                *store.each(KeyFilter(owner=owner, state="valid")),
+                # Lists show these only if asked for them.
+                *store.each(KeyFilter(owner=owner, state="valid", environment=EPHEMERAL)),
+            ]
+        else:
+            chosen = [store.get(key_id) for key_id in dict.fromkeys(sent.getlist("key_id"))]
+        now, mine = time.time(), callers.principal().key_id
+        able = [one for one in chosen if one.state(now) in _ACTIONS[action]]
+        # The caller's own key is last, because nothing more can be done with it afterwards.
+        able.sort(key=lambda one: one.key_id == mine)
+        back = flask.request.form.get("back", "")
+        if not able or "confirmed" not in sent:
+            return page_of_caller(
+                store,
+                gate,
+                "selected.html",
+                action=action,
+                owner=owner,
+                keys=keys_api.described(able),
+                left_out=len(chosen) - len(able),
+                mine=any(one.key_id == mine for one in able),
+                back=back,
+            )
+        failed: list[str] = []
+        if action == "rotate":
+            new = []
+            for one in able:
+                try:
+                    record, key, _ = actions.rotate(one.key_id, _overlap(sent))
+                    new.append((record, key))
+                except KeyConflict as error:
+                    failed.append(str(error))
+            return made(*new, failed=failed)
+        for one in able:
+            try:
+                store.revoke(one.key_id, callers.actor())
+            except KeyConflict as error:
+                failed.append(str(error))
+        time.sleep(keys_api.REVOKED_EVERYWHERE)
+        number = len(able) - len(failed)
+        text = f"{number} key{'' if number == 1 else 's'} revoked and refused everywhere."
+        return forms.done(f"../keys?{back}", " ".join([text, *failed[:3]]))
+
+
+def _overlap(form: Mapping[str, str]) -> dict[str, Any]:
+    """Return the body of a rotation, as the REST API has it."""
+    overlap = form.get("overlap", "")
+    return {"overlap": int(overlap)} if overlap.isascii() and overlap.isdigit() else {}
+
+
+def _body(form: MultiDict[str, str]) -> dict[str, Any]:
+    """Return the fields of a key in a form as the REST API has them; wrong ones stay as they are."""
+    rate, expiry, key = form.get("rate_limit_per_hour", ""), form.get("expiry"), form.get("key", "")
+    days = form.get("days", "") if expiry == "custom" else expiry or "keep"
+    body: dict[str, Any] = {
+        **{name: form.get(name, "").strip() for name in ("owner", "name")},
+        "note": form.get("note", "").replace("\r\n", "\n").strip(),
+        "scopes": sorted(form.getlist("scopes")),
+        "networks": form.get("networks", "").replace(",", " ").split(),
+        "rate_limit_per_hour": _number(rate) if rate else None,
+        "models": [line.strip() for line in form.get("models", "").splitlines() if line.strip()],
+        "no_delete": "no_delete" in form,
+    }
+    if days != "keep":
+        number = _number(days)
+        lifetime = number * 86400.0 if isinstance(number, int) else number
+        body["expires_in"] = None if days == "never" else lifetime
+    if key:
+        body["key"] = key
+    elif "environment" in form:
+        body["environment"] = form["environment"]
+    return body
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else text
