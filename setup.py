@@ -36,6 +36,8 @@ SERVER = [
 ]
 POSTGRES = ["psycopg[binary]>=3.1"]
 REDIS = ["redis>=5"]
+#: Identity tokens of CI jobs, for HOKUSAI_TRUST=auto.
+CI = ["id>=1.5"]
 DOCS = ["furo", "myst-parser", "sphinx"]
 TEST = [
     "axe-playwright-python",
@@ -91,10 +93,11 @@ setup(
     install_requires=["mlflow-skinny>=2.9"],
     extras_require={
         "server": SERVER,
+        "ci": CI,
         "postgres": POSTGRES,
         "redis": REDIS,
         "docs": DOCS,
-        "test": SERVER + POSTGRES + REDIS + TEST,
+        "test": SERVER + CI + POSTGRES + REDIS + TEST,
     },
     entry_points={
         "console_scripts": ["hokusai-auth = mlflow_hokusai_auth.cli:main"],

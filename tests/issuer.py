@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 import threading
 import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 DISCOVERY = "/.well-known/openid-configuration"
+#: Where a job of GitHub's asks its runner for a token.
+RUNNER = "/runner/token"
+#: A job's own credential for its runner.
+REQUEST_TOKEN = secrets.token_hex(16)
 #: Making an RSA key takes a tenth of a second and more, so there are few.
 _RSA = [rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2)]
 
@@ -53,6 +59,8 @@ class Issuer:
 
     def __init__(self) -> None:
         self.keys: dict[str, Any] = {"rsa-1": rsa_key(), "ec-1": ec_key()}
+        #: The claims of the job that asks the runner for tokens.
+        self.job: dict[str, object] = {}
         #: What was asked for, in this order.
         self.asked: list[str] = []
         #: Path -> (status, headers, body), in place of the usual answer.
@@ -67,7 +75,10 @@ class Issuer:
             def do_GET(self) -> None:
                 issuer.asked.append(self.path)
                 issuer.delay.wait(30)
-                status, headers, body = issuer.answer(self.path)
+                if self.path.startswith(RUNNER):
+                    status, headers, body = issuer.as_runner(self.path, self.headers)
+                else:
+                    status, headers, body = issuer.answer(self.path)
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -100,6 +111,22 @@ class Issuer:
         else:
             return 404, {}, b""
         return 200, {"Content-Type": "application/json"}, json.dumps(content).encode()
+
+    def as_runner(self, path: str, headers: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
+        """Answer as GitHub's runner: a token of `job`'s claims for the audience that was asked for."""
+        if headers.get("Authorization") != f"bearer {REQUEST_TOKEN}":
+            return 401, {}, b""
+        audience = parse_qs(urlsplit(path).query)["audience"][0]
+        body = json.dumps({"value": self.token({**self.job, "aud": audience})}).encode()
+        return 200, {"Content-Type": "application/json"}, body
+
+    def runner(self) -> dict[str, str]:
+        """Return the variables that GitHub's runner sets for a job that may have tokens."""
+        return {
+            "GITHUB_ACTIONS": "true",
+            "ACTIONS_ID_TOKEN_REQUEST_URL": f"{self.url}{RUNNER}?api-version=2.0",
+            "ACTIONS_ID_TOKEN_REQUEST_TOKEN": REQUEST_TOKEN,
+        }
 
     def key_set(self) -> dict[str, Any]:
         return {"keys": [jwk(key, key_id) for key_id, key in self.keys.items()]}

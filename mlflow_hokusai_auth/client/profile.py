@@ -101,9 +101,10 @@ def api_key() -> str | None:
 
     The first of these sources that is set counts: `HOKUSAI_API_KEY`; the file named by
     `HOKUSAI_API_KEY_FILE`; the section of ~/.hokusai/profiles named by `HOKUSAI_PROFILE`;
-    `[default] api_key` of ~/.hokusai/config. If that source is unusable, the function warns once and
-    tries no later one: sending another key than the selected one would be worse. Never raises for the
-    content of a source.
+    `[default] api_key` of ~/.hokusai/config. If none is, and only with `HOKUSAI_TRUST=auto`, the key is
+    the one that `ci_key` exchanges for this job's identity token. If the first source is unusable, the
+    function warns once and tries no later one: sending another key than the selected one would be
+    worse. Never raises for the content of a source.
     """
     try:
         source, text = find_key()
@@ -112,7 +113,9 @@ def api_key() -> str | None:
         return None
     key = text.strip()
     if not key:
-        return None
+        from . import ci_key
+
+        return ci_key.current() if ci_key.is_wanted() else None
     # Only a key that no header can hold is withheld. A mistyped key is sent, as the server's message
     # about it reaches the user as MLflow's error.
     problem = keys.unsendable(key)
@@ -262,6 +265,13 @@ def _parse_origins(origins: str) -> frozenset[Origin]:
                 "such as https://registry.example.com:8443."
             )
     return frozenset(parsed)
+
+
+def tracking_uri() -> str:
+    """Return MLflow's current tracking URI."""
+    import mlflow
+
+    return str(mlflow.get_tracking_uri())
 
 
 def _home_uri() -> str:

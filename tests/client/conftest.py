@@ -20,7 +20,7 @@ from mlflow.tracking.default_experiment.registry import _default_experiment_prov
 from mlflow.tracking.request_auth.registry import _request_auth_provider_registry
 from mlflow.tracking.request_header.registry import _request_header_provider_registry
 
-from mlflow_hokusai_auth.client import default_experiment, profile
+from mlflow_hokusai_auth.client import ci_key, default_experiment, profile
 from mlflow_hokusai_auth.client.artifacts import HokusaiArtifactRepository
 from mlflow_hokusai_auth.client.auth_provider import HokusaiAuthProvider
 from mlflow_hokusai_auth.client.default_experiment import HokusaiDefaultExperimentProvider
@@ -161,6 +161,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setattr(profile, "_warned", set())
     profile._files.clear()
+    ci_key.forget()
     profile._parse_origins.cache_clear()
     default_experiment._answers = default_experiment._Answers()
     yield home

@@ -26,7 +26,7 @@ from requests import Response
 from requests.utils import get_netrc_auth
 
 from mlflow_hokusai_auth import __version__
-from mlflow_hokusai_auth.client import artifacts, origin_guard, profile
+from mlflow_hokusai_auth.client import artifacts, ci_key, origin_guard, profile
 from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
 from mlflow_hokusai_auth.client.header_provider import HokusaiHeaderProvider
 from mlflow_hokusai_auth.core import keys, times
@@ -173,6 +173,12 @@ def check_key(results: Results) -> Outcome:
     except profile.Unusable as reason:
         return False, f"none: {reason}", f"Correct that, or set {profile.KEY} to the key."
     results.key = text.strip()
+    if not results.key and ci_key.is_wanted():
+        try:
+            results.key = ci_key.obtain()
+        except ci_key.Unavailable as reason:
+            return False, f"none, and {ci_key.TRUST}=auto gets none: {reason}", "Correct that."
+        return True, f"exchanged for this job's identity token ({ci_key.TRUST}=auto)", ""
     if not results.key:
         fix = f"Set {profile.KEY} to the key that you were given."
         return False, "none is configured", fix

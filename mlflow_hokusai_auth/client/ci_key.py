@@ -1,0 +1,212 @@
+"""`HOKUSAI_TRUST=auto`: a CI job without a key exchanges its identity token for one that lives minutes.
+
+PyPA's `id` gets the token from GitHub, GitLab, Buildkite, CircleCI or Google Cloud. It goes to the
+tracking server's origin only, which is also its audience. The key stays in this process's memory, and
+is renewed before it ends.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from typing import NamedTuple
+
+import requests
+
+from mlflow_hokusai_auth.core import keys
+
+from . import profile
+
+TRUST = "HOKUSAI_TRUST"
+PATH = "/api/2.0/hokusai/token"
+#: Seconds for one request, and between an exchange that failed and the next one.
+TIMEOUT, PAUSE = 30.0, 30.0
+#: Tries of one exchange while the server asks to wait, and seconds of one such wait, at most.
+TRIES, MAX_WAIT = 3, 10.0
+#: The share of a key's life after which it is renewed.
+RENEW_AFTER = 2 / 3
+
+_GRANT = {
+    "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+    "subject_token_type": "urn:ietf:params:oauth:token-type:id_token",
+}
+
+
+class Unavailable(Exception):
+    """Raised if no key was exchanged. The text says why and what to do, and holds no token."""
+
+
+class _Held(NamedTuple):
+    """A key for the server at `uri`; times are readings of the monotonic clock."""
+
+    uri: str
+    key: str
+    renew_at: float
+    ends_at: float
+
+
+_lock = threading.Lock()
+_held: _Held | None = None
+#: The server that the last exchange failed with, and the time from which on another may be tried.
+_failed: tuple[str, float, str] = ("", 0.0, "")
+
+
+def is_wanted() -> bool:
+    """Return True if the environment asks for exchanged keys."""
+    value = os.environ.get(TRUST, "").strip()
+    if value not in ("", "auto"):
+        profile.warn_once(f"{TRUST} is ignored: it must be auto.")
+    return value == "auto"
+
+
+def current() -> str | None:
+    """Return the key of this job, exchanged or renewed if need be; None, with a warning, if not."""
+    try:
+        return obtain()
+    except Unavailable as reason:
+        profile.warn_once(f"No Hokusai API key is sent ({TRUST}=auto): {reason}")
+        return None
+
+
+def obtain() -> str:
+    """Return the key of this job, exchanged or renewed if need be. Raises Unavailable."""
+    global _held, _failed
+    uri = profile.tracking_uri()
+    with _lock:
+        now = time.monotonic()
+        held = _held if _held is not None and _held.uri == uri else None
+        if held is not None and now < held.renew_at:
+            return held.key
+        alive = held is not None and now < held.ends_at
+        if _failed[0] == uri and now < _failed[1]:
+            if alive:
+                assert held is not None
+                return held.key
+            raise Unavailable(_failed[2])
+        try:
+            _held = held = _exchange(uri)
+        except Unavailable as reason:
+            _failed = (uri, time.monotonic() + PAUSE, str(reason))
+            if not alive:
+                raise
+            assert held is not None
+        return held.key
+
+
+def forget() -> None:
+    """Forget the key, and that an exchange failed."""
+    global _held, _failed, _lock
+    _held, _failed, _lock = None, ("", 0.0, ""), threading.Lock()
+
+
+def _after_fork() -> None:
+    global _lock
+    # Another thread of the parent may have held it.
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork.
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _exchange(uri: str) -> _Held:
+    origin = profile.origin(uri)
+    if origin is None or not profile.origin_allowed(uri):
+        raise Unavailable(
+            "the tracking URI must be the https URL of the server that exchanges identity tokens, "
+            f"and in {profile.ALLOWED_ORIGINS} if that is set."
+        )
+    answer = None
+    for left in reversed(range(TRIES)):
+        # Each try has a token of its own, because the server may have used up the one before.
+        answer = _post(uri, _identity_token(str(origin)))
+        if answer.status_code not in (429, 503) or not left:
+            break
+        time.sleep(min(_seconds(answer.headers.get("Retry-After")), MAX_WAIT))
+    assert answer is not None
+    began = time.monotonic()
+    try:
+        given = answer.json()
+    except ValueError:
+        given = None
+    if answer.status_code != 200 or not isinstance(given, dict):
+        said = given.get("message") if isinstance(given, dict) else None
+        text = (
+            _line(said)
+            or f"{origin} answers {answer.status_code}, not as a server of this package."
+        )
+        raise Unavailable(text)
+    key, lifetime = given.get("access_token"), given.get("expires_in")
+    usable = isinstance(key, str) and key and keys.unsendable(key) is None
+    if not usable or not isinstance(lifetime, (int, float)) or not 0 < lifetime < math.inf:
+        raise Unavailable(f"{origin} answers without a key, or without its lifetime.")
+    profile.warn_once(
+        f"This job's identity was exchanged for a Hokusai API key of {_line(given.get('owner'))} "
+        f"({_line(given.get('scope'))}) at {origin}. It ends in {lifetime / 60:.0f} minutes, and is "
+        "renewed before."
+    )
+    assert isinstance(key, str)
+    return _Held(uri, key, began + RENEW_AFTER * lifetime, began + lifetime)
+
+
+def _identity_token(audience: str) -> str:
+    try:
+        import id as ambient
+    except ImportError:
+        raise Unavailable("install the extra: pip install 'mlflow-hokusai-auth[ci]'.") from None
+    try:
+        token = ambient.detect_credential(audience)
+    except ambient.IdentityError as error:
+        raise Unavailable(
+            f"the CI gives no identity token: {_line(str(error))}. On GitHub, the job needs "
+            "`permissions: id-token: write`."
+        ) from None
+    except Exception as error:
+        # The text of other errors may hold the CI's own credential.
+        raise Unavailable(f"the CI gives no identity token ({type(error).__name__}).") from None
+    if token is None:
+        raise Unavailable(
+            "this is no job of GitHub, GitLab, Buildkite, CircleCI or Google Cloud that may have an "
+            f"identity token. GitLab needs `id_tokens` with the audience {audience}."
+        )
+    return token
+
+
+def _post(uri: str, token: str) -> requests.Response:
+    try:
+        return requests.post(
+            uri.rstrip("/") + PATH,
+            data={**_GRANT, "subject_token": token},
+            timeout=TIMEOUT,
+            # A redirect would take the token to another server.
+            allow_redirects=False,
+            verify=_verify(),
+            # Without it, `requests` would send a password of ~/.netrc.
+            auth=lambda request: request,
+        )
+    except requests.RequestException as error:
+        # The text of the error may quote the request.
+        raise Unavailable(
+            f"{profile.origin(uri)} can't be reached ({type(error).__name__})."
+        ) from None
+
+
+def _verify() -> bool | str:
+    """Return what MLflow's own requests do about the server's certificate."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true":
+        return False
+    return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+
+
+def _seconds(text: str | None) -> float:
+    return float(text) if text is not None and text.isascii() and text.isdigit() else 1.0
+
+
+def _line(text: object) -> str:
+    """Return `text` from outside as one printable line of at most 400 characters, without a key."""
+    if not isinstance(text, str):
+        return ""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(keys.redact(printable).split())[:400]
