@@ -36,6 +36,8 @@ HIDDEN = "HIDDEN"
 DEFAULT_EXPERIMENT = 0
 #: Names of experiments that begin so belong to the owner whose name follows.
 DEFAULT_PREFIX = "default:"
+#: Characters of a value in a search with LIKE, at most. SQLite fails at a pattern of 50,000 bytes.
+LONGEST_PATTERN = 10_000
 
 
 class Problem(NamedTuple):
@@ -76,17 +78,18 @@ def name_problem(
         return Problem("NOT_OWNER", _NOBODY)
     if owner == me:
         return None
-    if owner is not None or taken:
-        return Problem(
-            "NAME_TAKEN",
-            f"The name {name} is taken by another owner. Choose another name: a name stays its first "
-            f"owner's, also after the {kind} is deleted.",
-        )
+    # Of a reserved name nobody else learns that it is taken: the refusal comes first.
     default = kind == "experiment" and name.startswith(DEFAULT_PREFIX)
     if (reserved is not None and reserved != me) or (default and name != DEFAULT_PREFIX + me):
         return Problem(
             "NAME_RESERVED",
             f"Names that begin like {name} are reserved for another owner. Choose another name.",
+        )
+    if owner is not None or taken:
+        return Problem(
+            "NAME_TAKEN",
+            f"The name {name} is taken by another owner. Choose another name: a name stays its first "
+            f"owner's, also after the {kind} is deleted.",
         )
     return None
 
@@ -194,6 +197,26 @@ def narrowing_problem(patterns: Collection[str], name: str) -> Problem | None:
         f"This key may create and change only models named {' or '.join(sorted(patterns))}, and not "
         f"{name}.",
     )
+
+
+def pattern_problem(values: Iterable[object], *, escapes: bool) -> str | None:
+    """Return why a search with LIKE, which has these values, may fail on some rows; None if it can't.
+
+    With `escapes`, a backslash in a pattern escapes the character after it. The database looks at rows
+    that the caller does not see, too. If it failed at those that begin like the pattern, its error
+    would spell them out.
+    """
+    for value in values:
+        if not isinstance(value, str):
+            continue
+        if len(value) > LONGEST_PATTERN:
+            return f"A search with LIKE takes texts of at most {LONGEST_PATTERN} characters."
+        if escapes and (len(value) - len(value.rstrip("\\"))) % 2:
+            return (
+                "In a search with LIKE, no text may end with a single backslash, because it escapes "
+                "the character after it. Write two for a backslash."
+            )
+    return None
 
 
 def alias_problem(protected: Collection[str], name: str, aliases: Iterable[str]) -> Problem | None:

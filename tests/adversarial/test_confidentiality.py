@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.e2e.test_confidentiality import Team, World, everything, nothing
-from tests.e2e.test_isolation import API, OWN
+from tests.e2e.test_isolation import API, OWN, Supplier
 from tests.harness import Server, serve
 from tests.server.isolation.stores import unused_name
 
@@ -130,6 +130,70 @@ def test_grant_tells_nothing_of_owners(server: Server) -> None:
     everything(Team(server, other))
     share(globex, "any-*", other.upper())
     share(globex, "any-*", f"Nobody{unused_name()}")
+
+
+def test_reserved_name_is_refused_alike_if_it_is_taken(server: Server) -> None:
+    acme, globex = Team(server, "ACME"), Team(server, "GLOBEX")
+    prefix, own = f"{unused_name()}-", everything(globex)
+    operator = Supplier(server, "OPERATOR", "mlflow:admin")
+    for kind in ("model", "experiment"):
+        status, answer = operator.ask(
+            "POST", f"{OWN}/prefixes", prefix=prefix, owner="ACME", kind=kind
+        )
+        assert status == HTTPStatus.CREATED, answer
+    acme.good("registered-models/create", name=f"{prefix}taken")
+    acme.good("experiments/create", name=f"{prefix}taken")
+    other = unused_name()
+    Team(server, other).good("experiments/create", name=f"default:{other}")
+
+    def answers(name: str, default: str) -> list[tuple[int, str]]:
+        found = [
+            globex.post("registered-models/create", name=name),
+            globex.post("registered-models/rename", name=own.model, new_name=name),
+            globex.post("experiments/create", name=name),
+            globex.post("experiments/create", name=default),
+        ]
+        return [
+            (status, str(answer).replace(name, "?").replace(default, "?"))
+            for status, answer in found
+        ]
+
+    taken = answers(f"{prefix}taken", f"default:{other}")
+    assert taken == answers(f"{prefix}free", f"default:{unused_name()}")
+    assert all("NAME_RESERVED" in answer for _, answer in taken)
+    # Whoever contributes to a model is told that it exists, so MLflow's client goes on.
+    share(acme, f"{prefix}taken", "GLOBEX", "contribute")
+    status, answer = globex.post("registered-models/create", name=f"{prefix}taken")
+    assert answer["error_code"] == "RESOURCE_ALREADY_EXISTS", answer
+
+
+def test_runs_of_the_default_experiment_are_refused_as_missing_ones(server: Server) -> None:
+    staff, globex = Supplier(server, "STAFF", "mlflow:write"), Team(server, "GLOBEX")
+    own = everything(globex)
+    run = staff.good("runs/create", experiment_id="0")["run"]["info"]["run_id"]
+    logged = staff.good("logged-models", experiment_id="0", source_run_id=run)["model"]["info"]
+
+    def answers(run: str, model: str) -> list[tuple[int, str]]:
+        metric = {"key": "k", "value": 1, "timestamp": 1, "step": 1, "model_id": model}
+        models = {"run_id": own.run, "models": [{"model_id": model, "step": 1}]}
+        found: list[tuple[int, Any]] = [
+            globex.post("logged-models", experiment_id=own.experiment, source_run_id=run),
+            globex.post("runs/outputs", **models),
+            globex.post("runs/log-inputs", **models),
+            globex.post("runs/log-metric", run_id=own.run, **metric),
+            globex.post("runs/log-batch", run_id=own.run, metrics=[metric]),
+            globex.put(f"0/{run}/artifacts/x", b"x"),
+            globex.put(f"{own.experiment}/{run}/artifacts/x", b"x"),
+            globex.put(f"{own.experiment}/models/{model}/artifacts/x", b"x"),
+        ]
+        return [
+            (status, str(answer).replace(run, "?").replace(model, "?")) for status, answer in found
+        ]
+
+    missing = nothing()
+    assert answers(run, logged["model_id"]) == answers(missing.run, missing.logged)
+    # That there is a Default experiment is no secret.
+    assert globex.refusal("runs/create", experiment_id="0") == "EXPERIMENT_REFUSED"
 
 
 @pytest.mark.xfail(

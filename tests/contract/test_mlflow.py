@@ -132,7 +132,7 @@ IMPORTS: dict[str, dict[str, str]] = {
             "_is_serving_proxied_artifacts"
         ),
         "mlflow.exceptions": "MlflowException",
-        "mlflow.protos.databricks_pb2": "TEMPORARILY_UNAVAILABLE",
+        "mlflow.protos.databricks_pb2": "INVALID_PARAMETER_VALUE TEMPORARILY_UNAVAILABLE",
         "mlflow.store.artifact.artifact_repo": "ArtifactRepository",
         "mlflow.store.artifact.local_artifact_repo": "LocalArtifactRepository",
         "mlflow.store.model_registry.sqlalchemy_store": "SqlAlchemyStore",

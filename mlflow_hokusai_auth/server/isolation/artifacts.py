@@ -36,6 +36,8 @@ from .facts import FRESH, Facts
 _SIZE = 10_000
 #: Segments of a place, at most: the queries grow with their number.
 _DEPTH = 100
+#: The codes of refusals that say whose a place is.
+_WHOSE = ("NOT_OWNER", "EXPERIMENT_REFUSED")
 #: The number of a version has fewer digits.
 _DIGITS = 10
 _NO_ANSWER = "Who owns these artifacts can't be looked up at the moment. Try again."
@@ -184,7 +186,7 @@ class Artifacts:
             problem = self._problem(principal, change, last=last)
         except SQLAlchemyError as error:
             raise stores.unavailable(_NO_ANSWER) from error
-        if problem is not None and problem.code == "NOT_OWNER" and self.watch.hides:
+        if self.watch.hides and problem is not None and problem.code in _WHOSE:
             problem = isolation.HIDDEN_ARTIFACTS
         self._refuse(change.place, problem)
         return problem is None

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, Engine
 from mlflow_hokusai_auth.core import isolation
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.server import caller as callers
-from mlflow_hokusai_auth.server.upstream import tables
+from mlflow_hokusai_auth.server.upstream import stores, tables
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 
 from . import bindings, hidden
@@ -70,6 +70,13 @@ def _shadowed(dialect: Dialect, text: str) -> Shadowed | None:
     if _SELECT.match(text) and named:
         return shadowed(text, named, dialect)
     return Shadowed(text, ()) if not named or _OTHER.match(text) else None
+
+
+def _check_patterns(given: Any, dialect: str) -> None:
+    """Raise MlflowException for a pattern with which LIKE fails on some rows, perhaps hidden ones."""
+    values = given.values() if isinstance(given, dict) else given
+    if problem := isolation.pattern_problem(values, escapes=dialect == "postgresql"):
+        raise stores.invalid(problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,8 @@ class Reads(Hooks):
             return made.text, given
         if not self.facts.usable:
             refuse(self.watch, isolation.UNKNOWN)
+        if made.patterns:
+            _check_patterns(given, dialect.name)
         if hides:
             hidden.asks(connection.engine, text, given)
         values = {"me": principal.owner_id, "now": time.time()}

@@ -3,6 +3,9 @@
 In front of a statement stands a shadow of each table that it names: a WITH query that has the table's
 name, and only its visible rows. Whatever the statement joins, counts or sorts, it finds nothing else. A
 table that is in no list of `bindings` has no shadow, and statements that name it are refused.
+
+The database may compare a row with the caller's values before it judges whether the row is visible.
+That shows nothing unless the comparison fails, so none may fail on some rows only.
 """
 
 from __future__ import annotations
@@ -21,6 +24,13 @@ from .provenance import KEY_ID
 #: since the epoch.
 _VALUE = re.compile(r":(me|now)\b")
 _WITH = re.compile(r"\s*WITH\s+(RECURSIVE\s+)?", re.IGNORECASE)
+_PATTERNS = re.compile(r"\bI?LIKE\b", re.IGNORECASE)
+#: Whoever names an escape character for LIKE, as the search of our page of models does, escapes with it
+#: what a caller sends.
+_ESCAPES = re.compile(r"\bESCAPE\b", re.IGNORECASE)
+#: Regular expressions fail in more ways than `isolation.pattern_problem` knows. MLflow has them for
+#: traces only.
+_EXPRESSIONS = re.compile(r"~|\b(REGEXP|SIMILAR)\b", re.IGNORECASE)
 _LOCKS = re.compile(r"\bFOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE|KEY\s+SHARE)\b", re.IGNORECASE)
 #: How a driver wants a value to be named, by its style of parameters (PEP 249).
 _STYLES: Mapping[str, Callable[[str], str]] = {
@@ -138,6 +148,8 @@ class Shadowed:
 
     text: str
     values: tuple[str, ...]
+    #: True if it compares texts with patterns (LIKE) as a caller sends them.
+    patterns: bool = False
 
 
 class Dialect(NamedTuple):
@@ -154,6 +166,8 @@ def shadowed(text: str, tables: tuple[str, ...], dialect: Dialect) -> Shadowed |
     if dialect.name not in _SAME or dialect.style not in _STYLES:
         return None
     value = _STYLES[dialect.style]
+    if _EXPRESSIONS.search(text):
+        return None
     if _LOCKS.search(text):
         return _locked(text, tables, dialect)
     found = [_shadow(table, dialect) for table in tables]
@@ -169,7 +183,12 @@ def shadowed(text: str, tables: tuple[str, ...], dialect: Dialect) -> Shadowed |
         text = text[own.end() :]
     else:
         start += " "
-    return Shadowed(_VALUE.sub(lambda name: value(name[1]), start) + text, values)
+    made = _VALUE.sub(lambda name: value(name[1]), start) + text
+    return Shadowed(made, values, _has_patterns(text))
+
+
+def _has_patterns(text: str) -> bool:
+    return len(_PATTERNS.findall(text)) > len(_ESCAPES.findall(text))
 
 
 def _locked(text: str, tables: tuple[str, ...], dialect: Dialect) -> Shadowed | None:
@@ -188,7 +207,8 @@ def _locked(text: str, tables: tuple[str, ...], dialect: Dialect) -> Shadowed | 
     values = tuple(_VALUE.findall(sql))
     sql = _VALUE.sub(lambda name: _STYLES[dialect.style](name[1]), sql)
     source = re.compile(rf'\bFROM\s+"?{table}"?(?=\s|$)', re.IGNORECASE)
-    return Shadowed(source.sub(lambda _: f"FROM ({sql}) AS {table}", text), values)
+    made = source.sub(lambda _: f"FROM ({sql}) AS {table}", text)
+    return Shadowed(made, values, _has_patterns(text))
 
 
 @lru_cache(maxsize=512)

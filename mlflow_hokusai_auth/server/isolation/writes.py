@@ -240,7 +240,6 @@ class Writes(Hooks):
         problem = isolation.name_problem(principal.owner_id, kind, name, owner, taken, reserved)
         if (
             problem is not None
-            and problem.code == "NAME_TAKEN"
             and kind == "model"
             and self.facts.level(connection, principal.owner_id, name) == "contribute"
         ):
@@ -376,7 +375,9 @@ class Writes(Hooks):
             else self.facts.experiment_owner(connection, number)
         )
         problem = isolation.experiment_problem(flush.principal.owner_id, number, owner)
-        if problem is not None and problem.code == "NOT_OWNER" and self.watch.hides:
+        # Every key sees the Default experiment, and not what is in it.
+        seen = kind == "experiment" and number == isolation.DEFAULT_EXPERIMENT
+        if problem is not None and not seen and self.watch.hides:
             # It must not be told from one that does not exist.
             problem = missing
         self._refuse(problem)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from mlflow_hokusai_auth.server import caller as callers
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 def unavailable(message: str) -> MlflowException:
     """Return the exception that MLflow answers with 503."""
     return MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE)
+
+
+def invalid(message: str) -> MlflowException:
+    """Return the exception that MLflow answers with 400."""
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 def open_by_itself() -> None:

@@ -18,9 +18,10 @@ from mlflow.entities import (
     LoggedModelOutput,
     Metric,
     Param,
+    RunTag,
     ViewType,
 )
-from mlflow.entities.model_registry import ModelVersionTag
+from mlflow.entities.model_registry import ModelVersionTag, RegisteredModelTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.base_sql_model import Base
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlRun
@@ -131,6 +132,53 @@ def test_foreign_things_answer_as_if_they_did_not_exist(stores: Stores) -> None:
             != (expected := answer(questions(stores, missing)[name], missing))
         }
     assert not wrong
+
+
+#: LIKE fails with the second pattern on PostgreSQL, and with the third one on SQLite.
+@pytest.mark.parametrize("pattern", ["{}%", "{}\\", "{}" + 60_000 * "%"])
+@pytest.mark.parametrize("operator", ["LIKE", "ILIKE"])
+def test_pattern_spells_out_nothing_that_is_hidden(
+    stores: Stores, operator: str, pattern: str
+) -> None:
+    made, beginning = made_by(stores, ACME), unused_name()
+    with calling(ACME):
+        experiment = stores.tracking.create_experiment(f"{beginning}-x")
+        run = stores.tracking.create_run(experiment, "u", 1, [RunTag("t", f"{beginning}-x")], "r")
+        stores.tracking.log_param(run.info.run_id, Param("p", f"{beginning}-x"))
+        stores.tracking.create_logged_model(experiment, f"{beginning}-x")
+        stores.registry.create_registered_model(
+            f"{beginning}-x", [RegisteredModelTag("t", f"{beginning}-x")]
+        )
+    t, r = stores.tracking, stores.registry
+    ways: dict[str, Callable[[str], object]] = {
+        "experiments": lambda like: t.search_experiments(filter_string=f"name {like}"),
+        "tags": lambda like: t.search_runs(
+            [experiment], f"tags.t {like}", ViewType.ALL, 10, [], None
+        ),
+        "params": lambda like: t.search_runs(
+            [experiment], f"params.p {like}", ViewType.ALL, 10, [], None
+        ),
+        "logged models": lambda like: t.search_logged_models([experiment], f"name {like}"),
+        "models": lambda like: r.search_registered_models(f"name {like}"),
+        "model tags": lambda like: r.search_registered_models(f"tags.t {like}"),
+        "versions": lambda like: r.search_model_versions(f"name {like}"),
+    }
+    with calling(GLOBEX):
+        for name, way in ways.items():
+            seen, expected = (
+                answer(lambda: way(f"{operator} '{pattern.format(start)}'"), made)  # noqa: B023
+                for start in (beginning, unused_name())
+            )
+            assert seen == expected, name
+
+
+def test_own_searches_take_any_text(stores: Stores) -> None:
+    """They escape it themselves."""
+    made = made_by(stores, GLOBEX)
+    ownership = Ownership(stores.registry.engine, lambda *_: None, GLOBEX.owner_id)
+    with calling(GLOBEX):
+        assert ownership.find_models(text=made.model.upper()).total == 1
+        assert ownership.find_models(text="\\").total == ownership.find_models(text="/").total == 0
 
 
 def test_explain_says_what_mlflow_s_stores_show(stores: Stores) -> None:
@@ -253,7 +301,12 @@ def test_statement_counts_own_rows_only(stores: Stores, statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["EXPLAIN SELECT * FROM runs", "VALUES ((SELECT count(*) FROM runs))"]
+    "statement",
+    [
+        "EXPLAIN SELECT * FROM runs",
+        "VALUES ((SELECT count(*) FROM runs))",
+        "SELECT name ~ '[' FROM runs",
+    ],
 )
 def test_statement_that_can_t_be_confined_is_refused(stores: Stores, statement: str) -> None:
     with calling(GLOBEX), stores.registry.engine.connect() as connection:
