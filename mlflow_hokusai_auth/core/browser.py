@@ -14,6 +14,7 @@ import re
 from urllib.parse import quote
 
 from .keys import redact
+from .operations import classify
 from .types import Operation, Request
 
 #: The name of the cookie in messages.
@@ -114,15 +115,21 @@ def of_our_page(request: Request) -> bool:
 
 
 def wants_page(request: Request) -> bool:
-    """Return whether a browser asks for a page to show, rather than a program for data."""
-    return request.method in ("GET", "HEAD") and "text/html" in request.text(b"accept")
+    """Return whether a browser asks for a page to show, or sends a form, rather than a program."""
+    asks = request.method in ("GET", "HEAD") or _is_form(request)
+    return asks and "text/html" in request.text(b"accept")
 
 
 def login_location(request: Request) -> str:
-    """Return the sign-in page's location, relative to the request's path; its `next` leads back."""
+    """Return the sign-in page's location, relative to the request's path; its `next` leads back.
+
+    A form is below the page that shows it, and can't be sent again from there.
+    """
     up = "../" * (request.path.count("/") - 1)
-    target = quote(request.path, safe="/:@!$&'()*+,;=~-._")
-    if request.query:
+    form = _is_form(request)
+    path = request.path.rpartition("/")[0] if form else request.path
+    target = quote(path, safe="/:@!$&'()*+,;=~-._")
+    if request.query and not form:
         target += "?" + request.query.decode("latin-1")
     # A key in the path or the query must not be copied into one more address.
     return f"{up}{LOGIN[1:]}?next={quote(redact(target), safe='/')}"
@@ -132,6 +139,12 @@ def local_path(text: str) -> str:
     """Return `text` if it is safe to redirect to, below this server's prefix, and "/" if not."""
     kept = len(text) <= 2048 and _LOCAL_PATH.fullmatch(text) and not _DOTS.match(text)
     return text if kept else "/"
+
+
+def _is_form(request: Request) -> bool:
+    """Return whether `request` has the route of a form of our pages."""
+    begins = f"{request.method} {request.path}".startswith(_FORMS)
+    return begins and classify(request.method, request.path).rule != ""
 
 
 def _navigates(request: Request) -> bool:

@@ -239,11 +239,16 @@ def test_any_headers_are_classified(fields: list[tuple[str, bytes]]) -> None:
 
 def test_only_browsers_get_pages() -> None:
     agree(
-        lambda method, accept: browser.wants_page(request(method, "/", ("Accept", accept))),
+        lambda line, accept: browser.wants_page(
+            request(*(f"{line} /".split()[:2]), ("Accept", accept))
+        ),
         [
             ("GET", "text/html,application/xhtml+xml,*/*;q=0.8", True),
             ("HEAD", "text/html", True),
             ("POST", "text/html", False),
+            ("POST /hokusai/models/share", "text/html", True),
+            ("POST /hokusai/models/share", "*/*", False),
+            ("POST /api/2.0/hokusai/keys", "text/html", False),
             ("GET", "application/json", False),
             ("GET", "*/*", False),
             ("GET", "", False),

@@ -180,6 +180,16 @@ def test_supplier_shares_and_takes_back(opened: Opened, server: Server) -> None:
     other.reload()
     assert "acme-lead" not in other.content()
 
+    # Whose session ends in between signs in, and is back.
+    page.get_by_label("Models", exact=True).fill("acme-lead")
+    page.get_by_label("With", exact=True).fill("GLOBEX")
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Share", exact=True).click()
+    expect(page).to_have_title("Sign in · MLflow")
+    page.get_by_label("API key").fill(acme)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(server.origin + MODELS)
+
 
 def test_foreign_and_missing_models_read_the_same(opened: Opened, server: Server) -> None:
     umbrella, globex = key_of(server, "UMBRELLA"), key_of(server, "GLOBEX")

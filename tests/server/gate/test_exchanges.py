@@ -317,6 +317,11 @@ def test_redirect_to_the_sign_in_stays_below_the_prefix(adapter: Adapter) -> Non
     ):
         answer = adapter(Wire("GET", target, (PAGE, *headers)), make_gate())
         assert (answer.status, answer.header("location")) == (303, [location]), target
+    # After the sign-in one sees the page of the form, which has to be sent again.
+    own = (PAGE, ("Sec-Fetch-Site", "same-origin"), *session_that_ended)
+    form = adapter(Wire("POST", "/mlflow/hokusai/models/share?x=y", own), make_gate())
+    location = "../../hokusai/login?next=/hokusai/models"
+    assert (form.status, form.header("location")) == (303, [location])
 
 
 @both
