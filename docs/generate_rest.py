@@ -54,6 +54,7 @@ GRANT_ID=$(sed -n 's/.*"id": *"\\(grant_[^"]*\\)".*/\\1/p' grant.json)""",
     "getIsolation": 'curl -fsS "$SERVER/api/2.0/hokusai/isolation" -H "X-API-Key: $KEY"',
     "setIsolation": f"""curl -fsS "$SERVER/api/2.0/hokusai/isolation" -H "X-API-Key: $KEY" {_JSON} \\
   -d '{{"isolation": "writes"}}'""",
+    "getStatus": 'curl -fsS "$SERVER/api/2.0/hokusai/status" -H "X-API-Key: $KEY"',
     "addTrust": f"""curl -fsS "$SERVER/api/2.0/hokusai/trust" -H "X-API-Key: $KEY" {_JSON} \\
   -d '{{"owner": "ACME", "github": "acme/models", "workflow": "release.yml",
        "scopes": ["model:write"], "models": ["acme-*"]}}' > trust.json

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 import time_machine
 from click.testing import CliRunner, Result
 
+from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.authorities import cache
 from mlflow_hokusai_auth.cli import main, output, server
 from mlflow_hokusai_auth.core import keys, times
@@ -745,6 +746,79 @@ def test_command_writes_no_metrics(tmp_path: Path) -> None:
 def test_mode_of_a_later_version_gives_no_traceback(call: Call, store: LocalStore) -> None:
     store.database.set_state("mode", 17, "mode.changed", Actor("later"))
     assert "default" in call("mode").stdout
+
+
+def test_mode_says_what_is_in_force_and_why(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of() -> tuple[str, dict[str, Any]]:
+        return call("mode").stdout, json.loads(call("mode", "--json").stdout)
+
+    text, answer = of()
+    assert text == (
+        "default: enforce, as nothing is set by HOKUSAI_AUTH_MODE; each server has its own\n"
+    )
+    assert answer == {
+        "mode": "default",
+        "since": None,
+        "by": None,
+        "in_force": "enforce",
+        "because": "setting",
+    }
+    monkeypatch.setenv("HOKUSAI_AUTH_MODE", "observe")
+    text, answer = of()
+    assert "default: observe, by HOKUSAI_AUTH_MODE; " in text and answer["in_force"] == "observe"
+    call("mode", "enforce")
+    text, answer = of()
+    assert text.startswith("enforce\nsince ")
+    assert (answer["in_force"], answer["because"]) == ("enforce", "store")
+    monkeypatch.setenv("HOKUSAI_AUTH_FORCE_MODE", "off")
+    text, answer = of()
+    assert text.startswith(
+        "off: HOKUSAI_AUTH_FORCE_MODE overrides what is set with this command:\n"
+    )
+    assert (answer["mode"], answer["in_force"], answer["because"]) == (
+        "enforce",
+        "off",
+        "force_mode",
+    )
+
+
+def test_status_fits_one_screen(
+    call: Call, store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(call, *READER, "--expires-in", "13d")
+    old = made(call, *READER)["key_id"]
+    call("keys", "rotate", old)
+    call("keys", "revoke", made(call)["key_id"])
+    call("mode", "observe")
+    monkeypatch.setenv("HOKUSAI_AUTH_ISOLATION", "full")
+    lines = call("status").stdout.splitlines()
+    fields = {name: text.strip() for name, text in (line.split(":", 1) for line in lines)}
+    assert fields.pop("version") == __version__
+    assert fields.pop("  key_store").startswith("ok  generation ")
+    assert fields == {
+        "mode": "observe (set with `hokusai-auth mode`)",
+        "isolation": "full (HOKUSAI_AUTH_ISOLATION); off while the mode is observe",
+        "keys": "4: 2 active, 1 replaced, 1 revoked",
+        "ending in 14 days": "1",
+        "migrations": "current",
+        "health": "ok",
+        "  migrations": "ok  current",
+    }
+    assert len(lines) < 24 and max(map(len, lines)) <= 80
+    monkeypatch.delenv("HOKUSAI_AUTH_ISOLATION")
+    answer = json.loads(call("status", "--json").stdout)
+    assert (answer["isolation"], answer["isolation_by"]) == ("unknown", "decision")
+    # A look changes nothing: there is no new store, and an old one stays as it is.
+    monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/none.db")
+    assert "there is no key store" in mistake(call("status", status=1))
+    assert not (tmp_path / "none.db").exists()
+    (tmp_path / "none.db").touch()
+    printed = call("status", status=1).stdout
+    assert re.search(r"^migrations: +not current$", printed, re.MULTILINE)
+    assert re.search(r"^keys: +unknown$", printed, re.MULTILINE)
+    empty = sa.create_engine(f"sqlite:///{tmp_path}/none.db")
+    assert sa.inspect(empty).get_table_names() == []
+    empty.dispose()
 
 
 def test_wrong_setting_is_named(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

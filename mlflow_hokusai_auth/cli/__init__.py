@@ -14,7 +14,7 @@ from mlflow_hokusai_auth import __version__
 
 from .keys import keys
 from .ownership import grants, owners, prefixes
-from .server import audit, demo, explain, isolation, log_level, mode, routes
+from .server import audit, demo, explain, isolation, log_level, mode, routes, status
 from .supplier import doctor, smoke, whoami
 from .trust import trust
 
@@ -28,6 +28,18 @@ def main() -> None:
 
 
 _groups: tuple[click.Command, ...] = (keys, owners, grants, prefixes, trust)
-_commands = (audit, mode, isolation, log_level, routes, explain, demo, whoami, doctor, smoke)
+_commands = (
+    status,
+    audit,
+    mode,
+    isolation,
+    log_level,
+    routes,
+    explain,
+    demo,
+    whoami,
+    doctor,
+    smoke,
+)
 for command in (*_groups, *_commands):
     main.add_command(command)

@@ -13,6 +13,7 @@ from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
 from mlflow_hokusai_auth.core.scopes import KNOWN
 
 from .output import (
+    WORDS,
     F,
     Mistake,
     WrongValue,
@@ -45,9 +46,8 @@ _NARROWEST = {
 _COLOURS = {
     "state": {"active": "green", "replaced": "yellow", "expired": "bright_black", "revoked": "red"}
 }
-#: The words of people for names of the REST API, and the other way round.
-_WORDS = {"deprecated": "replaced", "deprecated_at": "replaced_at"}
-_REST = {word: name for name, word in _WORDS.items()}
+#: Names of the REST API for words of people.
+_REST = {word: name for name, word in WORDS.items()}
 #: The values of --sort: what a list can be ordered by.
 _ORDERS = ("created_at", "expires_at", "last_used_at", "name", "owner", "scopes", "state")
 #: The values of --state, which are the REST API's but for one.
@@ -214,7 +214,7 @@ def list_keys(
 
         query = {name: value for name, value in which.items() if value is not None}
         if state is not None:
-            state = _WORDS.get(state, state)
+            state = WORDS.get(state, state)
             query["state"] = _REST.get(one_of(state, "--state", _STATES), state)
         if sort is not None:
             query["order_by"] = _order(sort)
@@ -402,10 +402,10 @@ def _ends(record: KeyRecord) -> str:
 def _facts(described: Mapping[str, Any]) -> dict[str, object]:
     """Return a key, as the REST API describes it, in words: its times, and that it was replaced."""
     facts = {
-        _WORDS.get(name, name): date(value) if name.endswith("_at") else value
+        WORDS.get(name, name): date(value) if name.endswith("_at") else value
         for name, value in described.items()
     }
-    return {**facts, "state": _WORDS.get(described["state"], described["state"])}
+    return {**facts, "state": WORDS.get(described["state"], described["state"])}
 
 
 def _chosen_columns(text: str | None) -> Sequence[str]:
@@ -414,7 +414,7 @@ def _chosen_columns(text: str | None) -> Sequence[str]:
         return _COLUMNS
     from mlflow_hokusai_auth.server.web.schemas import Key
 
-    known = [_WORDS.get(name, name) for name in Key.model_fields]
+    known = [WORDS.get(name, name) for name in Key.model_fields]
     chosen = [name.strip() for name in text.split(",")]
     return [one_of(name, "--columns", known) for name in chosen]
 

@@ -19,6 +19,8 @@ from mlflow_hokusai_auth.core.suggest import did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: The words of people for names of the REST API.
+WORDS = {"deprecated": "replaced", "deprecated_at": "replaced_at"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

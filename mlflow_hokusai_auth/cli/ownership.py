@@ -19,7 +19,6 @@ from mlflow_hokusai_auth.core.ownership import KINDS, LEVELS
 
 from .output import (
     F,
-    Mistake,
     WrongValue,
     date,
     json_option,
@@ -28,7 +27,7 @@ from .output import (
     printable,
     seconds,
 )
-from .store import actor, database, opened, require_server
+from .store import actor, database, opened, require_server, server
 
 if TYPE_CHECKING:
     from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
@@ -271,7 +270,7 @@ def remove_prefix(uri: str | None, as_json: bool, **given: Any) -> None:
 def _place(uri: str | None) -> Iterator[Ownership | HokusaiAuthClient]:
     """Yield MLflow's database at `uri`, or the server. Their errors in the block become Mistakes."""
     if uri is None:
-        with _server() as client:
+        with server() as client:
             yield client
         return
     with opened() as store, database(uri) as engine:
@@ -283,24 +282,6 @@ def _place(uri: str | None) -> Iterator[Ownership | HokusaiAuthClient]:
             lambda event, detail: store.database.note(event, by, detail),
             key_owners=store.owners,
         )
-
-
-@contextmanager
-def _server() -> Iterator[HokusaiAuthClient]:
-    import mlflow
-    from mlflow.exceptions import MlflowException, RestException
-
-    from mlflow_hokusai_auth.client import profile
-    from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
-    from mlflow_hokusai_auth.client.diagnose import doctor
-
-    try:
-        yield HokusaiAuthClient(str(mlflow.get_tracking_uri()))
-    except MlflowException as error:
-        # Without a server, MLflow's own errors have the same code.
-        wrong = isinstance(error, RestException) and error.error_code == "INVALID_PARAMETER_VALUE"
-        text = doctor.one_line(str(error), profile.api_key() or "")
-        raise (WrongValue if wrong else Mistake)(text) from None
 
 
 def _rows(file: IO[str]) -> list[dict[str, str]]:

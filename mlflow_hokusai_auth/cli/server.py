@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from mlflow_hokusai_auth.core.times import moment
 from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES
 
 from .output import (
+    WORDS,
     F,
     Mistake,
     WrongValue,
@@ -32,15 +34,19 @@ from .output import (
     print_table,
     seconds,
 )
-from .store import actor, database, opened, require_server
+from .store import actor, database, opened, require_server, server
 
 if TYPE_CHECKING:
+    from mlflow_hokusai_auth.server.live_settings import Mode
+    from mlflow_hokusai_auth.server.settings import Settings
     from mlflow_hokusai_auth.store.keys import LocalStore
 
 #: The maximum length of a value in the table of events, in characters.
 _MAX_DETAIL = 60
 #: The number of events without --limit and --since.
 _EVENTS = 100
+#: Seconds that a server may take for its status.
+_TIMEOUT = 30.0
 #: Seconds between two looks for new events.
 _FOLLOW = 1.0
 
@@ -303,7 +309,120 @@ def mode(chosen: str | None, report: bool, since: str, as_json: bool) -> None:
             return _print_report(store, since, None, as_json)
         if chosen:
             store.database.choose("mode", MODES, chosen, actor())
-        _print_state(store, "mode", MODES, "HOKUSAI_AUTH_MODE of each server", as_json)
+        from mlflow_hokusai_auth.server import settings
+
+        config = settings.load()
+        now = _mode(store, config)
+        if now.by == "force_mode" and not as_json:
+            click.echo(
+                f"{now.now}: HOKUSAI_AUTH_FORCE_MODE overrides what is set with this command:"
+            )
+        why = "by" if "mode" in config.model_fields_set else "as nothing is set by"
+        default = f"{config.mode}, {why} HOKUSAI_AUTH_MODE"
+        more = {"in_force": now.now, "because": now.by}
+        _print_state(store, "mode", MODES, f"{default}; each server has its own", as_json, more)
+
+
+def _mode(store: LocalStore, config: Settings) -> Mode:
+    """Return the mode of a server with these settings."""
+    from mlflow_hokusai_auth.server.live_settings import Mode
+
+    mode = Mode(config.mode, config.force_mode)
+    mode.follow(store.database.states())
+    return mode
+
+
+@click.command()
+@click.option("--url", metavar="URL", help="Ask this server, with your key (mlflow:admin).")
+@click.option(
+    "--backend-store-uri",
+    "uri",
+    envvar="MLFLOW_BACKEND_STORE_URI",
+    metavar="URI",
+    help="MLflow's database, which may decide the isolation (default: MLFLOW_BACKEND_STORE_URI).",
+)
+@json_option
+def status(url: str | None, uri: str | None, as_json: bool) -> None:
+    """Show what is in force, and how it fares: mode, isolation, keys, migrations and health.
+
+    With --url the server of that URL says it. Without, the command looks itself, at the key store and
+    the settings of this environment: run it with those of the server.
+
+    The exit status is 1 if a check fails.
+    """
+    if url is not None:
+        with server(url) as client:
+            # MLflow would repeat a request to a server that is down for minutes.
+            found = client.status(timeout=_TIMEOUT, max_retries=0)
+    else:
+        found = _status_here(uri)
+    if as_json:
+        print_json(found)
+    else:
+        _print_status(found)
+    if found["health"]["status"] != "ok":
+        sys.exit(1)
+
+
+def _status_here(uri: str | None) -> dict[str, Any]:
+    with opened(migrate=False) as store:
+        from mlflow_hokusai_auth.server import settings
+        from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
+        from mlflow_hokusai_auth.server.web import health, status_api
+
+        config = settings.load()
+        mode = Mode(config.mode, config.force_mode)
+        decided = _decided(uri)[0]
+        isolation = Isolation(mode, config.isolation, decided or "off")
+        checks = health.checks(store, lambda: "", isolation)
+        # Only a server can check its other parts.
+        checks = {name: checks[name] for name in ("key_store", "migrations")}
+        with contextlib.suppress(HokusaiAuthError):
+            states = store.database.states()
+            mode.follow(states)
+            isolation.follow(states)
+        found = status_api.status_of(store, mode, isolation, health.Health(checks))
+        if isolation.by == "decision" and decided is None:
+            found["isolation"] = found["isolation_in_effect"] = "unknown"
+        return found
+
+
+#: What decides the mode or the isolation, in words.
+_BY = {
+    "force_mode": "HOKUSAI_AUTH_FORCE_MODE",
+    "store": "set with `hokusai-auth {0}`",
+    "setting": "HOKUSAI_AUTH_{1}",
+    "decision": "decided for MLflow's database",
+}
+
+
+def _print_status(found: Mapping[str, Any]) -> None:
+    """Print a status, as the REST API has it, on one screen."""
+    keys, health = found["keys"], found["health"]
+    total = 0 if keys is None else sum(keys.values())
+    states = ", ".join(
+        f"{number} {WORDS.get(state, state)}" for state, number in (keys or {}).items() if number
+    )
+    isolation = (
+        f"{found['isolation']} ({_BY[found['isolation_by']].format('isolation', 'ISOLATION')})"
+    )
+    if found["isolation"] != found["isolation_in_effect"]:
+        isolation += f"; off while the mode is {found['mode']}"
+    print_fields(
+        {
+            "version": found["version"],
+            "mode": f"{found['mode']} ({_BY[found['mode_by']].format('mode', 'MODE')})",
+            "isolation": isolation,
+            "keys": "unknown" if keys is None else f"{total}{': ' if states else ''}{states}",
+            "ending in 14 days": found["keys_ending_soon"],
+            "migrations": "current" if found["migrations_current"] else "not current",
+            "health": health["status"],
+            **{
+                f"  {name}": f"{'ok' if part['ok'] else 'FAIL'}  {part['found']}"
+                for name, part in health["checks"].items()
+            },
+        }
+    )
 
 
 @click.command()

@@ -24,6 +24,7 @@ from .output import Mistake, WrongValue, printable
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
     from mlflow_hokusai_auth.core.lifetimes import Lifetimes
     from mlflow_hokusai_auth.store.database import Actor
     from mlflow_hokusai_auth.store.keys import LocalStore
@@ -43,10 +44,11 @@ def require_server() -> None:
 
 
 @contextmanager
-def opened() -> Iterator[LocalStore]:
+def opened(*, migrate: bool = True) -> Iterator[LocalStore]:
     """Open the store that the settings name. Errors of this package become Mistakes.
 
-    Those that only other values can avoid become WrongValues, and StaffNarrowed wrong usage.
+    Those that only other values can avoid become WrongValues, and StaffNarrowed wrong usage. Unless
+    `migrate`, nothing is made or changed.
     """
     require_server()
     from mlflow_hokusai_auth.server import settings
@@ -57,6 +59,11 @@ def opened() -> Iterator[LocalStore]:
         store = LocalStore(uri)
         file = store.database.file
         created = file is not None and not file.exists()
+        if not migrate:
+            if file is not None and created:
+                raise Mistake(f"there is no key store {printable(file.resolve())}")
+            yield store
+            return
         store.migrate()
         if file is not None and created:
             click.echo(
@@ -110,6 +117,30 @@ def database(uri: str) -> Iterator[sa.Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def server(url: str | None = None) -> Iterator[HokusaiAuthClient]:
+    """Yield a client of the server at `url`, or of MLFLOW_TRACKING_URI. Its refusals become Mistakes.
+
+    `url` becomes the tracking URI of this process, so that it gets the key.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException, RestException
+
+    from mlflow_hokusai_auth.client import profile
+    from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
+    from mlflow_hokusai_auth.client.diagnose import doctor
+
+    if url is not None:
+        mlflow.set_tracking_uri(url)
+    try:
+        yield HokusaiAuthClient(str(mlflow.get_tracking_uri()))
+    except MlflowException as error:
+        # Without a server, MLflow's own errors have the same code.
+        wrong = isinstance(error, RestException) and error.error_code == "INVALID_PARAMETER_VALUE"
+        text = doctor.one_line(str(error), profile.api_key() or "")
+        raise (WrongValue if wrong else Mistake)(text) from None
 
 
 def actor() -> Actor:

@@ -147,6 +147,8 @@ def _lines(report: dict[str, Any]) -> dict[str, str]:
     for name in ("key_id", "owner", "name"):
         if name in report:
             lines[name] = str(report[name] or "-")
+    if report.get("source"):
+        lines["source"] = str(report["source"])
     for name, none in (
         ("scopes", "none"),
         ("can", "nothing"),

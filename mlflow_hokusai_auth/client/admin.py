@@ -411,6 +411,13 @@ class HokusaiAuthClient:
         """
         return self._call("POST", "isolation", json={"isolation": isolation})
 
+    def status(self, **options: Any) -> dict[str, Any]:
+        """Return what is in force on this server: `mode`, `isolation`, `keys`, `health`, ….
+
+        `options` are those of MLflow's `http_request` (`timeout` in seconds, `max_retries`).
+        """
+        return self._call("GET", "status", **options)
+
     def list_audit(
         self,
         *,

@@ -68,7 +68,7 @@ ADMIN   POST              owners/assign  owners/release
 ADMIN   GET               owners/check
 ADMIN   GET,POST,DELETE   prefixes
 ADMIN   GET,POST          isolation
-ADMIN   GET               audit
+ADMIN   GET               audit  status
 
 # A workload's identity token is the credential of its exchange for a key.
 [hokusai /api/2.0/hokusai/]

@@ -76,6 +76,7 @@ from .web import (
     monitoring,
     ownership_api,
     pages,
+    status_api,
     token_api,
     trust_api,
     validate_key,
@@ -164,6 +165,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         lookups=LookupPool(timeout=config.service_timeout + 5.0),
         folders=folders,
     )
+    healthy = health.Health(health.checks(store, authorities.probe(config, store), isolation))
     for blueprint in (
         keys_api.blueprint(
             store,
@@ -185,9 +187,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         ),
         account.blueprint(gate),
         monitoring.blueprint(store, log.flush),
-        health.blueprint(
-            health.Health(health.checks(store, authorities.probe(config, store), isolation))
-        ),
+        health.blueprint(healthy),
+        status_api.blueprint(store, mode, isolation, healthy),
     ):
         blueprint.before_request(caller.refuse_without_key)
         flask_app.register_blueprint(blueprint)

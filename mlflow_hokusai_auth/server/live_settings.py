@@ -22,22 +22,30 @@ POLL = 1.0
 _log = logging.getLogger(__name__)
 
 
+#: What decides the mode and the isolation: the setting that overrides all, what was set with
+#: `hokusai-auth mode` or `isolation`, the setting, or what was decided for MLflow's database.
+FORCE_MODE, STORE, SETTING, DECISION = "force_mode", "store", "setting", "decision"
+
+
 class Mode:
     """The mode of this process, in `now`: the store's, or `start` if the store has none.
 
-    A `forced` mode overrides both.
+    A `forced` mode overrides both. `by` says what decides: FORCE_MODE, STORE or SETTING.
     """
 
     def __init__(self, start: str = "enforce", forced: str = "") -> None:
         self._start = start
         self._forced = forced
         self.now = forced or start
+        self.by = FORCE_MODE if forced else SETTING
 
     def follow(self, kept: Mapping[str, int]) -> None:
         """Take the mode from the store's settings."""
         number = kept.get("mode", -1)
-        stored = MODES[number] if 0 <= number < len(MODES) else self._start
-        self.now = self._forced or stored
+        known = 0 <= number < len(MODES)
+        self.now = self._forced or (MODES[number] if known else self._start)
+        if not self._forced:
+            self.by = STORE if known else SETTING
 
 
 class Isolation:
@@ -59,6 +67,11 @@ class Isolation:
     def level(self) -> str:
         """One of `ISOLATION`."""
         return self._stored or self._setting or self._decided
+
+    @property
+    def by(self) -> str:
+        """STORE, SETTING or DECISION, which decides the level."""
+        return STORE if self._stored else SETTING if self._setting else DECISION
 
     @property
     def is_decided(self) -> bool:

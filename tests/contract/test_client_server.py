@@ -255,6 +255,7 @@ CALLS: dict[str, Callable[[HokusaiAuthClient], Any]] = {
     "remove_trust": lambda client: client.remove_trust("key_1"),
     "isolation": lambda client: client.isolation(),
     "set_isolation": lambda client: client.set_isolation("writes"),
+    "status": lambda client: client.status(),
     "list_audit": lambda client: client.list_audit(
         since=1.5, event="key.", key_id="key_1", actor="a", after=1, max_results=1, page_token="2",
     ),

@@ -61,7 +61,7 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     DELETE /api/2.0/hokusai/grants/{grant_id}
     GET,POST,DELETE /api/2.0/hokusai/prefixes
     GET,POST /api/2.0/hokusai/isolation
-    GET /api/2.0/hokusai/audit
+    GET /api/2.0/hokusai/audit /api/2.0/hokusai/status
     GET /hokusai/models
     POST /hokusai/models/share /hokusai/models/unshare
     POST /hokusai/models/assign /hokusai/models/reserve /hokusai/models/unreserve
@@ -93,6 +93,7 @@ GETS_THAT_DO_MORE = table("""
     ADMIN hokusai/owners/check hokusai/prefixes hokusai/isolation hokusai/audit hokusai/trust
     ADMIN /hokusai/keys/new /hokusai/keys/find /hokusai/keys/{key_id} /hokusai/keys/{key_id}/edit
     ADMIN /hokusai/keys/{key_id}/revoke
+    ADMIN hokusai/status
     ADMIN mlflow/webhooks mlflow/webhooks/{webhook_id}
     ADMIN mlflow/gateway/guardrails/get mlflow/gateway/guardrails/list
     ADMIN mlflow/gateway/secrets/config mlflow/gateway/secrets/get mlflow/gateway/secrets/list

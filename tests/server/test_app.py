@@ -213,6 +213,7 @@ PAGES = [
     "monitoring",
     "ownership",
     "pages",
+    "status",
     "token",
     "trust",
     "unknown",

@@ -244,6 +244,8 @@ _ROWS = (
     _Row("POST token", "exchangeToken",
          "Exchange a workload's identity token for a key (RFC 8693). It needs no key.",
          trusted.ExchangedKey, errors=("404", "413"), extra=_EXCHANGE),
+    _Row("GET status", "getStatus", "What is in force on this server, and how it fares.",
+         schemas.Status),
     _Row("GET audit", "listAudit", "The last events of the audit log, oldest first.",
          schemas.AuditPage, extra={"parameters": _OF_AUDIT}),
 )

@@ -261,6 +261,46 @@ class AuditPage(BaseModel):
     next_page_token: str | None
 
 
+class HealthPart(BaseModel):
+    """The result of one check."""
+
+    ok: bool
+    latency_ms: float
+    found: str
+
+
+class HealthNow(BaseModel):
+    """The results of the checks of a server; `status` is ok or failing."""
+
+    status: str
+    checks: dict[str, HealthPart]
+
+
+class Status(BaseModel):
+    """What is in force on a server, and how it fares."""
+
+    version: str
+    mode: str
+    mode_by: str = Field(
+        description="What decides the mode: `force_mode` (HOKUSAI_AUTH_FORCE_MODE), `store` (set with "
+        "`hokusai-auth mode`) or `setting` (HOKUSAI_AUTH_MODE, or its default)."
+    )
+    isolation: str
+    isolation_by: str = Field(
+        description="What decides the isolation: `store` (set with `hokusai-auth isolation`), "
+        "`setting` (HOKUSAI_AUTH_ISOLATION) or `decision` (what the server found in MLflow's database)."
+    )
+    isolation_in_effect: str = Field(description="off unless the mode is enforce.")
+    keys: dict[str, int] | None = Field(
+        description="The number of keys in each state; null if the key store can't be used."
+    )
+    keys_ending_soon: int | None = Field(
+        description="The number of active keys that end within 14 days."
+    )
+    migrations_current: bool
+    health: HealthNow
+
+
 class LimitLeft(BaseModel):
     """The rest of a key's rate limit; `reset` is in seconds."""
 
