@@ -1,8 +1,9 @@
-"""The cost of 100 000 keys in the store: the lookup of a new key, and a page of the list."""
+"""The cost of 100 000 keys in the store: a lookup, a page of the list, an exchange of a token."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import tempfile
 import time
@@ -13,20 +14,27 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from mlflow_hokusai_auth.authorities.identity_tokens import Judged, Verifier
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.trust import Refused, workload
 from mlflow_hokusai_auth.server.web import keys_api
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.records import KeyFilter
 from mlflow_hokusai_auth.store.tables import KEYS, USES
+from mlflow_hokusai_auth.store.trusts import Trusts
 from tests.conftest import Postgresql
+from tests.core.test_trust import GITHUB
+from tests.issuer import jwk, rsa_key, signed
 
 #: PostgreSQL's folders, the newest last; empty if it is not installed.
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 KEY_COUNT = 100_000
 #: Keys in use in each hour of the last day.
 BUSY = 5_000
-#: Milliseconds at the 99th percentile, from the issue on the store.
-GOALS = {"lookup": 1.0, "page": 100.0}
+#: Milliseconds at the 99th percentile, from the issues on the store and on trusts.
+GOALS = {"lookup": 1.0, "page": 100.0, "exchange": 5.0}
+#: Tokens that are exchanged.
+TOKENS = 300
 
 
 def costs(key_count: int = KEY_COUNT) -> dict[str, tuple[float, float]]:
@@ -122,7 +130,45 @@ def _questions(store: LocalStore, known: list[str]) -> dict[str, tuple[float, fl
         "page, of one owner": times(lambda: page(KeyFilter(owner="Supplier 7")), 100),
         "page, active keys": times(lambda: page(KeyFilter(state="active")), 100),
         "page, a search that finds nothing": times(lambda: page(KeyFilter(query="nobody")), 100),
+        "exchange of an identity token": times(_exchanges(store), TOKENS),
     }
+
+
+def _exchanges(store: LocalStore) -> Callable[[], object]:
+    """Return a function that verifies a token of GitHub's and makes its key, with a known key set."""
+    here = "https://registry.example.com"
+    trusts, verifier = Trusts(store.database), Verifier([here])
+    trusts.add(
+        workload(github="acme/models", workflow="release.yml"),
+        owner="ACME",
+        scopes=("model:write",),
+        ttl=900.0,
+        jwks=json.dumps({"keys": [jwk(rsa_key(), "bench")]}),
+    )
+    now = int(time.time())
+    times_of_token = {"iat": now, "nbf": now, "exp": now + 3600, "aud": here}
+    tokens = [
+        signed(
+            rsa_key(),
+            {"kid": "bench"},
+            json.dumps({**GITHUB, **times_of_token, "jti": f"id-{number}"}).encode(),
+        )
+        for number in range(TOKENS + 10)
+    ]
+
+    def exchange() -> None:
+        judged = verifier.judge(tokens.pop(), trusts.of_issuer, time.time())
+        assert isinstance(judged, Judged), judged
+        made = trusts.exchange(
+            judged.accepted.trust.trust_id,
+            judged.claims,
+            digest=judged.digest,
+            token_id=judged.token_id,
+            ends_at=judged.ends_at,
+        )
+        assert not isinstance(made, Refused), made
+
+    return exchange
 
 
 def times(call: Callable[[], object], calls: int) -> tuple[float, float]:
