@@ -24,12 +24,13 @@ from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.ownership import KINDS, LEVELS
 from mlflow_hokusai_auth.core.types import ISOLATING
 from mlflow_hokusai_auth.server import caller as callers
-from mlflow_hokusai_auth.server.web import keys_api, ownership_api, schemas
+from mlflow_hokusai_auth.server.web import ownership_api, schemas
 from mlflow_hokusai_auth.server.web import ownership_schemas as owned
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.owners import Found, Ownership
 
-from . import forms, shared
+from . import forms
+from .page_of_caller import page_of_caller
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -80,12 +81,12 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
                 problem = problem or error
         if problem is not None:
             status = next(number for kind, number in _STATUS if isinstance(problem, kind))
-        return shared.page(
+        return page_of_caller(
+            store,
+            gate,
             "models.html",
             status,
-            me=keys_api.whoami_of(store, gate),
             here="models",
-            csrf=forms.csrf(),
             my_id=callers.owner_id(),
             now=time.time(),
             operator=operator,
@@ -96,7 +97,6 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
             state={name: value for name, value in state.items() if value},
             found=found,
             rows_on_a_page=_ROWS,
-            said=forms.said(),
             problem=_problem(problem),
             sent=flask.request.form or flask.request.args,
             may_share=_may(gate, "POST", "/hokusai/models/share"),
@@ -147,11 +147,11 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
             answer = ownership_api.ownership_of(store, gate).assign_owner(**wanted)
         except InvalidRequest as error:
             return show(_back() | {"view": "models"}, error)
-        return shared.page(
+        return page_of_caller(
+            store,
+            gate,
             "assign.html",
-            me=keys_api.whoami_of(store, gate),
             here="models",
-            csrf=forms.csrf(),
             back=_back(),
             wanted=wanted,
             answer=answer,
