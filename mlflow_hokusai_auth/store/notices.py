@@ -30,7 +30,7 @@ INTERVAL = 3600.0
 #: Seconds until the next look if the store failed.
 RETRY = 60.0
 #: Events of each notice in one look, at most: a large store that is upgraded may have thousands.
-BATCH = 100
+BATCH = 500
 
 DAY = 86400.0
 #: The actor of events that no person caused.

@@ -11,7 +11,7 @@ import time_machine
 
 from mlflow_hokusai_auth.store import notices
 from mlflow_hokusai_auth.store.keys import LocalStore
-from mlflow_hokusai_auth.store.notices import BATCH, DAY, INTERVAL, RETRY, Announcer, announce
+from mlflow_hokusai_auth.store.notices import DAY, INTERVAL, RETRY, Announcer, announce
 from mlflow_hokusai_auth.store.tables import KEYS
 from tests.store.conftest import START
 
@@ -145,15 +145,15 @@ def test_one_of_many_processes_announces_a_key(
 
 
 def test_many_keys_are_announced_in_several_looks(
-    store: LocalStore, clock: time_machine.Traveller
+    store: LocalStore, clock: time_machine.Traveller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(BATCH + 1):
+    monkeypatch.setattr(notices, "BATCH", 10)
+    for _ in range(11):
         made(store, 40)
     clock.shift(38 * DAY)
-    assert announce(store.database)
-    assert len(store.database.audited(event="key.ending", limit=None)) == BATCH
-    assert not announce(store.database)
-    assert len(store.database.audited(event="key.ending", limit=None)) == BATCH + 1
+    for more, events in ((True, 10), (False, 11), (False, 11)):
+        assert announce(store.database) == more
+        assert len(store.database.audited(event="key.ending")) == events
 
 
 def test_counts_are_of_the_keys_that_are_announced(
