@@ -36,7 +36,8 @@ PATH = re.compile(
 )
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)#?([^)\s]*)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-SETTING = re.compile(rf"{PREFIX}([A-Z_]+)")
+# Not the variable with an underscore before it, with which click completes.
+SETTING = re.compile(rf"(?<!_){PREFIX}([A-Z_]+)")
 #: A page shows the message for a misspelt one.
 MISSPELT = {"POLCY"}
 FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)

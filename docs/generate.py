@@ -203,7 +203,24 @@ def cli() -> Iterator[str]:
 `whoami`, `doctor` and `smoke` send requests to a server, with your key. `keys`, `audit`, `mode`
 and `log-level` open the key store itself: run them on the server's host, with its environment.
 They exit with status 0, with 1 and a line on standard error, or with 2 for a wrong option or value.
-`doctor` exits with 3 if it only warns.
+`doctor` exits with 3 if it only warns. `--json` of `doctor`, `smoke` and `whoami` has `ok`.
+
+Times are in UTC, to the minute (`2026-11-30 14:00Z`), and to the second where the order counts.
+A key that another one replaced, and that is still valid for a while, is called `replaced`; REST,
+Python and `--json` call that state `deprecated`.
+
+## Completion
+
+Bash completes commands, options and their values (scopes, states, environments, modes, columns)
+after:
+
+```bash
+eval "$(_HOKUSAI_AUTH_COMPLETE=bash_source hokusai-auth)"
+```
+
+Put that line into `~/.bashrc` to have it in each shell. For zsh it is the same with `zsh_source`
+in `~/.zshrc`, and for fish `_HOKUSAI_AUTH_COMPLETE=fish_source hokusai-auth | source` in
+`~/.config/fish/config.fish`.
 """
     yield from _commands(command_line, "hokusai-auth")
 

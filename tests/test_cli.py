@@ -18,6 +18,7 @@ import click
 import pytest
 import sqlalchemy as sa
 import time_machine
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from mlflow_hokusai_auth import __version__
@@ -746,6 +747,36 @@ def test_command_writes_no_metrics(tmp_path: Path) -> None:
 def test_mode_of_a_later_version_gives_no_traceback(call: Call, store: LocalStore) -> None:
     store.database.set_state("mode", 17, "mode.changed", Actor("later"))
     assert "default" in call("mode").stdout
+
+
+def test_misspelt_words_are_answered_with_help(call: Call) -> None:
+    for arguments, word in (
+        (("mode", "obsrve"), "observe"),
+        (("isolation", "fulll"), "full"),
+        (("log-level", "warn"), "warning"),
+        (("owners", "list", "--kind", "modle"), "model"),
+        (("grants", "add", "--owner", "A", "--model", "m", "--level", "contibute"), "contribute"),
+    ):
+        said = call(*arguments, status=2).stderr
+        assert f"Did you mean `{word}`?" in said and "Usage: " in said, arguments
+    assert "Did you mean" not in call("mode", "17", status=2).stderr
+
+
+def test_shell_completes_values() -> None:
+    shell = ShellComplete(main, {}, "hokusai-auth", "_HOKUSAI_AUTH_COMPLETE")
+    for arguments, begun, values in (
+        (["keys", "create", "--scope"], "model:", ["model:read", "model:write"]),
+        (["explain", "--scope"], "metrics", ["metrics:read"]),
+        (["keys", "create", "--environment"], "", ["live", "test", "dev"]),
+        (["keys", "list", "--state"], "re", ["replaced", "revoked"]),
+        (["keys", "list", "--sort"], "e", ["expires_at"]),
+        (["keys", "list", "--columns"], "owner,exp", ["owner,expires_at"]),
+        (["mode"], "o", ["observe", "off"]),
+        (["isolation"], "w", ["writes"]),
+        ([], "stat", ["status"]),
+    ):
+        found = [item.value for item in shell.get_completions(arguments, begun)]
+        assert found == values, arguments
 
 
 def test_mode_says_what_is_in_force_and_why(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

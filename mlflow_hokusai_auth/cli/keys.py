@@ -183,13 +183,14 @@ def import_key(as_json: bool, key_file: IO[str], **given: Any) -> None:
 @click.option(
     "--sort",
     metavar="COLUMN",
-    shell_complete=completes(*_ORDERS, *(f"-{name}" for name in _ORDERS)),
+    shell_complete=completes(*_ORDERS),
     help="The order: by created_at, expires_at, last_used_at, name, owner, scopes or state; with a "
     "minus before it (-expires_at) from the last to the first.",
 )
 @click.option(
     "--columns",
     metavar="NAMES",
+    shell_complete=lambda context, parameter, incomplete: _complete_columns(incomplete),
     help="The columns, separated by commas, of those that `keys show` prints (default: "
     + ",".join(_COLUMNS)
     + ").",
@@ -207,8 +208,8 @@ def list_keys(
 
     On a terminal, long owners, names and scopes are cut so that a line fits.
     """
-    chosen = _chosen_columns(columns)
     with opened() as store:
+        chosen = _chosen_columns(columns)
         from mlflow_hokusai_auth.server.web.keys_api import page
         from mlflow_hokusai_auth.server.web.schemas import describe
 
@@ -412,11 +413,25 @@ def _chosen_columns(text: str | None) -> Sequence[str]:
     """Return the names in `text`, of --columns. Raises WrongValue."""
     if text is None:
         return _COLUMNS
-    from mlflow_hokusai_auth.server.web.schemas import Key
-
-    known = [WORDS.get(name, name) for name in Key.model_fields]
+    known = _known_columns()
     chosen = [name.strip() for name in text.split(",")]
     return [one_of(name, "--columns", known) for name in chosen]
+
+
+def _complete_columns(begun: str) -> list[str]:
+    """Return what `begun`, names with commas between them, may become with one more name."""
+    before, comma, name = begun.rpartition(",")
+    try:
+        known_columns = _known_columns()
+    except ImportError:  # the command needs the server's extra
+        return []
+    return [before + comma + known for known in known_columns if known.startswith(name)]
+
+
+def _known_columns() -> list[str]:
+    from mlflow_hokusai_auth.server.web.schemas import Key
+
+    return [WORDS.get(name, name) for name in Key.model_fields]
 
 
 def _order(text: str) -> str:

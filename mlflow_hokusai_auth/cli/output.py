@@ -54,6 +54,18 @@ def seconds(text: str, option: str) -> float:
     return float(int(match[1]) * _UNITS[match[2]])
 
 
+class Word(click.Choice):  # type: ignore[type-arg,unused-ignore]
+    """One of a few words. The error for a misspelt one names the word that is like it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return `value` if it is one of the words. Raises BadParameter."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            hint = did_you_mean(str(value), map(str, self.choices))
+            raise click.BadParameter(f"{error.message}{hint}", ctx, param) from None
+
+
 def one_of(text: str, option: str, known: Collection[str]) -> str:
     """Return `text` if it is `known`. Raises WrongValue, which names `option` and what is like it."""
     if text not in known:

@@ -19,6 +19,7 @@ from mlflow_hokusai_auth.core.ownership import KINDS, LEVELS
 
 from .output import (
     F,
+    Word,
     WrongValue,
     date,
     json_option,
@@ -56,7 +57,7 @@ def _page_options(command: F) -> F:
 
 
 _kind_option = click.option(
-    "--kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True, help="What is meant."
+    "--kind", type=Word(KINDS), default=KINDS[0], show_default=True, help="What is meant."
 )
 
 
@@ -192,7 +193,7 @@ def grants() -> None:
 @grants.command("add")
 @click.option("--owner", "grantee", required=True, help="Whom to share with: the owner of a key.")
 @click.option("--model", "pattern", required=True, help="A model, or a beginning and *: acme-*.")
-@click.option("--level", type=click.Choice(LEVELS), default=LEVELS[0], show_default=True)
+@click.option("--level", type=Word(LEVELS), default=LEVELS[0], show_default=True)
 @click.option("--expires-in", metavar="TIME", help="Time until it ends: 30d, 12h, 45m, 90s.")
 @_place_option
 @json_option

@@ -18,6 +18,7 @@ from mlflow_hokusai_auth.core.errors import HokusaiAuthError, SettingsError
 from mlflow_hokusai_auth.core.isolation import CODES as CODES_OF_ISOLATION
 from mlflow_hokusai_auth.core.isolation import HIDDEN, advice
 from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.core.scopes import KNOWN
 from mlflow_hokusai_auth.core.times import moment
 from mlflow_hokusai_auth.core.types import ISOLATING, ISOLATION, MODES
 
@@ -25,8 +26,10 @@ from .output import (
     WORDS,
     F,
     Mistake,
+    Word,
     WrongValue,
     cell,
+    completes,
     date,
     json_option,
     print_fields,
@@ -152,7 +155,13 @@ def routes(as_json: bool) -> None:
 @click.command()
 @click.argument("method", required=False)
 @click.argument("path", required=False)
-@click.option("--scope", "scopes", multiple=True, help="A scope of the key; may be repeated.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    shell_complete=completes(*sorted(KNOWN)),
+    help="A scope of the key; may be repeated.",
+)
 @click.option("--as", "key_id", metavar="KEY_ID", help="A key of the key store.")
 @click.option("--model", metavar="NAME", help="With --as: a registered model.")
 @click.option("--run", metavar="ID", help="With --as: a run.")
@@ -250,7 +259,7 @@ def _short(detail: Mapping[str, Any]) -> str:
 
 @click.command("log-level")
 @click.argument(
-    "level", required=False, type=click.Choice(["debug", "info", "warning", "error", "default"])
+    "level", required=False, type=Word(["debug", "info", "warning", "error", "default"])
 )
 @json_option
 def log_level(level: str | None, as_json: bool) -> None:
@@ -281,7 +290,7 @@ def _switch(names: Sequence[str], shown: str) -> Callable[[F], F]:
                 help="The period of --report.",
             ),
             click.option("--report", is_flag=True, help=f"Show {shown}."),
-            click.argument("chosen", required=False, type=click.Choice([*names, "default"])),
+            click.argument("chosen", required=False, type=Word([*names, "default"])),
         ):
             command = option(command)
         return command

@@ -114,7 +114,7 @@ def smoke(url: str, as_json: bool) -> None:
         signal.signal(signal.SIGTERM, before)
     if as_json:
         checks = list(map(_as_json, report.checks))
-        result = {"url": report.url, "ok": report.ok, "seconds": report.seconds, "checks": checks}
+        result = {"ok": report.ok, "url": report.url, "seconds": report.seconds, "checks": checks}
         click.echo(json.dumps(result, indent=2))
     else:
         click.echo(f"{'all is well' if report.ok else 'FAILED'}, {report.seconds:.1f} s")
