@@ -71,14 +71,14 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
 
     @routes.post("/keys/<key_id>/edit")
     def edit(key_id: str) -> Response:
-        key = schemas.describe(store.get(key_id))
+        before = schemas.describe(store.get(key_id))
         sent = _body(flask.request.form)
-        changed = {name: value for name, value in sent.items() if value != key.get(name)}
+        changed = {name: value for name, value in sent.items() if value != before.get(name)}
         try:
             if changed:
                 actions.edit(key_id, changed)
         except InvalidRequest as error:
-            return form("edit", error, key=key, values={**key, **sent})
+            return form("edit", error, key=before, values={**before, **sent})
         return forms.done(f"../{key_id}", f"{sent['name'] or sent['owner']} saved.")
 
     @routes.get("/keys/<key_id>/rotate")
