@@ -32,7 +32,7 @@ from mlflow_hokusai_auth.server.isolation.provenance import Provenance
 from mlflow_hokusai_auth.server.isolation.reads import Reads
 from mlflow_hokusai_auth.server.isolation.writes import Writes
 from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
-from mlflow_hokusai_auth.server.upstream import artifact_roots
+from mlflow_hokusai_auth.server.upstream import artifact_roots, pragmas
 from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 from mlflow_hokusai_auth.server.upstream.experiment_folders import ExperimentFolders
 from mlflow_hokusai_auth.server.upstream.repositories import Change
@@ -85,6 +85,8 @@ class World:
         ownership.prepare(self.engine)
         if size is not None:
             bulk.fill(self.engine, (folder / "artifacts").as_uri(), size)
+        # Of both sides: the server has it whatever isolation is.
+        pragmas.set_once()
         environ = {
             artifact_roots.DESTINATION: str(folder / "artifacts"),
             artifact_roots.DEFAULT_ROOT: (folder / "artifacts").as_uri(),
@@ -130,9 +132,10 @@ class World:
             for name in ("before_insert", "before_update") if checked else ():
                 listen(SqlModelVersion, name, sources.version)
 
-            if full:
+            # Each of MLflow's stores has an engine of its own.
+            for engine in {self.engine, self.stores.registry.engine} if full else ():
                 more = {"retval": True} if listen is sa.event.listen else {}
-                listen(self.engine, "before_cursor_execute", self._reads.before_statement, **more)
+                listen(engine, "before_cursor_execute", self._reads.before_statement, **more)
 
         with (
             mock.patch.object(handlers, "_get_tracking_store", lambda *_: self.stores.tracking),
@@ -268,7 +271,7 @@ def _full(plain: World, small: World, large: World, rounds: int) -> dict[str, Co
     """Return the costs of reads in isolation full: beside staff's, and with what others have."""
     found = {}
     for row in FULL:
-        staff = row._replace(principal=STAFF, full=False)
+        staff = row._replace(principal=STAFF)
         taken = _ratio(
             rounds,
             lambda calls, row=row: _turn(plain, row, calls),

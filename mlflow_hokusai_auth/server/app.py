@@ -59,6 +59,7 @@ from .upstream import (
     artifact_roots,
     database_errors,
     fast_path,
+    pragmas,
     repositories,
     sockets,
     static_files,
@@ -207,6 +208,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     hidden.Hidden(isolated).install(flask_app)
     stores.open_by_itself()
     database_errors.shorten()
+    pragmas.set_once()
     folders.begin()
     metrics.describe(config.policy, ",".join(config.backend))
     redaction.cut_keys()
