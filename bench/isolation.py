@@ -12,6 +12,7 @@ import itertools
 import json
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -27,9 +28,11 @@ from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server.isolation.artifacts import Artifacts
 from mlflow_hokusai_auth.server.isolation.facts import Facts
+from mlflow_hokusai_auth.server.isolation.hooks import Hooks
 from mlflow_hokusai_auth.server.isolation.locations import Stored
 from mlflow_hokusai_auth.server.isolation.provenance import Provenance
-from mlflow_hokusai_auth.server.isolation.reads import Reads
+from mlflow_hokusai_auth.server.isolation.reads import Reads, Statements
+from mlflow_hokusai_auth.server.isolation.shadows import Dialect
 from mlflow_hokusai_auth.server.isolation.writes import Writes
 from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.server.upstream import artifact_roots, pragmas
@@ -124,18 +127,10 @@ class World:
         Sources of versions are `checked` with and without them. With `full`, reads are confined, too.
         """
         sources = self._sources if hooks else self._plain
-        every = (self._provenance, self._writes) if hooks else ()
-
-        def change(listen: Callable[..., None]) -> None:
-            for one in every:
-                one._listeners(listen)
-            for name in ("before_insert", "before_update") if checked else ():
-                listen(SqlModelVersion, name, sources.version)
-
-            # Each of MLflow's stores has an engine of its own.
-            for engine in {self.engine, self.stores.registry.engine} if full else ():
-                more = {"retval": True} if listen is sa.event.listen else {}
-                listen(engine, "before_cursor_execute", self._reads.before_statement, **more)
+        every: tuple[Hooks, ...] = (self._provenance, self._writes) if hooks else ()
+        if full:
+            every += (self._reads,)
+        names = ("before_insert", "before_update") if checked else ()
 
         with (
             mock.patch.object(handlers, "_get_tracking_store", lambda *_: self.stores.tracking),
@@ -143,11 +138,17 @@ class World:
                 handlers, "_get_model_registry_store", lambda *_: self.stores.registry
             ),
         ):
-            change(sa.event.listen)
+            for one in every:
+                one.install()
+            for name in names:
+                sa.event.listen(SqlModelVersion, name, sources.version)
             try:
                 yield
             finally:
-                change(sa.event.remove)
+                for name in names:
+                    sa.event.remove(SqlModelVersion, name, sources.version)
+                for one in every:
+                    one.remove()
 
     def ask(self, row: Row) -> None:
         fields = row.fields(self)
@@ -263,6 +264,8 @@ def costs(rounds: int = ROUNDS, size: bulk.Size = bulk.FULL) -> dict[str, Cost]:
             )
             found[f"{row.name}, at size"] = Cost(None, None, taken, row.most_ratio)
         found |= _full(plain, small, large, rounds)
+        found |= _granted(Path(folder), rounds)
+        found["full: statements in memory (MB)"] = _memory()
         found |= _artifacts(large)
     return found
 
@@ -288,6 +291,60 @@ def _full(plain: World, small: World, large: World, rounds: int) -> dict[str, Co
     middle = median(found[row.name].ratio[0] for row in FULL)
     found["full: median of the reads"] = Cost(None, None, (middle, middle, middle), 1.10)
     return found
+
+
+#: Grants of a supplier that many share their models with.
+_GRANTS = 1_000
+
+
+def _granted(folder: Path, rounds: int) -> dict[str, Cost]:
+    """Return the costs of reads for a supplier with `_GRANTS` grants, beside the same one without.
+
+    It owns more models than a page has, so that both answers have the same length.
+    """
+    worlds = []
+    for name in ("none", "many"):
+        Path(folder, name, "artifacts").mkdir(parents=True)
+        world = World(folder / name, bulk.SMALL._replace(models=10_000))
+        worlds.append(world)
+        with world.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "UPDATE hokusai_models SET owner = ? WHERE name LIKE 'bulk-10%'", (ACME.owner_id,)
+            )
+            if name == "many":
+                connection.exec_driver_sql(
+                    "INSERT INTO hokusai_model_access (grant_id, name, grantee, level) "
+                    "SELECT 'many-' || name, name, ?, 'read' FROM hokusai_models "
+                    "WHERE owner <> ? LIMIT ?",
+                    (ACME.owner_id, ACME.owner_id, _GRANTS),
+                )
+            connection.exec_driver_sql("ANALYZE")
+    none, many = worlds
+    return {
+        f"{row.name}, {_GRANTS:,} grants": Cost(
+            None,
+            None,
+            _ratio(
+                rounds,
+                lambda calls, row=row: _turn(many, row, calls),
+                lambda calls, row=row: _turn(none, row, calls),
+            ),
+            2.5,
+        )
+        for row in FULL
+    }
+
+
+def _memory() -> Cost:
+    """Return the megabytes of statements with shadows, after more than a process keeps."""
+    statements, dialect = Statements(), Dialect("sqlite", "main", "qmark")
+    gc.collect()
+    tracemalloc.start()
+    for number in range(1, 5_000):
+        statements.of(dialect, f"SELECT * FROM tags WHERE run_uuid IN (?{', ?' * number})")
+    taken = tracemalloc.get_traced_memory()[0] / 1e6
+    tracemalloc.stop()
+    return Cost(None, None, (taken, taken, taken), 25)
 
 
 def counts() -> dict[str, tuple[int, int]]:
