@@ -31,7 +31,6 @@ HARMLESS = {
     },
     "server/isolation/locations.py": {"row.key != TRACE_LOCATION"},
     "server/isolation/provenance.py": {"tag.key == tables.CLIENT_USER"},
-    "server/web/pages/key_forms.py": {"value != key.get(name)"},  # fields of a key's record
     "server/upstream/tables.py": {"key == name"},  # the column with the id of a run
     "store/suggestions.py": {"table.c.key == _STAMP", "_RUN_TAGS.c.key == _USER"},  # keys of tags
     # The operator's own environment.
