@@ -166,6 +166,8 @@ def _lines(report: dict[str, Any]) -> dict[str, str]:
         lines["replaced"] = "no" if replaced is None else f"on {times.date(replaced)}"
     if "default_experiment" in report:
         lines["default_experiment"] = str(report["default_experiment"] or "-")
+    if report.get("contact"):
+        lines["contact"] = str(report["contact"])
     if "rate_limit" in report:
         limit = report["rate_limit"]
         lines["rate_limit"] = (

@@ -24,6 +24,9 @@ PLACE = "the session cookie"
 SECURE_COOKIE = "__Host-hokusai_session"
 #: The cookie over http on the same machine, where browsers drop `SECURE_COOKIE`.
 LOOPBACK_COOKIE = "hokusai_session"
+#: A cookie that scripts see, beside the session's. It says nothing, but MLflow's "Logout" deletes it
+#: (seen in 3.17) and asks for the current user: a session without it has been signed out.
+LOGOUT_COOKIE = "mlflow_user"
 #: The header that carries `csrf_token` in requests that manage keys.
 CSRF_HEADER = b"x-csrf-token"
 #: At most this many sessions of a request are read. Browsers send one; two are refused already.

@@ -80,6 +80,9 @@ CODES = {
     "MISCONFIGURED": Code(503, "TEMPORARILY_UNAVAILABLE", "Server misconfigured"),
 }
 
+#: Codes with 401 or 403 about which there is nobody to ask: the user or an interceptor knows best.
+_NOBODY_HELPS = frozenset({"SESSION_ENDED", "CROSS_SITE", "INTERCEPTED"})
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -90,19 +93,28 @@ class Response:
     body: bytes
 
 
-def full_message(code: str, message: str) -> str:
-    """Return the message of a refusal with its status and code, as clients show it."""
+def full_message(code: str, message: str, contact: str = "") -> str:
+    """Return the message of a refusal with its status and code, as clients show it.
+
+    `contact` is whom to ask; it is left out where the server's people can't help.
+    """
     known = CODES[code]
-    return f"{known.detail} ({known.status} {code}). {message}"
+    helps = contact and known.status in (401, 403) and code not in _NOBODY_HELPS
+    return f"{known.detail} ({known.status} {code}). {message}" + (
+        f" Contact: {contact}" if helps else ""
+    )
 
 
 @lru_cache(maxsize=256)
-def render(deny: Deny) -> Response:
-    """Return the response for `deny`. Header formats: RFC 6750 (challenge), RFC 9110 (Retry-After)."""
+def render(deny: Deny, contact: str = "") -> Response:
+    """Return the response for `deny`. Header formats: RFC 6750 (challenge), RFC 9110 (Retry-After).
+
+    `contact` is whom to ask about keys, or "".
+    """
     code = CODES[deny.code]
     content: dict[str, object] = {
         "error_code": code.error_code,
-        "message": full_message(deny.code, deny.message),
+        "message": full_message(deny.code, deny.message, contact),
         "detail": code.detail,
         "error": deny.code,
     }

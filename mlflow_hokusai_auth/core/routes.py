@@ -105,6 +105,7 @@ KEY     GET               mlflow/detailed
 # MLflow's pages ask here about the user who is signed in.
 [ui /{api,ajax-api}/2.0/mlflow/]
 KEY     GET               users/current
+KEY     PATCH             users/update-password
 
 [ui /{api,ajax-api}/3.0/mlflow/]
 KEY     GET               users/current/permissions  users/roles/list

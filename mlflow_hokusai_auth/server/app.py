@@ -159,6 +159,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
             **({} if leak_keys else {leak_reports.RULE: leak_reports.ABSENT}),
             **({} if has_store else {token_api.RULE: trust_api.ABSENT}),
         },
+        contact=config.contact,
         trusted=networks(config.trusted_proxies),
         mode=mode,
         isolation=isolation,
@@ -186,7 +187,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         pages.blueprint(
             store, sessions, gate, config.session_lifetime, settings.lifetimes_of(config)
         ),
-        account.blueprint(gate),
+        account.blueprint(gate, sessions),
         monitoring.blueprint(store, log.flush),
         health.blueprint(healthy),
         status_api.blueprint(store, mode, isolation, healthy),
@@ -195,8 +196,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         flask_app.register_blueprint(blueprint)
     caller.install(flask_app)
     static_files.install(flask_app)
-    watch = artifact_roots.Watch(mode, observed.add)
-    isolated = artifact_roots.Watch(isolation, observed.add)
+    watch = artifact_roots.Watch(mode, observed.add, config.contact)
+    isolated = artifact_roots.Watch(isolation, observed.add, config.contact)
     facts = Facts(usable=False)
     prepared = preparation.Preparation(isolation, facts)
     artifacts = Artifacts(roots, gate.policy, folders, isolated, facts)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
+from mlflow_hokusai_auth.core import contact
 from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.locations import read, read_root
 from mlflow_hokusai_auth.core.operations import rules
@@ -73,6 +74,13 @@ def _check_secret(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_contact(value: str) -> str:
+    value = value.strip()
+    if problem := contact.problem(value):
+        raise ValueError(problem)
+    return value
+
+
 def _check_prefixes(value: tuple[str, ...]) -> tuple[str, ...]:
     for prefix in value:
         segments = prefix.split("/")
@@ -106,5 +114,6 @@ Networks = Annotated[CommaList, AfterValidator(_check_networks)]
 Prefixes = Annotated[CommaList, AfterValidator(_check_prefixes)]
 Bind = Annotated[str, AfterValidator(_check_bind)]
 CaBundle = Annotated[str, AfterValidator(_check_ca_bundle)]
+Contact = Annotated[str, AfterValidator(_check_contact)]
 Url = Annotated[str, AfterValidator(_check_url)]
 Secret = Annotated[SecretStr, AfterValidator(_check_secret)]

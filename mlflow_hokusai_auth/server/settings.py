@@ -23,6 +23,7 @@ from .setting_types import (
     Bind,
     CaBundle,
     CommaList,
+    Contact,
     Networks,
     Prefixes,
     PublicUrls,
@@ -213,6 +214,12 @@ class Settings(BaseSettings):
         description="Seconds that a new key may live at most; 0: no maximum. It also bounds the "
         "default, and what an expiry can be changed to. Keys that exist or are imported keep their "
         "expiry.",
+    )
+    contact: Contact = Field(
+        "",
+        description="Whom people ask for a key, or about theirs: a text, a mail address or an https "
+        "URL, of at most 200 characters. The sign-in page shows it to everybody, as do refusals; the "
+        "page of one's own key and `hokusai-auth whoami` show it, too.",
     )
     leak_public_keys: str = Field(
         "",

@@ -228,7 +228,7 @@ class Rig:
             keys_api.blueprint(self.store, self.gate, {}),
             validate_key.blueprint(),
             pages.blueprint(self.store, sessions, self.gate, 60),
-            account.blueprint(self.gate),
+            account.blueprint(self.gate, sessions),
             monitoring.blueprint(self.store, lambda: None),
         ):
             self.flask.register_blueprint(blueprint)

@@ -153,17 +153,26 @@ def test_form_of_another_site_does_not_sign_in(site: Server) -> None:
         assert b"data-try" not in body
 
 
-def test_sign_in_attempts_are_limited_and_all_failures_look_alike(site: Server) -> None:
+def test_sign_in_attempts_are_limited_and_strangers_learn_nothing(site: Server) -> None:
     store = site.store
     revoked, gone = store.create(owner="a", scopes=["mlflow:read"])
     store.revoke(revoked.key_id)
     expired = store.create(owner="b", scopes=["mlflow:read"], expires_at=time.time() - 1)[1]
     elsewhere = store.create(owner="c", scopes=["mlflow:read"], networks=("203.0.113.9/32",))[1]
-    # A session does not live on in another one.
-    session = cookie(sign_in(site, site.key("mlflow:read"))[1]).partition("=")[2]
-    wrong = [keys.generate(), gone, expired, elsewhere, session, "hk_live_x", ""]
+    # Whoever has a key that was good is told what the API tells, and nobody else is.
+    for key, code, says in (
+        (gone, 401, b"was revoked"),
+        (expired, 401, b"has expired"),
+        (elsewhere, 403, b"may not be used from"),
+    ):
+        status, headers, body = sign_in(site, key)
+        assert status == code and says in body and "set-cookie" not in headers, says
+    wrong = [keys.generate(), keys.generate(), "hk_live_x", "somebody"]
     answers = {sign_in(site, key)[::2] for key in wrong}
     assert len(answers) == 1 and next(iter(answers))[0] == 401
+    # A session does not live on in another one.
+    session = cookie(sign_in(site, site.key("mlflow:read"))[1]).partition("=")[2]
+    assert sign_in(site, session)[0] == sign_in(site, "")[0] == 401
     address = "192.0.2.77"
     statuses = [sign_in(site, keys.generate(), address=address)[0] for _ in range(12)]
     workers = 2  # gunicorn's, which count each for itself

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mlflow_hokusai_auth.core.denials import CODES, REALM, redirect, render
+from mlflow_hokusai_auth.core.denials import CODES, REALM, full_message, redirect, render
 from mlflow_hokusai_auth.core.types import Deny
 
 from .rows import each
@@ -79,6 +79,19 @@ def test_every_bad_key_looks_the_same_but_for_its_code() -> None:
     assert len(bad) == 4
     assert len({json.loads(refusal.body)["detail"] for refusal in bad}) == 1
     assert len({dict(refusal.headers)["WWW-Authenticate"] for refusal in bad}) == 1
+
+
+def test_contact_ends_refusals_that_people_can_help_with() -> None:
+    without = set()
+    for code in CODES:
+        content = json.loads(render(Deny(code, "Do this."), "ask@example.com").body)
+        assert content["message"].startswith(full_message(code, "Do this."))
+        if content["message"] == full_message(code, "Do this."):
+            without.add(code)
+        else:
+            assert content["message"].endswith("Do this. Contact: ask@example.com"), code
+    helped = {*STATUS[401], *STATUS[403]} - {"SESSION_ENDED", "CROSS_SITE", "INTERCEPTED"}
+    assert without == set(CODES) - helped
 
 
 def test_refusal_for_a_missing_scope_names_the_scopes() -> None:

@@ -71,6 +71,7 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     POST /hokusai/keys/selected
     GET /hokusai/keys /hokusai/metrics /api/health/mlflow/detailed /hokusai/static/keys.js
     GET /api/2.0/mlflow/users/current /ajax-api/2.0/mlflow/users/current
+    PATCH /api/2.0/mlflow/users/update-password /ajax-api/2.0/mlflow/users/update-password
     GET /api/3.0/mlflow/users/current/permissions /ajax-api/3.0/mlflow/users/current/permissions
     GET /api/3.0/mlflow/users/roles/list /ajax-api/3.0/mlflow/users/roles/list
 """)

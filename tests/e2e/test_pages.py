@@ -17,6 +17,7 @@ from typing import Any
 import mlflow.server
 import pytest
 
+from mlflow_hokusai_auth.core.browser import LOGOUT_COOKIE, LOOPBACK_COOKIE
 from mlflow_hokusai_auth.core.policy import SIGNED_OUT
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.sessions import Sessions
@@ -337,8 +338,13 @@ def person(browser: Any, server: Server) -> Iterator[Any]:
         contexts.append(context)
         context.set_default_timeout(60_000)
         token = Sessions(store.database).begin(key, 3600, Actor(record.owner, record.key_id))
-        cookie = {"name": "hokusai_session", "value": token, "url": server.origin}
-        context.add_cookies([{**cookie, "httpOnly": True, "sameSite": "Strict"}])
+        cookie = {"url": server.origin, "sameSite": "Strict"}
+        context.add_cookies(
+            [
+                {**cookie, "name": LOGOUT_COOKIE, "value": "signed-in"},
+                {**cookie, "name": LOOPBACK_COOKIE, "value": token, "httpOnly": True},
+            ]
+        )
         return Person(server, context.new_page(), scope)
 
     yield new
@@ -381,7 +387,7 @@ def test_an_open_page_outlives_its_session(
     one = person("model:write")
     one.visit("/models", "great-wave")
     assert not one.wrong
-    for (cookie,) in [one.page.context.cookies()]:
+    for cookie in one.page.context.cookies():
         Sessions(server.store.database).end(cookie["value"], address="", request_id="")
     answered: list[Any] = []
     one.page.on("response", lambda got: answered.append(got) if got.status == 401 else None)

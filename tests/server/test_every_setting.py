@@ -59,6 +59,7 @@ PACKAGE = ROOT / "mlflow_hokusai_auth"
 PAGES = "".join(page.read_text("utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))
 READ = "/version"
 WRITE = "/api/2.0/mlflow/experiments/create"
+WHOAMI = "api/2.0/hokusai/whoami"
 ADMIN = "/api/2.0/mlflow/webhooks"
 ASSISTANT = "/ajax-api/3.0/mlflow/assistant/config"
 
@@ -164,6 +165,15 @@ def by_service(path: str = READ, **grant: Any) -> Callable[[World], int]:
 
 def without_a_key(world: World) -> int:
     return world.start().status()
+
+
+def whom_to_ask(world: World) -> list[bool]:
+    """Return whether a refusal, the page of signing in, one's own page and whoami say whom to ask."""
+    server = world.start()
+    key = server.key("mlflow:read")
+    answers = [server.ask(READ), server.ask("/hokusai/login")]
+    answers += [server.ask(f"/{path}", key) for path in ("hokusai/keys", WHOAMI)]
+    return ["ops@example.com" in answer.text for answer in answers]
 
 
 def first_then(change: Callable[[World, str], object], known: bool = True) -> Any:
@@ -430,6 +440,7 @@ CASES: dict[str, Case] = {
     "force_mode": Case("off", no_store, REFUSED_TO_START, 200),
     "isolation": Case("off", a_foreign_change, 404, 200),
     "backend": Case("service", by_service(), 401, 200, {"SERVICE_URL": service_url}),
+    "contact": Case(" ops@example.com", whom_to_ask, [False] * 4, [True] * 4),
     "database_uri": Case(lambda w: f"sqlite:///{w.folder}/other.db", other_store, 401, 200),
     "policy": Case("authenticated", status(WRITE, "mlflow:read", method="POST"), 403, 200),
     "empty_scopes": Case("none", by_service(scopes=[]), 200, 403, SERVICE),

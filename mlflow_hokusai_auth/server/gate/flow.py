@@ -280,7 +280,7 @@ def _refusal(gate: Gate, exchange: Exchange, deny: Deny, query: bytes, path: str
         refusal = redirect(at + location)
         headers = refusal.headers
     else:
-        refusal = render(deny)
+        refusal = render(deny, gate.contact)
         headers = refusal.headers + gate.cors.headers(request.text(b"origin"))
     return _answer(gate, exchange, Answer(refusal.status, headers, refusal.body))
 

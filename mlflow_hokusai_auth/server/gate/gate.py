@@ -92,6 +92,8 @@ class Gate:
     body_seconds: float = BODY_SECONDS
     #: Public rules that are not configured -> the message of their refusal. Their body isn't read.
     absent: Mapping[str, str] = field(default_factory=dict)
+    #: Whom people ask about keys, or "".
+    contact: str = ""
     #: Proxies whose X-Forwarded-For is believed.
     trusted: tuple[Network, ...] = ()
     proxy_warning: ProxyWarning = field(default_factory=ProxyWarning)

@@ -102,6 +102,8 @@ class Watch:
     mode: Mode | Isolation
     #: Called for each location that mode observe lets pass.
     observed: Callable[[WouldRefuse], object] = lambda _: None
+    #: Whom people ask about keys, or "".
+    contact: str = ""
 
     @property
     def looks(self) -> bool:
@@ -154,7 +156,7 @@ class Watch:
         )
         if enforced:
             raise MlflowException(
-                full_message(code, message),
+                full_message(code, message, self.contact),
                 error_code=PERMISSION_DENIED,
                 error=code,
                 detail=CODES[code].detail,

@@ -228,6 +228,7 @@ def whoami_of(
         models=list(caller.models),
         no_delete=caller.no_delete,
         source=caller.source,
+        contact=gate.contact or None,
         default_experiment=_default_experiment(caller, gate) if isolated() else None,
     ).model_dump()
 

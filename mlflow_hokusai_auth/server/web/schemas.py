@@ -325,6 +325,7 @@ class Identity(BaseModel):
     no_delete: bool
     #: The job whose identity token was exchanged for the key, "" for any other key.
     source: str
+    contact: str | None = Field(description="Whom to ask about keys, if the operator says it.")
     default_experiment: str | None = Field(
         description="The experiment for runs that name none; null: MLflow's Default."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import html
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mlflow_hokusai_auth.core import browser, keys
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server import caller as callers
+from mlflow_hokusai_auth.server.gate.limits import Limits
 from mlflow_hokusai_auth.server.gate.lookup_pool import LookupPool
 from mlflow_hokusai_auth.server.web import account, keys_api
 from mlflow_hokusai_auth.server.web import pages as web_pages
@@ -37,12 +38,14 @@ class Pages:
     store: LocalStore
     app: flask.Flask
     sessions: Sessions
+    #: Headers that the gate adds to answers.
+    added: list[tuple[str, str]] = field(default_factory=list)
 
     def ask(
         self, method: str, path: str, caller: Principal | None = None, **options: Any
     ) -> TestResponse:
         def open_page() -> TestResponse:
-            callers.current.set(callers.Caller(caller, ADDRESS, "request-1"))
+            callers.current.set(callers.Caller(caller, ADDRESS, "request-1", self.added))
             return self.app.test_client(use_cookies=False).open(path, method=method, **options)
 
         return contextvars.copy_context().run(open_page)
@@ -61,7 +64,7 @@ def pages(folder: Path, backend: Memory | None = None, **parts: Any) -> Pages:
     # The forms offer what the API allows.
     app.register_blueprint(keys_api.blueprint(store, gate, {}))
     app.register_blueprint(web_pages.blueprint(store, sessions, gate, 60.0))
-    app.register_blueprint(account.blueprint(gate))
+    app.register_blueprint(account.blueprint(gate, sessions))
     return Pages(store, app, sessions)
 
 
@@ -98,6 +101,70 @@ def test_sign_in_with_a_rate_limited_key_is_refused_for_its_limit(tmp_path: Path
     answer = there.sign_in(KEYS["read"])
     assert answer.status_code == 429 and "Set-Cookie" not in answer.headers
     assert "does not open" not in answer.text
+
+
+def test_sign_in_says_why_a_key_is_refused_as_the_api_does(tmp_path: Path) -> None:
+    bad = replace(PRINCIPALS["read"], networks=("198.51.100.0/24",))
+    ended = replace(PRINCIPALS["expired"], expires_at=1.0)
+    known = {"read": bad, "expired": ended, "revoked": PRINCIPALS["revoked"]}
+    there = pages(tmp_path, Memory(known))
+    checked = keys.generate()
+    wrong = f"{checked[:-1]}{'a' if checked[-1] != 'a' else 'b'}"
+    for key, status, says in (
+        (KEYS["expired"], 401, f"Key {PRINCIPALS['expired'].key_id} has expired."),
+        (KEYS["revoked"], 401, f"Key {PRINCIPALS['revoked'].key_id} was revoked."),
+        (KEYS["read"], 403, f"Key {bad.key_id} may not be used from {ADDRESS}."),
+        (KEYS["unknown"], 401, "is not known here"),
+        (wrong, 401, "checksum is wrong"),
+        (keys.session_token(), 401, "session, and not a key"),
+    ):
+        answer = there.sign_in(key)
+        assert answer.status_code == status and says in html.unescape(answer.text), (
+            says,
+            answer.text,
+        )
+        assert "Set-Cookie" not in answer.headers and key not in answer.text, says
+    # A stranger's key is not told from one that never was.
+    other = there.sign_in(keys.generate()).text
+    assert other == there.sign_in(KEYS["unknown"]).text
+
+
+def test_sign_in_page_says_who_is_signed_in(tmp_path: Path) -> None:
+    token, stale = keys.session_token(), keys.session_token()
+    authority = Memory({})
+    authority.known[token] = PRINCIPALS["read"]
+    here = pages(tmp_path, authority, limits=Limits(failures_per_minute=5))
+
+    def login(*tokens: str, **headers: str) -> str:
+        cookies = "; ".join(f"{browser.LOOPBACK_COOKIE}={one}" for one in tokens)
+        return here.ask("GET", "/hokusai/login", headers={"Cookie": cookies, **headers}).text
+
+    page = login(token)
+    assert "You are signed in" in page and PRINCIPALS["read"].key_id in page
+    assert 'href="keys"' in page and 'action="logout"' in page and 'name="key"' not in page
+    for other in (login(), login(stale), login(token, stale), login(KEYS["read"])):
+        assert 'name="key"' in other and PRINCIPALS["read"].key_id not in other
+    before = len(authority.addresses)
+    for _ in range(20):
+        login(keys.session_token())
+    assert len(authority.addresses) - before < 10  # wrong ones count, as elsewhere
+    # login.js tries again from this origin, and then the browser sends the cookie.
+    assert 'name="key"' in login(token, **{"Sec-Fetch-Site": "cross-site"})
+
+
+def test_own_page_says_since_when_and_how_often_the_key_is_used(here: Pages) -> None:
+    record, _ = here.store.create(owner="Brush", scopes=["model:read"], rate_limit_per_hour=1000)
+    me = replace(PRINCIPALS["read"], key_id=record.key_id, rate_limit_per_hour=1000)
+    page = here.ask("GET", "/hokusai/keys", me).text
+    found = dict(re.findall(r"<dt>(.*?)</dt><dd.*?>(.*?)</dd>", page, re.DOTALL))
+    assert "UTC" in found["Created"] and found["Last use"] == "never"
+    assert found["Uses"].startswith("0 in 24 hours") and found["Questions"] == (
+        "Ask the server’s operator"
+    )
+    assert "1,000 of 1,000 requests left" in found["Rate limit"]
+    # The store has no record of another authority's key.
+    other = here.ask("GET", "/hokusai/keys", PRINCIPALS["read"]).text
+    assert "<dt>Created" not in other and "<dt>Questions" in other
 
 
 def test_wrong_keys_are_audited_by_address(here: Pages) -> None:
@@ -285,19 +352,6 @@ class TestForms:
         )
         assert here.store.get(new.key_id).revoked_at is not None
 
-    def test_expiry_that_the_form_offers_first_is_taken(self, here: Pages) -> None:
-        form = here.ask("GET", "/hokusai/keys/new", PRINCIPALS["admin"]).text
-        (usual,) = re.findall(r'<option value="([^"]+)" selected>', form)
-        offered = re.findall(r'<option value="([0-9.]+)">', form)
-        assert offered
-        for expiry in (usual, *offered):
-            fields = {"owner": "ACME", "scopes": "model:read", "expiry": expiry}
-            assert self.send(here, "new", **fields).status_code == 200, expiry
-            record = here.store.page().records[0]
-            days = None if expiry == "never" else float(expiry)
-            lived = record.expires_at and (record.expires_at - record.created_at) / 86400
-            assert lived == (days and pytest.approx(days, abs=0.01)), expiry
-
     def test_key_is_imported(self, here: Pages) -> None:
         old = "hk_live_" + "a1B2" * 8
         fields = {"owner": "ACME", "scopes": "model:read", "expiry": "never", "key": old}
@@ -419,6 +473,40 @@ def test_mlflow_is_told_the_permissions_of_the_key(here: Pages) -> None:
         answer = here.ask("GET", path, PRINCIPALS[kind]).json
         assert answer is not None and answer["is_admin"] is False
         assert [one["permission"] for one in answer["permissions"]] == [permission]
+
+
+def test_logout_of_mlflow_s_menu_ends_the_session(here: Pages) -> None:
+    """Its script can't delete the session's cookie, but it deletes one that stands beside it."""
+    path = "/ajax-api/2.0/mlflow/users/current"
+    record, key = here.store.create(owner="Brush", scopes=["model:read"])
+    caller = replace(PRINCIPALS["read"], key_id=record.key_id)
+    token = here.sessions.begin(key, 3600, Actor("Brush", record.key_id))
+    cookies = [f"{browser.LOOPBACK_COOKIE}={token}", f"{browser.LOGOUT_COOKIE}=signed-in"]
+
+    def ask(*kept: str) -> TestResponse:
+        return here.ask("GET", path, caller, headers={"Cookie": "; ".join(kept)})
+
+    assert (ask().json or {})["is_basic_auth"] is False  # a program has nothing to sign out of
+    assert (ask(*cookies).json or {})["is_basic_auth"] is True
+    assert here.sessions.find(token) is not None
+    answer = ask(cookies[0])
+    assert answer.status_code == 401 and (answer.json or {})["error"] == "SESSION_ENDED"
+    gone = [answer.headers["Set-Cookie"], dict(here.added)["Set-Cookie"]]
+    for line, name in zip(gone, (browser.LOOPBACK_COOKIE, browser.LOGOUT_COOKIE), strict=True):
+        assert line.startswith(f"{name}=;") and "Max-Age=0" in line
+    assert here.sessions.find(token) is None
+
+
+def test_mlflow_s_account_page_leads_to_the_keys(here: Pages) -> None:
+    roles = here.ask("GET", "/ajax-api/3.0/mlflow/users/roles/list", PRINCIPALS["read"]).json
+    assert roles is not None
+    names = [role["name"] for role in roles["roles"]]
+    assert names[0] == "mlflow:read" and "hokusai/keys" in names[1]
+    assert all(not role["permissions"] for role in roles["roles"])
+    path = "/ajax-api/2.0/mlflow/users/update-password"
+    answer = here.ask("PATCH", path, PRINCIPALS["read"], json={"password": "canary"})
+    assert answer.status_code == 400 and "hokusai/keys" in answer.text
+    assert "canary" not in answer.text
 
 
 def test_failing_page_of_keys_says_why(here: Pages, monkeypatch: pytest.MonkeyPatch) -> None:

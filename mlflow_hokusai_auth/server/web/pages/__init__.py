@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 
+from mlflow_hokusai_auth.core import contact
 from mlflow_hokusai_auth.core.errors import (
     AuthorityUnavailable,
     Forbidden,
@@ -65,6 +66,10 @@ def blueprint(
     one_key.add(routes, store, gate)
     key_forms.add(routes, store, gate, lifetimes)
     routes.before_request(forms.check)
+
+    @routes.context_processor
+    def whom_to_ask() -> dict[str, str]:
+        return {"contact": gate.contact, "contact_link": contact.link(gate.contact)}
 
     @routes.app_template_filter("hokusai_date")
     def date(seconds: float | None) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flask
 
 from mlflow_hokusai_auth.core import policy
+from mlflow_hokusai_auth.core.errors import KeyNotFound
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, EPHEMERAL
 from mlflow_hokusai_auth.core.scopes import KNOWN
+from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.web import keys_api
 from mlflow_hokusai_auth.store import key_pages
@@ -51,8 +53,10 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
         query = {
             name: value for name, value in flask.request.args.items() if value and name != "said"
         }
-        if not policy.is_admin(callers.principal(), gate.policy):
-            return page_of_caller(store, gate, "keys.html", may_manage=False, query=query)
+        caller = callers.principal()
+        if not policy.is_admin(caller, gate.policy):
+            own = _own(store, caller)
+            return page_of_caller(store, gate, "keys.html", may_manage=False, query=query, own=own)
         found = keys_api.page(store, _asked(query))
         order = key_pages.order(query.get("order_by", str(key_pages.NEWEST_FIRST)))
         kept = {name: query[name] for name in query if name != "page_token"}
@@ -81,6 +85,14 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
             soon=SOON,
             long_unused=LONG_UNUSED,
         )
+
+
+def _own(store: LocalStore, caller: Principal) -> dict[str, Any] | None:
+    """Return the caller's key as the list shows keys, or None if another authority has it."""
+    try:
+        return keys_api.with_uses(store, [store.get(caller.key_id)])[0]
+    except KeyNotFound:
+        return None
 
 
 def _asked(query: Mapping[str, str]) -> dict[str, str]:

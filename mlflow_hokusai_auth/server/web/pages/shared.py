@@ -6,8 +6,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import flask
+from werkzeug.http import dump_cookie
 
+from mlflow_hokusai_auth.core import browser
 from mlflow_hokusai_auth.core.types import Request
+from mlflow_hokusai_auth.server import caller as callers
+from mlflow_hokusai_auth.store.sessions import Sessions
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -38,3 +42,42 @@ def redirect(location: str) -> Response:
     response.headers["Location"] = location
     response.autocorrect_location_header = False
     return response
+
+
+def is_secure(request: Request) -> bool:
+    """Return whether browsers keep this server's session over https only."""
+    return browser.cookie_name(request.text(b"host")) == browser.SECURE_COOKIE
+
+
+def set_cookies(response: Response, request: Request, token: str, lifetime: float) -> None:
+    """Set the cookies of the session `token`; a `lifetime` (seconds) of 0 deletes them."""
+    secure = is_secure(request)
+    response.set_cookie(
+        browser.cookie_name(request.text(b"host")),
+        token,
+        max_age=int(lifetime),
+        path="/",
+        secure=secure,
+        httponly=True,
+        samesite="Strict",
+    )
+    beside = dump_cookie(
+        browser.LOGOUT_COOKIE,
+        "signed-in" if token else "",
+        max_age=int(lifetime),
+        path="/",
+        secure=secure,
+        samesite="Strict",
+    )
+    # The gate adds this one, because a middleware of MLflow keeps one Set-Cookie only.
+    added = callers.current.get().answer
+    if added is not None:
+        added.append(("Set-Cookie", beside))
+
+
+def sign_out(response: Response, request: Request, sessions: Sessions) -> None:
+    """End the sessions of `request`, and delete their cookies."""
+    caller = callers.current.get()
+    for token in browser.session_tokens(request):
+        sessions.end(token, address=caller.address, request_id=caller.request_id)
+    set_cookies(response, request, "", 0)

@@ -8,7 +8,14 @@ import flask
 
 from mlflow_hokusai_auth.core import browser, denials, keys
 from mlflow_hokusai_auth.core.operations import classify
-from mlflow_hokusai_auth.core.types import Allow, Credential, Deny, NeedKey, Request
+from mlflow_hokusai_auth.core.types import (
+    Allow,
+    Credential,
+    Deny,
+    NeedKey,
+    Principal,
+    Request,
+)
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.gate.flow import decide
 from mlflow_hokusai_auth.store.database import Actor
@@ -22,10 +29,6 @@ if TYPE_CHECKING:
     from mlflow_hokusai_auth.server.gate.gate import Gate
 
 _WHOAMI = classify("GET", "/api/2.0/hokusai/whoami")
-_REFUSED = (
-    "This key does not open this server. It may be mistyped, expired, revoked, or not allowed from "
-    "your address. Copy the whole key again, or ask the server's operator."
-)
 _CROSS_SITE = "The form was not sent from this page. Open the page again and try once more."
 _NEEDS_HTTPS = (
     "Browsers keep you signed in over https only. Open this server over https, or as localhost on its "
@@ -38,14 +41,16 @@ def add(routes: flask.Blueprint, sessions: Sessions, gate: Gate, lifetime: float
 
     @routes.get("/login")
     def login() -> Response:
-        return _login_page()
+        return _login_page(me=_signed_in(gate, shared.request()))
 
     @routes.post("/login")
     def sign_in() -> Response:
         request, address = shared.request(), callers.current.get().address
         if browser.cross_site(request):
             return _login_page(403, _CROSS_SITE)
-        if flask.request.headers.get("Origin", "").startswith("http:") and _is_secure(request):
+        if flask.request.headers.get("Origin", "").startswith("http:") and shared.is_secure(
+            request
+        ):
             return _login_page(400, _NEEDS_HTTPS)
         if (wait := gate.limits.sign_in(address)) is not None:
             page = _login_page(429, "Too many attempts. Wait a minute, then try again.")
@@ -55,10 +60,9 @@ def add(routes: flask.Blueprint, sessions: Sessions, gate: Gate, lifetime: float
         verdict = _check_key(gate, key, address)
         if isinstance(verdict, Deny):
             status = denials.CODES[verdict.code].status
-            if status in (429, 503):
-                return _login_page(status, verdict.message)
-            sessions.count_failed_sign_in(address, verdict.code)
-            return _login_page(401, _REFUSED)
+            if status not in (429, 503):
+                sessions.count_failed_sign_in(address, verdict.code)
+            return _login_page(status, verdict.message)
         assert verdict.principal is not None
         by = Actor(
             verdict.principal.owner,
@@ -74,7 +78,7 @@ def add(routes: flask.Blueprint, sessions: Sessions, gate: Gate, lifetime: float
         )
         token = sessions.begin(key, lifetime, by)
         gate.recent.add(token)
-        _set_cookie(response, request, token, lifetime)
+        shared.set_cookies(response, request, token, lifetime)
         return response
 
     @routes.post("/logout")
@@ -82,41 +86,40 @@ def add(routes: flask.Blueprint, sessions: Sessions, gate: Gate, lifetime: float
         request = shared.request()
         if browser.cross_site(request):
             return _login_page(403, _CROSS_SITE)
-        address = callers.current.get().address
-        for token in browser.session_tokens(request):
-            sessions.end(token, address=address, request_id=callers.current.get().request_id)
         response = shared.redirect("login")
-        _set_cookie(response, request, "", 0)
+        shared.sign_out(response, request, sessions)
         return response
 
 
 def _check_key(gate: Gate, key: str, address: str) -> Allow | Deny:
-    if keys.problem(key) is not None or keys.is_session_token(key):
-        return Deny("KEY_MALFORMED", "")
+    if keys.is_session_token(key):
+        return Deny("KEY_MALFORMED", "This is the token of a browser's session, and not a key.")
+    if problem := keys.problem(key):
+        return Deny("KEY_MALFORMED", f"This can't be right: {problem}. Copy the key again, whole.")
     return decide(gate, NeedKey(Credential(key, ("the form",)), _WHOAMI, address))
 
 
-def _login_page(status: int = 200, problem: str = "") -> Response:
+def _signed_in(gate: Gate, request: Request) -> Principal | None:
+    """Return who is signed in, for a page that needs nobody to be. Blocks as `decide` does."""
+    tokens = browser.session_tokens(request)
+    if browser.cross_site(request) or len(tokens) != 1 or not keys.is_session_token(tokens[0]):
+        return None
+    address = callers.current.get().address
+    credential = Credential(tokens[0], (browser.PLACE,), session=True)
+    verdict = decide(gate, NeedKey(credential, _WHOAMI, address))
+    if isinstance(verdict, Allow):
+        return verdict.principal
+    if denials.CODES[verdict.code].status == 401:
+        # As on every route that takes a session: wrong ones count, and too many aren't looked up.
+        gate.limits.failed(address)
+    return None
+
+
+def _login_page(status: int = 200, problem: str = "", me: Principal | None = None) -> Response:
     request = shared.request()
     target = browser.local_path(flask.request.args.get("next", "/"))
     # Browsers send no SameSite=Strict cookie on a link from another site, so login.js tries again.
     elsewhere = request.method == "GET" and browser.cross_site(request)
-    return shared.page("login.html", status, problem=problem, target=target, elsewhere=elsewhere)
-
-
-def _is_secure(request: Request) -> bool:
-    host = request.text(b"host")
-    return browser.cookie_name(host) == browser.SECURE_COOKIE
-
-
-def _set_cookie(response: Response, request: Request, token: str, lifetime: float) -> None:
-    secure = _is_secure(request)
-    response.set_cookie(
-        browser.SECURE_COOKIE if secure else browser.LOOPBACK_COOKIE,
-        token,
-        max_age=int(lifetime),
-        path="/",
-        secure=secure,
-        httponly=True,
-        samesite="Strict",
+    return shared.page(
+        "login.html", status, problem=problem, target=target, elsewhere=elsewhere, me=me
     )
