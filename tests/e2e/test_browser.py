@@ -421,7 +421,7 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     began = time.time()
     admin.dialog.get_by_role("button", name="Rotate key").click()
     admin.dismiss_new_key()
-    expect(row).to_contain_text("deprecated")
+    expect(row).to_contain_text("replaced")
     rotated = server.store.get(record.key_id)
     assert rotated.expires_at is not None
     assert began <= rotated.expires_at - 3600 <= time.time()
@@ -432,7 +432,7 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     )
     admin.wrong.clear()
     page.get_by_role("searchbox").fill("fuji")
-    page.locator("select[name=state]").select_option("Deprecated")
+    page.locator("select[name=state]").select_option("Replaced")
     page.get_by_role("button", name="Filter").click()
     expect(page.locator("tbody tr")).to_have_count(1)
     admin.open("/hokusai/keys?query=fuji&max_results=1")
