@@ -52,16 +52,19 @@ _STORE = "mlflow.tracking._tracking_service.utils"
 _REPOSITORIES = "mlflow.store.artifact.artifact_repository_registry"
 #: File of ours -> module or class of MLflow's -> the names in it that the file imports or reads.
 IMPORTS: dict[str, dict[str, str]] = {
-    "cli/supplier.py": {"mlflow": "get_tracking_uri", "mlflow.exceptions": "MlflowException"},
     "client/admin.py": {
         "mlflow.exceptions.MlflowException": "invalid_parameter_value",
         "mlflow.store.entities": "PagedList",
         _STORE: "_get_store",
         "mlflow.utils.rest_utils": "http_request verify_rest_response",
     },
-    "cli/ownership.py": {
-        "mlflow": "get_tracking_uri",
+    "cli/store.py": {
+        "mlflow": "get_tracking_uri set_tracking_uri",
         "mlflow.exceptions": "MlflowException RestException",
+    },
+    "client/diagnose/identity.py": {
+        "mlflow": "get_tracking_uri set_tracking_uri",
+        "mlflow.exceptions": "MlflowException",
     },
     "client/artifacts.py": {
         "mlflow.store.artifact.mlflow_artifacts_repo": "MlflowArtifactsRepository"
@@ -201,6 +204,8 @@ VARIABLES = {
     "MLFLOW_TRACKING_TOKEN": "doctor: other credentials",
     "MLFLOW_TRACKING_AUTH": "client/header_provider.py: whether the other provider is active",
     "MLFLOW_TRACKING_URI": "cli/demo.py",
+    "MLFLOW_TRACKING_INSECURE_TLS": "client/ci_key.py: the exchange trusts what MLflow trusts",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH": "client/ci_key.py: the exchange trusts what MLflow trusts",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "client/diagnose/smoke.py: its deadline",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "client/diagnose/smoke.py: its deadline",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "client/diagnose/smoke.py: its output",
