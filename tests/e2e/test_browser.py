@@ -497,6 +497,164 @@ def test_feedback_is_in_view_and_the_focus_stays(
     assert len(admin.wrong) == 2 and all("400" in line for line in admin.wrong), admin.wrong
 
 
+def overflows(page: Any) -> bool:
+    return bool(
+        page.evaluate(
+            "document.scrollingElement.scrollWidth > document.scrollingElement.clientWidth"
+        )
+    )
+
+
+def test_a_long_list_with_the_keyboard_alone(person: NewPerson, server: Server) -> None:
+    """Order and pages are links; several keys are ticked and revoked; ids are copied."""
+    store = server.store
+    made = [
+        store.create(owner="Many", name=f"key {n:02}", scopes=["model:read"])[0] for n in range(60)
+    ]
+    admin = person(server.key("mlflow:admin"))
+    page = admin.open("/hokusai/keys?owner=Many")
+    press = page.keyboard.press
+    expect(page.locator(".count")).to_have_text("1–50 of 60")
+    inside = "rows => rows.filter(row => row.getBoundingClientRect().bottom <= innerHeight).length"
+    assert page.locator("tbody tr").evaluate_all(inside) >= 20
+    page.get_by_role("columnheader", name="Key").get_by_role("link").focus()
+    press("Enter")
+    expect(page.get_by_role("columnheader", name="Key")).to_have_attribute("aria-sort", "ascending")
+    expect(page.locator("tbody .name").first).to_have_text("key 00")
+    page.get_by_role("link", name="Next").focus()
+    press("Enter")
+    expect(page.locator(".count")).to_have_text("51–60 of 60")
+    page.go_back()
+    expect(page.locator(".count")).to_have_text("1–50 of 60")
+    time_shown = page.locator("tbody time").first
+    assert re.search(r"\d\d:\d\d (GMT|UTC)", time_shown.get_attribute("title") or "")
+
+    page.locator(f"#{made[0].key_id} .id").focus()
+    press("Enter")
+    expect(page.locator("main > .status")).to_have_text(f"{made[0].key_id} copied.")
+    several = page.get_by_role("group", name="Selected keys")
+    expect(several.get_by_role("button", name="Revoke…")).to_be_disabled()
+    for record in made[:2]:
+        page.get_by_role("checkbox", name=f"Select {record.name}").focus()
+        press("Space")
+    expect(several).to_contain_text("2 selected")
+    several.get_by_role("button", name="Revoke…").focus()
+    press("Enter")
+    expect(page.get_by_role("heading", name="Revoke 2 keys?")).to_be_visible()
+    page.get_by_role("button", name="Revoke 2 keys").focus()
+    press("Enter")
+    expect(page.locator("main > .status")).to_contain_text("2 keys revoked")
+    # The list is as it was, without them.
+    expect(page.locator(".count")).to_have_text("1–50 of 58")
+    expect(page.locator("tbody .name").first).to_have_text("key 02")
+    assert all(store.get(one.key_id).revoked_at for one in made[:2])
+
+    page.get_by_label("Select all on this page").check()
+    several.get_by_role("button", name="Rotate…").click()
+    page.get_by_label("no time").check()
+    page.get_by_role("button", name="Rotate 50 keys").click()
+    expect(page.get_by_label("Key of key 02")).to_have_value(re.compile("hk_live_"))
+    assert page.locator("input[readonly]").count() == 50
+    page.get_by_role("link", name="Back to the keys").click()
+    admin.open("/hokusai/keys?owner=Many")
+    page.get_by_role("button", name="Revoke all of Many…").click()
+    page.get_by_role("button", name="Revoke 58 keys").click()
+    expect(page.get_by_text("No key matches")).to_be_visible()
+    assert not list(store.each(KeyFilter(owner="Many", state="valid")))
+    assert admin.wrong == []
+
+
+def test_page_of_one_key_in_a_browser(person: NewPerson, server: Server) -> None:
+    record, key = server.store.create(owner="Page", name="shown", scopes=["model:read"])
+    for width in (390, 1280):
+        admin = person(server.key("mlflow:admin"), viewport={"width": width, "height": 800})
+        page = admin.open("/hokusai/keys/find")
+        page.get_by_label("A key, or its last four characters").fill(key)
+        page.keyboard.press("Enter")
+        page.get_by_role("link", name="shown").click()
+        assert (
+            page.url == f"{server.origin}/hokusai/keys/{record.key_id}" and key[8:] not in page.url
+        )
+        expect(page.get_by_role("img", name="0 uses in 31 days")).to_be_visible()
+        page.get_by_text("As a table").click()
+        expect(page.get_by_role("group", name="Uses by day").get_by_role("row")).to_have_count(32)
+        assert not overflows(page), width
+        page.get_by_role("button", name="Edit").click()
+        admin.dialog.get_by_label("Note").fill(f"at {width}")
+        admin.dialog.get_by_role("button", name="Save").click()
+        expect(page.locator("dd.note")).to_have_text(f"at {width}")
+        assert admin.wrong == []
+
+
+def test_without_a_script_the_buttons_lead_to_forms(person: NewPerson, server: Server) -> None:
+    store = server.store
+    admin = person(
+        server.key("mlflow:admin"),
+        java_script_enabled=False,
+        viewport={"width": 390, "height": 800},
+    )
+    page = admin.open("/hokusai/keys")
+    page.get_by_role("button", name="New key").click()
+    page.get_by_label("Owner").fill("Plain")
+    page.get_by_label("model:read").check()
+    page.get_by_label("Networks").fill("10.0.0.0/33")
+    page.get_by_role("button", name="Create key").click()
+    expect(page.get_by_role("alert")).to_contain_text("10.0.0.0/33")
+    page.get_by_label("Networks").fill("192.0.2.0/24")
+    page.get_by_role("button", name="Create key").click()
+    record = store.find(page.get_by_label("Key of Plain").input_value())
+    assert record is not None and record.networks == ("192.0.2.0/24",)
+    row = page.locator(f"#{record.key_id}")
+    for action in ("Edit", "Rotate"):
+        admin.open("/hokusai/keys?owner=Plain")
+        row.get_by_role("button", name=action).click()
+        if action == "Edit":
+            page.get_by_label("Note").fill("by form")
+            page.get_by_role("button", name="Save").click()
+            expect(page.get_by_role("status")).to_have_text("Plain saved.")
+            expect(page.locator("dd.note")).to_have_text("by form")
+        else:
+            page.get_by_role("button", name="Rotate key").click()
+            new = store.find(page.get_by_label("Key of Plain").input_value())
+    assert new is not None and store.get(record.key_id).replaced_by == new.key_id
+    admin.open("/hokusai/keys?owner=Plain")
+    page.get_by_role("checkbox", name="Select Plain").first.check()
+    page.get_by_role("group", name="Selected keys").get_by_role("button", name="Revoke…").click()
+    page.get_by_role("button", name="Revoke 1 key").click()
+    expect(page.get_by_role("status")).to_contain_text("1 key revoked")
+    assert store.get(new.key_id).revoked_at is not None
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("button", name="Revoke key").click()
+    expect(page.get_by_role("status")).to_contain_text("revoked and refused everywhere")
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        for path in ("", "?state=any", "/new", "/find", f"/{new.key_id}"):
+            admin.open(f"/hokusai/keys{path}")
+            assert not overflows(page), (width, path)
+    assert admin.wrong == [f"400 POST {server.origin}/hokusai/keys/new"]
+
+
+def test_axe_finds_nothing(person: NewPerson, server: Server) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    record, _ = server.store.create(owner="Axe", scopes=["model:read"], rate_limit_per_hour=5)
+    old = server.store.rotate(record.key_id)[2]
+    wrong = []
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        admin = person(
+            server.key("mlflow:admin"),
+            viewport={"width": width, "height": 800},
+            color_scheme=scheme,
+            bypass_csp=True,  # axe is a script of its own
+        )
+        paths = ("keys", "keys?owner=Axe&state=any", f"keys/{old.key_id}", "keys/find", "keys/new")
+        for path in (*paths, f"keys/{old.key_id}/edit", f"keys/{old.key_id}/revoke"):
+            page = admin.open(f"/hokusai/{path}")
+            for found in axe.run(page).response["violations"]:
+                nodes = [node["html"][:200] for node in found["nodes"]]
+                wrong.append(f"{width} {scheme} {path}: {found['id']} {nodes}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_last_key_that_may_manage_needs_a_second_confirmation(
     person: NewPerson, server: Server
 ) -> None:

@@ -202,7 +202,7 @@ class ByPage:
         time.sleep(REVOKED_EVERYWHERE)  # the page promises no more than "within a second"
 
     def states(self) -> dict[str, str]:
-        self._page.goto(f"{self._home}?query=ACME")
+        self._page.goto(f"{self._home}?query=ACME&state=any")
         rows = [
             json.loads(row.get_attribute("data-key") or "{}")
             for row in self._page.locator("tbody tr").all()
