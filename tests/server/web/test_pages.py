@@ -352,6 +352,19 @@ class TestForms:
         )
         assert here.store.get(new.key_id).revoked_at is not None
 
+    def test_expiry_that_the_form_offers_first_is_taken(self, here: Pages) -> None:
+        form = here.ask("GET", "/hokusai/keys/new", PRINCIPALS["admin"]).text
+        (usual,) = re.findall(r'<option value="([^"]+)" selected>', form)
+        offered = re.findall(r'<option value="([0-9.]+)">', form)
+        assert offered
+        for expiry in (usual, *offered):
+            fields = {"owner": "ACME", "scopes": "model:read", "expiry": expiry}
+            assert self.send(here, "new", **fields).status_code == 200, expiry
+            record = here.store.page().records[0]
+            days = None if expiry == "never" else float(expiry)
+            lived = record.expires_at and (record.expires_at - record.created_at) / 86400
+            assert lived == (days and pytest.approx(days, abs=0.01)), expiry
+
     def test_key_is_imported(self, here: Pages) -> None:
         old = "hk_live_" + "a1B2" * 8
         fields = {"owner": "ACME", "scopes": "model:read", "expiry": "never", "key": old}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -181,14 +182,18 @@ def _body(form: MultiDict[str, str]) -> dict[str, Any]:
         "no_delete": "no_delete" in form,
     }
     if days != "keep":
-        number = _number(days)
-        lifetime = number * 86400.0 if isinstance(number, int) else number
-        body["expires_in"] = None if days == "never" else lifetime
+        body["expires_in"] = None if days == "never" else _seconds(days)
     if key:
         body["key"] = key
     elif "environment" in form:
         body["environment"] = form["environment"]
     return body
+
+
+def _seconds(days: str) -> float | str:
+    """Return the seconds in so many days, or the text itself if it is no number."""
+    # The choices of the form are fractions, such as 0.5, if the operator's lifetime is one.
+    return float(days) * 86400 if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,20})?", days) else days
 
 
 def _number(text: str) -> int | str:
