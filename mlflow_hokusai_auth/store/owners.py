@@ -416,7 +416,7 @@ class Ownership:
         return {**row, "models": covered}
 
     def list_grants(self, *, max_results: int = 100, page_token: str | None = None) -> Page:
-        """Return a page of the grants that the caller gave or has; an operator gets all.
+        """Return a page of the grants that the caller gave, or has still; an operator gets all.
 
         `models` is the number of models that a grant covers now. Raises InvalidRequest.
         """
@@ -498,13 +498,18 @@ class Ownership:
         return sa.select(GRANTS, counted).where(*self._may_list())
 
     def _may_list(self) -> list[sa.ColumnElement[bool]]:
-        """Return the conditions on a grant that the caller may list: it gave or has it."""
+        """Return the conditions on a grant that the caller may list: it gave it, or has it still.
+
+        The pattern of a grant follows a model that is renamed, and its number of models those that are
+        made, so one that has ended would show what is hidden.
+        """
         if self._owner is None:
             return []
         if not self._owner:
             # An operator's grants have "" for their giver, who is not a caller without an owner.
             return [sa.false()]
-        return [sa.or_(GRANTS.c.granted_by == self._owner, GRANTS.c.grantee == self._owner)]
+        has = sa.and_(GRANTS.c.grantee == self._owner, _lasts(GRANTS, time.time()))
+        return [sa.or_(GRANTS.c.granted_by == self._owner, has)]
 
     def _redacted_grant(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return a grant as the caller may see it: only its giver and operators see the key's id."""

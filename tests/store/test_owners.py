@@ -365,6 +365,20 @@ def test_owners_see_and_remove_their_own_grants_only(registry: Registry) -> None
     assert registry.access("globex", "lead") is None
 
 
+def test_ended_grant_tells_its_grantee_nothing(registry: Registry) -> None:
+    acme, globex = registry.of("acme"), registry.of("globex")
+    for pattern in ("lead", "acme-*"):
+        acme.add_grant(grantee="globex", pattern=pattern, expires_in=60)
+    assert sorted(row["pattern"] for row in globex.list_grants()) == ["acme-*", "lead"]
+    with registry.engine.begin() as connection:
+        connection.execute(sa.update(GRANTS).values(expires_at=NOW - 1))
+    # The pattern of the first would be the model's new name, and the second would count new models.
+    assert globex.list_grants() == globex.find_grants().rows == []
+    assert (
+        len(acme.list_grants()) == acme.find_grants().total == len(registry.of().list_grants()) == 2
+    )
+
+
 def test_models_are_found_by_name_owner_and_grant(registry: Registry) -> None:
     for name, owner in (("Lead", "acme"), ("lead_2", "globex"), ("other%", "acme"), ("old", "")):
         registry.model(name, owner)

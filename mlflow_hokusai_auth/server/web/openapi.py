@@ -215,7 +215,7 @@ _ROWS = (
          errors=("404", "409"), body=owned.ModelName),
     _Row("GET owners/check", "checkOwners", "What is wrong with the tables of ownership.",
          owned.Problems, errors=("409",)),
-    _Row("GET grants", "listGrants", "The grants that the caller gave or has; all for operators.",
+    _Row("GET grants", "listGrants", "The grants that the caller gave or still has; all for operators.",
          owned.GrantPage, errors=("409",), extra={"parameters": _PAGE}),
     _Row("POST grants", "addGrant",
          "Share models: an owner's grant covers that owner's models, an operator's any.",
