@@ -301,6 +301,30 @@ def test_from_mlflow_and_back(prefix: str, person: NewPerson, server: Server) ->
     expect(page).to_have_title("Sign in · MLflow")
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_while_signing_in(width: int, person: NewPerson, server: Server) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    record, gone = server.store.create(owner="Gone", scopes=["model:read"])
+    server.store.revoke(record.key_id)
+    one = person(viewport={"width": width, "height": 800}, color_scheme="dark", bypass_csp=True)
+    page = one.open("/hokusai/login")
+
+    def wrong() -> list[str]:
+        return [item["id"] for item in axe.run(page).response["violations"]]
+
+    assert wrong() == []
+    one.sign_in(gone)
+    expect(page.get_by_role("alert")).to_contain_text(f"Key {record.key_id} was revoked.")
+    assert wrong() == []
+    one.hold(server.key("model:read"))
+    one.open("/hokusai/login")
+    expect(page.get_by_role("heading", name="You are signed in")).to_be_visible()
+    assert wrong() == []
+    page.get_by_role("link", name="API keys").click()
+    expect(page.get_by_role("heading", name="Your API key")).to_be_visible()
+    assert wrong() == []
+
+
 def test_the_keyboard_is_enough(person: NewPerson, server: Server) -> None:
     admin = person(server.key("mlflow:admin"))
     page = admin.open("/hokusai/keys")
