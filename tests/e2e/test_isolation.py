@@ -121,7 +121,12 @@ def test_contributor_adds_versions_and_changes_its_own(server: Server) -> None:
     assert globex.refusal("model-versions/set-tag", name=name, version="1", key="a", value="b")
     assert globex.refusal("registered-models/alias", name=name, alias="champion", version="2")
     acme.good("registered-models/alias", name=name, alias="champion", version="2")
+    delete = f"{API}/model-versions/delete"
     assert globex.refusal("model-versions/delete", "DELETE", name=name, version="2") == "NOT_OWNER"
+    assert globex.refusal("model-versions/delete", "DELETE", name=name, version="1") == "NOT_OWNER"
+    globex.good("model-versions/create", name=name, **source)
+    status, answer = globex.ask("DELETE", delete, name=name, version="3")
+    assert status == 200, answer
     assert acme.ask("DELETE", f"{OWN}/grants/{grant['id']}")[0] == 200
     assert globex.refusal("model-versions/create", name=name, **source) == "NOT_OWNER"
 

@@ -124,7 +124,7 @@ class Writes(Hooks):
         new, dirty, deleted = some
         connection = session.connection()
         changed = [row for row in dirty if session.is_modified(row)]
-        self._record(connection, caller.principal, new, changed, deleted)
+        self._record(connection, caller.principal, new, changed)
         if principal is not None:
             flush = _Flush(connection, principal, self.facts, tuple(session.new))
             inputs = {row.input_uuid for row in session.new if row.__tablename__ == INPUTS}
@@ -136,6 +136,8 @@ class Writes(Hooks):
                 self._check_row(flush, row)
             for row in session.deleted:
                 self._check_row(flush, row, deleted=True)
+        # The check of a version that is deleted asks who made it.
+        _forget(connection, changed, deleted)
 
     # Recording
 
@@ -145,9 +147,8 @@ class Writes(Hooks):
         principal: Principal | None,
         new: Iterable[Any],
         changed: Iterable[Any],
-        deleted: Iterable[Any],
     ) -> None:
-        """Record what happened to models, versions and experiments, whoever did it.
+        """Record which models, versions and experiments were made, renamed or moved, whoever did it.
 
         Versions are recorded without an owner, too: their files are frozen.
         """
@@ -184,15 +185,13 @@ class Writes(Hooks):
                 old, renamed = _old_and_new(row, "name")
                 if old != renamed and not ownership.rename_model(connection, old, renamed, now):
                     self._taken(principal, "model", renamed)
-            elif row.__tablename__ == "model_versions":
-                if row.current_stage == tables.DELETED:
-                    ownership.version_gone(connection, row.name, int(row.version))
-                elif _changed(row) & {"source", "storage_location"}:
-                    location = row.storage_location or row.source or ""
-                    ownership.move_version(connection, row.name, int(row.version), location)
-        for row in deleted:
-            if row.__tablename__ == "registered_models":
-                ownership.model_gone(connection, row.name, now)
+            elif (
+                row.__tablename__ == "model_versions"
+                and not _is_gone(row)
+                and _changed(row) & {"source", "storage_location"}
+            ):
+                location = row.storage_location or row.source or ""
+                ownership.move_version(connection, row.name, int(row.version), location)
 
     def _taken(self, principal: Principal | None, kind: str, name: str) -> None:
         """Refuse a name that belongs to another owner, to staff as well.
@@ -501,6 +500,20 @@ def _held(connection: Connection, name: str, version: int, row: Any) -> list[str
     live = sorted(stage for stage in stages & set(_LIVE))
     aliases = tables.aliases(name, version, connection)
     return [*(f"alias {alias}" for alias in sorted(aliases)), *(f"stage {stage}" for stage in live)]
+
+
+def _is_gone(version: Any) -> bool:
+    return bool(version.current_stage == tables.DELETED)
+
+
+def _forget(connection: Connection, changed: Iterable[Any], deleted: Iterable[Any]) -> None:
+    """Record which versions and models were deleted."""
+    for row in changed:
+        if row.__tablename__ == "model_versions" and _is_gone(row):
+            ownership.version_gone(connection, row.name, int(row.version))
+    for row in deleted:
+        if row.__tablename__ == "registered_models":
+            ownership.model_gone(connection, row.name, time.time())
 
 
 def _missing(kind: str, name: object) -> Problem:
