@@ -90,16 +90,21 @@ class Verifier:
                 "",
                 came,
             )
-        verdict: Judged | Refused | None = None
+        unverified: Refused | None = None
+        untrusted: Refused | None = None
         for document in dict.fromkeys(trust.jwks for trust in among):
             group = [trust for trust in among if trust.jwks == document]
-            refused = self._verify(token, header, claims, group[0], now)
-            # The first refusal stands, unless another key set verifies the token.
-            if refused is None:
-                return _judged(token, claims, choose(group, claims, now))
-            verdict = verdict or refused
-        assert verdict is not None
-        return verdict
+            if (refused := self._verify(token, header, claims, group[0], now)) is not None:
+                unverified = unverified or refused
+                continue
+            verdict = _judged(token, claims, choose(group, claims, now))
+            if isinstance(verdict, Judged):
+                return verdict
+            # The same key may be in another trust's key set.
+            untrusted = untrusted or verdict
+        refusal = untrusted or unverified
+        assert refusal is not None
+        return refusal
 
     def _verify(
         self,

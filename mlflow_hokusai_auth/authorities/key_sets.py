@@ -39,7 +39,9 @@ MIN_RSA = 2048
 #: Threads that wait for the same issuer, at most.
 MAX_WAITING = 8
 _DISCOVERY = "/.well-known/openid-configuration"
-_LOOPBACK = re.compile(r"http://(?:localhost|127\.0\.0\.1|\[::1\])[:/]")
+_LOOPBACK = re.compile(
+    r"http://(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?(?:/[!-~]*)?", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,10 @@ def _fetch(issuer: str, deadline: float) -> KeySet:
     with requests.Session() as session:
         # With trust_env, ~/.netrc would send its password to the issuer.
         session.trust_env = False
-        session.proxies.update(requests.utils.get_environ_proxies(issuer))
+        local = _LOOPBACK.fullmatch(issuer) is not None
+        if not local:
+            # A proxy would read plain http, and takes 127.0.0.1 for itself.
+            session.proxies.update(requests.utils.get_environ_proxies(issuer))
         session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
         session.headers["User-Agent"] = "mlflow-hokusai-auth"
         session.headers["Accept-Encoding"] = "identity"
@@ -228,7 +233,7 @@ def _fetch(issuer: str, deadline: float) -> KeySet:
             )
         url = content.get("jwks_uri")
         safe = isinstance(url, str) and (
-            url.startswith("https://") or (_LOOPBACK.match(url) and _LOOPBACK.match(f"{issuer}/"))
+            url.startswith("https://") or (local and _LOOPBACK.fullmatch(url) is not None)
         )
         if not isinstance(url, str) or not safe:
             raise AuthorityUnavailable(f"the issuer {issuer} names no https address of its keys")

@@ -51,6 +51,10 @@ class Preset:
     #: The claim with the job's ref, and the beginning of refs that may hold a stranger's code.
     ref: str
     strange_refs: str
+    #: The event of a pipeline that another one of the project started, whatever started that one; and
+    #: the claim with the number of the project that the job runs in. "" if there are none.
+    child: str
+    runs_in: str
     #: The claim with the number of the run.
     run: str
     #: True if the service mints a token for each request of a job, so that one exchange is enough.
@@ -68,6 +72,8 @@ PRESETS = {
         strangers=frozenset({"pull_request", "pull_request_target"}),
         ref="ref",
         strange_refs="refs/pull/",
+        child="",
+        runs_in="",
         run="run_id",
         single_use=True,
     ),
@@ -81,6 +87,8 @@ PRESETS = {
         strangers=frozenset({"merge_request_event", "external_pull_request_event"}),
         ref="ref_path",
         strange_refs="refs/merge-requests/",
+        child="parent_pipeline",
+        runs_in="job_project_id",
         run="pipeline_id",
         single_use=False,
     ),
@@ -194,6 +202,13 @@ def workload(
         )
     else:
         kind = ISSUER
+        if (
+            known := next((n for n, one in PRESETS.items() if one.issuer == issuer), None)
+        ) is not None:
+            raise InvalidRequest(
+                f"The issuer {issuer} needs {known}, not claims alone: without it, pull requests and a "
+                "repository that somebody made again under its name would be good."
+            )
         if workflow is not None or environment is not None:
             raise InvalidRequest(
                 "workflow and environment belong to github and gitlab; use claims for others."
@@ -257,7 +272,12 @@ def judge(trust: Trust, claims: Mapping[str, object], now: float) -> Accepted | 
         if not _agrees(trust, name, wanted, claims):
             return _differs("TOKEN_UNTRUSTED", name, wanted, claims)
     pins: tuple[tuple[str, str], ...] = ()
-    if preset is not None:
+    if preset is None:
+        # A server of GitHub's or GitLab's may be trusted by its URL and claims.
+        for known in PRESETS.values():
+            if known.event in claims and (refused := _stranger(known, claims)) is not None:
+                return refused
+    else:
         if (refused := _stranger(preset, claims)) is not None:
             return refused
         pinned = dict(trust.pins)
@@ -330,15 +350,29 @@ def _stranger(preset: Preset, claims: Mapping[str, object]) -> Refused | None:
     if not event:
         return _differs("TOKEN_UNTRUSTED", preset.event, "the event that started the job", claims)
     ref = text_of(claims.get(preset.ref)) or ""
+    # GitLab: a child pipeline hides the merge request that started it, except that its branch is not
+    # protected, and that a fork's job runs in another project than the one that its token names.
+    runs_in = text_of(claims.get(preset.runs_in)) or ""
     for name, came, strange in (
-        (preset.event, event, event in preset.strangers),
+        (
+            preset.event,
+            event,
+            event in preset.strangers
+            or (event == preset.child and text_of(claims.get("ref_protected")) != "true"),
+        ),
         (preset.ref, ref, ref.startswith(preset.strange_refs)),
+        (
+            preset.runs_in,
+            runs_in,
+            preset.runs_in in claims and runs_in != text_of(claims.get(preset.ids[0])),
+        ),
     ):
         if strange:
             return Refused(
                 "PULL_REQUEST_REFUSED",
                 f"The claim {name} is '{shown(came)}': jobs of pull and merge requests get no key, as "
-                "they may run a fork's code. Register models from a branch, a tag or by hand.",
+                "they may run a fork's code, and GitLab's child pipelines only get one on a protected "
+                "branch. Register models from a branch, a tag or by hand.",
                 name,
                 "no pull or merge request",
                 shown(came),
@@ -347,10 +381,14 @@ def _stranger(preset: Preset, claims: Mapping[str, object]) -> Refused | None:
 
 
 def _is_about(trust: Trust, claims: Mapping[str, object]) -> bool:
-    """Return whether the token is of the workload that `trust` names, though something else differs."""
+    """Return whether the token is of the workload that `trust` names, though something else differs.
+
+    Claims such as `email_verified` are those of many strangers, so only the one that names it counts.
+    """
     preset = PRESETS.get(trust.kind)
-    agreeing = (name for name, wanted in trust.claims if _agrees(trust, name, wanted, claims))
-    return any(preset is None or name == preset.project for name in agreeing)
+    naming = "sub" if preset is None else preset.project
+    wanted = dict(trust.claims).get(naming)
+    return wanted is not None and _agrees(trust, naming, wanted, claims)
 
 
 def _differs(code: str, name: str, wanted: str, claims: Mapping[str, object]) -> Refused:

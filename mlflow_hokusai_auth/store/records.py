@@ -22,7 +22,7 @@ from mlflow_hokusai_auth.core.suggest import did_you_mean
 from mlflow_hokusai_auth.core.trust import Trust
 
 from .database import Change
-from .tables import KEYS
+from .tables import KEYS, TRUSTS
 
 STATES = ("active", "deprecated", "expired", "revoked")
 #: The values of `KeyFilter.state`: a state, or "valid" for the first two, or "ended" for the others.
@@ -192,18 +192,18 @@ def refuse_narrowed_staff(record: KeyRecord | Trust) -> None:
 
 
 def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
-    """Raise KeyConflict if the owner of a stored key differs from `owner` in case only.
+    """Raise KeyConflict if the owner of a stored key or trust differs from `owner` in case only.
 
-    An owner with a key may have more, even if both spellings exist. The key `but` does not count.
+    An owner that has one may have more, even if both spellings exist. The key `but` does not count.
     """
     others = KEYS.c.key_id != but
     known = sa.select(KEYS.c.key_id).where(KEYS.c.owner == owner, others).limit(1)
     if change.connection.execute(known).first() is not None:
         return
     # Neither database folds all letters as Python does.
-    for other in change.connection.execute(
-        sa.select(KEYS.c.owner).where(others).distinct()
-    ).scalars():
+    owners = sa.union(sa.select(KEYS.c.owner).where(others), sa.select(TRUSTS.c.owner))
+    found = set(change.connection.execute(owners).scalars())
+    for other in () if owner in found else sorted(found):
         if other.casefold() == owner.casefold():
             message = (
                 f"The owner {other!r} exists, and differs in upper and lower case only. Use that "

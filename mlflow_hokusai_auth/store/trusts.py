@@ -146,10 +146,6 @@ class Trusts:
                     raise Conflict(
                         f"{other.trust_id} is about this workload already. Edit or remove it first."
                     )
-                if other.owner != owner and other.owner.casefold() == owner.casefold():
-                    raise Conflict(
-                        f"The owner {other.owner!r} exists, and differs in upper and lower case only."
-                    )
             change.connection.execute(sa.insert(TRUSTS).values(**_columns(record)))
             change.audit("trust.added", by, **audited(trust))
         return record

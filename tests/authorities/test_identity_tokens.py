@@ -359,6 +359,12 @@ def test_issuers_that_misbehave(issuer: Issuer) -> None:
                 lambda: answer(DISCOVERY, {**described, "jwks_uri": "file:///etc/passwd"}),
                 "no https",
             ),
+            (
+                lambda: answer(
+                    DISCOVERY, {**described, "jwks_uri": "http://127.0.0.1:80@192.0.2.1/"}
+                ),
+                "no https",
+            ),
             (lambda: answer(DISCOVERY, {"issuer": issuer.url}), "no https"),
             (lambda: answer("/jwks", b"x" * (key_sets.MAX_DOCUMENT + 1)), "more than 262144 bytes"),
             (lambda: answer("/jwks", {"keys": []}), "no public key"),
@@ -444,6 +450,34 @@ def test_key_set_from_a_file_needs_no_issuer(issuer: Issuer) -> None:
         trust(issuer, claims=(("sub", "x"),)),
     ]
     assert server.code(issuer.token(CLAIMS, "rsa-2")) == "TOKEN_UNTRUSTED"
+
+
+def test_same_key_in_the_sets_of_two_trusts(issuer: Issuer) -> None:
+    server = Server(issuer)
+    sets = (json.dumps(issuer.key_set()), json.dumps(issuer.key_set(), indent=1))
+    other = trust(issuer, jwks=sets[0], claims=(("sub", "x"),))
+    server.trusts[issuer.url] = [other, trust(issuer, jwks=sets[1])]
+    assert server.code(issuer.token(CLAIMS)) == "ok"
+    server.trusts[issuer.url] = [other, trust(issuer)]
+    assert server.code(issuer.token(CLAIMS)) == "ok"
+    # The refusal by a trust that the token verifies for says more than one by another's key set.
+    server.trusts[issuer.url] = [
+        other,
+        trust(issuer, jwks=json.dumps({"keys": [jwk(rsa_key(1), "x")]})),
+    ]
+    assert server.code(issuer.token(CLAIMS)) == "TOKEN_UNTRUSTED"
+
+
+def test_issuer_on_this_machine_is_asked_without_a_proxy(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Issuer() as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        assert Server(issuer).code(issuer.token(CLAIMS)) == "ok"
+        assert proxy.asked == []
 
 
 def test_which_keys_of_a_set_are_used() -> None:

@@ -187,6 +187,7 @@ def test_numbers_and_truths_compare_as_their_text() -> None:
 
 
 def test_pull_requests_get_no_key() -> None:
+    loose = trust(issuer="https://git.acme.example", claims={"environment": "prod"})
     for one, claims, changes in (
         (github(), GITHUB, {"event_name": "pull_request", "ref": "refs/pull/7/merge"}),
         (github(), GITHUB, {"event_name": "pull_request_target"}),
@@ -194,10 +195,26 @@ def test_pull_requests_get_no_key() -> None:
         (trust(gitlab="acme/models"), GITLAB, {"pipeline_source": "merge_request_event"}),
         (trust(gitlab="acme/models"), GITLAB, {"ref_path": "refs/merge-requests/7/head"}),
         (trust(gitlab="acme/models"), GITLAB, {"pipeline_source": "external_pull_request_event"}),
+        # A merge request's child pipeline has its own event, and the merge request's branch.
+        (
+            trust(gitlab="acme/models"),
+            GITLAB,
+            {"pipeline_source": "parent_pipeline", "ref_protected": "false"},
+        ),
+        # The job of a fork's merge request has the fork's name and numbers, and runs elsewhere.
+        (trust(gitlab="acme/models"), GITLAB, {"job_project_id": "666", "job_project_path": "e/x"}),
+        # A server of theirs that is trusted by its URL and claims.
+        (loose, GITHUB, {"event_name": "pull_request_target"}),
+        (loose, GITLAB, {"pipeline_source": "merge_request_event"}),
     ):
         verdict = refused(one, {**claims, **changes})
         assert verdict.code == "PULL_REQUEST_REFUSED", changes
         assert verdict.claim in changes
+
+
+def test_child_pipeline_of_a_protected_branch_gets_a_key() -> None:
+    child = {**GITLAB, "pipeline_source": "parent_pipeline", "job_project_id": "20"}
+    accepted(trust(gitlab="acme/models"), child)
 
 
 def test_reusable_workflow_is_judged_by_the_callers_repository_and_its_own_file() -> None:
@@ -283,6 +300,17 @@ def test_strangers_learn_nobodys_name() -> None:
     verdict = trusts.choose([one], {"sub": "other", "team": "b"}, NOW)
     assert isinstance(verdict, Refused)
     assert "secret" not in verdict.message
+    # Any account of a public issuer has the second claim.
+    claims = {"email": "secret@acme.example", "email_verified": "true"}
+    one = trust(issuer="https://accounts.example.com", claims=claims)
+    verdict = trusts.choose([one], {"email": "evil@evil.example", "email_verified": True}, NOW)
+    assert isinstance(verdict, Refused)
+    assert "secret" not in verdict.message + verdict.expected
+    # A workload that the trust names is told what differs.
+    one = trust(issuer="https://issuer.example.com", claims={"sub": "job", "team": "a"})
+    verdict = trusts.choose([one], {"sub": "job", "team": "b"}, NOW)
+    assert isinstance(verdict, Refused)
+    assert (verdict.claim, verdict.expected, verdict.came) == ("team", "a", "'b'")
 
 
 @given(st.dictionaries(st.sampled_from(sorted(GITHUB)), st.text(max_size=20)))
@@ -316,6 +344,8 @@ def test_what_is_no_trust_is_told_why() -> None:
         ({"gitlab": "acme"}, "group/project"),
         ({"gitlab": "a/b", "workflow": "/a.yml"}, "pipeline's file"),
         ({"issuer": issuer}, "from 1 to 16 claims"),
+        ({"issuer": GITHUB["iss"], "claims": {"repository": "a/b"}}, "needs github"),
+        ({"issuer": GITLAB["iss"], "claims": {"project_path": "a/b"}}, "needs gitlab"),
         ({"issuer": issuer, "workflow": "a.yml"}, "belong to github and gitlab"),
         ({"issuer": "http://issuer.example.com", "claims": {"sub": "x"}}, "must be https"),
         ({"issuer": "http://127.0.0.1.evil.example", "claims": {"sub": "x"}}, "must be https"),

@@ -280,6 +280,10 @@ def test_what_no_trust_may_give(trusts: Trusts, store: LocalStore) -> None:
     ):
         with pytest.raises(error, match=words):
             add(trusts, {"gitlab": "acme/other"}, **more)
+    # A key's owner may not look like a trust's either, which has no key yet.
+    with pytest.raises(KeyConflict, match="upper and lower case"):
+        store.create(owner="Acme", scopes=["model:write"])
+    store.create(owner="ACME", scopes=["model:write"])
     with pytest.raises(Conflict, match=trust_id):
         add(trusts)
     for changes in ({"scopes": ["admin"]}, {"scopes": ["mlflow:read"], "models": ("a",)}):
