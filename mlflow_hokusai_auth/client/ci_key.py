@@ -159,8 +159,10 @@ def _identity_token(audience: str) -> str:
     try:
         token = ambient.detect_credential(audience)
     except ambient.IdentityError as error:
+        # The library quotes the whole answer, which may repeat the CI's own credential.
+        said = str(error).partition(", body=")[0]
         raise Unavailable(
-            f"the CI gives no identity token: {_line(str(error))}. On GitHub, the job needs "
+            f"the CI gives no identity token: {_line(said)}. On GitHub, the job needs "
             "`permissions: id-token: write`."
         ) from None
     except Exception as error:

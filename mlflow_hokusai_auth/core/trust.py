@@ -202,13 +202,13 @@ def workload(
         )
     else:
         kind = ISSUER
-        if (
-            known := next((n for n, one in PRESETS.items() if one.issuer == issuer), None)
-        ) is not None:
-            raise InvalidRequest(
-                f"The issuer {issuer} needs {known}, not claims alone: without it, pull requests and a "
-                "repository that somebody made again under its name would be good."
-            )
+        for known, one in PRESETS.items():
+            # A company on GitHub may have an issuer of its own below that address.
+            if f"{issuer}/".startswith(f"{one.issuer}/"):
+                raise InvalidRequest(
+                    f"The issuer {issuer} needs {known}, not claims alone: without it, pull requests "
+                    "and a repository that somebody made again under its name would be good."
+                )
         if workflow is not None or environment is not None:
             raise InvalidRequest(
                 "workflow and environment belong to github and gitlab; use claims for others."

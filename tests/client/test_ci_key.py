@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import mlflow
 import pytest
@@ -285,6 +285,12 @@ def test_why_a_ci_gives_no_token(
     assert "id-token: write" in why()
     monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "wrong-credential")
     assert "401" in why()
+    assert "wrong-credential" not in why()
+    # Some proxies repeat what they were sent.
+    path = "/echo?audience=" + quote(job.origin, safe="")
+    issuer.answers = {path: (502, {}, b"Authorization: bearer wrong-credential")}
+    monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_URL", f"{issuer.url}/echo")
+    assert "502" in why()
     assert "wrong-credential" not in why()
     for name in issuer.runner():
         monkeypatch.delenv(name)

@@ -345,6 +345,7 @@ def test_what_is_no_trust_is_told_why() -> None:
         ({"gitlab": "a/b", "workflow": "/a.yml"}, "pipeline's file"),
         ({"issuer": issuer}, "from 1 to 16 claims"),
         ({"issuer": GITHUB["iss"], "claims": {"repository": "a/b"}}, "needs github"),
+        ({"issuer": f"{GITHUB['iss']}/acme", "claims": {"repository": "a/b"}}, "needs github"),
         ({"issuer": GITLAB["iss"], "claims": {"project_path": "a/b"}}, "needs gitlab"),
         ({"issuer": issuer, "workflow": "a.yml"}, "belong to github and gitlab"),
         ({"issuer": "http://issuer.example.com", "claims": {"sub": "x"}}, "must be https"),
