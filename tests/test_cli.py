@@ -187,6 +187,16 @@ def test_key_is_never_an_argument(call: Call, store: LocalStore) -> None:
     call("keys", "import", *READER, OLD_KEY, status=2)
     call("keys", "import", *READER, "--key", OLD_KEY, status=2)
     assert store.find(OLD_KEY) is None
+    for arguments in (
+        ["keys", "import", *READER, OLD_KEY],
+        ["keys", "find", OLD_KEY],
+        ["keys", "find", f"{OLD_KEY}x"],
+        ["keys", "import", *READER, "--key-file", OLD_KEY],
+        ["mode", OLD_KEY],
+        [OLD_KEY],
+    ):
+        assert OLD_KEY[8:] not in call(*arguments, status=2).output, arguments
+    assert "run `hokusai-auth keys find -`" in call("keys", "find", OLD_KEY, status=2).stderr
 
 
 def test_which_key_a_file_or_standard_input_holds(
@@ -841,7 +851,11 @@ def test_status_fits_one_screen(
     assert (answer["isolation"], answer["isolation_by"]) == ("unknown", "decision")
     # A look changes nothing: there is no new store, and an old one stays as it is.
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/none.db")
-    assert "there is no key store" in mistake(call("status", status=1))
+    printed = mistake(call("status", status=1))
+    assert (
+        "there is no key store" in printed
+        and "in the server's folder or with its HOKUSAI_AUTH_DATABASE_URI" in printed
+    )
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "none.db").touch()
     printed = call("status", status=1).stdout

@@ -160,6 +160,9 @@ def test_file_says_whose_everything_is(call: Call, engine: sa.Engine, tmp_path: 
         done = call("owners", "assign", "--csv", str(file), "--apply", status=2)
         assert says in done.stderr, (wrong, done.stderr)
     file.write_bytes(b"kind,name\nmodel,\xff")
+    for given in ((), ("--models", "a", "--experiments", "b")):
+        said = call("owners", "assign", *given, "--owner", "acme", status=2).stderr
+        assert "give --models, --experiments or --csv: one of them" in said
     assert "--csv: " in call("owners", "assign", "--csv", str(file), status=2).stderr
 
 
@@ -174,9 +177,15 @@ def test_pages_follow_each_other(call: Call, engine: sa.Engine) -> None:
 def test_grants_and_prefixes_are_added_listed_and_removed(call: Call, engine: sa.Engine) -> None:
     make(engine, "lead")
     arguments = ("--owner", "GLOBEX", "--model", "l*", "--level", "contribute")
-    grant = told(call, "grants", "add", *arguments, "--expires-in", "30d")
+    done = call("grants", "add", *arguments, "--expires-in", "30d", "--json")
+    assert done.stderr == ""
+    grant = json.loads(done.stdout)
     assert (grant["granted_by"], grant["level"], grant["models"]) == ("", "contribute", 1)
     assert round(grant["expires_at"] - grant["created_at"]) == 30 * 86400
+    done = call("grants", "add", "--owner", "GLOBEX", "--model", "laed", "--json")
+    misspelt = json.loads(done.stdout)["id"]
+    assert f"`hokusai-auth grants remove {misspelt}`" in done.stderr
+    call("grants", "remove", misspelt)
     listed = call("grants", "list").stdout
     assert grant["id"] in listed and "operators" in listed
     assert told(call, "grants", "list")["grants"] == [grant]

@@ -7,10 +7,12 @@ machine.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import click
 
 from mlflow_hokusai_auth import __version__
+from mlflow_hokusai_auth.core.keys import redact
 
 from .keys import keys
 from .ownership import grants, owners, prefixes
@@ -19,7 +21,18 @@ from .supplier import doctor, smoke, whoami
 from .trust import trust
 
 
-@click.group()
+class _Commands(click.Group):
+    """Commands whose errors show no key, as when one is given where a file's name belongs."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = redact(error.message)  # type: ignore[misc]  # final in stubs only
+            raise
+
+
+@click.group(cls=_Commands)
 @click.version_option(__version__)
 def main() -> None:
     """Hokusai API keys for MLflow."""

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
+from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
 from mlflow_hokusai_auth.core.scopes import KNOWN
 
 from .output import (
@@ -250,8 +250,22 @@ def show(key_id: str, as_json: bool) -> None:
     print_fields({**_facts(described), "uses in 24 hours": sum(uses)})
 
 
+class _KeyFile(click.File):
+    """A file that holds a key. The key itself in its place is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if redact(str(value)) != str(value):
+            self.fail(
+                "That is a key, not a file. The shell's history and the list of processes keep what "
+                "stands here: run `hokusai-auth keys find -`, paste the key, press Enter and Ctrl-D.",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 @keys.command()
-@click.argument("key_file", type=click.File(errors="replace"), metavar="FILE")
+@click.argument("key_file", type=_KeyFile(errors="replace"), metavar="FILE")
 @json_option
 def find(key_file: IO[str], as_json: bool) -> None:
     """Say which key the file FILE holds, or `-`, standard input.

@@ -118,6 +118,8 @@ def assign(uri: str | None, as_json: bool, file: IO[str] | None, **given: Any) -
     to others: their owners can change such files.
     """
     names = [] if file is None else _rows(file)
+    if [given["models"], given["experiments"], file].count(None) != 2:
+        raise WrongValue("give --models, --experiments or --csv: one of them")
     with _place(uri) as place:
         answer = place.assign_owner(**given, names=names)
     if as_json:
@@ -203,6 +205,12 @@ def add_grant(uri: str | None, as_json: bool, expires_in: str | None, **given: A
     with _place(uri) as place:
         row = place.add_grant(**given, expires_in=lifetime)
     _show_all(None, [row], as_json, _grant)
+    if not row["models"]:
+        click.echo(
+            "hokusai-auth: the grant covers no model yet. If one should be there, its name is spelt "
+            f"otherwise: `hokusai-auth grants remove {row['id']}` ends the grant",
+            err=True,
+        )
 
 
 @grants.command("list")

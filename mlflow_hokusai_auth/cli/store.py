@@ -61,7 +61,10 @@ def opened(*, migrate: bool = True) -> Iterator[LocalStore]:
         created = file is not None and not file.exists()
         if not migrate:
             if file is not None and created:
-                raise Mistake(f"there is no key store {printable(file.resolve())}")
+                raise Mistake(
+                    f"there is no key store {printable(file.resolve())}. Run this on the server's "
+                    "host, in the server's folder or with its HOKUSAI_AUTH_DATABASE_URI"
+                )
             yield store
             return
         store.migrate()

@@ -1069,6 +1069,11 @@ def test_long_texts_fit_the_page(width: int, person: NewPerson, server: Server) 
         )
 
     assert fits()
+    assert page.evaluate(
+        "['Created', 'Ends', 'Last use'].every(name =>"
+        "[...document.querySelectorAll(`.compact [data-label='${name}']`)]"
+        ".every(e => e.scrollWidth <= e.clientWidth))"
+    ), "a date is cut"
     for name in ("rotate", "edit", "revoke"):
         page.locator(f"[data-open={name}]").first.click()
         assert fits(), name
