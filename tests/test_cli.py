@@ -209,7 +209,9 @@ def test_which_key_a_file_or_standard_input_holds(
         assert record.key_id in done.stdout and key not in done.output
         found = json.loads(call("keys", "find", source, "--json", stdin=stdin).stdout)
         assert [one["key_id"] for one in found["keys"]] == [record.key_id]
-    assert "no key of this store" in mistake(call("keys", "find", "-", stdin=OLD_KEY, status=1))
+    assert "this store has no such key" in mistake(
+        call("keys", "find", "-", stdin=OLD_KEY, status=1)
+    )
     none = call("keys", "find", "-", "--json", stdin=OLD_KEY, status=1).stdout
     assert json.loads(none) == {"keys": []}
     for stdin in ("", "no key"):
@@ -795,7 +797,7 @@ def test_mode_says_what_is_in_force_and_why(call: Call, monkeypatch: pytest.Monk
 
     text, answer = of()
     assert text == (
-        "default: enforce, as nothing is set by HOKUSAI_AUTH_MODE; each server has its own\n"
+        "default: enforce, because HOKUSAI_AUTH_MODE is not set; each server has its own\n"
     )
     assert answer == {
         "mode": "default",

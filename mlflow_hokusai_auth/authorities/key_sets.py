@@ -57,7 +57,7 @@ KeySet = Mapping[str, VerifyingKey]
 
 @dataclass(slots=True)
 class _State:
-    """What this process knows of an issuer. Times are readings of the clock, in seconds."""
+    """The knowledge of this process about an issuer. Times are readings of the clock, in seconds."""
 
     keys: KeySet | None = None
     read_at: float = 0.0

@@ -93,8 +93,8 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
             click.option(
                 "--expires-in",
                 metavar="TIME|never",
-                help="Lifetime from now on: 30d, 12h, 45m, 90s, or never. A new key without it gets "
-                "HOKUSAI_AUTH_KEY_LIFETIME (365 days), an imported one never ends.",
+                help="Lifetime from now on: 30d, 12h, 45m, 90s, or never. Without it, a new key lives "
+                "for HOKUSAI_AUTH_KEY_LIFETIME (365 days), and an imported key never ends.",
             ),
             click.option("--note", help="A note for operators."),
             click.option("--name", help="The purpose of the key."),
@@ -184,14 +184,14 @@ def import_key(as_json: bool, key_file: IO[str], **given: Any) -> None:
     "--sort",
     metavar="COLUMN",
     shell_complete=completes(*_ORDERS),
-    help="The order: by created_at, expires_at, last_used_at, name, owner, scopes or state; with a "
-    "minus before it (-expires_at) from the last to the first.",
+    help="Order by created_at, expires_at, last_used_at, name, owner, scopes or state; a minus before "
+    "the name (-expires_at) reverses the order.",
 )
 @click.option(
     "--columns",
     metavar="NAMES",
     shell_complete=lambda context, parameter, incomplete: _complete_columns(incomplete),
-    help="The columns, separated by commas, of those that `keys show` prints (default: "
+    help="Columns, separated by commas; `keys show` prints the names of all (default: "
     + ",".join(_COLUMNS)
     + ").",
 )
@@ -268,9 +268,9 @@ class _KeyFile(click.File):
 @click.argument("key_file", type=_KeyFile(errors="replace"), metavar="FILE")
 @json_option
 def find(key_file: IO[str], as_json: bool) -> None:
-    """Say which key the file FILE holds, or `-`, standard input.
+    """Find the key that FILE holds; `-` is standard input.
 
-    It holds a whole key, or the last four characters of some. Ends with status 1 if no key is found.
+    FILE holds a whole key, or its last four characters. The exit status is 1 if no key is found.
     """
     text = key_file.read(10_000).strip()
     if not text:
@@ -285,7 +285,7 @@ def find(key_file: IO[str], as_json: bool) -> None:
     elif found:
         _print_keys([{name: _facts(one)[name] for name in _COLUMNS} for one in found])
     if not found:
-        raise Mistake("no key of this store: it may be from another server, or mistyped")
+        raise Mistake("this store has no such key: it may be from another server, or mistyped")
 
 
 @keys.command()
@@ -335,7 +335,7 @@ def edit(
 def rotate(key_id: str, overlap: str, as_json: bool) -> None:
     """Make a key that replaces another one, and print it; it is shown only once.
 
-    It lives as long, from now on, as the other one was to live.
+    The new key lives, from now on, as long as the old one was to live.
     """
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas
@@ -433,7 +433,7 @@ def _chosen_columns(text: str | None) -> Sequence[str]:
 
 
 def _complete_columns(begun: str) -> list[str]:
-    """Return what `begun`, names with commas between them, may become with one more name."""
+    """Return the completions of `begun`, names with commas between them, by one more name."""
     before, comma, name = begun.rpartition(",")
     try:
         known_columns = _known_columns()

@@ -57,13 +57,17 @@ def _page_options(command: F) -> F:
 
 
 _kind_option = click.option(
-    "--kind", type=Word(KINDS), default=KINDS[0], show_default=True, help="What is meant."
+    "--kind",
+    type=Word(KINDS),
+    default=KINDS[0],
+    show_default=True,
+    help="Registered models, or experiments.",
 )
 
 
 @click.group()
 def owners() -> None:
-    """Show and change whose registered models and experiments are."""
+    """Show and change the owners of registered models and experiments."""
 
 
 @owners.command("list")
@@ -76,7 +80,7 @@ def owners() -> None:
 def list_owners(uri: str | None, as_json: bool, **which: Any) -> None:
     """List registered models or experiments with their owners, one page at a time.
 
-    With --unowned an operator also sees whose they may be: names that MLflow keeps with them. Clients
+    With --unowned an operator also sees who may own them: names that MLflow keeps with them. Clients
     may have set these.
     """
     with _place(uri) as place:

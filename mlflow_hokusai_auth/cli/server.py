@@ -326,8 +326,10 @@ def mode(chosen: str | None, report: bool, since: str, as_json: bool) -> None:
             click.echo(
                 f"{now.now}: HOKUSAI_AUTH_FORCE_MODE overrides what is set with this command:"
             )
-        why = "by" if "mode" in config.model_fields_set else "as nothing is set by"
-        default = f"{config.mode}, {why} HOKUSAI_AUTH_MODE"
+        why = "by HOKUSAI_AUTH_MODE"
+        if "mode" not in config.model_fields_set:
+            why = "because HOKUSAI_AUTH_MODE is not set"
+        default = f"{config.mode}, {why}"
         more = {"in_force": now.now, "because": now.by}
         _print_state(store, "mode", MODES, f"{default}; each server has its own", as_json, more)
 
@@ -352,10 +354,10 @@ def _mode(store: LocalStore, config: Settings) -> Mode:
 )
 @json_option
 def status(url: str | None, uri: str | None, as_json: bool) -> None:
-    """Show what is in force, and how it fares: mode, isolation, keys, migrations and health.
+    """Show mode, isolation, keys, migrations and health.
 
-    With --url the server of that URL says it. Without, the command looks itself, at the key store and
-    the settings of this environment: run it with those of the server.
+    With --url, the command asks that server. Without it, the command reads the key store and the
+    settings of its own environment: run it on the server's host, with the server's environment.
 
     The exit status is 1 if a check fails.
     """
@@ -396,7 +398,7 @@ def _status_here(uri: str | None) -> dict[str, Any]:
         return found
 
 
-#: What decides the mode or the isolation, in words.
+#: The sources of the mode and of the isolation, in words.
 _BY = {
     "force_mode": "HOKUSAI_AUTH_FORCE_MODE",
     "store": "set with `hokusai-auth {0}`",

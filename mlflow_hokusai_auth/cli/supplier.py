@@ -42,7 +42,7 @@ _WORDS = {True: "ok", False: "FAIL", None: "skip"}
 )
 @_json_option
 def whoami(chosen: str | None, url: str | None, ask: bool, as_json: bool) -> None:
-    """Show the server, your key's record there, where the key came from, and what is yours.
+    """Show the server, your key, where the key came from, and what you own and share.
 
     The other keys of ~/.hokusai are listed, but may belong to other servers: only --all sends them to
     this one.
@@ -195,7 +195,7 @@ def _ends(report: Mapping[str, Any]) -> str:
         return "never"
     left = report["ends_in"]
     return f"{times.date(report['expires_at'])}, " + (
-        f"in {times.span(left)}" if left > 0 else "which is over"
+        f"in {times.span(left)}" if left > 0 else "in the past"
     )
 
 
@@ -228,7 +228,7 @@ def _print_profiles(profiles: Sequence[Mapping[str, Any]]) -> None:
         if profile["in_use"]:
             about = "the key in use"
         elif profile["ok"] is None:
-            about = "not asked about"
+            about = "not checked"
         elif not profile["ok"]:
             about = f"FAIL: {profile['error']}"
         else:
@@ -239,4 +239,6 @@ def _print_profiles(profiles: Sequence[Mapping[str, Any]]) -> None:
             about = f"{profile['key_id']} of {profile.get('owner')}, ends: {ends}"
         click.echo(f"  {name:{width}}{doctor.one_line(about)}")
     if any(profile["ok"] is None and not profile["in_use"] for profile in profiles):
-        click.echo("--all sends this server all of them; --profile NAME, the one that you name.")
+        click.echo(
+            "To check them, --all sends all of them to this server, and --profile NAME sends one."
+        )

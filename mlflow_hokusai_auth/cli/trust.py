@@ -1,4 +1,4 @@
-"""`hokusai-auth trust`: which workloads get keys for their identity tokens, by the rules of REST."""
+"""`hokusai-auth trust`: the workloads that get keys for their identity tokens, by the rules of REST."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trust() -> None:
 @click.option("--github", metavar="ORG/REPO", help="A repository on GitHub.")
 @click.option("--gitlab", metavar="GROUP/PROJECT", help="A project on GitLab.")
 @click.option("--issuer", metavar="URL", help="An issuer: the exact text of the claim iss.")
-@click.option("--workflow", metavar="FILE", help="The file that runs, such as release.yml.")
+@click.option("--workflow", metavar="FILE", help="The workflow's file, such as release.yml.")
 @click.option("--environment", metavar="NAME", help="The environment of the job.")
 @click.option(
     "--claim",
@@ -52,7 +52,7 @@ def trust() -> None:
 @click.option(
     "--single-use/--reusable",
     default=None,
-    help="Whether a token is exchanged once only; by default as its issuer mints them.",
+    help="Exchange each token once only, or until it ends (default: as the issuer mints them).",
 )
 @_TTL
 @_MODELS
@@ -104,7 +104,7 @@ def list_trusts(as_json: bool) -> None:
     "--forget-ids",
     is_flag=True,
     default=None,
-    help="Pin the numbers of the repository anew, at the next exchange: it was moved or made again.",
+    help="Pin the repository's ids anew at the next exchange, after it was moved or made again.",
 )
 @json_option
 def edit_trust(
@@ -140,7 +140,7 @@ def edit_trust(
 @click.argument("trust_id")
 @json_option
 def remove_trust(trust_id: str, as_json: bool) -> None:
-    """Trust a workload no more; the keys that its jobs have now end within a second."""
+    """Remove a trust; the keys that its jobs have now end within a second."""
     with opened() as store:
         from mlflow_hokusai_auth.server.web.trust_schemas import describe
         from mlflow_hokusai_auth.store.trusts import Trusts
@@ -169,7 +169,7 @@ def _key_set(file: IO[str]) -> object:
     try:
         return json.loads(file.read(MAX_JWKS + 1))
     except (ValueError, RecursionError):
-        raise WrongValue(f"--jwks: the file is no JSON of at most {MAX_JWKS} bytes") from None
+        raise WrongValue(f"--jwks: the file must be JSON of at most {MAX_JWKS} bytes") from None
 
 
 def _claims(texts: tuple[str, ...]) -> dict[str, str]:

@@ -397,7 +397,7 @@ class HokusaiAuthClient:
         return self._call("PATCH", _path("trust", trust_id), json=body)
 
     def remove_trust(self, trust_id: str) -> dict[str, Any]:
-        """Trust a workload no more, and return the trust. Its keys end within a second."""
+        """Remove a trust, and return it. Its keys end within a second."""
         return self._call("DELETE", _path("trust", trust_id))
 
     def isolation(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whom people ask about keys, in the operator's words: a text, a mail address or an https URL."""
+"""The contact for questions about keys: the operator's text, mail address or https URL."""
 
 from __future__ import annotations
 

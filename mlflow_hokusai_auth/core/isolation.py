@@ -78,7 +78,7 @@ def name_problem(
         return Problem("NOT_OWNER", _NOBODY)
     if owner == me:
         return None
-    # Of a reserved name nobody else learns that it is taken: the refusal comes first.
+    # This refusal comes first, so that nobody else learns whether a reserved name is taken.
     default = kind == "experiment" and name.startswith(DEFAULT_PREFIX)
     if (reserved is not None and reserved != me) or (default and name != DEFAULT_PREFIX + me):
         return Problem(

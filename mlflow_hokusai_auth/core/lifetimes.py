@@ -1,4 +1,4 @@
-"""How long keys live: by default, at most, and after a rotation."""
+"""The lifetimes of keys: by default, at most, and after a rotation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .times import span
 class Lifetimes:
     """The lifetimes of new keys, in seconds. None means that there is no limit."""
 
-    #: That of a key that is made without one.
+    #: The lifetime of a key that is made without one.
     default: float | None = None
     #: The maximum.
     longest: float | None = None

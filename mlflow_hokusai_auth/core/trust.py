@@ -106,7 +106,7 @@ _PER_REQUEST = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What an operator trusts: tokens of `issuer` with these `claims` are worth a key of `owner`."""
+    """An operator's decision that tokens of `issuer` with these `claims` are worth a key of `owner`."""
 
     trust_id: str
     owner: str

@@ -204,22 +204,22 @@ class Settings(BaseSettings):
         365 * 86400,
         ge=0,
         le=MAX_KEY_LIFETIME,
-        description="Seconds that a key lives which is made without an expiry: 365 days. 0: for ever. "
-        "It does not change keys that exist or are imported.",
+        description="The lifetime of a new key without an expiry, in seconds: 365 days. 0: for ever. "
+        "Existing and imported keys keep their expiry.",
     )
     key_lifetime_max: int = Field(
         0,
         ge=0,
         le=MAX_KEY_LIFETIME,
-        description="Seconds that a new key may live at most; 0: no maximum. It also bounds the "
-        "default, and what an expiry can be changed to. Keys that exist or are imported keep their "
+        description="The longest lifetime of a new key, in seconds. 0: no maximum. It also bounds the "
+        "default lifetime, and every new expiry of a key. Existing and imported keys keep their "
         "expiry.",
     )
     contact: Contact = Field(
         "",
-        description="Whom people ask for a key, or about theirs: a text, a mail address or an https "
-        "URL, of at most 200 characters. The sign-in page shows it to everybody, as do refusals; the "
-        "page of one's own key and `hokusai-auth whoami` show it, too.",
+        description="The contact for people who need a key, or have a question about theirs: a text, a "
+        "mail address or an https URL, of at most 200 characters. The sign-in page and refusals show "
+        "it to everybody; the page of one's own key and `hokusai-auth whoami` show it, too.",
     )
     leak_public_keys: str = Field(
         "",

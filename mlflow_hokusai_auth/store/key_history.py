@@ -24,7 +24,7 @@ class Address(NamedTuple):
 
 
 class History(NamedTuple):
-    """What the store knows about the past of a key. Events are rows of the audit log."""
+    """The past of a key, as far as the store knows it. Events are rows of the audit log."""
 
     #: The event that made the key; None for a key older than the audit log.
     made: Event | None

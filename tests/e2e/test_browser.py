@@ -727,7 +727,7 @@ def test_one_who_may_not_manage_sees_their_own_key(person: NewPerson, server: Se
     expect(page.get_by_role("heading", name="Your API key")).to_be_visible()
     expect(page.get_by_text("999 of 1,000 requests left")).to_be_visible()
     expect(page.get_by_text("only oi-*")).to_be_visible()
-    expect(page.get_by_text("nothing may be deleted")).to_be_visible()
+    expect(page.get_by_text("may not delete anything")).to_be_visible()
     assert others.key_id not in page.content() and "Somebody else" not in page.content()
     assert page.get_by_role("button").all_inner_texts() == ["Sign out", "Rotate"]
     page.get_by_role("button", name="Rotate").click()
@@ -737,7 +737,7 @@ def test_one_who_may_not_manage_sees_their_own_key(person: NewPerson, server: Se
     assert found is not None and found.key_id == server.store.get(record.key_id).replaced_by
     page.wait_for_timeout(MAX_UNCONFIRMED * 1000 + 100)
     one.dismiss_new_key()
-    expect(page.get_by_text("use the key that replaces it")).to_be_visible()
+    expect(page.get_by_text("use the new key")).to_be_visible()
     assert one.wrong == []
 
 

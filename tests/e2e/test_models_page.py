@@ -175,7 +175,7 @@ def test_supplier_shares_and_takes_back(opened: Opened, server: Server) -> None:
     row = page.get_by_role("row").filter(has_text="GLOBEX")
     row.get_by_text("Take back").first.click()
     row.get_by_role("button", name="Take back now").click()
-    expect(page.get_by_role("status")).to_contain_text("Taken back: GLOBEX")
+    expect(page.get_by_role("status")).to_contain_text("Taken back from GLOBEX")
     assert server.request("GET", mlflow, key=globex)[0] == 404
     other.reload()
     assert "acme-lead" not in other.content()

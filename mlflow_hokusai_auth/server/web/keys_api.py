@@ -140,7 +140,7 @@ def blueprint(
 
 @dataclass(frozen=True)
 class KeyActions:
-    """What the routes and the forms of the pages do with keys of `store`, for the caller.
+    """The actions of the routes and of the pages' forms on keys of `store`, for the caller.
 
     `body` is that of the REST API. Each action raises InvalidRequest, or AuthorityUnavailable.
     """

@@ -87,7 +87,7 @@ _PAGE = [
     ),
     _parameter("page_token", "The next_page_token of the previous page.", maxLength=MAX_TOKEN),
 ]
-_KIND = _parameter("kind", "What is meant.", enum=list(KINDS), default=KINDS[0])
+_KIND = _parameter("kind", "Registered models, or experiments.", enum=list(KINDS), default=KINDS[0])
 _NAME = _parameter("name", "The name of a registered model or an experiment.")
 _OF_OWNERS = [
     _KIND,
@@ -240,11 +240,11 @@ _ROWS = (
          "Change a trust; if its rights change, keys that were exchanged before end now.",
          trusted.Trust, errors=("404",), body=trusted.TrustChanges),
     _Row("DELETE trust/{trust_id}", "removeTrust",
-         "Trust a workload no more; its keys end within a second.", trusted.Trust, errors=("404",)),
+         "Remove a trust; its keys end within a second.", trusted.Trust, errors=("404",)),
     _Row("POST token", "exchangeToken",
          "Exchange a workload's identity token for a key (RFC 8693). It needs no key.",
          trusted.ExchangedKey, errors=("404", "413"), extra=_EXCHANGE),
-    _Row("GET status", "getStatus", "What is in force on this server, and how it fares.",
+    _Row("GET status", "getStatus", "The mode, isolation, keys and health of this server.",
          schemas.Status),
     _Row("GET audit", "listAudit", "The last events of the audit log, oldest first.",
          schemas.AuditPage, extra={"parameters": _OF_AUDIT}),

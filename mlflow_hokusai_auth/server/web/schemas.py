@@ -277,17 +277,17 @@ class HealthNow(BaseModel):
 
 
 class Status(BaseModel):
-    """What is in force on a server, and how it fares."""
+    """The mode, isolation, keys and health of a server."""
 
     version: str
     mode: str
     mode_by: str = Field(
-        description="What decides the mode: `force_mode` (HOKUSAI_AUTH_FORCE_MODE), `store` (set with "
+        description="The source of the mode: `force_mode` (HOKUSAI_AUTH_FORCE_MODE), `store` (set with "
         "`hokusai-auth mode`) or `setting` (HOKUSAI_AUTH_MODE, or its default)."
     )
     isolation: str
     isolation_by: str = Field(
-        description="What decides the isolation: `store` (set with `hokusai-auth isolation`), "
+        description="The source of the isolation: `store` (set with `hokusai-auth isolation`), "
         "`setting` (HOKUSAI_AUTH_ISOLATION) or `decision` (what the server found in MLflow's database)."
     )
     isolation_in_effect: str = Field(description="off unless the mode is enforce.")
@@ -325,7 +325,9 @@ class Identity(BaseModel):
     no_delete: bool
     #: The job whose identity token was exchanged for the key, "" for any other key.
     source: str
-    contact: str | None = Field(description="Whom to ask about keys, if the operator says it.")
+    contact: str | None = Field(
+        description="The contact for questions about keys, if the operator has set one."
+    )
     default_experiment: str | None = Field(
         description="The experiment for runs that name none; null: MLflow's Default."
     )

@@ -1,4 +1,4 @@
-"""`/api/2.0/hokusai/status`: what is in force on this server, and how it fares, for administrators."""
+"""`/api/2.0/hokusai/status`: the server's mode, isolation, keys and health, for administrators."""
 
 from __future__ import annotations
 

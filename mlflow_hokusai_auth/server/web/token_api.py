@@ -122,7 +122,7 @@ def _subject_token() -> str | Refused:
             return _malformed("The form can't be read.")
         given = dict(pairs)
         if len(given) < len(pairs):
-            return _malformed("A field of the form is there twice.")
+            return _malformed("The form has a field twice.")
     else:
         body = api.body()
         if not isinstance(body, dict):
@@ -135,7 +135,7 @@ def _subject_token() -> str | Refused:
     if given.get("requested_token_type") not in (None, ISSUED_TYPE):
         return _malformed(f"requested_token_type must be {ISSUED_TYPE}, or left out.")
     if "actor_token" in given:
-        return _malformed("Nobody can act for somebody else here: leave actor_token out.")
+        return _malformed("This server supports no delegation: leave actor_token out.")
     token = given.get("subject_token")
     if not isinstance(token, str) or not token:
         return _malformed("subject_token must be the identity token.")

@@ -1,4 +1,4 @@
-"""`/api/2.0/hokusai/trust`: which workloads get keys for their identity tokens, for administrators."""
+"""`/api/2.0/hokusai/trust`: workloads that get keys for identity tokens, for administrators."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class NewTrust(Body):
         description="The exact URL in the claim iss; with github and gitlab, of your own server.",
     )
     workflow: _Text | None = Field(
-        None, description="The file that runs: release.yml, or .gitlab-ci.yml."
+        None, description="The workflow's file: release.yml, or .gitlab-ci.yml."
     )
     environment: _Text | None = Field(None, description="The job's environment.")
     claims: dict[_Text, _Text] = Field(
@@ -58,7 +58,7 @@ class NewTrust(Body):
         description="Claims and their exact values, or beginnings and `*`.",
     )
     single_use: StrictBool | None = Field(
-        None, description="Whether a token is exchanged once only; null: as its issuer mints them."
+        None, description="True: each token is exchanged once only. Null: as the issuer mints them."
     )
     ttl: Ttl = TTL
     models: Models = Field(default=[])
@@ -75,7 +75,7 @@ class TrustChanges(Body):
     ttl: Ttl = TTL
     jwks: Jwks = None
     forget_ids: StrictBool = Field(
-        False, description="Pin the numbers of the repository anew, at the next exchange."
+        False, description="Pin the repository's ids anew at the next exchange."
     )
 
 

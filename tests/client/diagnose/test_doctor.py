@@ -738,7 +738,7 @@ def test_whoami_prints_the_record_of_the_key(api: Api, run: Any) -> None:
     ours = {"ok": True, "server": api.uri, "key_from": "HOKUSAI_API_KEY", "profiles": []}
     assert printed == {**IDENTITY, **more, **ours, "ends_in": 3 * DAY + 60}
     with time_machine.travel(1796133600 + 5, tick=False):  # the clocks differ
-        assert "expires_at:         2026-12-01 14:00Z, which is over\n" in run("whoami").stdout
+        assert "expires_at:         2026-12-01 14:00Z, in the past\n" in run("whoami").stdout
 
 
 def test_whoami_prints_what_is_owned_and_shared(api: Api, run: Any) -> None:
@@ -808,14 +808,14 @@ def test_whoami_lists_the_keys_of_profiles_and_sends_them_only_if_told(
     assert result.exit_code == 0
     assert lines[lines.index("Keys of ~/.hokusai:") :] == [
         "Keys of ~/.hokusai:",
-        "  acme               not asked about",
-        "  other              not asked about",
+        "  acme               not checked",
+        "  other              not checked",
         "  empty              FAIL: the section of ~/.hokusai/profiles named by HOKUSAI_PROFILE has no "
         "api_key",
         "  cut                FAIL: it is cut short: it has 3 characters after the second _, and a "
         "whole key has 46. Copy the whole key again.",
-        "  ~/.hokusai/config  not asked about",
-        "--all sends this server all of them; --profile NAME, the one that you name.",
+        "  ~/.hokusai/config  not checked",
+        "To check them, --all sends all of them to this server, and --profile NAME sends one.",
     ]
     assert {asked.headers["x-api-key"] for asked in api.asked} == {key}
 

@@ -188,7 +188,7 @@ def test_supplier_shares_its_own_and_takes_it_back(here: ModelsPage) -> None:
     grant_id = grant["detail"]["id"]
     assert "You gave no grant" in here.refused("unshare", {"grant_id": grant_id}, 404, GLOBEX)
     query, said = here.done("unshare", {"grant_id": grant_id, "back": "page=1"}, ACME)
-    assert said == "Taken back: globex may contribute to acme-*."
+    assert said == "Taken back from globex: contribute for acme-*."
     assert "Nothing is shared with you" in here.get("show=shared", GLOBEX)
     assert here.audited() == ["grants.added", "grants.removed"]
 
@@ -323,21 +323,21 @@ def test_server_that_can_t_know_owners_says_so_and_what_to_do(
     here.gate.isolation.decide("off", "MLflow 3.8 is older than 3.9")
     for caller, says in ((ADMIN, "MLflow 3.8 is older"), (ACME, "Ask the server’s operator")):
         page = here.get(caller=caller)
-        assert "can’t know whose models are" in page and says in page
+        assert "can’t record who owns models" in page and says in page
         assert '<form method="post" action="models' not in page
     assert "3.8" not in here.get(caller=ACME)
     here.gate.isolation.decide("off", None)
     monkeypatch.setattr(stores, "shared_engine", lambda: None)
     assert "MLFLOW_BACKEND_STORE_URI" in here.get()
     answer = here.post("share", {"pattern": "a", "grantee": "b"})
-    assert answer.status_code == 200 and "can’t know whose" in answer.text
+    assert answer.status_code == 200 and "can’t record who owns" in answer.text
 
 
 def test_page_says_whether_owners_count(here: ModelsPage) -> None:
     for level, in_notice in (("off", True), ("observe", True), ("writes", False), ("full", False)):
         here.gate.isolation.decide(level, None)
         for caller in (ADMIN, ACME):
-            assert ("nobody is kept to them" in here.get(caller=caller)) == in_notice, level
+            assert ("recorded, but not enforced" in here.get(caller=caller)) == in_notice, level
     assert "hokusai-auth isolation" not in here.get(caller=ACME)
 
 

@@ -391,7 +391,7 @@ class TestForms:
         ended = here.store.revoke(made[2].key_id)
         ids = [one.key_id for one in made]
         asked = self.send(here, "selected", action="rotate", key_id=ids)
-        assert "Rotate 2 keys?" in asked.text and "1 of your choice" in asked.text
+        assert "Rotate 2 keys?" in asked.text and "1 of the selected keys" in asked.text
         assert here.store.page().total == 3
         page = self.send(
             here, "selected", action="rotate", key_id=ids, confirmed="yes", overlap="3600"
@@ -440,8 +440,8 @@ class TestForms:
         retyped = key[:-1] + ("0" if key[-1] != "0" else "1")
         other = "hk_live_" + "a1B2" * 8
         for text, status, says in (
-            (other, 200, "Not from here."),
-            ("zzzz" if key[-4:] != "zzzz" else "yyyy", 200, "Not from here."),
+            (other, 200, "Not found."),
+            ("zzzz" if key[-4:] != "zzzz" else "yyyy", 200, "Not found."),
             (retyped, 400, "its checksum is wrong"),
             ("", 400, "can't be a key"),
             ("two words", 400, "can't be a key"),

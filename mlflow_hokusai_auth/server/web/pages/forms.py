@@ -42,7 +42,7 @@ def check() -> None:
         )
     if not browser.is_csrf_token(sessions[0], request.form.get("csrf", "")):
         raise InvalidRequest(
-            "This form is of an earlier session. Open the page again, and send it."
+            "This form is from an earlier session. Open the page again, and send the form from there."
         )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow_hokusai_auth.store.keys import LocalStore
     from mlflow_hokusai_auth.store.records import KeyRecord
 
-#: What can be done to several keys -> the states of keys that it can be done to.
+#: Actions on several keys -> the states of the keys that each applies to.
 _ACTIONS = {"revoke": ("active", "deprecated", "expired"), "rotate": ("active",)}
 
 

@@ -46,9 +46,9 @@ _SUGGESTED = 500
 _DAY = 86400
 #: The parts of the address that say what the page shows.
 _STATE = ("view", "show", "query", "owner", "page")
-#: What there is to see for operators, and for owners; the first is the default.
+#: The views for operators, and for owners; the first is the default.
 _VIEWS = {True: ("models", "shares", "reserved"), False: ("models", "shares")}
-#: Which models the list has, for operators and for owners; the first is the default.
+#: The choices of models in the list, for operators and for owners; the first is the default.
 _SHOWS = {True: ("all", "unowned"), False: ("mine", "shared", "all")}
 #: The fields of forms that a refusal may be about, by its beginning.
 _FIELDS = ("pattern", "grantee", "days", "owner", "prefix")
@@ -246,7 +246,7 @@ def _share(ownership: Ownership, form: Fields) -> tuple[State, str]:
 
 def _unshare(ownership: Ownership, form: Fields) -> tuple[State, str]:
     grant = ownership_api.unshare(ownership, form.get("grant_id", ""))
-    text = f"Taken back: {grant['grantee']} {_MAY[grant['level']]} {grant['pattern']}."
+    text = f"Taken back from {grant['grantee']}: {grant['level']} for {grant['pattern']}."
     return _back() | {"view": "shares"}, text
 
 
