@@ -84,7 +84,7 @@ def test_operator_takes_over_what_exists(call: Call, engine: sa.Engine) -> None:
     assert "acme" in call("owners", "of", "acme-a").stdout
     (event,) = map(json.loads, call("audit", "--event", "owners", "--json").stdout.splitlines())
     assert (event["event"], event["actor"]) == ("owners.assigned", "cli:alice")
-    assert "was acme's, and is nobody's now" in call("owners", "release", "acme-a").stdout
+    assert "was acme's, and has no owner now" in call("owners", "release", "acme-a").stdout
     assert told(call, "owners", "release", "acme-b")["owner"] == "acme"
 
 

@@ -145,7 +145,7 @@ def assign(uri: str | None, as_json: bool, file: IO[str] | None, **given: Any) -
 @_place_option
 @json_option
 def release(name: str, uri: str | None, as_json: bool) -> None:
-    """Make the name of a registered model nobody's.
+    """Release the name of a registered model, so that it has no owner.
 
     If the model is gone, anybody may make one of this name then.
     """
@@ -154,7 +154,7 @@ def release(name: str, uri: str | None, as_json: bool) -> None:
     if as_json:
         print_json(row)
     else:
-        click.echo(f"{printable(name)} was {printable(row['owner'])}'s, and is nobody's now.")
+        click.echo(f"{printable(name)} was {printable(row['owner'])}'s, and has no owner now.")
 
 
 @owners.command()

@@ -274,7 +274,7 @@ class HokusaiAuthClient:
         return self._call("POST", "owners/assign", json=body)
 
     def release_name(self, name: str) -> dict[str, Any]:
-        """Make the name of a registered model nobody's, and return whose it was."""
+        """Release the name of a registered model, so that it has no owner, and return whose it was."""
         return self._call("POST", "owners/release", json={"name": name})
 
     def check_owners(self) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ POLL = 1.0
 _log = logging.getLogger(__name__)
 
 
-#: What decides the mode and the isolation: the setting that overrides all, what was set with
+#: The sources of the mode and the isolation: the setting that overrides all, what was set with
 #: `hokusai-auth mode` or `isolation`, the setting, or what was decided for MLflow's database.
 FORCE_MODE, STORE, SETTING, DECISION = "force_mode", "store", "setting", "decision"
 

@@ -56,7 +56,7 @@ class KeyRecord:
     models: tuple[str, ...] = ()
     #: True if the key may not delete anything.
     no_delete: bool = False
-    #: Of a key that was exchanged for an identity token: the trust, and the job.
+    #: The trust and the job, if the key was exchanged for an identity token.
     trust_id: str | None = None
     source: str = ""
     #: The last four characters of the key; None for a key that an earlier version stored.

@@ -25,7 +25,7 @@ KEYS = sa.Table(
     sa.Column("last_used_at", sa.Float(53)),
     sa.Column("models", sa.JSON, nullable=False),
     sa.Column("no_delete", sa.Boolean, nullable=False),
-    # Of a key that was exchanged for an identity token: the trust, the job, and the digest of a token
+    # If the key was exchanged for an identity token: the trust, the job, and the digest of a token
     # that may be exchanged again.
     sa.Column("trust_id", sa.String(32)),
     sa.Column("source", sa.Text, nullable=False),

@@ -92,7 +92,7 @@ class Gate:
     body_seconds: float = BODY_SECONDS
     #: Public rules that are not configured -> the message of their refusal. Their body isn't read.
     absent: Mapping[str, str] = field(default_factory=dict)
-    #: Whom people ask about keys, or "".
+    #: The contact for questions about keys, or "".
     contact: str = ""
     #: Proxies whose X-Forwarded-For is believed.
     trusted: tuple[Network, ...] = ()

@@ -102,7 +102,7 @@ class Watch:
     mode: Mode | Isolation
     #: Called for each location that mode observe lets pass.
     observed: Callable[[WouldRefuse], object] = lambda _: None
-    #: Whom people ask about keys, or "".
+    #: The contact for questions about keys, or "".
     contact: str = ""
 
     @property

@@ -206,7 +206,7 @@ class Key(BaseModel):
     last_used_at: float | None
     models: list[str]
     no_delete: bool
-    #: Of a key that was exchanged for an identity token: the trust, and the job.
+    #: The trust and the job, if the key was exchanged for an identity token.
     trust_id: str | None
     source: str
     last_four: str | None = Field(

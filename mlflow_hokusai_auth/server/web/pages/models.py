@@ -58,7 +58,7 @@ _STATUS = ((Forbidden, 403), (NotFound, 404), (Conflict, 409), (InvalidRequest, 
 
 State = dict[str, str]
 Fields = Mapping[str, str]
-#: What a form does. It returns what the page shows afterwards, and what was done.
+#: The action of a form. It returns the state of the next page, and the message about what was done.
 Act = Callable[[Ownership, Fields], tuple[State, str]]
 
 
