@@ -130,7 +130,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         result: Result = CliRunner().invoke(main, ["smoke", url, "--json"])
         assert result.exit_code == code, result.output
         report = json.loads(result.stdout)
-        assert list(report) == ["url", "ok", "seconds", "checks"]
+        assert list(report) == ["ok", "url", "seconds", "checks"]
         assert report["ok"] is (code == 0)
         for check in report["checks"]:
             assert list(check) == ["check", "ok", "seconds", "found", "fix", "warns"]
