@@ -18,6 +18,7 @@ from mlflow_hokusai_auth.authorities.identity_tokens import Judged, Verifier
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.trust import Refused, workload
 from mlflow_hokusai_auth.server.web import keys_api
+from mlflow_hokusai_auth.store import key_pages
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.records import KeyFilter
 from mlflow_hokusai_auth.store.tables import KEYS, USES
@@ -121,12 +122,14 @@ def _questions(store: LocalStore, known: list[str]) -> dict[str, tuple[float, fl
 
     middle = store.find(random.choice(known))
     assert middle is not None
+    place = key_pages.Place(middle.created_at, middle.key_id)
+    token = key_pages.token(key_pages.NEWEST_FIRST, place)
     unknown = keys.generate()
     return {
         "lookup": times(lambda: store.lookup(random.choice(known)), 5000),
         "lookup of an unknown key": times(lambda: store.lookup(unknown), 5000),
         "page, the first": times(lambda: page(KeyFilter()), 100),
-        "page, in the middle": times(lambda: page(KeyFilter(), middle.key_id), 100),
+        "page, in the middle": times(lambda: page(KeyFilter(), token), 100),
         "page, of one owner": times(lambda: page(KeyFilter(owner="Supplier 7")), 100),
         "page, active keys": times(lambda: page(KeyFilter(state="active")), 100),
         "page, a search that finds nothing": times(lambda: page(KeyFilter(query="nobody")), 100),
