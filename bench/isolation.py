@@ -88,7 +88,7 @@ class World:
         ownership.prepare(self.engine)
         if size is not None:
             bulk.fill(self.engine, (folder / "artifacts").as_uri(), size)
-        # Of both sides: the server has it whatever isolation is.
+        # The server sets them once whatever isolation is, so both sides have it.
         pragmas.set_once()
         environ = {
             artifact_roots.DESTINATION: str(folder / "artifacts"),

@@ -61,7 +61,7 @@ class Issuer:
         self.keys: dict[str, Any] = {"rsa-1": rsa_key(), "ec-1": ec_key()}
         #: The claims of the job that asks the runner for tokens.
         self.job: dict[str, object] = {}
-        #: What was asked for, in this order.
+        #: The paths that were asked for, in this order.
         self.asked: list[str] = []
         #: Path -> (status, headers, body), in place of the usual answer.
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}

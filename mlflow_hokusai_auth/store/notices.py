@@ -66,7 +66,7 @@ class Notice:
             return tuple(conditions(KeyFilter(state="active", unused_for=self.days * DAY), now))
         return (
             *conditions(KeyFilter(state="active", expires_within=self.days * DAY), now),
-            # Who made a key for a few days knows that it ends soon.
+            # A key that was made for a few days needs no notice: its maker knows that it ends soon.
             KEYS.c.created_at < KEYS.c.expires_at - self.days * DAY,
         )
 

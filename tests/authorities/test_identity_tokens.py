@@ -287,7 +287,7 @@ def test_keys_rotate(issuer: Issuer) -> None:
     assert server.code(after) == "ok"
     assert server.code(issuer.token(CLAIMS, "ec-2")) == "ok"
     assert len(issuer.asked) == 4
-    # Who has taken a key back has a reason.
+    # An issuer that took a key back has a reason.
     assert server.code(before) == "TOKEN_KEY_UNKNOWN"
 
 

@@ -1,4 +1,4 @@
-"""Whom people ask, in the operator's words."""
+"""The contact for questions, in the operator's words."""
 
 from __future__ import annotations
 

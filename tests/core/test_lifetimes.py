@@ -1,4 +1,4 @@
-"""How long keys live."""
+"""The lifetimes of keys."""
 
 from __future__ import annotations
 

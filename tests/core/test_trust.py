@@ -1,4 +1,4 @@
-"""Which identity tokens are worth a key: rows for what services document, properties for the rest."""
+"""Identity tokens that are worth a key: rows for what services document, properties for the rest."""
 
 from __future__ import annotations
 

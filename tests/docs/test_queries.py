@@ -24,7 +24,7 @@ KEY = "key_0123456789abcdef"
 
 
 def log_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What a server logs of two owners: requests, a change, and a key that ends soon."""
+    """Return the log lines of two owners: requests, a change, and a key that ends soon."""
     acme = Principal(KEY, "ACME", frozenset({"model:write"}))
     other = Principal("key_other", "Other", frozenset({"model:write"}))
     refused = exchange(Deny("SCOPE_MISSING", "", principal=acme), 403, passed=False)

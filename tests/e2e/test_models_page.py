@@ -150,7 +150,7 @@ def test_supplier_shares_and_takes_back(opened: Opened, server: Server) -> None:
     page.get_by_label("contribute").check()
     page.get_by_label("Ends after").fill("soon")
     page.get_by_role("button", name="Share", exact=True).click()
-    # What was typed is there again, and the field that is wrong is marked.
+    # The form keeps what was typed, and marks the field that is wrong.
     days = page.get_by_label("Ends after")
     expect(page.get_by_role("alert")).to_contain_text("whole number")
     assert days.get_attribute("aria-invalid") == "true" and days.input_value() == "soon"

@@ -85,7 +85,7 @@ def test_job_without_a_key_registers_a_model(server: Server, issuer: Issuer) -> 
     (result,) = run_job(environ, "by-trust")
     assert_done(result, "by-trust")
 
-    # What it made says which job it was.
+    # The run and the version say which job made them.
     source = f"github:acme/models@{GITHUB['sha']}#{GITHUB['run_id']}"
     for path in (
         f"runs/get?run_id={result['run_id']}",

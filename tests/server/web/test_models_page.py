@@ -207,7 +207,7 @@ def test_supplier_s_page_tells_nothing_of_others(here: ModelsPage) -> None:
     ]
     for view in ("", "view=shares", "view=shares&query=umb", "show=shared", "query=umb"):
         page = here.get(view, GLOBEX)
-        # What was searched for stands in the page's own fields.
+        # The page's own fields repeat what was searched for.
         page = page.replace("query=umb", "").replace('value="umb"', "")
         assert not re.search("umb|hidden-|initech|staff", page), view
         assert "Reserved names" not in page and "Give models" not in page

@@ -308,7 +308,7 @@ class TestForms:
         ):
             answer = self.send(here, "new", **{**fields, name: wrong})
             assert answer.status_code == 400 and says in html.unescape(answer.text), name
-            # What was typed is kept.
+            # The form keeps what was typed.
             assert 'value="form"' in answer.text and "acme-*</textarea>" in answer.text, name
         assert here.store.page().total == 0
         page = self.send(here, "new", **fields).text

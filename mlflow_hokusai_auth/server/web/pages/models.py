@@ -160,7 +160,7 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
         )
 
 
-# What the page shows
+# The values on the page
 
 
 def _found(ownership: Ownership, view: str, listed: str, state: State) -> Found:
@@ -219,7 +219,7 @@ def _back() -> State:
     return _state(dict(parse_qsl(flask.request.form.get("back", ""))))
 
 
-# What the forms do
+# The actions of the forms
 
 
 def _require(form: Fields, *names: str) -> None:
