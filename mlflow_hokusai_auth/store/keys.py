@@ -279,39 +279,31 @@ class LocalStore:
         lifetime, within the maximum of `lifetimes`. Raises KeyConflict for a key that has ended or was
         replaced.
         """
-        now = time.time()
         with self.database.changing() as change:
-            old = records.get(change.connection, key_id)
-            _refuse_ephemeral(old)
-            if (state := old.state(now)) != "active":
-                raise KeyConflict(
-                    f"Key {key_id} was replaced by {old.replaced_by} already."
-                    if state == "deprecated"
-                    else f"Key {key_id} is {state}; create a new one instead."
-                )
-            key = key_format.generate(old.environment)
-            new = replace(
-                old,
-                key_id=records.new_id(),
-                created_at=now,
-                last_used_at=None,
-                expires_at=lifetimes.end_after_rotation(
-                    old.created_at, old.expires_at, now, renewed=renewed
-                ),
-                last_four=key[-records.LAST :],
-            )
-            ends = now + overlap if old.expires_at is None else min(now + overlap, old.expires_at)
-            changed: dict[str, Any] = {
-                "deprecated_at": now,
-                "replaced_by": new.key_id,
-                "expires_at": ends,
-            }
-            records.insert(change, new, key)
-            change.connection.execute(
-                sa.update(KEYS).where(KEYS.c.key_id == key_id).values(changed)
-            )
-            change.audit("key.rotated", by, key_id, replaced_by=new.key_id, expires_at=ends)
-        return new, key, replace(old, **changed)
+            return _rotate(change, key_id, overlap, by, lifetimes, renewed)
+
+    def rotate_several(
+        self,
+        key_ids: Iterable[str],
+        *,
+        overlap: float = OVERLAP,
+        by: Actor = NOBODY,
+        lifetimes: Lifetimes = UNLIMITED,
+        renewed: bool = False,
+    ) -> tuple[list[tuple[KeyRecord, str]], list[KeyConflict]]:
+        """Replace keys as `rotate` does, all in one transaction: if the store fails, none is made.
+
+        Return the new records with their keys, and why each of the other keys can't be replaced.
+        """
+        made, refused = [], []
+        with self.database.changing() as change:
+            for key_id in key_ids:
+                try:
+                    new, key, _ = _rotate(change, key_id, overlap, by, lifetimes, renewed)
+                    made.append((new, key))
+                except KeyConflict as error:
+                    refused.append(error)
+        return made, refused
 
     def predecessor_lives(self, key_id: str) -> bool:
         """Return whether the key that `key_id` replaced is still good."""
@@ -366,6 +358,42 @@ def _principal(row: Any) -> Principal:
         no_delete=row.no_delete,
         source=row.source,
     )
+
+
+def _rotate(
+    change: Change, key_id: str, overlap: float, by: Actor, lifetimes: Lifetimes, renewed: bool
+) -> tuple[KeyRecord, str, KeyRecord]:
+    """Do what `LocalStore.rotate` does, in `change`. If it raises KeyConflict, nothing changes."""
+    now = time.time()
+    old = records.get(change.connection, key_id)
+    _refuse_ephemeral(old)
+    if (state := old.state(now)) != "active":
+        raise KeyConflict(
+            f"Key {key_id} was replaced by {old.replaced_by} already."
+            if state == "deprecated"
+            else f"Key {key_id} is {state}; create a new one instead."
+        )
+    key = key_format.generate(old.environment)
+    new = replace(
+        old,
+        key_id=records.new_id(),
+        created_at=now,
+        last_used_at=None,
+        expires_at=lifetimes.end_after_rotation(
+            old.created_at, old.expires_at, now, renewed=renewed
+        ),
+        last_four=key[-records.LAST :],
+    )
+    ends = now + overlap if old.expires_at is None else min(now + overlap, old.expires_at)
+    changed: dict[str, Any] = {
+        "deprecated_at": now,
+        "replaced_by": new.key_id,
+        "expires_at": ends,
+    }
+    records.insert(change, new, key)
+    change.connection.execute(sa.update(KEYS).where(KEYS.c.key_id == key_id).values(changed))
+    change.audit("key.rotated", by, key_id, replaced_by=new.key_id, expires_at=ends)
+    return new, key, replace(old, **changed)
 
 
 def _refuse_ephemeral(record: KeyRecord) -> None:

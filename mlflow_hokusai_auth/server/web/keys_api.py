@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,17 +166,26 @@ class KeyActions:
 
     def rotate(self, key_id: str, body: object) -> tuple[KeyRecord, str, KeyRecord]:
         """Replace a key. Return the new record, the new key, and the old record."""
-        self.check_rotation(key_id)
+        return self.store.rotate(key_id, **self._rotation([key_id], body))
+
+    def rotate_several(
+        self, key_ids: Sequence[str], body: object
+    ) -> tuple[list[tuple[KeyRecord, str]], list[KeyConflict]]:
+        """Replace all of these keys or none, as `LocalStore.rotate_several` does."""
+        return self.store.rotate_several(key_ids, **self._rotation(key_ids, body))
+
+    def _rotation(self, key_ids: Sequence[str], body: object) -> dict[str, Any]:
+        """Return the options of the store for a rotation of these keys that the caller may do."""
+        for key_id in key_ids:
+            self.check_rotation(key_id)
         _check_rotation_limit(callers.principal(), self.store, self.gate)
-        options = schemas.parse(schemas.Rotation, body)
-        return self.store.rotate(
-            key_id,
-            overlap=options.overlap,
-            by=callers.actor(),
-            lifetimes=self.lifetimes,
+        return {
+            "overlap": schemas.parse(schemas.Rotation, body).overlap,
+            "by": callers.actor(),
+            "lifetimes": self.lifetimes,
             # No key but an administrator's puts off its own end.
-            renewed=policy.is_admin(callers.principal(), self.gate.policy),
-        )
+            "renewed": policy.is_admin(callers.principal(), self.gate.policy),
+        }
 
     def check_rotation(self, key_id: str) -> None:
         """Raise Forbidden unless the caller may rotate this key."""

@@ -409,6 +409,45 @@ class TestForms:
         unknown = self.send(here, "selected", action="revoke", key_id="key_none")
         assert unknown.status_code == 404
 
+    @pytest.mark.parametrize("form", ["selected", "rotate", "new"])
+    def test_no_key_is_made_that_is_not_shown(self, here: Pages, form: str) -> None:
+        """Both failures are the database's: at the second new key, and at what the page reads."""
+        made = [here.store.create(owner="ACME", scopes=["model:read"])[0] for _ in range(3)]
+        before, fields = list(here.store.each()), {"key_id": [one.key_id for one in made[:2]]}
+        paths = {"selected": "selected", "rotate": f"{made[0].key_id}/rotate", "new": "new"}
+        own = {
+            "selected": {**fields, "action": "rotate", "confirmed": "yes"},
+            "new": {"owner": "ACME", "scopes": "model:read", "expiry": "never"},
+        }.get(form, {})
+
+        def sent() -> TestResponse:
+            cookie = {"Cookie": f"{browser.LOOPBACK_COOKIE}={self.TOKEN}"}
+            data = {"csrf": browser.csrf_token(self.TOKEN), **own}
+            me = replace(PRINCIPALS["admin"], key_id=made[2].key_id)
+            return here.ask("POST", f"/hokusai/keys/{paths[form]}", me, data=data, headers=cookie)
+
+        for trigger in (
+            "BEFORE INSERT ON hokusai_auth_keys BEGIN SELECT CASE WHEN (SELECT count(*) FROM "
+            f"hokusai_auth_keys) > {3 if form == 'selected' else 2} THEN json('{{') END",
+            # The store can't read the caller's own key any more, for which each page looks.
+            "AFTER INSERT ON hokusai_auth_keys BEGIN UPDATE hokusai_auth_keys SET networks = '{' "
+            f"WHERE key_id = '{made[2].key_id}'",
+        ):
+            with here.store.database.engine.begin() as connection:
+                connection.exec_driver_sql(f"CREATE TRIGGER failing {trigger}; END")
+            answer = sent()
+            shown = re.findall(r'value="(hk_live_[0-9A-Za-z]+)"', answer.text)
+            with here.store.database.engine.begin() as connection:
+                connection.exec_driver_sql("DROP TRIGGER failing")
+                connection.exec_driver_sql("UPDATE hokusai_auth_keys SET networks = '[]'")
+            now = {one.key_id for one in here.store.each()}
+            found = [here.store.find(key) for key in shown]
+            new = {one.key_id for one in found if one is not None}
+            assert now - {one.key_id for one in before} == new, trigger
+            if answer.status_code != 200:
+                assert answer.status_code == 503 and list(here.store.each()) == before, trigger
+        assert len(new) == (2 if form == "selected" else 1)
+
     def test_all_keys_of_a_leaver_are_revoked(self, here: Pages) -> None:
         theirs = [here.store.create(owner="ACME", scopes=["model:read"])[0] for _ in range(3)]
         theirs.append(

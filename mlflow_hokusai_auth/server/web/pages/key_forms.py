@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flask
@@ -15,8 +15,8 @@ from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.web import keys_api, schemas
 from mlflow_hokusai_auth.store.records import KeyFilter
 
-from . import forms
-from .page_of_caller import page_of_caller
+from . import forms, shared
+from .page_of_caller import of_caller, page_of_caller
 
 if TYPE_CHECKING:
     from werkzeug.datastructures import MultiDict
@@ -41,10 +41,17 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
         values["sent"] = flask.request.form
         return page_of_caller(store, gate, "key_form.html", 400 if error else 200, **values)
 
-    def made(*found: tuple[KeyRecord, str], failed: list[str] | None = None) -> Response:
-        """Return the page that shows new keys, once."""
-        keys = [{**schemas.describe(record), "key": key} for record, key in found]
-        return page_of_caller(store, gate, "made.html", keys=keys, failed=failed or ())
+    def shown(
+        make: Callable[[], tuple[Sequence[tuple[KeyRecord, str]], Sequence[object]]],
+    ) -> Response:
+        """Make keys, and return the page that shows them, once, and what `make` says of others.
+
+        All that the page needs is read before, because keys that it could not show would be lost.
+        """
+        caller = of_caller(store, gate)
+        made, failed = make()
+        keys = [{**schemas.describe(record), "key": key} for record, key in made]
+        return shared.page("made.html", keys=keys, failed=failed, **caller)
 
     @routes.get("/keys/new")
     def new_form() -> Response:
@@ -54,14 +61,11 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
     def new() -> Response:
         body = _body(flask.request.form)
         try:
-            if "key" in body:
-                record, key = actions.import_key(body), ""
-            else:
-                record, key = actions.create(body)
+            if "key" not in body:
+                return shown(lambda: ([actions.create(body)], ()))
+            record = actions.import_key(body)
         except InvalidRequest as error:
             return form("new", error, values=body)
-        if key:
-            return made((record, key))
         return forms.done(record.key_id, f"{record.name or record.owner} imported.")
 
     @routes.get("/keys/<key_id>/edit")
@@ -89,10 +93,10 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
     @routes.post("/keys/<key_id>/rotate")
     def rotate(key_id: str) -> Response:
         try:
-            new, key, _ = actions.rotate(key_id, _overlap(flask.request.form))
+            sent = _overlap(flask.request.form)
+            return shown(lambda: ([actions.rotate(key_id, sent)[:2]], ()))
         except KeyConflict as error:
             return form("rotate", error, key=schemas.describe(store.get(key_id)))
-        return made((new, key))
 
     @routes.get("/keys/<key_id>/revoke")
     def revoke_form(key_id: str) -> Response:
@@ -141,16 +145,10 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
                 mine=any(one.key_id == mine for one in able),
                 back=back,
             )
-        failed: list[str] = []
         if action == "rotate":
-            new = []
-            for one in able:
-                try:
-                    record, key, _ = actions.rotate(one.key_id, _overlap(sent))
-                    new.append((record, key))
-                except KeyConflict as error:
-                    failed.append(str(error))
-            return made(*new, failed=failed)
+            ids = [one.key_id for one in able]
+            return shown(lambda: actions.rotate_several(ids, _overlap(sent)))
+        failed: list[str] = []
         for one in able:
             try:
                 store.revoke(one.key_id, callers.actor())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow_hokusai_auth.server.web import keys_api
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 def page_of_caller(
     store: LocalStore, gate: Gate, template: str, status: int = 200, **values: object
 ) -> Response:
-    """Return a page: `me` is who is signed in, forms hold `csrf`, and `said` is what was done."""
-    values |= {"me": keys_api.whoami_of(store, gate), "csrf": forms.csrf(), "said": forms.said()}
-    return shared.page(template, status, **values)
+    """Return a page with the values of `of_caller`."""
+    return shared.page(template, status, **values, **of_caller(store, gate))
+
+
+def of_caller(store: LocalStore, gate: Gate) -> dict[str, Any]:
+    """Return `me`, who is signed in; `csrf`, which forms hold; and `said`, what was done."""
+    return {"me": keys_api.whoami_of(store, gate), "csrf": forms.csrf(), "said": forms.said()}
