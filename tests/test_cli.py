@@ -750,6 +750,20 @@ def in_a_process(folder: Path, *arguments: str, **environ: str) -> str:
     return done.stdout
 
 
+def test_commands_on_the_key_store_need_not_wait_for_mlflow(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from mlflow_hokusai_auth.cli import main\n"
+        "for call in ('mode', 'isolation', 'log-level', 'status', 'audit', 'keys list'):\n"
+        "    main(call.split(), standalone_mode=False)\n"
+        "    assert 'mlflow' not in sys.modules, call\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(tmp_path), cwd=tmp_path, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_command_writes_no_metrics(tmp_path: Path) -> None:
     folder = tmp_path / "metrics"
     in_a_process(tmp_path, "keys", "list", PROMETHEUS_MULTIPROC_DIR=str(folder))

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
-import mlflow
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -159,6 +158,8 @@ def describe(policy: str, authority: str) -> None:
         for outcome in ("refused", "observed"):
             ISOLATION.labels(kind, outcome)
     EXCHANGES.labels("exchanged")
+    import mlflow
+
     INFO.labels(__version__, mlflow.__version__, policy, authority).set(1)
 
 

@@ -22,7 +22,6 @@ import flask
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, HokusaiAuthError
 from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.server.live_settings import Isolation
-from mlflow_hokusai_auth.server.upstream import stores
 from mlflow_hokusai_auth.store.keys import LocalStore
 
 #: Seconds for which a result is returned again.
@@ -127,11 +126,15 @@ def _migrations(store: LocalStore) -> str:
 
 
 def _mlflow_store() -> str:
+    from mlflow_hokusai_auth.server.upstream import stores
+
     stores.query_tracking_store()
     return "answers"
 
 
 def _artifact_root() -> str:
+    from mlflow_hokusai_auth.server.upstream import stores
+
     served = stores.served_artifacts()
     if served is None:
         return "not served here"
