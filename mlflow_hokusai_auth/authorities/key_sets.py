@@ -2,7 +2,8 @@
 
 Only the exact URLs of trusted issuers are asked, and only over TLS (or on this machine). A set is used
 for `FRESH` seconds, and for `STALE` while its issuer can't be reached. An unknown key id makes the set
-be read again, at most once in `INTERVAL`, so that a flood of made-up tokens makes no requests.
+be read again, at most once in `INTERVAL`, so that a flood of made-up tokens makes no requests. Nobody
+waits for an issuer that was slow or failed last: strangers can't hold the threads of other requests.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import jwt
@@ -36,8 +35,8 @@ INTERVAL, FIRST_INTERVAL = 60.0, 10.0
 MAX_DOCUMENT, MAX_KEYS = 256 * 1024, 100
 #: Bits of an RSA key, at least (NIST SP 800-131A).
 MIN_RSA = 2048
-#: Threads that wait for the same issuer, at most.
-MAX_WAITING = 8
+#: Callers that wait for issuers, at most, over all issuers together; and the seconds of a wait.
+MAX_WAITING, PATIENCE = 2, 2.0
 _DISCOVERY = "/.well-known/openid-configuration"
 _LOOPBACK = re.compile(
     r"http://(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?(?:/[!-~]*)?", re.ASCII
@@ -64,90 +63,104 @@ class _State:
     next_reading: float = float("-inf")
     #: Why the last reading failed, or "".
     problem: str = ""
-    #: Held while the issuer is asked.
-    reading: threading.Lock = field(default_factory=threading.Lock)
-    waiting: threading.BoundedSemaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(MAX_WAITING)
-    )
+    #: False if the last reading failed or took longer than anybody waits, so that nobody waits now.
+    prompt: bool = True
+    #: The reading that goes on, in a thread of its own, and the time at which it began.
+    reading: threading.Event | None = None
+    began: float = 0.0
 
 
 class KeySets:
-    """The key sets of issuers. A reading takes at most `timeout` seconds; `timer` is monotonic."""
+    """The key sets of issuers. `timer` is monotonic.
+
+    A reading takes `timeout` seconds at most, unless a name is resolved for longer. An issuer has one
+    at a time, in a thread of its own. `MAX_WAITING` callers at most wait for readings, over all issuers
+    together and for `patience` seconds; the others are answered at once.
+    """
 
     def __init__(
-        self, *, timeout: float = 5.0, timer: Callable[[], float] = time.monotonic
+        self,
+        *,
+        timeout: float = 5.0,
+        patience: float = PATIENCE,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._timeout = timeout
+        self._patience = patience
         self._timer = timer
         self._lock = threading.Lock()
         self._states: dict[str, _State] = {}
+        self._waiting = threading.BoundedSemaphore(MAX_WAITING)
 
     def find(self, issuer: str, key_id: str) -> VerifyingKey | None:
         """Return the key `key_id` ("" for the only key) of `issuer`, or None if the set has none.
 
         The issuer must be a trusted one. Raises AuthorityUnavailable if there is no set.
         """
+        now = self._timer()
         with self._lock:
             state = self._states.setdefault(issuer, _State())
-        now = self._timer()
-        known = _of(state.keys, key_id) if now - state.read_at <= STALE else None
-        if known is not None and now - state.read_at <= FRESH:
-            return known
-        if now >= state.next_reading and (known is None or not state.reading.locked()):
-            self._read(issuer, state)
-        if state.keys is None or self._timer() - state.read_at > STALE:
-            raise self._unavailable(state)
-        found = _of(state.keys, key_id)
-        if found is None and state.problem:
-            # The issuer may have the key by now.
-            raise self._unavailable(state)
-        return found
+            known = _of(state.keys, key_id) if now - state.read_at <= STALE else None
+            if known is not None and now - state.read_at <= FRESH:
+                return known
+            first = state.reading is None and now >= state.next_reading
+            if first:
+                self._begin_reading(issuer, state, now)
+            reading = state.reading if state.prompt and (first or known is None) else None
+            rest = self._patience - (now - state.began)
+        if reading is not None and rest > 0 and self._waiting.acquire(blocking=False):
+            try:
+                reading.wait(rest)
+            finally:
+                self._waiting.release()
+        with self._lock:
+            now = self._timer()
+            if state.keys is None or now - state.read_at > STALE:
+                raise _unavailable(state, now)
+            found = _of(state.keys, key_id)
+            if found is None and (state.problem or state.reading is not None):
+                # The issuer may have the key by now.
+                raise _unavailable(state, now)
+            return found
 
-    def _unavailable(self, state: _State) -> AuthorityUnavailable:
-        wait = max(state.next_reading - self._timer(), 1.0)
-        return AuthorityUnavailable(state.problem or "the issuer is slow", retry_after=wait)
+    def _begin_reading(self, issuer: str, state: _State, now: float) -> None:
+        # Only a thread of its own bounds the callers' time: nothing bounds the resolution of names.
+        thread = threading.Thread(
+            target=self._read, args=(issuer, state), name="hokusai-auth issuer", daemon=True
+        )
+        state.reading, state.began = threading.Event(), now
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system has no thread to spare.
+            self._end_reading(state, None, "this server has no thread to ask the issuer with")
 
     def _read(self, issuer: str, state: _State) -> None:
-        """Read the set of `issuer`, or wait until another thread has."""
-        if not state.waiting.acquire(blocking=False):
-            return
+        keys, problem = None, ""
         try:
-            if not state.reading.acquire(timeout=self._timeout + 1):
-                return
-            try:
-                now = self._timer()
-                if now < state.next_reading:
-                    return
-                try:
-                    state.keys, state.read_at = self._fetch_in_time(issuer), now
-                    state.problem, state.next_reading = "", now + INTERVAL
-                except AuthorityUnavailable as error:
-                    state.problem = str(error)
-                    state.next_reading = now + (INTERVAL if state.keys else FIRST_INTERVAL)
-            finally:
-                state.reading.release()
-        finally:
-            state.waiting.release()
+            keys = _fetch(issuer, time.monotonic() + self._timeout)
+        except AuthorityUnavailable as error:
+            problem = str(error)
+        except Exception as error:
+            problem = f"the issuer {issuer} can't be reached: {cause(error)}"
+        with self._lock:
+            self._end_reading(state, keys, problem)
 
-    def _fetch_in_time(self, issuer: str) -> KeySet:
-        # Only a thread bounds the time for name resolution, and for several addresses in a row.
-        result: Future[KeySet] = Future()
+    def _end_reading(self, state: _State, keys: KeySet | None, problem: str) -> None:
+        """Note the outcome of the reading of `state`, and wake those who wait for it."""
+        now, reading = self._timer(), state.reading
+        assert reading is not None
+        if keys is not None:
+            state.keys, state.read_at = keys, now
+        state.problem, state.reading = problem, None
+        state.prompt = not problem and now - state.began <= self._patience
+        state.next_reading = now + (INTERVAL if state.keys else FIRST_INTERVAL)
+        reading.set()
 
-        def run() -> None:
-            try:
-                result.set_result(_fetch(issuer, time.monotonic() + self._timeout))
-            except AuthorityUnavailable as error:
-                result.set_exception(error)
-            except Exception as error:
-                text = f"the issuer {issuer} can't be reached: {cause(error)}"
-                result.set_exception(AuthorityUnavailable(text))
 
-        threading.Thread(target=run, name="hokusai-auth issuer", daemon=True).start()
-        try:
-            return result.result(self._timeout + 0.5)
-        except FutureTimeout:
-            text = f"the issuer {issuer} took more than {self._timeout:g} s"
-            raise AuthorityUnavailable(text) from None
+def _unavailable(state: _State, now: float) -> AuthorityUnavailable:
+    wait = max(state.next_reading - now, 1.0)
+    return AuthorityUnavailable(state.problem or "the issuer is slow", retry_after=wait)
 
 
 def parse(document: bytes | str) -> KeySet:
