@@ -136,7 +136,8 @@ class Verifier:
         except AuthorityUnavailable as error:
             return Refused(
                 "ISSUER_UNAVAILABLE",
-                f"The token can't be verified now: {error}. Try again.",
+                "The token can't be verified now: the keys of its issuer "
+                f"'{shown(trust.issuer)}' can't be read. Try again.",
                 retry_after=error.retry_after,
             )
         if key is None:

@@ -9,6 +9,7 @@ waits for an issuer that was slow or failed last: strangers can't hold the threa
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import threading
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.trust import shown
 
 from .timed_http import TimedAdapter, cause, read_body
 
@@ -37,6 +39,7 @@ MAX_DOCUMENT, MAX_KEYS = 256 * 1024, 100
 MIN_RSA = 2048
 #: Callers that wait for issuers, at most, over all issuers together; and the seconds of a wait.
 MAX_WAITING, PATIENCE = 2, 2.0
+_log = logging.getLogger("mlflow_hokusai_auth.trust")
 _DISCOVERY = "/.well-known/openid-configuration"
 _LOOPBACK = re.compile(
     r"http://(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?(?:/[!-~]*)?", re.ASCII
@@ -143,6 +146,9 @@ class KeySets:
             problem = str(error)
         except Exception as error:
             problem = f"the issuer {issuer} can't be reached: {cause(error)}"
+        if problem:
+            # The text names addresses, some of which the issuer chose: it is for the operator alone.
+            _log.warning("The keys of %s can't be read: %s", issuer, shown(problem))
         with self._lock:
             self._end_reading(state, keys, problem)
 
@@ -160,7 +166,7 @@ class KeySets:
 
 def _unavailable(state: _State, now: float) -> AuthorityUnavailable:
     wait = max(state.next_reading - now, 1.0)
-    return AuthorityUnavailable(state.problem or "the issuer is slow", retry_after=wait)
+    return AuthorityUnavailable("the issuer's keys can't be read", retry_after=wait)
 
 
 def parse(document: bytes | str) -> KeySet:
