@@ -9,7 +9,7 @@ from typing import IO, Any
 import click
 
 from .output import WrongValue, date, json_option, print_json, print_table, seconds
-from .store import actor, opened
+from .store import actor, opened, server
 
 _MODELS = click.option(
     "--models",
@@ -27,6 +27,12 @@ _JWKS = click.option(
     metavar="FILE",
     help="The issuer's key set (JSON), which is stored: for networks without a way to the issuer.",
 )
+_URL = click.option(
+    "--url",
+    metavar="URL",
+    help="Ask this server, with your key, in place of the key store on this host. Suppliers manage "
+    "their own trusts so, where the server allows it.",
+)
 
 
 @click.group()
@@ -35,7 +41,7 @@ def trust() -> None:
 
 
 @trust.command("add")
-@click.option("--owner", required=True, help="The owner of the keys.")
+@click.option("--owner", help="The owner of the keys. Suppliers leave it out.")
 @click.option("--scope", "scopes", multiple=True, required=True, help="A scope; may be repeated.")
 @click.option("--github", metavar="ORG/REPO", help="A repository on GitHub.")
 @click.option("--gitlab", metavar="GROUP/PROJECT", help="A project on GitLab.")
@@ -58,12 +64,18 @@ def trust() -> None:
 @_MODELS
 @click.option("--no-delete", is_flag=True, default=None, help="The keys may not delete anything.")
 @_JWKS
+@_URL
 @json_option
-def add_trust(as_json: bool, claims: tuple[str, ...], **given: Any) -> None:
+def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: Any) -> None:
     """Trust a workload: its jobs get keys with these scopes, without a secret."""
     body = _body(given)
     if claims:
         body["claims"] = _claims(claims)
+    if url is not None:
+        with server(url) as client:
+            described = client.add_trust(body.pop("owner", None), body.pop("scopes"), **body)
+        _show(described, as_json)
+        return
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas, trust_api, trust_schemas
         from mlflow_hokusai_auth.store.trusts import Trusts
@@ -76,14 +88,19 @@ def add_trust(as_json: bool, claims: tuple[str, ...], **given: Any) -> None:
 
 
 @trust.command("list")
+@_URL
 @json_option
-def list_trusts(as_json: bool) -> None:
-    """List all trusts, oldest first."""
-    with opened() as store:
-        from mlflow_hokusai_auth.server.web.trust_schemas import describe
-        from mlflow_hokusai_auth.store.trusts import Trusts
+def list_trusts(url: str | None, as_json: bool) -> None:
+    """List all trusts, oldest first; with a supplier's key and --url, those of its owner."""
+    if url is not None:
+        with server(url) as client:
+            rows = client.list_trusts()
+    else:
+        with opened() as store:
+            from mlflow_hokusai_auth.server.web.trust_schemas import describe
+            from mlflow_hokusai_auth.store.trusts import Trusts
 
-        rows = [describe(record) for record in Trusts(store.database).each()]
+            rows = [describe(record) for record in Trusts(store.database).each()]
     if as_json:
         print_json({"trusts": rows})
     else:
@@ -106,9 +123,11 @@ def list_trusts(as_json: bool) -> None:
     default=None,
     help="Pin the repository's ids anew at the next exchange, after it was moved or made again.",
 )
+@_URL
 @json_option
 def edit_trust(
     trust_id: str,
+    url: str | None,
     as_json: bool,
     any_model: bool,
     may_delete: bool,
@@ -126,6 +145,11 @@ def edit_trust(
             raise click.UsageError(f"Give {option} or {other}, not both.")
         if undone:
             body[name] = value
+    if url is not None:
+        with server(url) as client:
+            described = client.edit_trust(trust_id, **body)
+        _show(described, as_json)
+        return
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas, trust_schemas
         from mlflow_hokusai_auth.store.trusts import Trusts
@@ -138,9 +162,15 @@ def edit_trust(
 
 @trust.command("remove")
 @click.argument("trust_id")
+@_URL
 @json_option
-def remove_trust(trust_id: str, as_json: bool) -> None:
+def remove_trust(trust_id: str, url: str | None, as_json: bool) -> None:
     """Remove a trust; the keys that its jobs have now end within a second."""
+    if url is not None:
+        with server(url) as client:
+            described = client.remove_trust(trust_id)
+        _show(described, as_json)
+        return
     with opened() as store:
         from mlflow_hokusai_auth.server.web.trust_schemas import describe
         from mlflow_hokusai_auth.store.trusts import Trusts

@@ -326,7 +326,7 @@ class HokusaiAuthClient:
 
     def add_trust(
         self,
-        owner: str,
+        owner: str | None,
         scopes: Sequence[str],
         *,
         github: str | None = None,
@@ -343,11 +343,13 @@ class HokusaiAuthClient:
     ) -> dict[str, Any]:
         """Trust a workload: its identity tokens are exchanged for keys that live `ttl` seconds.
 
+        A supplier's own owner is meant by None. The server may allow suppliers to trust repositories.
         Give `github` ("org/repo") with `workflow` ("release.yml"), `gitlab` ("group/project"), or
         `issuer` (a URL) with `claims`: name -> exact value, or a beginning and `*`. The other
         arguments are those of `create_key`; `jwks` is the issuer's key set, to ask the issuer never.
         """
         optional = {
+            "owner": owner,
             "github": github,
             "gitlab": gitlab,
             "issuer": issuer,
@@ -360,12 +362,10 @@ class HokusaiAuthClient:
             "no_delete": no_delete or None,
             "jwks": None if jwks is None else dict(jwks),
         }
-        return self._call(
-            "POST", "trust", json={"owner": owner, "scopes": scopes, **_given(optional)}
-        )
+        return self._call("POST", "trust", json={"scopes": scopes, **_given(optional)})
 
     def list_trusts(self) -> list[dict[str, Any]]:
-        """Return all trusts, oldest first."""
+        """Return all trusts, oldest first; to a supplier, those of its own owner."""
         trusts: list[dict[str, Any]] = self._call("GET", "trust")["trusts"]
         return trusts
 

@@ -29,6 +29,14 @@ _VALIDATE = "POST /api/v1/keys/validate"
 SIGNED_OUT = "You are signed out. Reload this page to sign in."
 #: Rules of MLflow's static files. Only the files in `Policy.static_files` are public.
 _STATIC_FILES = frozenset({"GET /static-files/{path:path}", "OPTIONS /static-files/{path:path}"})
+#: Rules about trusts that suppliers reach, if `Policy.supplier_trust`, with the access that they need
+#: then. Without it, the rules need ADMIN. As with grants, a key that only reads changes nothing.
+_OF_SUPPLIERS = {
+    "GET /api/2.0/hokusai/trust": Access.READ,
+    "POST /api/2.0/hokusai/trust": Access.WRITE,
+    "PATCH /api/2.0/hokusai/trust/{trust_id}": Access.WRITE,
+    "DELETE /api/2.0/hokusai/trust/{trust_id}": Access.WRITE,
+}
 _PREFLIGHT = Operation(Access.PUBLIC, "server", "OPTIONS preflight")
 
 
@@ -50,6 +58,8 @@ class Policy:
     admin_roles: frozenset[str] = frozenset()
     #: True if MLflow's assistant, which runs programs on the server's host, is switched on.
     assistant: bool = False
+    #: True if suppliers manage the trusts of their own owner.
+    supplier_trust: bool = False
     #: True while isolation keeps suppliers to the kinds of resource that registry scopes reach.
     isolated: bool = False
     #: The least access that is closed to suppliers, because the server does not know whose things are;
@@ -61,13 +71,16 @@ class Policy:
 
 
 def operation_of(method: str, path: str, policy: Policy, folders: Folders = BY_NUMBER) -> Operation:
-    """Return the operation of `method` on `path`. MLflow's own static files are public.
+    """Return the operation of `method` on `path`, with the access that it needs by `policy`.
 
-    `folders` are the known folders of experiments.
+    MLflow's own static files are public, and suppliers may reach the routes of trusts. `folders` are
+    the known folders of experiments.
     """
     operation = classify(method, path, folders)
     if operation.rule in _STATIC_FILES and path in policy.static_files:
         return replace(operation, access=Access.PUBLIC)
+    if policy.supplier_trust and (access := _OF_SUPPLIERS.get(operation.rule)) is not None:
+        return replace(operation, access=access)
     return operation
 
 

@@ -70,7 +70,8 @@ ADMIN   GET,POST,DELETE   prefixes
 ADMIN   GET,POST          isolation
 ADMIN   GET               audit  status
 
-# A workload's identity token is the credential of its exchange for a key.
+# A workload's identity token is the credential of its exchange for a key. `policy.operation_of` opens
+# trusts to suppliers, if a setting says so.
 [hokusai /api/2.0/hokusai/]
 ADMIN   GET,POST          trust
 ADMIN   PATCH,DELETE      trust/{trust_id}

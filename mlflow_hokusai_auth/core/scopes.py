@@ -40,13 +40,15 @@ REGISTRY_KINDS = frozenset(
 #: Kinds that a registry scope may only read: experiments by name, the server's version, its pages.
 REGISTRY_READS = frozenset({"experiments", "server", "ui", "hokusai"})
 #: The rules beyond those kinds that a registry scope may write to: a first run needs an experiment,
-#: and owners of models share them.
+#: owners of models share them, and where `Policy.supplier_trust` opens it, owners have trusts.
 _REGISTRY_WRITES = (
     "/mlflow/experiments/create",
     "/hokusai/grants",
     "/hokusai/grants/{grant_id}",
     "/hokusai/models/share",
     "/hokusai/models/unshare",
+    "/hokusai/trust",
+    "/hokusai/trust/{trust_id}",
 )
 
 #: The scope for a Prometheus: it reads the server's metrics, and nothing else.

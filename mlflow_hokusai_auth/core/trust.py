@@ -313,6 +313,13 @@ def source(trust: Trust, claims: Mapping[str, object]) -> str:
     return _printable(text)[:MAX_SOURCE]
 
 
+def repository(trust: Trust) -> tuple[str, str] | None:
+    """Return the issuer and the repository that `trust` is about; None for a trust without a preset."""
+    preset = PRESETS.get(trust.kind)
+    name = None if preset is None else dict(trust.claims).get(preset.project)
+    return None if name is None else (trust.issuer, name)
+
+
 def text_of(value: object) -> str | None:
     """Return the text of a claim that compares, or None for a list, an object, a fraction, a null."""
     if isinstance(value, bool):

@@ -167,6 +167,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         lookups=LookupPool(timeout=config.service_timeout + 5.0),
         folders=folders,
     )
+    trust_actions = trust_api.TrustActions(store, gate, has_store, settings.lifetimes_of(config))
     healthy = health.Health(health.checks(store, authorities.probe(config, store), isolation))
     for blueprint in (
         keys_api.blueprint(
@@ -180,7 +181,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         audit_api.blueprint(store.database),
         api.unknown_paths(),
         validate_key.blueprint(),
-        trust_api.blueprint(trusts, has_store=has_store),
+        trust_api.blueprint(trust_actions),
         token_api.blueprint(
             trusts, gate, Verifier(config.public_urls) if config.public_urls else None
         ),

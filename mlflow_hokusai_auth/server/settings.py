@@ -194,6 +194,12 @@ class Settings(BaseSettings):
         "https://registry.example.com. An identity token must name one of them as its audience to be "
         "exchanged for a key. Unset: no token is exchanged. The Host header never counts.",
     )
+    supplier_trust: bool = Field(
+        False,
+        description="Whether suppliers manage the trusts of their own owner: for repositories on "
+        "github.com and gitlab.com, with at most the rights of their own key. Unset: only "
+        "administrators manage trusts.",
+    )
     session_lifetime: float = Field(
         43200.0,
         gt=0,
@@ -339,6 +345,7 @@ def policy_of(settings: Settings, static_files: frozenset[str] = frozenset()) ->
         admin_scopes=frozenset(settings.registry_admin_scopes),
         admin_roles=frozenset(settings.registry_admin_roles),
         assistant=settings.assistant,
+        supplier_trust=settings.supplier_trust,
         static_files=static_files,
     )
 

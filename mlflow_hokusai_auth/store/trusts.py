@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from mlflow_hokusai_auth.core import keys as key_format
 from mlflow_hokusai_auth.core.errors import Conflict, InvalidRequest, NotFound
 from mlflow_hokusai_auth.core.scopes import ADMIN
-from mlflow_hokusai_auth.core.trust import Refused, Trust, Workload, judge
+from mlflow_hokusai_auth.core.trust import Refused, Trust, Workload, judge, repository
 
 from . import records
 from .database import NOBODY, Actor, Change, Database
@@ -30,8 +30,8 @@ from .tables import KEYS, TRUSTS, USED_TOKENS
 OVERLAP = 60.0
 #: Seconds for which keys that have ended, and tokens that nobody takes any more, are kept.
 KEPT = 86400.0
-#: Trusts of a store, at most.
-MAX_TRUSTS = 1000
+#: Trusts of a store, and of one owner, at most.
+MAX_TRUSTS, MAX_OF_OWNER = 1000, 100
 
 _OF_ISSUER = (
     sa.select(TRUSTS)
@@ -78,14 +78,31 @@ class _Refusal(Exception):
 
 
 class Trusts:
-    """The trusts in `database`. Every method raises AuthorityUnavailable if it can't be used."""
+    """The trusts in `database`. Every method raises AuthorityUnavailable if it can't be used.
 
-    def __init__(self, database: Database) -> None:
+    With `owner`, trusts of others are missing: their ids are as unknown as made-up ones. `check` raises
+    an error for a trust that the caller may not add, or have after an edit.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        owner: str | None = None,
+        check: Callable[[Trust], object] = lambda _: None,
+    ) -> None:
         self._database = database
+        self._owner = owner
+        self._check = check
+
+    def of(self, owner: str, check: Callable[[Trust], object]) -> Trusts:
+        """Return the trusts of `owner` alone, as above."""
+        return Trusts(self._database, owner, check)
 
     def each(self) -> list[TrustRecord]:
         """Return all trusts, oldest first."""
         query = sa.select(TRUSTS).order_by(TRUSTS.c.created_at, TRUSTS.c.trust_id)
+        if self._owner is not None:
+            query = query.where(TRUSTS.c.owner == self._owner)
         with self._database.reading() as connection:
             return [_record(row) for row in connection.execute(query)]
 
@@ -102,7 +119,7 @@ class Trusts:
     def get(self, trust_id: str) -> TrustRecord:
         """Return the trust with this id. Raises NotFound."""
         with self._database.reading() as connection:
-            return _get(connection, trust_id)
+            return self._own(_get(connection, trust_id))
 
     def add(
         self,
@@ -119,7 +136,8 @@ class Trusts:
         """Trust `workload` to get keys of `owner` that live `ttl` seconds.
 
         Raises InvalidRequest, StaffNarrowed, and Conflict for too many trusts, for one that exists, and
-        if another owner differs from `owner` in case only.
+        if another owner differs from `owner` in case only. An owner who sees its own trusts only also
+        gets Conflict for a repository that another's trust is about: it could take over those jobs.
         """
         trust = Trust(
             f"trust_{secrets.token_hex(8)}",
@@ -135,13 +153,22 @@ class Trusts:
             jwks=jwks,
         )
         _refuse_power(trust)
+        self._check(trust)
         record = TrustRecord(trust, time.time())
         with self._database.changing() as change:
             records.refuse_look_alike(change, owner)
             before = [_record(row) for row in change.connection.execute(sa.select(TRUSTS))]
             if len(before) >= MAX_TRUSTS:
                 raise Conflict(f"There are {MAX_TRUSTS} trusts already. Remove some first.")
+            if sum(one.trust.owner == owner for one in before) >= MAX_OF_OWNER:
+                raise Conflict(f"{owner} has {MAX_OF_OWNER} trusts already. Remove some first.")
             for other in (one.trust for one in before):
+                if self._owner not in (None, other.owner):
+                    if repository(other) == repository(trust):
+                        raise Conflict(
+                            "The repository is not free: only the server's operator can add this trust."
+                        )
+                    continue
                 if other.issuer == trust.issuer and dict(other.claims) == dict(trust.claims):
                     raise Conflict(
                         f"{other.trust_id} is about this workload already. Edit or remove it first."
@@ -169,9 +196,10 @@ class Trusts:
         if forget_ids:
             changed["pins"] = ()
         with self._database.changing(generation=False) as change:
-            before = _take(change, trust_id)
+            before = self._own(_take(change, trust_id))
             after = replace(before, trust=replace(before.trust, **changed))
             _refuse_power(after.trust)
+            self._check(after.trust)
             if {"scopes", "models", "no_delete"} & changed.keys():
                 _end_keys(change, trust_id)
             values = {name: _columns(after)[name] for name in changed}
@@ -186,7 +214,7 @@ class Trusts:
     def remove(self, trust_id: str, by: Actor = NOBODY) -> TrustRecord:
         """Trust a workload no more, and end its keys now. Raises NotFound."""
         with self._database.changing(generation=False) as change:
-            record = _take(change, trust_id)
+            record = self._own(_take(change, trust_id))
             ended = _end_keys(change, trust_id)
             change.connection.execute(sa.delete(TRUSTS).where(TRUSTS.c.trust_id == trust_id))
             change.audit("trust.removed", by, **audited(record.trust), ended=ended)
@@ -262,6 +290,12 @@ class Trusts:
             )
         return record, key
 
+    def _own(self, record: TrustRecord) -> TrustRecord:
+        """Return `record`. Raises NotFound for another owner's, as for an unknown id."""
+        if self._owner not in (None, record.trust.owner):
+            raise _unknown(record.trust.trust_id)
+        return record
+
 
 def audited(trust: Trust) -> dict[str, Any]:
     """Return the fields of a trust that go into the audit log."""
@@ -324,10 +358,14 @@ def _get(connection: sa.Connection, trust_id: str) -> TrustRecord:
     if trust_id.isprintable():
         row = connection.execute(_GET, {"id": trust_id}).one_or_none()
     if row is None:
-        raise NotFound(
-            f"There is no trust {key_format.redact(trust_id)!r}; `hokusai-auth trust list` shows them."
-        )
+        raise _unknown(trust_id)
     return _record(row)
+
+
+def _unknown(trust_id: str) -> NotFound:
+    return NotFound(
+        f"There is no trust {key_format.redact(trust_id)!r}; `hokusai-auth trust list` shows them."
+    )
 
 
 def _record(row: Any) -> TrustRecord:

@@ -16,6 +16,7 @@ from mlflow_hokusai_auth.core.policy import (
     abilities,
     access,
     is_confined,
+    operation_of,
     plan,
     settle,
 )
@@ -168,6 +169,7 @@ def test_registry_scopes_stay_with_the_registry() -> None:
 
     shared = ("/mlflow/experiments/create", "/hokusai/grants", "/hokusai/grants/{grant_id}")
     shared += ("/hokusai/models/share", "/hokusai/models/unshare")
+    shared += ("/hokusai/trust", "/hokusai/trust/{trust_id}")
 
     def expected(rule: Operation) -> tuple[Access, Access]:
         if rule.kind in whole or rule.rule.endswith(shared):
@@ -178,6 +180,32 @@ def test_registry_scopes_stay_with_the_registry() -> None:
         return tuple(access(whose(name), rule, Policy()) for name in ("model:read", "model:write"))
 
     agree(granted, ((rule, expected(rule)) for rule in rules()))
+
+
+def test_trusts_are_for_administrators_unless_a_setting_opens_them_to_suppliers() -> None:
+    path = "/api/2.0/hokusai/trust"
+    one = f"{path}/trust_1"
+    writes = [("POST", path), ("PATCH", one), ("DELETE", one)]
+    reads = [("GET", path), ("HEAD", path)]
+    for isolated in (False, True):
+        shut = Policy(isolated=isolated)
+        opened = replace(shut, supplier_trust=True)
+        for method, at in (*reads, *writes):
+            operation = operation_of(method, at, opened)
+            for scope, may in (("model:write", True), ("model:read", (method, at) in reads)):
+                for policy, allowed in ((opened, may), (shut, False)):
+                    need = NeedKey(
+                        Credential(KEY, ("X-API-Key",)), operation_of(method, at, policy)
+                    )
+                    verdict = settle(need, whose(scope), NOW, policy)
+                    assert isinstance(verdict, Allow) is allowed, (method, at, scope, policy)
+            assert operation.rule == operation_of(method, at, shut).rule
+        for other in (
+            "/api/2.0/hokusai/trust/",
+            "/api/2.0/hokusai/keys",
+            "/api/2.0//hokusai/trust",
+        ):
+            assert operation_of("POST", other, opened).access is Access.ADMIN
 
 
 def test_supplier_s_scopes_do_not_reach_other_resources() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests import harness
 from tests.core.test_trust import GITHUB
 from tests.docs.pages import ADDRESS, ROOT
 from tests.e2e.test_registration import assert_done, run_job
-from tests.harness import SERVERS, Server, serve, wait_until
+from tests.harness import HOKUSAI_AUTH, SERVERS, Server, serve, wait_until
 from tests.issuer import REQUEST_TOKEN, Issuer
 
 pytestmark = pytest.mark.servers
@@ -115,3 +116,56 @@ def test_job_without_a_key_registers_a_model(server: Server, issuer: Issuer) -> 
     assert "TOKEN_UNTRUSTED" in answer["message"]
     for secret in (key, token, token.split(".")[2], REQUEST_TOKEN):
         assert secret not in server.log
+
+
+def test_supplier_trusts_its_own_jobs_and_nobody_else_s(tmp_path: Path) -> None:
+    """With `trust --url` on its own machine, through a prefix; the key of a job may not."""
+    with serve(tmp_path, HOKUSAI_AUTH_SUPPLIER_TRUST="true") as server:
+        trusts = Trusts(server.store.database)
+        foreign = trusts.add(
+            workload(gitlab="globex/models"), owner="Globex", scopes=("model:write",), ttl=900.0
+        ).trust.trust_id
+        _, key = server.store.create(owner="ACME", scopes=["model:write"])
+
+        def trust(*arguments: str, key: str = key, status: int = 0) -> str:
+            # Nothing of the server's is in the supplier's environment.
+            ours = {name: v for name, v in server.environ.items() if "HOKUSAI_AUTH" not in name}
+            done = subprocess.run(
+                (*HOKUSAI_AUTH, "trust", *arguments, "--url", f"{server.origin}/api/mlflow"),
+                env={**ours, "HOKUSAI_API_KEY": key},
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert done.returncode == status, done.stderr
+            assert key not in done.stdout + done.stderr
+            return done.stdout + done.stderr
+
+        new = ("add", "--scope", "model:write", "--github", "acme/models", "--workflow", "r.yml")
+        trust_id = json.loads(trust(*new, "--models", "acme-*", "--json"))["trust_id"]
+        stored = trusts.get(trust_id).trust
+        assert (stored.owner, stored.models) == ("ACME", ("acme-*",))
+        listed = trust("list")
+        assert trust_id in listed
+        assert foreign not in listed
+        assert "no trust" in trust("remove", foreign, status=1)
+        assert "Only the server's operator" in trust(*new, "--claim", "repository_id=74", status=1)
+        assert json.loads(trust("edit", trust_id, "--ttl", "5m", "--json"))["ttl"] == 300
+
+        found = trusts.exchange(
+            trust_id,
+            {**GITHUB, "job_workflow_ref": "acme/models/.github/workflows/r.yml@refs/heads/x"},
+            digest="0" * 64,
+            token_id="1",
+            ends_at=2e9,
+        )
+        assert isinstance(found, tuple)
+        of_job = found[1]
+        assert server.request("GET", VERSION, key=of_job)[0] == 200
+        assert "exchanged" in trust("remove", trust_id, key=of_job, status=1)
+        reader = server.store.create(owner="ACME", scopes=["model:read"])[1]
+        assert trust_id in trust("list", key=reader)
+        assert "SCOPE_MISSING" in trust("remove", trust_id, key=reader, status=1)
+        assert json.loads(trust("remove", trust_id, "--json"))["trust_id"] == trust_id
+        assert [one.trust.trust_id for one in trusts.each()] == [foreign]

@@ -61,6 +61,7 @@ READ = "/version"
 WRITE = "/api/2.0/mlflow/experiments/create"
 WHOAMI = "api/2.0/hokusai/whoami"
 ADMIN = "/api/2.0/mlflow/webhooks"
+TRUST = "/api/2.0/hokusai/trust"
 ASSISTANT = "/ajax-api/3.0/mlflow/assistant/config"
 
 
@@ -470,6 +471,7 @@ CASES: dict[str, Case] = {
     "prefixes": Case("/x", status(f"/x{READ}", "mlflow:read"), 403, 200),
     "failures_per_minute": Case("1", failures, [401, 401], [401, 429]),
     "public_urls": Case("https://registry.example.com", an_exchange, 503, 400),
+    "supplier_trust": Case("true", status(TRUST, "model:read"), 403, 200),
     "session_lifetime": Case("0.5", session, 200, 401),
     "key_lifetime": Case("3600", lifetime_of_a_new_key(), 365 * 86400, 3600),
     "key_lifetime_max": Case("3600", lifetime_of_a_new_key(expires_in=7200), 7200, 400),

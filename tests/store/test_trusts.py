@@ -16,12 +16,13 @@ from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.errors import (
     AuthorityUnavailable,
     Conflict,
+    Forbidden,
     InvalidRequest,
     KeyConflict,
     NotFound,
     StaffNarrowed,
 )
-from mlflow_hokusai_auth.core.trust import Refused, workload
+from mlflow_hokusai_auth.core.trust import Refused, Trust, workload
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.store import trusts as store_trusts
 from mlflow_hokusai_auth.store.database import Actor
@@ -309,6 +310,43 @@ def test_number_of_trusts_is_bounded(trusts: Trusts, monkeypatch: pytest.MonkeyP
         add(trusts, {"gitlab": f"acme/{name}"})
     with pytest.raises(Conflict, match="2 trusts already"):
         add(trusts, {"gitlab": "acme/c"})
+
+
+def test_number_of_trusts_of_one_owner_is_bounded(
+    trusts: Trusts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_trusts, "MAX_OF_OWNER", 2)
+    for name in "ab":
+        add(trusts, {"gitlab": f"acme/{name}"})
+    with pytest.raises(Conflict, match="ACME has 2 trusts already"):
+        add(trusts, {"gitlab": "acme/c"})
+    add(trusts, {"gitlab": "acme/c"}, owner="Globex")
+
+
+def test_owner_sees_its_own_trusts_only(trusts: Trusts) -> None:
+    mine, theirs = add(trusts), add(trusts, {"gitlab": "a/b"}, owner="Globex")
+    seen: list[Trust] = []
+    own = trusts.of("ACME", seen.append)
+    assert [one.trust.trust_id for one in own.each()] == [mine]
+    assert own.get(mine) == trusts.get(mine)
+    before = trusts.get(theirs)
+    for act in (own.get, own.remove, lambda one: own.edit(one, {"ttl": 60.0})):
+        with pytest.raises(NotFound, match=f"no trust '{theirs}'"):
+            act(theirs)
+    assert trusts.get(theirs) == before
+    assert seen == []
+    with pytest.raises(Conflict, match="not free"):
+        add(own, {"gitlab": "a/b", "environment": "prod"})
+    add(own, {"gitlab": "a/c"})
+    own.edit(mine, {"ttl": 60.0})
+    assert [trust.ttl for trust in seen] == [900.0, 900.0, 60.0]
+
+    def refuse(trust: Trust) -> None:
+        raise Forbidden("no")
+
+    with pytest.raises(Forbidden):
+        trusts.of("ACME", refuse).edit(mine, {"ttl": 90.0})
+    assert trusts.get(mine).trust.ttl == 60.0
 
 
 def count(store: LocalStore, table: sa.Table) -> int:

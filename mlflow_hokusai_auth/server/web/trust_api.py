@@ -1,16 +1,35 @@
-"""`/api/2.0/hokusai/trust`: workloads that get keys for identity tokens, for administrators."""
+"""`/api/2.0/hokusai/trust`: workloads that get keys for identity tokens.
+
+Administrators manage all trusts. Where `HOKUSAI_AUTH_SUPPLIER_TRUST` is true, a supplier manages those
+of its own owner, and gives nothing that its own key does not have.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import flask
 
+from mlflow_hokusai_auth.core import policy, supplier_trust, times
 from mlflow_hokusai_auth.core import trust as core_trust
-from mlflow_hokusai_auth.core.errors import NotFound
+from mlflow_hokusai_auth.core.errors import (
+    Forbidden,
+    InvalidRequest,
+    KeyNotFound,
+    NotFound,
+)
+from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
+from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
-from mlflow_hokusai_auth.store.trusts import Trusts
+from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.trusts import TrustRecord, Trusts
 
 from . import api, schemas
 from . import trust_schemas as trusted
+
+if TYPE_CHECKING:
+    from mlflow_hokusai_auth.server.gate.gate import Gate
 
 #: The message on a server without a key store, where no trust can be kept.
 ABSENT = (
@@ -19,36 +38,118 @@ ABSENT = (
 )
 
 
-def blueprint(trusts: Trusts, *, has_store: bool) -> flask.Blueprint:
-    """Return the routes. Without a key store in use (`has_store`) each answers 404."""
+def blueprint(actions: TrustActions) -> flask.Blueprint:
+    """Return the routes. Without a key store in use each answers 404."""
     routes = api.blueprint("hokusai_trust")
-
-    @routes.before_request
-    def refuse_without_store() -> None:
-        if not has_store:
-            raise NotFound(ABSENT)
 
     @routes.get("/trust")
     def list_trusts() -> flask.Response:
-        return flask.jsonify(trusts=[trusted.describe(record) for record in trusts.each()])
+        found = actions.trusts_of_caller().each()
+        return flask.jsonify(trusts=[trusted.describe(record) for record in found])
 
     @routes.post("/trust")
     def add_trust() -> tuple[flask.Response, int]:
-        body = schemas.parse(trusted.NewTrust, api.body())
-        record = trusts.add(workload(body), **trusted.fields(body), by=callers.actor())
-        return flask.jsonify(trusted.describe(record)), 201
+        return flask.jsonify(trusted.describe(actions.add(api.body()))), 201
 
     @routes.patch("/trust/<trust_id>")
     def edit_trust(trust_id: str) -> flask.Response:
-        changed, forget = trusted.changes(schemas.parse(trusted.TrustChanges, api.body()))
-        record = trusts.edit(trust_id, changed, callers.actor(), forget_ids=forget)
-        return flask.jsonify(trusted.describe(record))
+        return flask.jsonify(trusted.describe(actions.edit(trust_id, api.body())))
 
     @routes.delete("/trust/<trust_id>")
     def remove_trust(trust_id: str) -> flask.Response:
-        return flask.jsonify(trusted.describe(trusts.remove(trust_id, callers.actor())))
+        return flask.jsonify(trusted.describe(actions.remove(trust_id)))
 
     return routes
+
+
+@dataclass(frozen=True)
+class TrustActions:
+    """The actions of the routes and of the page's forms on the trusts in `store`, for the caller.
+
+    `body` is that of the REST API. Each action raises NotFound without a key store in use
+    (`has_store`), Forbidden for what a supplier may not do, and otherwise as `Trusts` does.
+    """
+
+    store: LocalStore
+    gate: Gate
+    has_store: bool = True
+    lifetimes: Lifetimes = UNLIMITED
+
+    def trusts_of_caller(self) -> Trusts:
+        """Return all trusts to an administrator, and to a supplier those of its own owner."""
+        if not self.has_store:
+            raise NotFound(ABSENT)
+        trusts = Trusts(self.store.database)
+        caller = callers.principal()
+        if caller.source:
+            raise Forbidden(
+                "This key was exchanged for a job's identity token, and such keys manage no trusts. "
+                "Use a key of your own."
+            )
+        if policy.is_admin(caller, self.gate.policy):
+            return trusts
+        self._check_supplier(caller)
+        return trusts.of(caller.owner_id, lambda trust: self._check(trust, caller))
+
+    def add(self, body: object) -> TrustRecord:
+        """Add the trust that `body` describes."""
+        trusts = self.trusts_of_caller()
+        new = schemas.parse(trusted.NewTrust, body)
+        caller = callers.principal()
+        if not policy.is_admin(caller, self.gate.policy):
+            if new.owner not in (None, caller.owner_id):
+                raise Forbidden("This key adds trusts of its own owner only: leave owner out.")
+            if new.issuer is not None or new.claims or new.jwks is not None:
+                raise Forbidden(
+                    "Only the server's operator adds trusts with issuer, claims or jwks. This key adds "
+                    "trusts for repositories on github.com and gitlab.com: github or gitlab, workflow "
+                    "and environment."
+                )
+            new = new.model_copy(update={"owner": caller.owner_id})
+        return trusts.add(workload(new), **trusted.fields(new), by=callers.actor())
+
+    def edit(self, trust_id: str, body: object) -> TrustRecord:
+        """Change the fields of a trust that are in `body`."""
+        trusts = self.trusts_of_caller()
+        given = schemas.parse(trusted.TrustChanges, body)
+        changed, forget = trusted.changes(given)
+        if "jwks" in changed and not policy.is_admin(callers.principal(), self.gate.policy):
+            raise Forbidden("Only the server's operator changes the jwks of a trust.")
+        return trusts.edit(trust_id, changed, callers.actor(), forget_ids=forget)
+
+    def remove(self, trust_id: str) -> TrustRecord:
+        """End a trust, and its keys."""
+        trusts = self.trusts_of_caller()
+        if callers.principal().no_delete:
+            raise Forbidden("This key may not delete anything.")
+        return trusts.remove(trust_id, callers.actor())
+
+    def _check_supplier(self, caller: Principal) -> None:
+        """Raise Forbidden unless this key, which is no administrator's, manages its owner's trusts."""
+        if not self.gate.policy.supplier_trust:
+            raise Forbidden("Only administrators manage the trusts of this server.")
+        try:
+            ours = self.store.get(caller.key_id).owner == caller.owner_id
+        except KeyNotFound:
+            ours = False
+        if not ours:
+            # Another authority does not say if it made the key for a job's identity token.
+            raise Forbidden(
+                "Only keys of this server's own key store manage trusts, and this one is another "
+                "authority's. Ask the server's operator to add the trust."
+            )
+
+    def _check(self, trust: core_trust.Trust, caller: Principal) -> None:
+        """Raise Forbidden, or InvalidRequest, if this supplier may not have this trust."""
+        if problem := supplier_trust.problem(trust, caller, self.gate.policy):
+            raise Forbidden(problem)
+        longest = self.lifetimes.longest
+        if longest is not None and trust.ttl > longest:
+            problem = (
+                f"Keys of this server live {times.span(longest)} ({longest:.0f} s) at most, by "
+                "HOKUSAI_AUTH_KEY_LIFETIME_MAX."
+            )
+            raise InvalidRequest(f"ttl: {problem}", {"ttl": problem})
 
 
 def workload(body: trusted.NewTrust) -> core_trust.Workload:

@@ -40,7 +40,10 @@ Jwks = Annotated[
 class NewTrust(Body):
     """A workload to trust: one of `github`, `gitlab` and `issuer` with `claims`; and its keys."""
 
-    owner: Owner
+    owner: Annotated[
+        Owner | None,
+        Field(description="The owner of the keys. A supplier leaves it out, or names its own."),
+    ] = None
     scopes: Scopes
     github: _Text | None = Field(None, description="A repository, such as org/repo.")
     gitlab: _Text | None = Field(None, description="A project, such as group/project.")
@@ -154,6 +157,8 @@ def describe(record: TrustRecord) -> dict[str, Any]:
 
 def fields(body: NewTrust) -> dict[str, Any]:
     """Return the arguments of `Trusts.add` in `body`, without the workload. Raises InvalidRequest."""
+    if body.owner is None:
+        raise InvalidRequest("owner: Name the owner of the keys.", {"owner": "Name the owner."})
     return {
         "owner": body.owner,
         "scopes": tuple(body.scopes),

@@ -55,7 +55,9 @@ class Site:
         verifier = None if options.pop("unset", False) else Verifier([HERE])
         self.app = flask.Flask("mlflow")
         self.app.register_blueprint(
-            trust_api.blueprint(self.trusts, has_store=options.get("has_store", True))
+            trust_api.blueprint(
+                trust_api.TrustActions(self.store, self.gate, options.get("has_store", True))
+            )
         )
         self.app.register_blueprint(token_api.blueprint(self.trusts, self.gate, verifier))
         self.app.register_blueprint(api.unknown_paths())
