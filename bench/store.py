@@ -165,6 +165,7 @@ def _exchanges(store: LocalStore) -> Callable[[], object]:
         made = trusts.exchange(
             judged.accepted.trust.trust_id,
             judged.claims,
+            jwks=judged.accepted.trust.jwks,
             digest=judged.digest,
             token_id=judged.token_id,
             ends_at=judged.ends_at,

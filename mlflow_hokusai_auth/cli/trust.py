@@ -134,7 +134,7 @@ def edit_trust(
     ask_issuer: bool,
     **given: Any,
 ) -> None:
-    """Change a trust. If its rights change, the keys that its jobs have now end within a second."""
+    """Change a trust. Unless only --ttl changes, the keys of its jobs end within a second."""
     body = _body(given)
     for option, other, name, undone, value in (
         ("--models", "--any-model", "models", any_model, []),

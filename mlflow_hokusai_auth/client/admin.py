@@ -382,7 +382,7 @@ class HokusaiAuthClient:
     ) -> dict[str, Any]:
         """Change the given fields of a trust, and leave the others.
 
-        If the rights change, keys that were exchanged before end within a second. `ttl` is in seconds.
+        Keys from before end within a second, unless only `ttl` (in seconds) changes.
         With `forget_ids`, the numbers of the repository are pinned anew at the next exchange.
         """
         fields = {

@@ -187,8 +187,9 @@ class Trusts:
     ) -> TrustRecord:
         """Change scopes, models, no_delete, ttl or jwks of a trust; `forget_ids` pins anew.
 
-        If the rights change, keys that were exchanged before end now. Raises NotFound, InvalidRequest
-        and StaffNarrowed.
+        Keys that were exchanged before end now, unless only `ttl` changes: they have rights, or were
+        made for a workload or with a signing key, that the trust may be about no more. Raises NotFound,
+        InvalidRequest and StaffNarrowed.
         """
         changed = dict(changes)
         if "scopes" in changed:
@@ -200,7 +201,7 @@ class Trusts:
             after = replace(before, trust=replace(before.trust, **changed))
             _refuse_power(after.trust)
             self._check(after.trust)
-            if {"scopes", "models", "no_delete"} & changed.keys():
+            if changed.keys() - {"ttl"}:
                 _end_keys(change, trust_id)
             values = {name: _columns(after)[name] for name in changed}
             this = sa.update(TRUSTS).where(TRUSTS.c.trust_id == trust_id)
@@ -225,6 +226,7 @@ class Trusts:
         trust_id: str,
         claims: Mapping[str, object],
         *,
+        jwks: str | None,
         digest: str,
         token_id: str,
         ends_at: float,
@@ -232,9 +234,10 @@ class Trusts:
     ) -> tuple[KeyRecord, str] | Refused:
         """Return a new key, and its record, for a verified token with these `claims`.
 
-        `digest` is the token's, `token_id` its own id, and `ends_at` (seconds since the epoch) the
-        time from which on no server takes it. Of several exchanges of a token that is exchanged once
-        only, on any number of servers, exactly one gets a key.
+        `jwks` is the trust's key set that it was verified with (None: its issuer's). `digest` is the
+        token's, `token_id` its own id, and `ends_at` (seconds since the epoch) the time from which on
+        no server takes it. Of several exchanges of a token that is exchanged once only, on any number
+        of servers, exactly one gets a key.
         """
         now = time.time()
         key = key_format.generate(key_format.EPHEMERAL)
@@ -242,6 +245,12 @@ class Trusts:
             with self._database.changing(generation=False) as change:
                 trust = _take(change, trust_id, used_at=now).trust
                 verdict = judge(trust, claims, now)
+                if trust.jwks != jwks:
+                    # The key that signed the token may have been taken out of the set.
+                    verdict = Refused(
+                        "TOKEN_UNTRUSTED",
+                        "The trust in this workload was changed just now. Ask for a key once more.",
+                    )
                 if isinstance(verdict, Refused):
                     raise _Refusal(verdict)
                 if trust.single_use:

@@ -156,6 +156,7 @@ def test_supplier_trusts_its_own_jobs_and_nobody_else_s(tmp_path: Path) -> None:
         found = trusts.exchange(
             trust_id,
             {**GITHUB, "job_workflow_ref": "acme/models/.github/workflows/r.yml@refs/heads/x"},
+            jwks=None,
             digest="0" * 64,
             token_id="1",
             ends_at=2e9,

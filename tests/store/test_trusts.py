@@ -49,12 +49,18 @@ def add(trusts: Trusts, given: dict[str, Any] = WORKLOAD, **more: Any) -> str:
 
 
 def exchange(
-    trusts: Trusts, trust_id: str, claims: dict[str, Any] = GITHUB, *, token: str = "1"
+    trusts: Trusts,
+    trust_id: str,
+    claims: dict[str, Any] = GITHUB,
+    *,
+    token: str = "1",
+    jwks: str | None = None,
 ) -> tuple[KeyRecord, str] | Refused:
     claims = {**claims, "exp": time.time() + 3000}
     return trusts.exchange(
         trust_id,
         claims,
+        jwks=jwks,
         digest=token.rjust(64, "0"),
         token_id=token,
         ends_at=claims["exp"],
@@ -249,11 +255,11 @@ def test_edit_changes_rights_for_new_keys_and_ends_the_old_ones(
         assert isinstance(found, Principal)
         return found.revoked_at is not None
 
-    edited = trusts.edit(trust_id, {"ttl": 120.0, "jwks": "{}"}, OPERATOR)
+    edited = trusts.edit(trust_id, {"ttl": 120.0}, OPERATOR)
     assert edited == trusts.get(trust_id)
     assert not revoked()
     detail = store.database.audited(limit=1)[0]["detail"]
-    assert detail == {"trust_id": trust_id, "ttl": 120.0, "jwks": True}
+    assert detail == {"trust_id": trust_id, "ttl": 120.0}
     generation = store.generation()
     edited = trusts.edit(trust_id, {"scopes": ["model:read"], "models": ("a-*",)}, OPERATOR)
     assert edited == trusts.get(trust_id)
@@ -267,6 +273,40 @@ def test_edit_changes_rights_for_new_keys_and_ends_the_old_ones(
             trusts.edit(unknown, {"ttl": 60.0})
         with pytest.raises(NotFound):
             trusts.get(unknown)
+
+
+def test_edit_of_what_is_trusted_ends_the_keys_from_before(
+    store: LocalStore, trusts: Trusts
+) -> None:
+    old, new = '{"keys": ["stolen"]}', '{"keys": []}'
+    trust_id, other_id = add(trusts, jwks=old), add(trusts, {"gitlab": "acme/models"})
+    bystander = key_of(exchange(trusts, other_id, GITLAB))[0].key_id
+    now = old
+    for number, (changes, forget, then) in enumerate(
+        (({"jwks": new}, False, new), ({"jwks": None}, False, None), ({}, True, None))
+    ):
+        record, _ = key_of(exchange(trusts, trust_id, token=f"{number}", jwks=now))
+        generation = store.generation()
+        trusts.edit(trust_id, changes, OPERATOR, forget_ids=forget)
+        assert store.get(record.key_id).revoked_at is not None, changes
+        # Caches look at it, so that none uses an entry from before for longer than MAX_UNCONFIRMED.
+        assert store.generation() > generation
+        if changes:
+            detail = store.database.audited(limit=1)[0]["detail"]
+            assert detail == {"trust_id": trust_id, "jwks": then is not None}
+        now = then
+    assert store.get(bystander).revoked_at is None
+
+
+def test_token_that_was_verified_right_before_an_edit_of_the_key_set_gets_no_key(
+    store: LocalStore, trusts: Trusts
+) -> None:
+    trust_id = add(trusts, jwks="{}")
+    for before, after in (("{}", '{"keys": []}'), ('{"keys": []}', None), (None, "{}")):
+        trusts.edit(trust_id, {"jwks": after}, OPERATOR)
+        assert code(exchange(trusts, trust_id, jwks=before)) == "TOKEN_UNTRUSTED"
+    assert (count(store, KEYS), count(store, USED_TOKENS)) == (0, 0)
+    assert code(exchange(trusts, trust_id, jwks="{}")) == "ok"
 
 
 def test_what_no_trust_may_give(trusts: Trusts, store: LocalStore) -> None:

@@ -240,7 +240,7 @@ _ROWS = (
          "Trust a workload. A supplier does so for its own owner, where the server allows it.",
          trusted.Trust, "201", ("404", "409"), trusted.NewTrust),
     _Row("PATCH trust/{trust_id}", "editTrust",
-         "Change a trust; if its rights change, keys that were exchanged before end now.",
+         "Change a trust; unless only its ttl changes, keys from before end within a second.",
          trusted.Trust, errors=("404",), body=trusted.TrustChanges),
     _Row("DELETE trust/{trust_id}", "removeTrust",
          "Remove a trust; its keys end within a second.", trusted.Trust, errors=("404",)),

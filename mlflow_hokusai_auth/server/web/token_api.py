@@ -104,6 +104,7 @@ def _exchange(
     return trusts.exchange(
         judged.accepted.trust.trust_id,
         judged.claims,
+        jwks=judged.accepted.trust.jwks,
         digest=judged.digest,
         token_id=judged.token_id,
         ends_at=judged.ends_at,

@@ -187,7 +187,9 @@ def test_exchanged_key_never_manages_trusts(site: Site) -> None:
         scopes=("model:write",),
         ttl=900.0,
     ).trust.trust_id
-    exchanged = site.trusts.exchange(made, GITHUB, digest="0" * 64, token_id="1", ends_at=2e9)
+    exchanged = site.trusts.exchange(
+        made, GITHUB, jwks=None, digest="0" * 64, token_id="1", ends_at=2e9
+    )
     assert isinstance(exchanged, tuple)
     of_job = site.principal(exchanged[1])
     assert exchanged[1].startswith("hk_ci_")
