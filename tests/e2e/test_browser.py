@@ -26,6 +26,7 @@ from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.records import KeyFilter
 from mlflow_hokusai_auth.store.sessions import Sessions
 from mlflow_hokusai_auth.store.tables import KEYS
+from tests.e2e.conftest import needs_chromium
 from tests.e2e.parts import post
 from tests.harness import Server, serve, wait_until
 
@@ -41,24 +42,9 @@ expect = playwright_api.expect
 # Of pages that load megabytes of script, on a machine that may do other things.
 expect.set_options(timeout=60_000)
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 PREFIXES = ("", "/api/mlflow")
 
-pytestmark = [
-    pytest.mark.servers,
-    pytest.mark.skipif(
-        not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing (Debian: apt install chromium)"
-    ),
-]
+pytestmark = [pytest.mark.servers, needs_chromium]
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +52,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One of its own: the tests revoke every key that manages keys."""
     with serve(tmp_path_factory.mktemp("browser")) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright_api.sync_playwright() as api:
-        chromium = api.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGS))
-        yield chromium
-        chromium.close()
 
 
 class Person:

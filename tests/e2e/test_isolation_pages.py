@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_browser import NewPerson, browser, expect, person, pytestmark
+from tests.e2e.test_browser import NewPerson, expect, person, pytestmark
 from tests.e2e.test_confidentiality import Team, everything
 from tests.e2e.test_isolation import OWN, Supplier
 from tests.harness import Server, serve
 from tests.server.isolation.stores import unused_name
 
-__all__ = ["browser", "person", "pytestmark"]
+__all__ = ["person", "pytestmark"]
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,10 @@ from mlflow import MlflowClient
 
 from mlflow_hokusai_auth.server.web.keys_api import REVOKED_EVERYWHERE
 from tests.conftest import redis_server
+from tests.e2e.conftest import CHROMIUM, CHROMIUM_ARGS
 from tests.e2e.parts import hokusai_auth
 from tests.harness import SERVERS, Server, free_port, serve, wait_until
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 pytestmark = pytest.mark.servers
 
 OWNER = "ACME Corp."
@@ -149,7 +148,9 @@ class ByPage:
         if not CHROMIUM.exists():
             pytest.skip(f"{CHROMIUM} is missing (Debian: apt install chromium)")
         self._playwright = sync_api.sync_playwright().start()
-        chromium = self._playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
+        chromium = self._playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=list(CHROMIUM_ARGS)
+        )
         self._page = chromium.new_page()
         self._home = f"{server.origin}/api/mlflow/hokusai/keys"
         self._page.goto(self._home)

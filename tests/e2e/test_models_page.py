@@ -13,6 +13,7 @@ import pytest
 
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.sessions import Sessions
+from tests.e2e.conftest import needs_chromium
 from tests.e2e.parts import post
 from tests.harness import Server, serve
 
@@ -23,18 +24,10 @@ axe_api = pytest.importorskip(
     "axe_playwright_python.sync_playwright",
     reason="axe-playwright-python is not installed (it is in the extra `test`)",
 )
-# Below the other import, as the module imports playwright when it is imported.
-from tests.e2e.test_pages import ARGS, CHROMIUM  # noqa: E402
-
 expect = playwright_api.expect
 expect.set_options(timeout=60_000)
 
-pytestmark = [
-    pytest.mark.servers,
-    pytest.mark.skipif(
-        not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing (Debian: apt install chromium)"
-    ),
-]
+pytestmark = [pytest.mark.servers, needs_chromium]
 MODELS = "/hokusai/models"
 MAKE = "/api/2.0/mlflow/registered-models/create"
 
@@ -43,14 +36,6 @@ MAKE = "/api/2.0/mlflow/registered-models/create"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("models"), HOKUSAI_AUTH_ISOLATION="full") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as api:
-        chromium = api.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGS))
-        yield chromium
-        chromium.close()
 
 
 Opened = Callable[..., Any]

@@ -21,6 +21,7 @@ from mlflow_hokusai_auth.core.browser import LOGOUT_COOKIE, LOOPBACK_COOKIE
 from mlflow_hokusai_auth.core.policy import SIGNED_OUT
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.sessions import Sessions
+from tests.e2e.conftest import needs_chromium
 from tests.e2e.parts import post
 from tests.harness import Server, serve
 
@@ -29,26 +30,9 @@ playwright_api = pytest.importorskip(
 )
 expect = playwright_api.expect
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    # MLflow's pages look for news and telemetry elsewhere: that fails at once.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)
 SCRIPTS = Path(str(mlflow.server.__file__)).parent / "js" / "build" / "static" / "js"
 
-pytestmark = [
-    pytest.mark.servers,
-    pytest.mark.skipif(
-        not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing (Debian: apt install chromium)"
-    ),
-]
+pytestmark = [pytest.mark.servers, needs_chromium]
 
 #: Route in MLflow's script -> the page's path, and a text that it shows with a supplier's key.
 PAGES = {
@@ -315,14 +299,6 @@ def made(server: Server) -> dict[str, str]:
         body=b"artifact_path: model\nflavors: {}\n",
     )
     return {"e": e, "run": run, "lm": lm}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as api:
-        chromium = api.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGS))
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
