@@ -26,6 +26,8 @@ KEY_ID=$(sed -n 's/.*"key_id": *"\\([^"]*\\)".*/\\1/p' made.json)""",
   -d '{{"overlap": 604800}}' > rotated.json""",
     "revokeKey": """curl -fsS -X DELETE "$SERVER/api/2.0/hokusai/keys/$KEY_ID?wait=true" \\
   -H "X-API-Key: $KEY\"""",
+    "revokeKeys": f"""curl -fsS "$SERVER/api/2.0/hokusai/keys/revoke" -H "X-API-Key: $KEY" {_JSON} \\
+  -d '{{"owner": "ACME"}}'  # with "apply": true it revokes them""",
     "importKey": f"""OLD_KEY=hk_live_$(head -c 20 /dev/urandom | od -An -v -tx1 | tr -d ' \\n')
 curl -fsS "$SERVER/api/2.0/hokusai/keys/import" -H "X-API-Key: $KEY" {_JSON} \\
   -d '{{"key": "'$OLD_KEY'", "owner": "ACME", "scopes": ["model:read"]}}'""",

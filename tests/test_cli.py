@@ -481,6 +481,37 @@ def test_last_administrators_key_is_revoked_only_by_force(call: Call) -> None:
     assert shown(call, key_id)["state"] == "revoked"
 
 
+def test_all_keys_of_a_leaver_are_revoked_after_a_look(call: Call, store: LocalStore) -> None:
+    other = made(call, "--owner", "ACME Ltd", "--scope", "model:read")["key_id"]
+    trusted = json.loads(
+        call(
+            *("trust", "add", "--owner", "ACME", "--github", "acme/models"),
+            *("--workflow", "release.yml", "--scope", "model:write", "--json"),
+        ).stdout
+    )["trust_id"]
+    ids = {made(call)["key_id"] for _ in range(2)}
+    leaver = ("keys", "revoke", "--owner", "ACME")
+    plan = call(*leaver)
+    assert all(one in plan.stdout for one in ids) and other not in plan.stdout
+    assert "2 keys of ACME would end; none did, without --apply." in plan.stdout
+    assert f"hokusai-auth trust remove {trusted}" in plan.stderr
+    assert all(shown(call, one)["state"] == "active" for one in ids)
+    found = json.loads(call(*leaver, "--apply", "--json").stdout)
+    assert {one["key_id"] for one in found["keys"]} == ids and found["applied"]
+    assert all(shown(call, one)["state"] == "revoked" for one in ids)
+    assert shown(call, other)["state"] == "active"
+    assert "0 keys of ACME revoked." in call(*leaver, "--apply").stdout
+    assert "No key of this store has this owner" in mistake(call(*leaver[:3], "ACMEE", status=1))
+    for wrong in ((), (other, "--owner", "ACME"), (other, "--apply")):
+        assert "--owner" in call("keys", "revoke", *wrong, status=2).stderr
+    assert shown(call, other)["state"] == "active"
+    boss = made(call, "--owner", "Boss", "--scope", "mlflow:admin")["key_id"]
+    refused = call("keys", "revoke", "--owner", "Boss", "--apply", status=1)
+    assert "last key that may manage keys" in refused.stderr
+    call("keys", "revoke", "--owner", "Boss", "--apply", "--force")
+    assert shown(call, boss)["state"] == "revoked"
+
+
 def test_export_prints_a_line_of_json_for_each_key(call: Call, store: LocalStore) -> None:
     ids = [made(call, *READER, "--note", "two\nlines")["key_id"] for _ in range(3)][::-1]
     lines = call("keys", "export").stdout.splitlines()

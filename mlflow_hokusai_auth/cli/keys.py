@@ -24,6 +24,7 @@ from .output import (
     print_fields,
     print_json,
     print_table,
+    printable,
     seconds,
 )
 from .store import actor, lifetimes, opened
@@ -359,23 +360,57 @@ def rotate(key_id: str, overlap: str, as_json: bool) -> None:
 
 
 @keys.command()
-@click.argument("key_id")
+@click.argument("key_id", required=False)
+@click.option("--owner", help="All valid keys of this owner, who leaves.")
+@click.option(
+    "--apply", is_flag=True, help="With --owner: do it; otherwise only show which keys would end."
+)
 @click.option("--wait", is_flag=True, help="Return only once no server accepts the key.")
 @click.option("--force", is_flag=True, help="Revoke even the last key that may manage keys.")
 @json_option
-def revoke(key_id: str, wait: bool, force: bool, as_json: bool) -> None:
-    """Revoke a key for good; running servers refuse it within a second."""
+def revoke(
+    key_id: str | None, owner: str | None, apply: bool, wait: bool, force: bool, as_json: bool
+) -> None:
+    """Revoke a key for good; running servers refuse it within a second.
+
+    With --owner instead of KEY_ID, revoke all valid keys of an owner. Nothing changes then without
+    --apply. The exit status is 1 if one of them has to stay.
+    """
+    if (key_id is None) == (owner is None) or (apply and owner is None):
+        raise click.UsageError("Give KEY_ID; or --owner, and --apply to do it.")
     with opened() as store:
-        from mlflow_hokusai_auth.server.web.schemas import describe
+        from mlflow_hokusai_auth.server.web import keys_api, schemas
 
-        described = describe(store.revoke(key_id, actor(), force=force))
-    if wait:
-        from mlflow_hokusai_auth.server.web.keys_api import REVOKED_EVERYWHERE
-
-        # No server needs to confirm: each stops using a cached key within this time, unless it has read
-        # the store since.
-        time.sleep(REVOKED_EVERYWHERE)
+        if key_id is None:
+            body = {"owner": owner, "apply": apply, "wait": wait, "force": force}
+            asked = schemas.parse(schemas.Revocation, body)
+            return _show_leaver(asked.owner, keys_api.revoke_owner(store, asked, actor()), as_json)
+        described = schemas.describe(store.revoke(key_id, actor(), force=force))
+        if wait:
+            # No server needs to confirm: each stops using a cached key within this time, unless it has
+            # read the store since.
+            time.sleep(keys_api.REVOKED_EVERYWHERE)
     _show(described, as_json)
+
+
+def _show_leaver(owner: str, found: Mapping[str, Any], as_json: bool) -> None:
+    """Print which keys of `owner` ended, or would, and what still stands. Exit with 1 if one stays."""
+    ended, kept = found["keys"], found["kept"]
+    if as_json:
+        print_json(found)
+    else:
+        _print_keys([{name: _facts(one)[name] for name in _COLUMNS} for one in ended])
+        number = f"{len(ended)} key{'' if len(ended) == 1 else 's'} of {printable(owner)}"
+        done = "revoked." if found["applied"] else "would end; none did, without --apply."
+        click.echo(f"{number} {done}")
+    for trust_id in found["trusts"]:
+        click.echo(
+            f"hokusai-auth: {trust_id} gives CI jobs new keys of this owner, until "
+            f"`hokusai-auth trust remove {trust_id}`",
+            err=True,
+        )
+    if kept:
+        raise Mistake(" ".join(kept))
 
 
 @keys.command()

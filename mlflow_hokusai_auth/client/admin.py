@@ -204,6 +204,17 @@ class HokusaiAuthClient:
         params = {name: "true" for name, on in (("wait", wait), ("force", force)) if on}
         return self._call("DELETE", _key_path(key_id), params=params)
 
+    def revoke_keys(
+        self, owner: str, *, apply: bool = False, wait: bool = False, force: bool = False
+    ) -> dict[str, Any]:
+        """Revoke all valid keys of `owner`; unless `apply`, only return which: `keys`.
+
+        `kept` says why others stay, and `trusts` are the ids of trusts that still give keys of this
+        owner to jobs. `wait` and `force` are those of `revoke_key`.
+        """
+        body = {"owner": owner, "apply": apply, "wait": wait, "force": force}
+        return self._call("POST", "keys/revoke", json=body)
+
     def export_keys(self) -> Iterator[dict[str, Any]]:
         """Iterate over all keys, and read them from the server as they are consumed.
 

@@ -330,16 +330,31 @@ class LocalStore:
         """
         with self.database.changing() as change:
             record = records.get(change.connection, key_id)
-            if record.revoked_at is not None:
-                return record
-            if not force and _is_admin(record):
-                _leave_an_admin(change, record)
-            record = replace(record, revoked_at=time.time())
-            change.connection.execute(
-                sa.update(KEYS).where(KEYS.c.key_id == key_id).values(revoked_at=record.revoked_at)
-            )
-            change.audit(event, by, key_id, **detail)
-        return record
+            return _revoke(change, record, by, force=force, event=event, **detail)
+
+    def valid_of(self, owner: str) -> list[KeyRecord]:
+        """Return the keys of `owner` that `revoke_owner` ends, newest first."""
+        with self.database.reading() as connection:
+            return records.valid_of(connection, owner)
+
+    def revoke_owner(
+        self, owner: str, by: Actor = NOBODY, *, force: bool = False
+    ) -> tuple[list[KeyRecord], list[KeyConflict]]:
+        """End all valid keys of `owner`, exchanged ones too, in one transaction.
+
+        A key that is rotated in the same moment leaves no other key behind. Return the records of the
+        keys that were ended, and why the others stay. With `force`, none stays: see `revoke`.
+        """
+        ended, kept = [], []
+        with self.database.changing() as change:
+            going = records.valid_of(change.connection, owner)
+            # If one that may manage the others has to stay, it is that of the caller.
+            for record in sorted(going, key=lambda one: one.key_id == by.key_id):
+                try:
+                    ended.append(_revoke(change, record, by, force=force))
+                except KeyConflict as error:
+                    kept.append(error)
+        return ended, kept
 
 
 def _principal(row: Any) -> Principal:
@@ -394,6 +409,28 @@ def _rotate(
     change.connection.execute(sa.update(KEYS).where(KEYS.c.key_id == key_id).values(changed))
     change.audit("key.rotated", by, key_id, replaced_by=new.key_id, expires_at=ends)
     return new, key, replace(old, **changed)
+
+
+def _revoke(
+    change: Change,
+    record: KeyRecord,
+    by: Actor,
+    *,
+    force: bool,
+    event: str = "key.revoked",
+    **detail: str,
+) -> KeyRecord:
+    """Do what `LocalStore.revoke` does, in `change`. If it raises KeyConflict, nothing changes."""
+    if record.revoked_at is not None:
+        return record
+    if not force and _is_admin(record):
+        _leave_an_admin(change, record)
+    record = replace(record, revoked_at=time.time())
+    change.connection.execute(
+        sa.update(KEYS).where(KEYS.c.key_id == record.key_id).values(revoked_at=record.revoked_at)
+    )
+    change.audit(event, by, record.key_id, **detail)
+    return record
 
 
 def _refuse_ephemeral(record: KeyRecord) -> None:

@@ -243,3 +243,12 @@ def get(connection: sa.Connection, key_id: str) -> KeyRecord:
             f"There is no key {key_format.redact(key_id)!r}; `hokusai-auth keys list` shows them."
         )
     return from_row(row)
+
+
+def valid_of(connection: sa.Connection, owner: str) -> list[KeyRecord]:
+    """Return all valid keys of `owner`, newest first, and those for identity tokens among them."""
+    # PostgreSQL raises an error for a NUL.
+    if not owner.isprintable():
+        return []
+    query = sa.select(KEYS).where(KEYS.c.owner == owner, _states(time.time())["valid"])
+    return [from_row(row) for row in connection.execute(query.order_by(KEYS.c.created_at.desc()))]

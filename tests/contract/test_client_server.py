@@ -223,6 +223,7 @@ CALLS: dict[str, Callable[[HokusaiAuthClient], Any]] = {
     ),
     "rotate_key": lambda client: client.rotate_key("key_1", overlap=1),
     "revoke_key": lambda client: client.revoke_key("key_1", wait=True, force=True),
+    "revoke_keys": lambda client: client.revoke_keys("a", apply=True, wait=True, force=True),
     "export_keys": lambda client: list(client.export_keys()),
     "list_owners": lambda client: client.list_owners(
         kind="model", owner="a", unowned=True, max_results=1, page_token="t",

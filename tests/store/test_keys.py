@@ -580,6 +580,33 @@ def test_one_of_two_administrators_who_revoke_each_other_stays(
             store.revoke(left[0], force=True)
 
 
+def test_no_key_of_an_owner_is_left_even_if_one_is_rotated_meanwhile(
+    store: LocalStore, another: LocalStore
+) -> None:
+    other = made(store, owner="ACME Ltd")
+    for _ in range(5):
+        key_id = made(store)
+        made(store, environment="ci", trust_id="trust_1")
+        made(store, expires_at=START - 1)
+        results = at_once(
+            partial(store.rotate, key_id), partial(another.revoke_owner, "ACME", OPERATOR)
+        )
+        ended, kept = next(one for one in results if isinstance(one, tuple) and len(one) == 2)
+        assert {"ACME"} == {one.owner for one in ended} and not kept
+        assert all(one.revoked_at is not None for one in ended) and store.valid_of("ACME") == []
+    assert store.get(other).revoked_at is None and store.valid_of("\0") == []
+    assert {row["actor"] for row in store.database.audited(event="key.revoked")} == {"Operator"}
+
+
+def test_of_an_owner_s_administrators_the_caller_s_own_key_stays_if_one_must(
+    store: LocalStore,
+) -> None:
+    own, *_ = (made(store, "mlflow:admin") for _ in range(3))
+    ended, kept = store.revoke_owner("ACME", Actor("ACME", own))
+    assert len(ended) == 2 and own in str(kept[0]) and ids(store, state="valid") == [own]
+    assert [one.key_id for one in store.revoke_owner("ACME", force=True)[0]] == [own]
+
+
 # The audit log
 
 

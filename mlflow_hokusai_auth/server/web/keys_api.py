@@ -21,6 +21,7 @@ from mlflow_hokusai_auth.core.errors import (
     InvalidRequest,
     KeyConflict,
     KeyNotFound,
+    NotFound,
     NotGenuine,
 )
 from mlflow_hokusai_auth.core.isolation import DEFAULT_PREFIX
@@ -30,9 +31,11 @@ from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.settings import MAX_KEY_LIFETIME
 from mlflow_hokusai_auth.store import key_pages, usage
+from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.key_pages import KeyPage
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.records import LAST, KeyFilter, KeyRecord
+from mlflow_hokusai_auth.store.trusts import Trusts
 
 from . import api, leak_reports, openapi, schemas
 from .schemas import describe
@@ -89,6 +92,11 @@ def blueprint(
     @routes.post("/keys/import")
     def import_existing_key() -> tuple[flask.Response, int]:
         return flask.jsonify(describe(actions.import_key(api.body()))), 201
+
+    @routes.post("/keys/revoke")
+    def revoke_keys() -> flask.Response:
+        body = schemas.parse(schemas.Revocation, api.body())
+        return flask.jsonify(revoke_owner(store, body, callers.actor()))
 
     @routes.get("/keys/export")
     def export_keys() -> flask.Response:
@@ -301,6 +309,30 @@ def find(store: LocalStore, text: str) -> list[KeyRecord]:
         raise InvalidRequest(f"That can't be a key: {reason}. Copy it again, whole.")
     found = store.find(text)
     return [] if found is None else [found]
+
+
+def revoke_owner(store: LocalStore, body: schemas.Revocation, by: Actor) -> dict[str, Any]:
+    """Revoke all valid keys of an owner, or say which, and return it as `schemas.Revoked`.
+
+    Raises NotFound if the store has never had a key or a trust of this owner.
+    """
+    trusts = [one.trust for one in Trusts(store.database).each() if one.trust.owner == body.owner]
+    ended, kept = store.valid_of(body.owner), list[KeyConflict]()
+    if not ended and not trusts and body.owner not in store.owners():
+        raise NotFound(
+            "No key of this store has this owner, whose spelling counts: `hokusai-auth keys list` "
+            "shows owners."
+        )
+    if body.apply:
+        ended, kept = store.revoke_owner(body.owner, by, force=body.force)
+        if body.wait:
+            time.sleep(REVOKED_EVERYWHERE)
+    return schemas.Revoked(
+        applied=body.apply,
+        keys=[schemas.Key(**one) for one in described(ended)],
+        kept=[str(one) for one in kept],
+        trusts=[one.trust_id for one in trusts],
+    ).model_dump()
 
 
 def with_uses(store: LocalStore, records: list[KeyRecord]) -> list[dict[str, Any]]:

@@ -186,6 +186,21 @@ class Rotation(Body):
     ] = OVERLAP
 
 
+class Revocation(Body):
+    """The owner whose valid keys are to end, all at once."""
+
+    owner: Owner
+    apply: Annotated[
+        StrictBool, Field(description="Do it; otherwise only say which keys would end.")
+    ] = False
+    force: Annotated[
+        StrictBool, Field(description="Revoke even the last key that may manage keys.")
+    ] = False
+    wait: Annotated[
+        StrictBool, Field(description="Answer only once every server process refuses the keys.")
+    ] = False
+
+
 class Key(BaseModel):
     """A key's record, without the key itself. Times are seconds since the epoch."""
 
@@ -238,6 +253,17 @@ class KeyPage(BaseModel):
     keys: list[KeyWithUses]
     next_page_token: str | None
     total: int
+
+
+class Revoked(BaseModel):
+    """The keys of an owner that ended, if it is `applied`, or would end."""
+
+    applied: bool
+    keys: list[Key]
+    kept: list[str] = Field(description="Why each of the owner's other valid keys stays.")
+    trusts: list[str] = Field(
+        description="Trusts that still give keys of this owner to jobs, until they are removed."
+    )
 
 
 class AuditEvent(BaseModel):

@@ -404,6 +404,27 @@ def test_key_is_revoked_and_the_last_administrator_only_by_force(
     assert waited == [keys_api.REVOKED_EVERYWHERE]
 
 
+def test_all_keys_of_an_owner_are_revoked_if_it_is_said(
+    here: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(keys_api.time, "sleep", waited.append)
+    ids = [here.store.create(owner="ACME", scopes=["model:read"])[0].key_id for _ in range(2)]
+    plan = here.ask("POST /keys/revoke", {"owner": "ACME"}).json
+    assert plan is not None and not plan["applied"]
+    assert [one["key_id"] for one in plan["keys"]] == ids[::-1]
+    assert {one["state"] for one in plan["keys"]} == {"active"} and waited == []
+    body = {"owner": "ACME", "apply": True, "wait": True}
+    done = here.ask("POST /keys/revoke", body).json
+    assert done is not None and {one["state"] for one in done["keys"]} == {"revoked"}
+    assert waited == [keys_api.REVOKED_EVERYWHERE]
+    (event, _) = here.store.database.audited(event="key.revoked")
+    assert event["actor"] == ADMIN.owner
+    assert here.ask("POST /keys/revoke", {"owner": "GLOBEX"}).status_code == 404
+    for wrong in ({}, {"owner": ""}, {"owner": "ACME", "apply": "yes"}, {"owner": "a\0"}):
+        assert here.ask("POST /keys/revoke", wrong).status_code == 400, wrong
+
+
 def test_whoami_describes_the_caller(here: Api) -> None:
     record, _ = here.store.create(**ACME, name="laptop")  # type: ignore[arg-type]
     caller = Principal(

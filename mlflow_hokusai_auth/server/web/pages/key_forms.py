@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import flask
 
 from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyConflict
-from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, EPHEMERAL
+from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.web import keys_api, schemas
-from mlflow_hokusai_auth.store.records import KeyFilter
 
 from . import forms, shared
 from .page_of_caller import of_caller, page_of_caller
@@ -121,11 +120,7 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
         if action not in _ACTIONS:
             raise InvalidRequest("Choose what to do with the keys: revoke or rotate.")
         if owner:
-            chosen = [
-                *store.each(KeyFilter(owner=owner, state="valid")),
-                # Lists show these only if asked for them.
-                *store.each(KeyFilter(owner=owner, state="valid", environment=EPHEMERAL)),
-            ]
+            chosen = store.valid_of(owner)
         else:
             chosen = [store.get(key_id) for key_id in dict.fromkeys(sent.getlist("key_id"))]
         now, mine = time.time(), callers.principal().key_id
@@ -148,16 +143,20 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
         if action == "rotate":
             ids = [one.key_id for one in able]
             return shown(lambda: actions.rotate_several(ids, _overlap(sent)))
-        failed: list[str] = []
-        for one in able:
-            try:
-                store.revoke(one.key_id, callers.actor())
-            except KeyConflict as error:
-                failed.append(str(error))
+        failed: list[KeyConflict] = []
+        if owner:
+            ended, failed = store.revoke_owner(owner, callers.actor())
+            number = len(ended)
+        else:
+            for one in able:
+                try:
+                    store.revoke(one.key_id, callers.actor())
+                except KeyConflict as error:
+                    failed.append(error)
+            number = len(able) - len(failed)
         time.sleep(keys_api.REVOKED_EVERYWHERE)
-        number = len(able) - len(failed)
         text = f"{number} key{'' if number == 1 else 's'} revoked and refused everywhere."
-        return forms.done(f"../keys?{back}", " ".join([text, *failed[:3]]))
+        return forms.done(f"../keys?{back}", " ".join([text, *map(str, failed[:3])]))
 
 
 def _overlap(form: Mapping[str, str]) -> dict[str, Any]:
