@@ -88,6 +88,19 @@ def test_operator_takes_over_what_exists(call: Call, engine: sa.Engine) -> None:
     assert told(call, "owners", "release", "acme-b")["owner"] == "acme"
 
 
+def test_all_that_a_leaver_owns_goes_to_another_owner(call: Call, engine: sa.Engine) -> None:
+    make(engine, "a", "b")
+    call("owners", "assign", "--models", "a", "--owner", "ACME", "--apply")
+    call("prefixes", "add", "acme-", "--owner", "ACME")
+    move = ("owners", "assign", "--from", "ACME", "--to", "GLOBEX")
+    assert "2 would change; nothing did, without --apply." in call(*move).stdout
+    assert "2 changed." in call(*move, "--apply").stdout
+    assert told(call, "owners", "of", "a")["owners"][0]["owner"] == "GLOBEX"
+    assert told(call, "prefixes", "list")["prefixes"][0]["owner"] == "GLOBEX"
+    for wrong in ((*move, "--models", "a"), ("owners", "assign", "--to", "GLOBEX")):
+        assert "--from" in call(*wrong, status=2).stderr
+
+
 def test_explain_says_which_rule_hides_a_thing_or_shows_it(
     call: Call, engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +175,7 @@ def test_file_says_whose_everything_is(call: Call, engine: sa.Engine, tmp_path: 
     file.write_bytes(b"kind,name\nmodel,\xff")
     for given in ((), ("--models", "a", "--experiments", "b")):
         said = call("owners", "assign", *given, "--owner", "acme", status=2).stderr
-        assert "give --models, --experiments or --csv: one of them" in said
+        assert "give --models, --experiments, --from or --csv: one of them" in said
     assert "--csv: " in call("owners", "assign", "--csv", str(file), status=2).stderr
 
 

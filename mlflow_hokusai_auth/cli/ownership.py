@@ -108,7 +108,12 @@ def owners_of(name: str, uri: str | None, as_json: bool) -> None:
     type=click.File(encoding="utf-8-sig"),
     help="A file with the columns kind (model or experiment) and name, and perhaps owner.",
 )
-@click.option("--owner", help="The new owner; of rows without one, if there is a file.")
+@click.option(
+    "--from", "from_owner", metavar="OWNER", help="All that this one owns, and has reserved."
+)
+@click.option(
+    "--owner", "--to", "owner", help="The new owner; of rows without one, if there is a file."
+)
 @click.option("--apply", is_flag=True, help="Change it; otherwise only show what would change.")
 @click.option(
     "--keep-grants", is_flag=True, help="What former owners shared stays shared, by the new owner."
@@ -122,8 +127,8 @@ def assign(uri: str | None, as_json: bool, file: IO[str] | None, **given: Any) -
     to others: their owners can change such files.
     """
     names = [] if file is None else _rows(file)
-    if [given["models"], given["experiments"], file].count(None) != 2:
-        raise WrongValue("give --models, --experiments or --csv: one of them")
+    if [given["models"], given["experiments"], given["from_owner"], file].count(None) != 3:
+        raise WrongValue("give --models, --experiments, --from or --csv: one of them")
     with _place(uri) as place:
         answer = place.assign_owner(**given, names=names)
     if as_json:

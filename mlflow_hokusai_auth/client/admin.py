@@ -270,15 +270,22 @@ class HokusaiAuthClient:
         models: str | None = None,
         experiments: str | None = None,
         names: Sequence[Mapping[str, str]] = (),
+        from_owner: str | None = None,
         apply: bool = False,
         keep_grants: bool = False,
     ) -> dict[str, Any]:
         """Give models or experiments to `owner`; unless `apply`, only return what would change.
 
-        Give one pattern, or `names` with `kind` and `name` each, and perhaps `owner`. The grants of
-        former owners end, or become the new owner's with `keep_grants`.
+        Give one pattern, or `names` with `kind` and `name` each, and perhaps `owner`; or `from_owner`,
+        for all that this one owns, prefixes included. The grants of former owners end, or become the
+        new owner's with `keep_grants`.
         """
-        what = {"owner": owner, "models": models, "experiments": experiments}
+        what = {
+            "owner": owner,
+            "models": models,
+            "experiments": experiments,
+            "from_owner": from_owner,
+        }
         body = {**_given(what), "apply": apply, "keep_grants": keep_grants}
         if names:
             body["names"] = [dict(row) for row in names]

@@ -277,12 +277,14 @@ class Ownership:
         models: str | None = None,
         experiments: str | None = None,
         names: Sequence[Mapping[str, str]] = (),
+        from_owner: str | None = None,
         apply: bool = False,
         keep_grants: bool = False,
     ) -> dict[str, Any]:
         """Give models or experiments to `owner`; unless `apply`, only say what would change.
 
-        They are given by one pattern, or as `names` with `kind` and `name` each, and perhaps `owner`. A
+        They are given by one pattern, or as `names` with `kind` and `name` each, and perhaps `owner`,
+        or they are all that `from_owner` owns, prefixes included. A
         model that is gone keeps its name under the new owner. The grants of a former owner end, or
         become the new owner's with `keep_grants`. Changes are made in batches: if one fails, those
         before it stay.
@@ -291,13 +293,16 @@ class Ownership:
         (names), and `foreign_sources`: versions of these models whose files are not the owner's. Each
         list has at most `MAX_RESULTS` items. Raises InvalidRequest and Conflict.
         """
-        given = [models is not None, experiments is not None, bool(names)]
-        if sum(given) != 1:
-            raise InvalidRequest("Give models, experiments or names: one of them.")
+        given = [one is not None for one in (models, experiments, from_owner)]
+        if sum([*given, bool(names)]) != 1:
+            raise InvalidRequest("Give models, experiments, names or from_owner: one of them.")
         answer: dict[str, Any] = {"applied": apply, "changed": 0, "unchanged": 0}
         answer |= {"changes": [], "missing": [], "foreign_sources": []}
         # Experiments come first, so that the sources of models are judged by their new owners.
-        groups = list(_wanted(owner, models, experiments, names))
+        if from_owner is None:
+            groups = list(_wanted(owner, models, experiments, names))
+        else:
+            groups = list(_all_of(from_owner, owner))
         with self._reading() as connection:
             _refuse_look_alikes(connection, {group.owner for group in groups})
         for kind, new_owner, condition, wanted in groups:
@@ -318,9 +323,41 @@ class Ownership:
                 names_found = [item.row["name"] for item in found if item.exists]
                 with self._reading() as connection:
                     answer["foreign_sources"] += _foreign(connection, names_found, new_owner)
+        if from_owner is not None:
+            moved = self._assign_prefixes(from_owner, groups[0].owner, apply=apply)
+            answer["changed"] += len(moved)
+            answer["changes"] += moved
         for name in ("changes", "missing", "foreign_sources"):
             del answer[name][MAX_RESULTS:]
         return answer
+
+    def _assign_prefixes(self, before: str, owner: str, *, apply: bool) -> list[dict[str, Any]]:
+        """Reserve for `owner` what is reserved for `before`, if `apply`. Return the changes.
+
+        No prefix of either lies in one of anybody else, so none can be in the way.
+        """
+        whose = PREFIXES.c.owner == before
+        if apply:
+            with self._changing() as connection:
+                rows = _prefixes(connection, whose)
+                connection.execute(sa.update(PREFIXES).where(whose).values(owner=owner))
+        else:
+            with self._reading() as connection:
+                rows = _prefixes(connection, whose)
+        if apply and rows:
+            names = [[row["prefix"], before] for row in rows]
+            self._audit("owners.assigned", {"owner": owner, "kind": "prefix", "names": names})
+        nothing = {"experiment_id": None, "key_id": None, "gone_at": None}
+        return [
+            {
+                "kind": f"{row['kind']} prefix",
+                "name": row["prefix"],
+                "owner": owner,
+                "before": before,
+            }
+            | nothing
+            for row in rows
+        ]
 
     def release_name(self, name: str) -> dict[str, Any]:
         """Make the name of a model nobody's, and return its row. Raises NotFound.
@@ -752,6 +789,27 @@ def _wanted(
     for (kind, new_owner), wanted in sorted(groups.items()):
         for batch in _batches(sorted(wanted), 500):
             yield _Group(kind, new_owner, partial(_is_in, names=batch), set(batch))
+
+
+def _all_of(before: str, owner: str | None) -> Iterator[_Group]:
+    """Yield all that `before` owns, to be `owner`'s. Raises InvalidRequest."""
+    _checked(before, "from_owner", rules.MAX_OWNER)
+    new_owner = _checked(owner or "", "owner", rules.MAX_OWNER)
+    if new_owner == before:
+        raise InvalidRequest("from_owner and owner are the same.")
+    yield _Group("experiment", new_owner, partial(_has_owner, owner=before), set())
+    yield _Group("model", new_owner, partial(_has_owner, owner=before), set())
+
+
+def _has_owner(column: Any, owner: str) -> sa.ColumnElement[bool]:
+    """Return the condition that a name, of a model or of an experiment, is `owner`'s."""
+    names = sa.select(MODELS.c.name).where(MODELS.c.owner == owner)
+    if column.table is MLFLOW_EXPERIMENTS:
+        joined = MLFLOW_EXPERIMENTS.join(EXPERIMENTS, SAME_EXPERIMENT)
+        names = sa.select(MLFLOW_EXPERIMENTS.c.name).select_from(joined)
+        names = names.where(EXPERIMENTS.c.owner == owner)
+    condition: sa.ColumnElement[bool] = column.in_(names.correlate(None))
+    return condition
 
 
 def _matches(column: Any, pattern: str) -> sa.ColumnElement[bool]:

@@ -231,7 +231,7 @@ CALLS: dict[str, Callable[[HokusaiAuthClient], Any]] = {
     "owners_of": lambda client: client.owners_of("m"),
     "assign_owner": lambda client: client.assign_owner(
         owner="a", models="m*", experiments="e*", names=[{"kind": "model", "name": "m"}], apply=True,
-        keep_grants=True,
+        keep_grants=True, from_owner="b",
     ),
     "release_name": lambda client: client.release_name("m"),
     "check_owners": lambda client: client.check_owners(),

@@ -176,6 +176,44 @@ def test_assignment_changes_nothing_unless_it_is_applied(registry: Registry) -> 
     assert face.assign_owner(models="a-*", owner="acme", apply=True)["changed"] == 0
 
 
+def test_all_that_a_leaver_owns_is_assigned(registry: Registry) -> None:
+    for name, owner in (("a", "acme"), ("b", "globex"), ("gone", "acme"), ("free", "")):
+        registry.model(name, owner)
+    registry.delete_model("gone")
+    registry.experiment(0, "Default")
+    registry.experiment(1, "default:acme", "acme")
+    registry.experiment(2, "theirs", "globex")
+    face = registry.of()
+    for prefix, kind, owner in (("a-", "model", "acme"), ("/a", "experiment", "acme")):
+        face.add_prefix(prefix=prefix, kind=kind, owner=owner)
+    face.add_prefix(prefix="g-", owner="globex")
+    registry.events.clear()
+    plan = face.assign_owner(from_owner="acme", owner="hooli")
+    expected = {
+        ("experiment", "default:acme"),
+        ("model", "a"),
+        ("model", "gone"),
+        ("model prefix", "a-"),
+        ("experiment prefix", "/a"),
+    }
+    assert {(row["kind"], row["name"]) for row in plan["changes"]} == expected
+    assert {(row["before"], row["owner"]) for row in plan["changes"]} == {("acme", "hooli")}
+    assert plan["changed"] == 5 and not plan["applied"] and not plan["missing"]
+    assert registry.events == [] and registry.owner("a") == "acme"
+    done = face.assign_owner(from_owner="acme", owner="hooli", apply=True)
+    assert done == {**plan, "applied": True}
+    assert (registry.owner("a"), registry.owner("gone"), registry.owner("b")) == (
+        "hooli",
+        "hooli",
+        "globex",
+    )
+    assert names(face.list_owners(kind="experiment", owner="hooli")) == ["default:acme"]
+    owned = {row["prefix"]: row["owner"] for row in face.list_prefixes()}
+    assert owned == {"a-": "hooli", "/a": "hooli", "g-": "globex"}
+    assert [event for event, _ in registry.events] == ["owners.assigned"] * 3
+    assert face.assign_owner(from_owner="acme", owner="hooli", apply=True)["changed"] == 0
+
+
 def test_experiments_are_assigned_but_for_mlflows_own(registry: Registry) -> None:
     registry.experiment(0, "Default")
     registry.experiment(1, "/acme/a")
@@ -565,6 +603,14 @@ def test_mistakes_are_explained(registry: Registry) -> None:
         ),
         (lambda: face.assign_owner(owner="a"), InvalidRequest, "one of them"),
         (lambda: face.assign_owner(owner="a", models="a", experiments="b"), InvalidRequest, "one"),
+        (lambda: face.assign_owner(from_owner="a", owner="a"), InvalidRequest, "the same"),
+        (lambda: face.assign_owner(from_owner="a"), InvalidRequest, "owner: it is empty"),
+        (lambda: face.assign_owner(from_owner="", owner="a"), InvalidRequest, "from_owner: it is"),
+        (
+            lambda: face.assign_owner(owner="a", models="a", from_owner="b"),
+            InvalidRequest,
+            "one of",
+        ),
         (lambda: face.assign_owner(models="a*b", owner="a"), InvalidRequest, "only at its end"),
         (lambda: face.assign_owner(models="a"), InvalidRequest, "owner: it is empty"),
         (lambda: face.assign_owner(models="a", owner=long), InvalidRequest, "owner: it is longer"),

@@ -69,18 +69,22 @@ class NameToAssign(Body):
 
 
 class Assignment(Body):
-    """The new owner, and what it gets: one of `models`, `experiments` and `names`."""
+    """The new owner, and what it gets: `models`, `experiments`, `names`, or all of `from_owner`."""
 
     owner: Owner | None = None
     models: Pattern | None = None
     experiments: Pattern | None = None
     names: list[NameToAssign] = Field(default=[], max_length=MAX_NAMES)
+    from_owner: Owner | None = None
     apply: StrictBool = False
     keep_grants: StrictBool = False
 
 
 class Change(Owned):
-    """A name that gets another owner, and the one before, or null."""
+    """A name that gets another owner, and the one before, or null.
+
+    With `from_owner`, the `kind` may be "model prefix" or "experiment prefix", too.
+    """
 
     before: str | None
 
