@@ -408,7 +408,7 @@ def test_all_keys_of_an_owner_are_revoked_if_it_is_said(
     here: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(keys_api.time, "sleep", waited.append)
+    monkeypatch.setattr(keys_api, "time", SimpleNamespace(sleep=waited.append))
     ids = [here.store.create(owner="ACME", scopes=["model:read"])[0].key_id for _ in range(2)]
     plan = here.ask("POST /keys/revoke", {"owner": "ACME"}).json
     assert plan is not None and not plan["applied"]
