@@ -20,7 +20,7 @@ class HokusaiAuth(AuthBase):
         """Add the key to a prepared request, and return that. `requests` calls this. Never raises."""
         try:
             key = profile.api_key()
-            if key is not None and origin_guard.may_send(request.url or ""):
+            if key is not None and origin_guard.may_send(request.url or "", key):
                 request.hooks["response"].append(origin_guard.check_response)
                 # A header that is already set comes from the header provider or from the caller.
                 request.headers.setdefault(origin_guard.HEADER, key)

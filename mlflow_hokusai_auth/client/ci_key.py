@@ -1,8 +1,8 @@
 """`HOKUSAI_TRUST=auto`: a CI job without a key exchanges its identity token for one that lives minutes.
 
 PyPA's `id` gets the token from GitHub, GitLab, Buildkite, CircleCI or Google Cloud. It goes to the
-tracking server's origin only, which is also its audience. The key stays in this process's memory, and
-is renewed before it ends.
+tracking server's origin only, which is also its audience. The key goes nowhere else either, stays in
+this process's memory, and is renewed before it ends.
 """
 
 from __future__ import annotations
@@ -38,11 +38,27 @@ class Unavailable(Exception):
     """Raised if no key was exchanged. The text says why and what to do, and holds no token."""
 
 
+class ExchangedKey(str):
+    """A key, and the only origin that it may be sent to."""
+
+    __slots__ = ("origin",)
+    origin: profile.Origin
+
+    def __new__(cls, key: str, origin: profile.Origin) -> ExchangedKey:
+        made = super().__new__(cls, key)
+        made.origin = origin
+        return made
+
+    def __getnewargs__(self) -> tuple[str, profile.Origin]:  # type: ignore[override]
+        # Somebody may copy the headers of a request.
+        return str(self), self.origin
+
+
 class _Held(NamedTuple):
     """A key for the server at `uri`; times are readings of the monotonic clock."""
 
     uri: str
-    key: str
+    key: ExchangedKey
     renew_at: float
     ends_at: float
 
@@ -61,7 +77,7 @@ def is_wanted() -> bool:
     return value == "auto"
 
 
-def current() -> str | None:
+def current() -> ExchangedKey | None:
     """Return the key of this job, exchanged or renewed if need be; None, with a warning, if not."""
     try:
         return obtain()
@@ -70,7 +86,7 @@ def current() -> str | None:
         return None
 
 
-def obtain() -> str:
+def obtain() -> ExchangedKey:
     """Return the key of this job, exchanged or renewed if need be. Raises Unavailable."""
     global _held, _failed
     uri = profile.tracking_uri()
@@ -148,7 +164,8 @@ def _exchange(uri: str) -> _Held:
         "renewed before."
     )
     assert isinstance(key, str)
-    return _Held(uri, key, began + RENEW_AFTER * lifetime, began + lifetime)
+    held = ExchangedKey(key, origin)
+    return _Held(uri, held, began + RENEW_AFTER * lifetime, began + lifetime)
 
 
 def _identity_token(audience: str) -> str:

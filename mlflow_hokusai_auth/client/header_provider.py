@@ -47,7 +47,7 @@ def _headers(frame: FrameType | None) -> dict[str, str]:
     if url is None or not isinstance(kwargs, dict):
         return _send_nothing("this version of MLflow does not reveal the URL of a request")
     # MLflow raises TypeError when a provider and the caller set the same header.
-    if _has_header(call.get("extra_headers")) or not origin_guard.may_send(url):
+    if _has_header(call.get("extra_headers")) or not origin_guard.may_send(url, key):
         return {}
     if getattr(call.get("host_creds"), "use_databricks_sdk", False):
         return _send_nothing("the Databricks SDK sends this request, so redirects can't be checked")

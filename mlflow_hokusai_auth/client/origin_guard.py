@@ -10,7 +10,7 @@ import re
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from mlflow_hokusai_auth.client import profile
+from mlflow_hokusai_auth.client import ci_key, profile
 from mlflow_hokusai_auth.core import times
 
 HEADER = "X-API-Key"
@@ -23,15 +23,22 @@ _PATH = re.compile(r"/(?![/\\])")
 _DEPRECATION = re.compile(r"@-?[0-9]{1,15}")
 
 
-def may_send(url: str) -> bool:
-    """Return True if the key may be sent to `url`; if not, warn once per origin, with advice.
+def may_send(url: str, key: str) -> bool:
+    """Return True if `key` may be sent to `url`; if not, warn once per origin, with advice.
 
     May raise any error of MLflow's lookup of its tracking URI; callers catch it.
     """
-    if profile.origin_allowed(url):
+    if is_allowed(url, key):
         return True
-    profile.warn_once(" ".join(explain_refusal(profile.origin(url))))
+    profile.warn_once(" ".join(explain_refusal(profile.origin(url), key)))
     return False
+
+
+def is_allowed(url: str, key: str) -> bool:
+    """Return True if `key` may be sent to `url`: an exchanged key only to its own origin."""
+    if isinstance(key, ci_key.ExchangedKey) and profile.origin(url) != key.origin:
+        return False
+    return profile.origin_allowed(url)
 
 
 def check_response(response: Any, **_: Any) -> None:
@@ -101,13 +108,18 @@ def _target(response: Any) -> profile.Origin | None:
     return profile.origin(response.url if _PATH.match(location) else location)
 
 
-def explain_refusal(target: profile.Origin | None) -> tuple[str, str]:
-    """Return the reason why `target` (None: an ambiguous URL) does not get the key, and the fix."""
+def explain_refusal(target: profile.Origin | None, key: str) -> tuple[str, str]:
+    """Return the reason why `target` (None: an ambiguous URL) does not get `key`, and the fix."""
     if target is None:
         return (
             f"{HEADER} is not sent to a URL with an ambiguous host.",
             "Write the URL with a plain ASCII host (xn--… for other scripts): "
             "https://registry.example.com/path.",
+        )
+    if isinstance(key, ci_key.ExchangedKey) and target != key.origin:
+        return (
+            f"{HEADER} is not sent to {target}: this job's key was exchanged with {key.origin}.",
+            f"If {target} needs a key, set {profile.KEY} to one for both.",
         )
     if os.environ.get(profile.ALLOWED_ORIGINS, "").strip():
         return (

@@ -107,7 +107,7 @@ def patch_gateway(module: ModuleType) -> None:
             return headers  # MLflow found a user and password, which take precedence
         try:
             key = profile.api_key()
-            if key is not None and origin_guard.may_send(resolve()):
+            if key is not None and origin_guard.may_send(resolve(), key):
                 return {"Authorization": f"Bearer {key}"}
         except Exception as error:
             profile.warn_once(f"No key was sent to the gateway ({type(error).__name__}).")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_hokusai_auth.client import ci_key, profile
+from mlflow_hokusai_auth.client import ci_key, origin_guard, profile
 from mlflow_hokusai_auth.client.diagnose import doctor, identity
 from mlflow_hokusai_auth.core import keys
 from tests.issuer import REQUEST_TOKEN, RUNNER, Issuer
@@ -270,6 +271,32 @@ def test_key_of_one_server_is_not_sent_to_the_next(job: Registry) -> None:
         assert other.keys == other.made
         assert other.made != job.made
         assert audience(other.tokens[0]) == other.origin
+
+
+def test_exchanged_key_goes_to_no_other_origin_that_is_allowed(
+    job: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Registry()
+    with listening(_Registry, state=other) as other.port:
+        monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", f"{job.origin},{other.origin}")
+        for auth in ("", "hokusai"):
+            monkeypatch.setenv("MLFLOW_TRACKING_AUTH", auth)
+            ask()
+            MlflowClient(registry_uri=other.uri).search_registered_models()
+        assert (job.keys, other.keys) == (job.made * 2, [None, None])
+        assert other.tokens == []
+        (said,) = [line for line in caplog.messages if other.origin in line]
+        assert f"exchanged with {job.origin}" in said
+        assert job.made[0] not in caplog.text
+        # A key of another origin stays there even if the tracking URI changes in the middle.
+        key = ci_key.obtain()
+        mlflow.set_tracking_uri(other.uri)
+        assert not origin_guard.may_send(other.uri, key)
+        assert not origin_guard.is_allowed(other.uri, pickle.loads(pickle.dumps(key)))
+        # A configured key may go to both.
+        monkeypatch.setenv("HOKUSAI_API_KEY", keys.generate("test"))
+        ask()
+        assert other.keys[-1] == profile.api_key()
 
 
 def test_why_a_ci_gives_no_token(

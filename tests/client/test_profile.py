@@ -232,11 +232,11 @@ def test_key_for_this_machine_is_not_sent_to_a_proxy(
             for url in ("http://localhost:5000", "http://127.0.0.1:5000"):
                 caplog.clear()
                 patch.setenv("MLFLOW_TRACKING_URI", url)
-                assert origin_guard.may_send(f"{url}/x") is allowed, (environ, url)
+                assert origin_guard.may_send(f"{url}/x", "hk_live_x") is allowed, (environ, url)
                 warned = "Add localhost,127.0.0.1,::1 to NO_PROXY" in caplog.text
                 assert warned is not allowed, (environ, url)
             patch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.com")
-            assert origin_guard.may_send("https://tracking.example.com/x"), environ
+            assert origin_guard.may_send("https://tracking.example.com/x", "hk_live_x"), environ
 
 
 def test_registry_counts_only_beside_a_tracking_uri_that_is_no_server(

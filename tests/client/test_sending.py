@@ -266,7 +266,9 @@ def test_no_warning_without_a_key(
 
 
 def test_refusal_of_plain_http_names_the_fix(key: str) -> None:
-    why, fix = origin_guard.explain_refusal(profile.origin("http://registry.example.com/mlflow"))
+    why, fix = origin_guard.explain_refusal(
+        profile.origin("http://registry.example.com/mlflow"), key
+    )
     assert "plain http" in why
     assert "HOKUSAI_ALLOWED_ORIGINS=http://registry.example.com " in fix
     assert "https" in fix

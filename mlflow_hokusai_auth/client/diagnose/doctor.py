@@ -262,9 +262,9 @@ def check_tracking_uri(results: Results) -> Outcome:
 def check_origin(results: Results) -> Outcome:
     """Check that the key may be sent to the tracking URI."""
     target = profile.origin(results.uri)
-    if profile.origin_allowed(results.uri):
+    if origin_guard.is_allowed(results.uri, results.key):
         return True, f"the key may be sent to {target}", ""
-    return False, *origin_guard.explain_refusal(target)
+    return False, *origin_guard.explain_refusal(target, results.key)
 
 
 def check_plugin(results: Results) -> Outcome:

@@ -66,8 +66,8 @@ def _look(uri: str) -> tuple[dict[str, Any], str]:
             return {**report, "error": doctor.one_line(str(reason))}, ""
     login = next((name for name in _LOGINS if os.environ.get(name)), None)
     report["key_from"] = _named(source) if key else login
-    if key and profile.origin(uri) is not None and not profile.origin_allowed(uri):
-        refusal = " ".join(origin_guard.explain_refusal(profile.origin(uri)))
+    if key and profile.origin(uri) is not None and not origin_guard.is_allowed(uri, key):
+        refusal = " ".join(origin_guard.explain_refusal(profile.origin(uri), key))
         return {**report, "error": doctor.one_line(refusal, key)}, key
     try:
         answer = HokusaiAuthClient(uri).whoami()
