@@ -67,6 +67,8 @@ _lock = threading.Lock()
 _held: _Held | None = None
 #: The server that the last exchange failed with, and the time from which on another may be tried.
 _failed: tuple[str, float, str] = ("", 0.0, "")
+#: The last key that was replaced because the server refused it, and the time from which on the next is.
+_refused: tuple[str, float] = ("", float("-inf"))
 
 
 def is_wanted() -> bool:
@@ -111,10 +113,34 @@ def obtain() -> ExchangedKey:
         return held.key
 
 
+def replace(key: str) -> ExchangedKey | None:
+    """Return a key in place of `key`, which the server refused with 401; None if there is none.
+
+    The server may have ended it early, because the operator changed the trust. There is one exchange
+    for it in `PAUSE` seconds at most, so that a server that refuses every key causes no loop.
+    """
+    global _held, _refused
+    with _lock:
+        if _held is not None and _held.key == key:
+            now = time.monotonic()
+            if now < _refused[1]:
+                return None
+            _held, _refused = None, (key, now + PAUSE)
+            profile.warn_once(
+                "The server refuses this job's Hokusai API key (401), so the job's identity is "
+                "exchanged once more."
+            )
+        elif key != _refused[0]:
+            return None
+    # Another thread may have exchanged the identity by now, or be about to.
+    return current()
+
+
 def forget() -> None:
-    """Forget the key, and that an exchange failed."""
-    global _held, _failed, _lock
-    _held, _failed, _lock = None, ("", 0.0, ""), threading.Lock()
+    """Forget the keys, and that an exchange failed."""
+    global _held, _failed, _refused, _lock
+    _held, _failed, _refused = None, ("", 0.0, ""), ("", float("-inf"))
+    _lock = threading.Lock()
 
 
 def _after_fork() -> None:

@@ -1,6 +1,7 @@
 """The rules that both providers share: may a URL have the key, and what its response means.
 
-A response may redirect, so that the key must be removed, or announce that the key ends soon.
+A response may redirect, so that the key must be removed, announce that the key ends soon, or refuse an
+exchanged key that ended early.
 """
 
 from __future__ import annotations
@@ -41,15 +42,45 @@ def is_allowed(url: str, key: str) -> bool:
     return profile.origin_allowed(url)
 
 
-def check_response(response: Any, **_: Any) -> None:
-    """The hook that both providers add to a request, for its response.
+def check_response(response: Any, **sending: Any) -> Any:
+    """The hook that both providers add to a request, for its response. Returns the one that counts.
 
     With both providers active it runs twice, as `requests` adds a caller's hooks after those of an
     authentication object, which can't see them. The second run has no effect.
     """
     # The order matters: the warning needs the key, which the redirect check removes.
+    response = send_again(response, **sending)
     warn_of_sunset(response)
     drop_key_on_redirect(response)
+    return response
+
+
+def send_again(response: Any, **sending: Any) -> Any:
+    """Return the response to the same request with another key, if an exchanged key was refused.
+
+    A 401 is the gate's, so that MLflow has not done anything yet. If there is no other key, or the
+    body can't be sent a second time, `response` is returned. Never raises.
+    """
+    sent = response.request.headers.get(HEADER)
+    if response.status_code != 401 or sent is None:
+        return response
+    try:
+        key = ci_key.replace(sent)
+        again = response.request.copy()
+        whole = isinstance(again.body, (str, bytes, type(None)))
+        if key is None or not whole or not may_send(response.url, key):
+            return response
+        # The connection is free again when the answer was read.
+        _ = response.content
+        response.close()
+        again.headers[HEADER] = key
+        answer = response.connection.send(again, **sending)
+    except Exception as error:
+        profile.warn_once(f"A request was not sent once more ({type(error).__name__}).")
+        return response
+    answer.history.append(response)
+    answer.request = again
+    return answer
 
 
 def warn_of_sunset(response: Any, **_: Any) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,12 @@ from urllib.parse import parse_qs, quote
 
 import mlflow
 import pytest
+import requests
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mlflow_hokusai_auth.client import ci_key, origin_guard, profile
+from mlflow_hokusai_auth.client.auth_provider import HokusaiAuthProvider
 from mlflow_hokusai_auth.client.diagnose import doctor, identity
 from mlflow_hokusai_auth.core import keys
 from tests.issuer import REQUEST_TOKEN, RUNNER, Issuer
@@ -35,6 +39,13 @@ class Registry:
         #: (status, headers, content) of exchanges to come, in place of keys.
         self.refusals: list[tuple[int, dict[str, str | None], object]] = []
         self.lifetime: object = 900
+        #: Exchanged keys that the gate refuses; None: it refuses all.
+        self.ended: set[str | None] | None = set()
+        self.bodies: list[bytes] = []
+        #: Called before a key is refused.
+        self.before_refusal: Callable[[], object] = lambda: None
+        #: The server that requests with good keys are redirected to.
+        self.moved_to = ""
 
     @property
     def uri(self) -> str:
@@ -52,7 +63,14 @@ class _Registry(Handler):
         state = self.state
         if self.path != f"/api/mlflow{ci_key.PATH}":
             state.keys.append(self.headers.get("X-API-Key"))
-            content: object = {"experiments": []}
+            state.bodies.append(body)
+            if state.ended is None or state.keys[-1] in state.ended:
+                state.before_refusal()
+                content: object = {"error_code": "UNAUTHENTICATED", "message": "(401 KEY_REVOKED)"}
+                return 401, {"Content-Type": "application/json"}, json.dumps(content).encode()
+            if state.moved_to:
+                return 307, {"Location": state.moved_to + self.path}, b""
+            content = {"experiments": []}
             return 200, {"Content-Type": "application/json"}, json.dumps(content).encode()
         fields = {name: values[0] for name, values in parse_qs(body.decode()).items()}
         assert fields.pop("grant_type").endswith(":token-exchange")
@@ -271,6 +289,107 @@ def test_key_of_one_server_is_not_sent_to_the_next(job: Registry) -> None:
         assert other.keys == other.made
         assert other.made != job.made
         assert audience(other.tokens[0]) == other.origin
+
+
+@pytest.mark.parametrize("provider", ["header", "both"])
+def test_request_is_sent_again_with_another_key_if_the_server_ended_the_first(
+    job: Registry,
+    clock: Clock,
+    provider: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if provider == "both":
+        monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "hokusai")
+    ask()
+    job.ended = {job.made[0]}
+    for _ in range(3):
+        ask()
+    assert job.keys == [job.made[0]] * 2 + [job.made[1]] * 3
+    assert (len(job.made), len(set(job.bodies))) == (2, 1)
+    # A server that refuses every key gets no more than one exchange in a while.
+    job.ended = None
+    refused = len(job.keys)
+    for _ in range(3):
+        with pytest.raises(MlflowException, match="KEY_REVOKED"):
+            ask()
+    assert job.keys[refused:] == [job.made[1]] * 3
+    clock.now += ci_key.PAUSE
+    for _ in range(3):
+        with pytest.raises(MlflowException, match="KEY_REVOKED"):
+            ask()
+    assert job.keys[refused + 3 :] == [job.made[1]] + [job.made[2]] * 3
+    assert len(job.made) == 3
+    assert len([line for line in caplog.messages if "once more" in line]) == 1
+    for secret in (*job.made, *job.tokens):
+        assert secret not in caplog.text
+
+
+def test_job_whose_trust_is_gone_sends_its_key_no_more(
+    job: Registry, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask()
+    job.ended = None
+    gone: tuple[int, dict[str, str | None], object] = (400, {}, {"message": "TOKEN_UNTRUSTED"})
+    job.refusals = [gone] * 9
+    for _ in range(3):
+        with pytest.raises(MlflowException, match="KEY_REVOKED"):
+            ask()
+    assert job.keys == [job.made[0]] * 2 + [None] * 2
+    assert len(job.tokens) == 2
+    assert len([line for line in caplog.messages if "TOKEN_UNTRUSTED" in line]) == 1
+
+
+def test_many_threads_with_an_ended_key_exchange_once_more(job: Registry) -> None:
+    ask()
+    job.ended = {job.made[0]}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: ask(), range(8)))
+    assert len(job.made) == 2
+    assert job.keys[-1] == job.made[1]
+
+
+def test_other_keys_and_bodies_that_are_gone_are_not_sent_again(
+    job: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask()
+    job.ended = None
+
+    def post(**more: Any) -> int:
+        auth = HokusaiAuthProvider().get_auth()
+        url = f"{job.uri}/api/2.0/mlflow/experiments/search"
+        return requests.post(url, auth=auth, timeout=30, **more).status_code
+
+    # The caller's own key is not ours to replace.
+    assert post(headers={"X-API-Key": "hk_live_other"}) == 401
+    assert job.keys[1:] == ["hk_live_other"]
+    # A file was read to its end. The next request has the other key.
+    job.ended = {job.made[0]}
+    assert post(data=io.BytesIO(b"model")) == 401
+    assert (job.keys[2:], job.bodies[-1]) == ([job.made[0]], b"model")
+    assert post(data=b"{}") == 200
+    assert job.keys[3:] == [job.made[1]]
+
+
+def test_key_that_replaces_another_goes_to_no_other_origin(job: Registry) -> None:
+    other = Registry()
+    with listening(_Registry, state=other) as other.port:
+        ask()
+        # A redirect follows the request that was sent again.
+        job.ended, job.moved_to = {job.made[0]}, other.origin
+        ask()
+        assert job.keys == [job.made[0]] * 2 + [job.made[1]]
+        assert other.keys == [None]
+        # The tracking URI changes while the server refuses a key.
+        ci_key.forget()
+        job.moved_to = ""
+        ask()
+        sent, job.ended = len(job.keys), None
+        job.before_refusal = lambda: mlflow.set_tracking_uri(other.uri)
+        with pytest.raises(MlflowException, match="KEY_REVOKED"):
+            ask()
+        assert job.keys[sent:] == [job.made[-1]]
+        assert (len(other.made), other.keys) == (1, [None])
 
 
 def test_exchanged_key_goes_to_no_other_origin_that_is_allowed(
