@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from . import ownership
 from .errors import InvalidRequest
@@ -447,8 +446,9 @@ def _of_gitlab(project: str, workflow: str | None, issuer: str | None) -> dict[s
         return {"project_path": project}
     if not re.fullmatch(r"[^@*\s]+\.ya?ml", workflow) or workflow.startswith("/"):
         raise InvalidRequest("workflow must be the pipeline's file, such as .gitlab-ci.yml.")
-    host = urlsplit(issuer or PRESETS["gitlab"].issuer).netloc
-    return {"project_path": project, "ci_config_ref_uri": f"{host}/{project}//{workflow}@*"}
+    # GitLab may be below a path of its host, which this claim begins with as well.
+    where = (issuer or PRESETS["gitlab"].issuer).partition("://")[2].rstrip("/")
+    return {"project_path": project, "ci_config_ref_uri": f"{where}/{project}//{workflow}@*"}
 
 
 def _issuer_problem(issuer: str) -> str | None:

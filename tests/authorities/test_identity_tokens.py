@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -538,6 +539,16 @@ def test_key_set_from_a_file_needs_no_issuer(issuer: Issuer) -> None:
         trust(issuer, claims=(("sub", "x"),)),
     ]
     assert server.code(issuer.token(CLAIMS, "rsa-2")) == "TOKEN_UNTRUSTED"
+
+
+def test_issuer_below_a_path(issuer: Issuer) -> None:
+    server = Server()
+    below = f"{issuer.url}/gitlab"
+    server.trusts = {below: [replace(trust(issuer), issuer=below)]}
+    described = {"issuer": below, "jwks_uri": f"{issuer.url}/jwks"}
+    issuer.answers = {f"/gitlab{DISCOVERY}": (200, {}, json.dumps(described).encode())}
+    assert server.code(issuer.token({**CLAIMS, "iss": below})) == "ok"
+    assert server.code(issuer.token(CLAIMS)) == "TOKEN_UNTRUSTED"
 
 
 def test_same_key_in_the_sets_of_two_trusts(issuer: Issuer) -> None:

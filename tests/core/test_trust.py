@@ -374,6 +374,13 @@ def test_own_servers_of_the_presets() -> None:
     one = trust(gitlab="acme/models", workflow="ci.yml", issuer="https://git.acme.example:8443")
     assert dict(one.claims)["ci_config_ref_uri"] == "git.acme.example:8443/acme/models//ci.yml@*"
     assert one.issuer == "https://git.acme.example:8443"
+    # GitLab below a path of its host, as its settings spell it with and without a slash at the end.
+    for url in ("https://acme.example/gitlab", "https://acme.example/gitlab/"):
+        one = trust(gitlab="acme/models", workflow=".gitlab-ci.yml", issuer=url)
+        assert one.issuer == url
+        uri = "acme.example/gitlab/acme/models//.gitlab-ci.yml@refs/heads/main"
+        accepted(one, {**GITLAB, "iss": url, "ci_config_ref_uri": uri})
+        refused(one, {**GITLAB, "iss": url, "ci_config_ref_uri": uri.replace("/gitlab/", "/")})
     assert github(issuer="https://ghe.acme.example/_services/token").algorithms == ("RS256",)
     assert trust(issuer="http://127.0.0.1:8080/x", claims={"sub": "a"}).algorithms == (
         "RS256",
