@@ -90,6 +90,14 @@ class Verifier:
                 "",
                 came,
             )
+        algorithm = header.get("alg")
+        known = dict.fromkeys(name for trust in among for name in trust.algorithms)
+        # Each trust fixes its algorithms, whatever others of its issuer allow.
+        among = [trust for trust in among if algorithm in trust.algorithms]
+        if not among:
+            return _invalid(
+                f"Its algorithm must be {' or '.join(known)}, not '{shown(str(algorithm))}'."
+            )
         unverified: Refused | None = None
         untrusted: Refused | None = None
         for document in dict.fromkeys(trust.jwks for trust in among):
@@ -116,11 +124,6 @@ class Verifier:
     ) -> Refused | None:
         """Return why the token is not one of the issuer of `trust` for this server now, or None."""
         algorithm, key_id = header.get("alg"), header.get("kid", "")
-        if algorithm not in trust.algorithms:
-            return _invalid(
-                f"Its algorithm must be {' or '.join(trust.algorithms)}, not "
-                f"'{shown(str(algorithm))}'."
-            )
         if not isinstance(key_id, str) or len(key_id) > MAX_VALUE:
             return _invalid("Its key id (kid) is no text, or too long.")
         if {"crit", "b64"} & header.keys():

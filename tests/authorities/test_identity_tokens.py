@@ -75,8 +75,8 @@ class Server:
 
 
 def trust(issuer: Issuer, **more: Any) -> Trust:
-    fields = {"claims": (("sub", SUB),), "single_use": True, **more}
-    return Trust("trust_1", "ACME", "issuer", issuer.url, scopes=("model:write",), **fields)
+    fields = {"kind": "issuer", "claims": (("sub", SUB),), "single_use": True, **more}
+    return Trust("trust_1", "ACME", issuer=issuer.url, scopes=("model:write",), **fields)
 
 
 @pytest.fixture(scope="module")
@@ -539,6 +539,26 @@ def test_key_set_from_a_file_needs_no_issuer(issuer: Issuer) -> None:
         trust(issuer, claims=(("sub", "x"),)),
     ]
     assert server.code(issuer.token(CLAIMS, "rsa-2")) == "TOKEN_UNTRUSTED"
+
+
+def test_each_trust_of_an_issuer_has_its_own_algorithms(issuer: Issuer) -> None:
+    job = {"repository": "acme/models", "repository_id": "7", "repository_owner_id": "8"}
+    claims = {**CLAIMS, **job, "event_name": "push", "ref": "refs/heads/main"}
+    of_github = trust(issuer, kind="github", claims=(("repository", "acme/models"),))
+    plain = trust(issuer, claims=(("sub", SUB),))
+    server = Server()
+
+    def owner(trusts: list[Trust], key_id: str) -> str:
+        owned = [replace(one, owner=one.kind) for one in trusts]
+        server.trusts = {issuer.url: owned}
+        judged = server.judge(issuer.token(claims, key_id))
+        return judged.accepted.trust.owner if isinstance(judged, Judged) else judged.message
+
+    for trusts in ([of_github, plain], [plain, of_github]):
+        # ES256 is none of GitHub's algorithms, so only the other trust can take such a token.
+        assert owner(trusts, "ec-1") == "issuer"
+        assert owner(trusts, "rsa-1") == trusts[0].kind
+    assert "must be RS256, not 'ES256'" in owner([of_github], "ec-1")
 
 
 def test_issuer_below_a_path(issuer: Issuer) -> None:
