@@ -36,6 +36,9 @@ _OF_SUPPLIERS = {
     "POST /api/2.0/hokusai/trust": Access.WRITE,
     "PATCH /api/2.0/hokusai/trust/{trust_id}": Access.WRITE,
     "DELETE /api/2.0/hokusai/trust/{trust_id}": Access.WRITE,
+    "GET /hokusai/trusts": Access.READ,
+    "POST /hokusai/trusts/add": Access.WRITE,
+    "POST /hokusai/trusts/remove": Access.WRITE,
 }
 _PREFLIGHT = Operation(Access.PUBLIC, "server", "OPTIONS preflight")
 

@@ -89,6 +89,10 @@ READ    GET               models
 WRITE   POST              models/share  models/unshare
 ADMIN   POST              models/assign  models/reserve  models/unreserve
 
+# Trusts: as by REST.
+ADMIN   GET               trusts
+ADMIN   POST              trusts/add  trusts/remove
+
 # The forms have the access of the REST API. As there, a key may rotate itself.
 ADMIN   GET,POST          keys/new  keys/find
 ADMIN   POST              keys/selected

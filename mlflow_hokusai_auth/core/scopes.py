@@ -49,6 +49,8 @@ _REGISTRY_WRITES = (
     "/hokusai/models/unshare",
     "/hokusai/trust",
     "/hokusai/trust/{trust_id}",
+    "/hokusai/trusts/add",
+    "/hokusai/trusts/remove",
 )
 
 #: The scope for a Prometheus: it reads the server's metrics, and nothing else.

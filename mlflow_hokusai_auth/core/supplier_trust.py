@@ -23,7 +23,7 @@ def problem(trust: Trust, caller: Principal, policy: Policy) -> str | None:
             "This key is limited to networks or to requests per hour, and keys of a trust would not "
             "be. Ask the server's operator to add the trust."
         )
-    if beyond := sorted(scope for scope in trust.scopes if not _covers(caller.scopes, scope)):
+    if beyond := sorted(scope for scope in trust.scopes if not covers(caller.scopes, scope)):
         return f"This key does not have the scopes {', '.join(beyond)}, so it can't pass them on."
     if caller.models and not (
         trust.models and all(within(pattern, caller.models) for pattern in trust.models)
@@ -51,8 +51,8 @@ def problem(trust: Trust, caller: Principal, policy: Policy) -> str | None:
     return None
 
 
-def _covers(scopes: frozenset[str], scope: str) -> bool:
-    """Return whether `scopes` allow all that `scope` does."""
+def covers(scopes: frozenset[str], scope: str) -> bool:
+    """Return whether a key with `scopes` may pass on `scope`, because they allow all that it does."""
     general = max((GENERAL.get(one, Access.PUBLIC) for one in scopes), default=Access.PUBLIC)
     registry = max((REGISTRY.get(one, Access.PUBLIC) for one in scopes), default=Access.PUBLIC)
     return (

@@ -186,7 +186,12 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
             trusts, gate, Verifier(config.public_urls) if config.public_urls else None
         ),
         pages.blueprint(
-            store, sessions, gate, config.session_lifetime, settings.lifetimes_of(config)
+            store,
+            sessions,
+            gate,
+            config.session_lifetime,
+            settings.lifetimes_of(config),
+            has_store=has_store,
         ),
         account.blueprint(gate, sessions),
         monitoring.blueprint(store, log.flush),

@@ -170,6 +170,7 @@ def test_registry_scopes_stay_with_the_registry() -> None:
     shared = ("/mlflow/experiments/create", "/hokusai/grants", "/hokusai/grants/{grant_id}")
     shared += ("/hokusai/models/share", "/hokusai/models/unshare")
     shared += ("/hokusai/trust", "/hokusai/trust/{trust_id}")
+    shared += ("/hokusai/trusts/add", "/hokusai/trusts/remove")
 
     def expected(rule: Operation) -> tuple[Access, Access]:
         if rule.kind in whole or rule.rule.endswith(shared):
@@ -185,8 +186,10 @@ def test_registry_scopes_stay_with_the_registry() -> None:
 def test_trusts_are_for_administrators_unless_a_setting_opens_them_to_suppliers() -> None:
     path = "/api/2.0/hokusai/trust"
     one = f"{path}/trust_1"
+    page = "/hokusai/trusts"
     writes = [("POST", path), ("PATCH", one), ("DELETE", one)]
-    reads = [("GET", path), ("HEAD", path)]
+    writes += [("POST", f"{page}/add"), ("POST", f"{page}/remove")]
+    reads = [("GET", path), ("HEAD", path), ("GET", page)]
     for isolated in (False, True):
         shut = Policy(isolated=isolated)
         opened = replace(shut, supplier_trust=True)

@@ -15,6 +15,7 @@ from mlflow_hokusai_auth.core import policy, supplier_trust, times
 from mlflow_hokusai_auth.core import trust as core_trust
 from mlflow_hokusai_auth.core.errors import (
     Forbidden,
+    HokusaiAuthError,
     InvalidRequest,
     KeyNotFound,
     NotFound,
@@ -90,6 +91,14 @@ class TrustActions:
             return trusts
         self._check_supplier(caller)
         return trusts.of(caller.owner_id, lambda trust: self._check(trust, caller))
+
+    def may_list(self) -> bool:
+        """Return whether the caller has a list of trusts; False if that can't be found out now."""
+        try:
+            self.trusts_of_caller()
+        except HokusaiAuthError:
+            return False
+        return True
 
     def add(self, body: object) -> TrustRecord:
         """Add the trust that `body` describes."""

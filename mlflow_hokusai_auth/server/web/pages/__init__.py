@@ -8,6 +8,7 @@ through the REST API; without it, or for several keys, there are forms.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,11 @@ from mlflow_hokusai_auth.core.errors import (
 )
 from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
 from mlflow_hokusai_auth.server.web import keys_api
+from mlflow_hokusai_auth.server.web.trust_api import TrustActions
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.sessions import Sessions
 
-from . import forms, key_forms, keys, models, one_key, shared, sign_in
+from . import forms, key_forms, keys, models, one_key, shared, sign_in, trusts
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -50,8 +52,13 @@ def blueprint(
     gate: Gate,
     lifetime: float,
     lifetimes: Lifetimes = UNLIMITED,
+    *,
+    has_store: bool = True,
 ) -> flask.Blueprint:
-    """Return the pages. A session lives for `lifetime` seconds, and a new key as `lifetimes` says."""
+    """Return the pages. A session lives for `lifetime` seconds, and a new key as `lifetimes` says.
+
+    Without a key store in use (`has_store`) there are no trusts.
+    """
     folder = Path(__file__).parents[1]
     routes = flask.Blueprint(
         "hokusai_pages",
@@ -64,12 +71,23 @@ def blueprint(
     keys.add(routes, store, gate)
     models.add(routes, store, gate)
     one_key.add(routes, store, gate)
+    trust_actions = TrustActions(store, gate, has_store, lifetimes)
+    trusts.add(routes, trust_actions)
     key_forms.add(routes, store, gate, lifetimes)
     routes.before_request(forms.check)
 
     @routes.context_processor
     def whom_to_ask() -> dict[str, str]:
         return {"contact": gate.contact, "contact_link": contact.link(gate.contact)}
+
+    @routes.context_processor
+    def whether_to_link() -> dict[str, Callable[[], bool]]:
+        """The bar asks this, which only pages for somebody who is signed in have."""
+        return {
+            "has_trusts": lambda: (
+                shared.may(gate, "GET", "/hokusai/trusts") and trust_actions.may_list()
+            )
+        }
 
     @routes.app_template_filter("hokusai_date")
     def date(seconds: float | None) -> str:

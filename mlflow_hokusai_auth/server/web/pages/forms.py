@@ -6,6 +6,8 @@ was done stands in the location, signed for the session, so that no other page's
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flask
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from werkzeug.wrappers import Response
@@ -62,6 +64,13 @@ def said() -> str:
         return str(_signer(token).loads(signed, max_age=_LASTS))
     except BadSignature:
         return ""
+
+
+def require(form: Mapping[str, str], *names: str) -> None:
+    """Raise InvalidRequest for the first of these fields that is empty."""
+    for name in names:
+        if not form.get(name, "").strip():
+            raise InvalidRequest(f"{name}: Fill this in.")
 
 
 def _signer(token: str) -> URLSafeTimedSerializer:

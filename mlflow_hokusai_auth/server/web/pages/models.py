@@ -14,13 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 import flask
 
 from mlflow_hokusai_auth.core import policy
-from mlflow_hokusai_auth.core.errors import (
-    Conflict,
-    Forbidden,
-    InvalidRequest,
-    NotFound,
-)
-from mlflow_hokusai_auth.core.operations import classify
+from mlflow_hokusai_auth.core.errors import Conflict, InvalidRequest
 from mlflow_hokusai_auth.core.ownership import KINDS, LEVELS
 from mlflow_hokusai_auth.core.types import ISOLATING
 from mlflow_hokusai_auth.server import caller as callers
@@ -29,7 +23,7 @@ from mlflow_hokusai_auth.server.web import ownership_schemas as owned
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.owners import Found, Ownership
 
-from . import forms
+from . import forms, shared
 from .page_of_caller import page_of_caller
 
 if TYPE_CHECKING:
@@ -53,8 +47,6 @@ _SHOWS = {True: ("all", "unowned"), False: ("mine", "shared", "all")}
 #: The fields of forms that a refusal may be about, by its beginning.
 _FIELDS = ("pattern", "grantee", "days", "owner", "prefix")
 _MAY = {"read": "may read", "contribute": "may contribute to"}
-#: The statuses of refusals, the more special ones first.
-_STATUS = ((Forbidden, 403), (NotFound, 404), (Conflict, 409), (InvalidRequest, 400))
 
 State = dict[str, str]
 Fields = Mapping[str, str]
@@ -80,7 +72,7 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
             except InvalidRequest as error:
                 problem = problem or error
         if problem is not None:
-            status = next(number for kind, number in _STATUS if isinstance(problem, kind))
+            status = shared.status_of(problem)
         return page_of_caller(
             store,
             gate,
@@ -99,7 +91,7 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
             rows_on_a_page=_ROWS,
             problem=_problem(problem),
             sent=flask.request.form or flask.request.args,
-            may_share=_may(gate, "POST", "/hokusai/models/share"),
+            may_share=shared.may(gate, "POST", "/hokusai/models/share"),
             may_unshare=not callers.principal().no_delete,
             owners=sorted(store.owners())[:_SUGGESTED] if operator else (),
             obstacle=obstacle,
@@ -186,12 +178,6 @@ def _found(ownership: Ownership, view: str, listed: str, state: State) -> Found:
     )
 
 
-def _may(gate: Gate, method: str, path: str) -> bool:
-    """Return whether the gate lets the caller send this request."""
-    operation = classify(method, path)
-    return policy.access(callers.principal(), operation, gate.policy) >= operation.access
-
-
 def _problem(error: InvalidRequest | None) -> dict[str, str] | None:
     """Return the message of a refusal, and the name of the field that it is about, or ""."""
     if error is None:
@@ -222,15 +208,8 @@ def _back() -> State:
 # The actions of the forms
 
 
-def _require(form: Fields, *names: str) -> None:
-    """Raise InvalidRequest for the first of these fields that is empty."""
-    for name in names:
-        if not form.get(name, "").strip():
-            raise InvalidRequest(f"{name}: Fill this in.")
-
-
 def _share(ownership: Ownership, form: Fields) -> tuple[State, str]:
-    _require(form, "pattern", "grantee")
+    forms.require(form, "pattern", "grantee")
     days = form.get("days", "").strip()
     if days and not (days.isascii() and days.isdigit() and 0 < int(days[:9]) <= 7300):
         raise InvalidRequest("days: must be a whole number from 1 to 7300, or nothing.")
@@ -251,7 +230,7 @@ def _unshare(ownership: Ownership, form: Fields) -> tuple[State, str]:
 
 
 def _reserve(ownership: Ownership, form: Fields) -> tuple[State, str]:
-    _require(form, "prefix", "owner")
+    forms.require(form, "prefix", "owner")
     names = ("prefix", "owner", "kind")
     body = {name: form[name].strip() for name in names if name in form}
     row = ownership.add_prefix(**schemas.parse(owned.NewPrefix, body).model_dump())
@@ -275,7 +254,7 @@ def _assign(ownership: Ownership, form: Fields) -> tuple[State, str]:
 
 def _assignment(form: Fields) -> dict[str, Any]:
     """Return the arguments of `Ownership.assign_owner` that the form has. Raises InvalidRequest."""
-    _require(form, "owner")
+    forms.require(form, "owner")
     names = flask.request.form.getlist("name")
     pattern = form.get("pattern", "").strip() or None
     if not names and not pattern:

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING
 import flask
 from werkzeug.http import dump_cookie
 
-from mlflow_hokusai_auth.core import browser
+from mlflow_hokusai_auth.core import browser, policy
+from mlflow_hokusai_auth.core.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from mlflow_hokusai_auth.core.types import Request
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.store.sessions import Sessions
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
+
+    from mlflow_hokusai_auth.server.gate.gate import Gate
+
+#: The statuses of refusals, the more special ones first.
+_STATUS = ((Forbidden, 403), (NotFound, 404), (Conflict, 409), (InvalidRequest, 400))
 
 
 def request() -> Request:
@@ -34,6 +40,17 @@ def page(template: str, status: int = 200, **values: object) -> Response:
     response = flask.make_response(flask.render_template(f"hokusai/{template}", **values))
     response.status_code = HTTPStatus(status)
     return response
+
+
+def status_of(error: InvalidRequest) -> int:
+    """Return the status of a page that says this."""
+    return next(status for kind, status in _STATUS if isinstance(error, kind))
+
+
+def may(gate: Gate, method: str, path: str) -> bool:
+    """Return whether the gate lets the caller send this request."""
+    operation = policy.operation_of(method, path, gate.policy)
+    return policy.access(callers.principal(), operation, gate.policy) >= operation.access
 
 
 def redirect(location: str) -> Response:
