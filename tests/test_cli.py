@@ -735,18 +735,64 @@ def test_wrong_usage_has_status_2(call: Call) -> None:
 def test_unusable_database_prints_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     for uri, says in DATABASES:
         monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", uri)
+        printed = mistake(call("keys", "create", *READER, status=1))
+        assert says in printed and "secret" not in printed, uri
         for command in (["keys", "list"], ["audit"]):
             printed = mistake(call(*command, status=1))
-            assert says in printed and "secret" not in printed, uri
+            # Where there is no file, none is made.
+            found = "there is no key store" if uri.startswith("sqlite") else says
+            assert found in printed and "secret" not in printed, uri
 
 
 def test_new_store_is_reported(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store in the wrong folder is empty, and no server uses it."""
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/new.db")
-    done = call("keys", "list")
-    assert done.stdout == "none\n"
+    done = call("keys", "create", *READER)
     assert f"made a new key store, {tmp_path.resolve()}/new.db. Only" in done.stderr
     assert call("keys", "list").stderr == ""
+    for setting in (("mode", "observe"), ("log-level", "info"), ("isolation", "off")):
+        (tmp_path / "new.db").unlink()
+        assert "made a new key store" in call(*setting).stderr
+
+
+def test_command_in_the_wrong_folder_makes_no_store(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOKUSAI_AUTH_DATABASE_URI")
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    monkeypatch.chdir(wrong)
+    mlflow = f"sqlite:///{tmp_path}/mlflow.db"
+    (tmp_path / "mlflow.db").touch()
+    place = ("--backend-store-uri", mlflow)
+    for command in (
+        ("keys", "list"),
+        ("keys", "show", "key_1"),
+        ("keys", "export"),
+        ("keys", "edit", "key_1", "--name", "x"),
+        ("keys", "rotate", "key_1"),
+        ("keys", "revoke", "key_1"),
+        ("keys", "revoke", "--owner", "ACME", "--apply"),
+        ("audit",),
+        ("mode",),
+        ("mode", "--report"),
+        ("isolation",),
+        ("log-level",),
+        ("status",),
+        ("trust", "list"),
+        ("trust", "remove", "trust_1"),
+        ("owners", "list", *place),
+        ("owners", "check", *place),
+        ("owners", "assign", "--models", "a", "--owner", "b", "--apply", *place),
+        ("grants", "list", *place),
+        ("prefixes", "list", *place),
+        ("explain", "--as", "key_1", "--model", "a", *place),
+    ):
+        printed = mistake(call(*command, status=1))
+        assert f"there is no key store {wrong.resolve()}/hokusai_auth.db" in printed, command
+        assert "HOKUSAI_AUTH_DATABASE_URI" in printed, command
+    assert "no key store" in mistake(call("keys", "find", "-", stdin="abcd", status=1))
+    assert list(wrong.iterdir()) == [] and (tmp_path / "mlflow.db").stat().st_size == 0
 
 
 def test_log_level_is_shown_set_and_reset(call: Call) -> None:
@@ -781,7 +827,9 @@ def in_a_process(folder: Path, *arguments: str, **environ: str) -> str:
     return done.stdout
 
 
-def test_commands_on_the_key_store_need_not_wait_for_mlflow(tmp_path: Path) -> None:
+def test_commands_on_the_key_store_need_not_wait_for_mlflow(
+    tmp_path: Path, store: LocalStore
+) -> None:
     code = (
         "import sys\n"
         "from mlflow_hokusai_auth.cli import main\n"
@@ -795,7 +843,7 @@ def test_commands_on_the_key_store_need_not_wait_for_mlflow(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_command_writes_no_metrics(tmp_path: Path) -> None:
+def test_command_writes_no_metrics(tmp_path: Path, store: LocalStore) -> None:
     folder = tmp_path / "metrics"
     in_a_process(tmp_path, "keys", "list", PROMETHEUS_MULTIPROC_DIR=str(folder))
     assert not folder.exists()
@@ -896,6 +944,10 @@ def test_status_fits_one_screen(
     monkeypatch.delenv("HOKUSAI_AUTH_ISOLATION")
     answer = json.loads(call("status", "--json").stdout)
     assert (answer["isolation"], answer["isolation_by"]) == ("unknown", "decision")
+    assert "unknown: set MLFLOW_BACKEND_STORE_URI" in call("status").stdout
+    (tmp_path / "mlflow.db").touch()
+    elsewhere = call("status", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db").stdout
+    assert "unknown: MLFLOW_BACKEND_STORE_URI has no decision" in elsewhere
     # A look changes nothing: there is no new store, and an old one stays as it is.
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/none.db")
     printed = mistake(call("status", status=1))

@@ -17,6 +17,7 @@ from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlRun
 
 from mlflow_hokusai_auth.cli import main
 from mlflow_hokusai_auth.store import ownership
+from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.ownership_tables import METADATA
 from tests import mlflow_tables
 from tests.harness import serve
@@ -38,8 +39,7 @@ def call(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/keys.db")
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(getpass, "getuser", lambda: "alice")
-    run("audit")
-
+    LocalStore(f"sqlite:///{tmp_path}/keys.db").migrate()
     return run
 
 

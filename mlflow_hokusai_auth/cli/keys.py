@@ -125,7 +125,7 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
 @json_option
 def create(as_json: bool, **given: Any) -> None:
     """Make a key and print it; it is shown only once."""
-    with opened() as store:
+    with opened(make=True) as store:
         from mlflow_hokusai_auth.server.web import schemas
 
         body = schemas.parse(schemas.NewKey, _body(given))
@@ -157,7 +157,7 @@ def import_key(as_json: bool, key_file: IO[str], **given: Any) -> None:
     key = key_file.read(10_000).strip()
     if not key:
         raise WrongValue("there is no key to import: the file, or standard input, is empty")
-    with opened() as store:
+    with opened(make=True) as store:
         from mlflow_hokusai_auth.server.web import schemas
 
         body = schemas.parse(schemas.ExistingKey, {**_body(given), "key": key})

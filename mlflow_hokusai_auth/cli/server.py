@@ -264,7 +264,7 @@ def _short(detail: Mapping[str, Any]) -> str:
 @json_option
 def log_level(level: str | None, as_json: bool) -> None:
     """Show or set the log level of running servers, within a second and without a restart."""
-    with opened() as store:
+    with opened(make=level is not None) as store:
         if level:
             number = 0 if level == "default" else getattr(logging, level.upper())
             store.database.set_state("log_level", number, "log_level.changed", actor(), level=level)
@@ -313,7 +313,7 @@ def mode(chosen: str | None, report: bool, since: str, as_json: bool) -> None:
     HOKUSAI_AUTH_FORCE_MODE keeps that mode.
     """
     _check_switch(chosen, report)
-    with opened() as store:
+    with opened(make=chosen is not None) as store:
         if report:
             return _print_report(store, since, None, as_json)
         if chosen:
@@ -370,7 +370,7 @@ def status(url: str | None, uri: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        _print_status(found)
+        _print_status(found, uri)
     if found["health"]["status"] != "ok":
         sys.exit(1)
 
@@ -407,8 +407,8 @@ _BY = {
 }
 
 
-def _print_status(found: Mapping[str, Any]) -> None:
-    """Print a status, as the REST API has it, on one screen."""
+def _print_status(found: Mapping[str, Any], uri: str | None) -> None:
+    """Print a status, as the REST API has it, on one screen. `uri` is that of MLflow's database."""
     keys, health = found["keys"], found["health"]
     total = 0 if keys is None else sum(keys.values())
     states = ", ".join(
@@ -419,6 +419,12 @@ def _print_status(found: Mapping[str, Any]) -> None:
     )
     if found["isolation"] != found["isolation_in_effect"]:
         isolation += f"; off while the mode is {found['mode']}"
+    if found["isolation"] == "unknown":
+        isolation = "unknown: " + (
+            "set MLFLOW_BACKEND_STORE_URI as the server has it"
+            if uri is None
+            else "MLFLOW_BACKEND_STORE_URI has no decision that can be read"
+        )
     print_fields(
         {
             "version": found["version"],
@@ -459,7 +465,7 @@ def isolation(chosen: str | None, report: bool, since: str, as_json: bool, uri: 
     It counts while the mode is enforce.
     """
     _check_switch(chosen, report)
-    with opened() as store:
+    with opened(make=chosen is not None) as store:
         if report:
             return _print_report(store, since, CODES_OF_ISOLATION | {HIDDEN}, as_json)
         if chosen in ISOLATING:

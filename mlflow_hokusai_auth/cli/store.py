@@ -44,11 +44,12 @@ def require_server() -> None:
 
 
 @contextmanager
-def opened(*, migrate: bool = True) -> Iterator[LocalStore]:
+def opened(*, make: bool = False, migrate: bool = True) -> Iterator[LocalStore]:
     """Open the store that the settings name. Errors of this package become Mistakes.
 
-    Those that only other values can avoid become WrongValues, and StaffNarrowed wrong usage. Unless
-    `migrate`, nothing is made or changed.
+    Those that only other values can avoid become WrongValues, and StaffNarrowed wrong usage. Only with
+    `make`, a new file of SQLite is made: anywhere else, a command that finds none is in the wrong
+    folder. Unless `migrate`, nothing is changed.
     """
     require_server()
     from mlflow_hokusai_auth.server import settings
@@ -59,15 +60,13 @@ def opened(*, migrate: bool = True) -> Iterator[LocalStore]:
         store = LocalStore(uri)
         file = store.database.file
         created = file is not None and not file.exists()
-        if not migrate:
-            if file is not None and created:
-                raise Mistake(
-                    f"there is no key store {printable(file.resolve())}. Run this on the server's "
-                    "host, in the server's folder or with its HOKUSAI_AUTH_DATABASE_URI"
-                )
-            yield store
-            return
-        store.migrate()
+        if file is not None and created and not make:
+            raise Mistake(
+                f"there is no key store {printable(file.resolve())}. Run this on the server's host, in "
+                "the server's folder or with its HOKUSAI_AUTH_DATABASE_URI"
+            )
+        if migrate:
+            store.migrate()
         if file is not None and created:
             click.echo(
                 f"hokusai-auth: made a new key store, {printable(file.resolve())}. Only "

@@ -76,7 +76,7 @@ def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: 
             described = client.add_trust(body.pop("owner", None), body.pop("scopes"), **body)
         _show(described, as_json)
         return
-    with opened() as store:
+    with opened(make=True) as store:
         from mlflow_hokusai_auth.server.web import schemas, trust_api, trust_schemas
         from mlflow_hokusai_auth.store.trusts import Trusts
 

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.docs.pages import ADDRESS, DOCS, KEY, ROOT, blocks, run
 from tests.harness import Server, free_port, serve
 
 #: Pages whose commands run in tests/docker/test_rollback.py, or need a real incident.
 ELSEWHERE = {"rollback.md", "runbooks.md"}
+#: Pages about a server in use: its key store is in the folder.
+IN_USE = {"databases.md", "isolation.md", "upgrade.md"}
 PAGES = [
     page
     for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -30,6 +33,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.servers
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_of_a_page_work(page: Path, registry: Server, tmp_path: Path) -> None:
+    if page.name in IN_USE:
+        LocalStore(f"sqlite:///{tmp_path}/hokusai_auth.db").migrate()
     # Each page gets its own key, as pages show how to replace it.
     scope = "mlflow:admin" if "api" in page.parts else "model:write"
     replaced = {
