@@ -18,6 +18,8 @@ KEY_ID=$(sed -n 's/.*"key_id": *"\\([^"]*\\)".*/\\1/p' made.json)""",
     "listKeys": """curl -fsS --get "$SERVER/api/2.0/hokusai/keys" -H "X-API-Key: $KEY" \\
   -d owner=ACME -d state=active -d max_results=10""",
     "getKey": 'curl -fsS "$SERVER/api/2.0/hokusai/keys/$KEY_ID" -H "X-API-Key: $KEY"',
+    "findKeys": f"""sed -n 's/.*"\\(key": *"hk_[^"]*"\\).*/{{"\\1}}/p' made.json |
+  curl -fsS "$SERVER/api/2.0/hokusai/keys/find" -H "X-API-Key: $KEY" {_JSON} -d @-""",
     "editKey": f"""curl -fsS -X PATCH "$SERVER/api/2.0/hokusai/keys/$KEY_ID" \\
   -H "X-API-Key: $KEY" {_JSON} \\
   -d '{{"rate_limit_per_hour": 1000, "networks": ["192.0.2.0/24"]}}'""",

@@ -149,6 +149,14 @@ class HokusaiAuthClient:
         page.total = answer.get("total")
         return page
 
+    def find_keys(self, key: str) -> list[dict[str, Any]]:
+        """Return the record of `key`, or those of the keys that end in these four characters.
+
+        The list is empty if the server has none. The key is sent in the body of the request.
+        """
+        found: list[dict[str, Any]] = self._call("POST", "keys/find", json={"key": key})["keys"]
+        return found
+
     def get_key(self, key_id: str) -> dict[str, Any]:
         """Return the record of one key."""
         return self._call("GET", _key_path(key_id))

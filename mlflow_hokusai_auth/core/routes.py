@@ -53,7 +53,7 @@ KEY     GET               2.0/hokusai/whoami  2.0/hokusai/openapi.json
 # reports of leaks.
 [hokusai /api/2.0/hokusai/]
 ADMIN   GET,POST          keys
-ADMIN   POST              keys/import  keys/revoke
+ADMIN   POST              keys/import  keys/find  keys/revoke
 ADMIN   GET               keys/export
 PUBLIC  POST              keys/leaked
 ADMIN   GET,PATCH,DELETE  keys/{key_id}

@@ -216,6 +216,7 @@ CALLS: dict[str, Callable[[HokusaiAuthClient], Any]] = {
         owner="a", environment="test", state="active", query="q", page_token="t",
         scope="read", expires_within=1, unused_for=1, order_by="owner",
     ),
+    "find_keys": lambda client: client.find_keys("abcd"),
     "get_key": lambda client: client.get_key("key_1"),
     "edit_key": lambda client: client.edit_key(
         "key_1", owner="a", name="n", scopes=["model:read"], expires_in=1, networks=["::1"],

@@ -54,7 +54,7 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     GET,PATCH,DELETE /api/2.0/hokusai/keys/{key_id}
     POST /api/v1/keys/validate
     POST /api/2.0/hokusai/keys/{key_id}/rotate /api/2.0/hokusai/keys/import
-    POST /api/2.0/hokusai/keys/revoke
+    POST /api/2.0/hokusai/keys/find /api/2.0/hokusai/keys/revoke
     GET /api/2.0/hokusai/whoami /api/2.0/hokusai/keys/export /api/2.0/hokusai/openapi.json
     GET /api/2.0/hokusai/owners /api/2.0/hokusai/owners/of /api/2.0/hokusai/owners/check
     POST /api/2.0/hokusai/owners/assign /api/2.0/hokusai/owners/release

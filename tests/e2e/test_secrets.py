@@ -219,6 +219,8 @@ def everywhere(told: Told, fault: str, make: Callable[[str], str], admin: str) -
         told.secret(f"{fault}, session", re.search("hk_session_[^;]+", cookie)[0])  # type: ignore[index]
     body = {"key": key("import"), "owner": "x", "scopes": ["mlflow:read"]}
     told.ask(f"{fault}, import", "POST", f"{KEYS}/import", good, json.dumps(body).encode())
+    find = json.dumps({"key": key("find")}).encode()
+    told.ask(f"{fault}, find", "POST", f"{KEYS}/find", good, find)
     body = {"key": key("import's error"), "owner": "x", "scopes": []}
     told.ask(f"{fault}, import's error", "POST", f"{KEYS}/import", good, json.dumps(body).encode())
 
@@ -359,6 +361,8 @@ def manage(told: Told, admin: str) -> None:
         path = f"{KEYS}/{made['key_id']}/rotate"
         rotated = json.loads(told.ask(how, "POST", path, headers, b"{}", shown=True)[2])
         told.secret(f"rotated by {how}", rotated["key"])
+        find = json.dumps({"key": rotated["key"]}).encode()
+        assert told.ask(how, "POST", f"{KEYS}/find", headers, find)[0] == 200
         told.ask(how, "GET", f"{KEYS}/{rotated['key_id']}", headers)
         told.ask(how, "PATCH", f"{KEYS}/{rotated['key_id']}", headers, b'{"note": "n"}')
         told.ask(how, "DELETE", f"{KEYS}/{rotated['key_id']}", headers)

@@ -93,6 +93,12 @@ def blueprint(
     def import_existing_key() -> tuple[flask.Response, int]:
         return flask.jsonify(describe(actions.import_key(api.body()))), 201
 
+    @routes.post("/keys/find")
+    def find_keys() -> flask.Response:
+        # In the body, because logs and histories keep what stands in a URL.
+        body = schemas.parse(schemas.KeyToFind, api.body())
+        return flask.jsonify(keys=described(find(store, body.key)))
+
     @routes.post("/keys/revoke")
     def revoke_keys() -> flask.Response:
         body = schemas.parse(schemas.Revocation, api.body())

@@ -186,6 +186,12 @@ class Rotation(Body):
     ] = OVERLAP
 
 
+class KeyToFind(Body):
+    """A key whose record is wanted, or the last four characters of one."""
+
+    key: Annotated[StrictStr, Field(min_length=1, max_length=300)]
+
+
 class Revocation(Body):
     """The owner whose valid keys are to end, all at once."""
 
@@ -253,6 +259,12 @@ class KeyPage(BaseModel):
     keys: list[KeyWithUses]
     next_page_token: str | None
     total: int
+
+
+class FoundKeys(BaseModel):
+    """The records of the keys that were looked for; none if this server has no such key."""
+
+    keys: list[Key]
 
 
 class Revoked(BaseModel):

@@ -20,7 +20,7 @@ from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
-from mlflow_hokusai_auth.server.web import api, keys_api, leak_reports
+from mlflow_hokusai_auth.server.web import api, keys_api, leak_reports, schemas
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.server.sentinel import make_gate
 from tests.server.web import test_leak_reports as signed
@@ -402,6 +402,27 @@ def test_key_is_revoked_and_the_last_administrator_only_by_force(
     assert waited == []
     assert here.ask(f"{path}?wait=true").json == answer.json
     assert waited == [keys_api.REVOKED_EVERYWHERE]
+
+
+def test_which_key_is_this(here: Api, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(0)
+    record, key = here.store.create(owner="ACME", scopes=["model:read"])
+    for text in (key, f" {key}\n", key[-4:]):
+        found = here.ask("POST /keys/find", {"key": text}).json
+        assert found == {"keys": [schemas.describe(record)]}, text
+        assert key not in json.dumps(found) and key not in caplog.text
+    retyped = key[:-1] + ("0" if key[-1] != "0" else "1")
+    assert here.ask("POST /keys/find", {"key": "hk_live_" + "a1B2" * 8}).json == {"keys": []}
+    for wrong in (
+        {"key": retyped},
+        {"key": ""},
+        {key: "x"},
+        {"key": "two words"},
+        {"key": key * 9},
+    ):
+        answer = here.ask("POST /keys/find", wrong)
+        assert answer.status_code == 400, wrong
+        assert key[8:-1] not in answer.text and key[8:-1] not in caplog.text, wrong
 
 
 def test_all_keys_of_an_owner_are_revoked_if_it_is_said(
