@@ -24,7 +24,7 @@ from tests.adversarial.test_spelling import NAMES, THEIRS
 from tests.e2e.test_every_route import FETCHES, contents
 from tests.harness import SERVERS, Server, serve
 from tests.server.gate.test_adapters import VECTORS, expand
-from tests.server.sentinel import KEYS, PRINCIPALS, Wire
+from tests.server.sentinel import KEYS, PRINCIPALS, Wire, code_of
 
 pytestmark = pytest.mark.long  # servers of their own, and every route in every spelling
 
@@ -116,7 +116,7 @@ def verdict(answer: tuple[int, bytes]) -> str | None:
     """The code of our refusal, ALLOW for what MLflow answered, or None if the server refused."""
     status, body = answer
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(body)["error"])
+        return code_of(body)
     return None if 400 <= status < 506 and body.startswith(THEIRS) else "ALLOW"
 
 

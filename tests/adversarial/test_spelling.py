@@ -20,6 +20,7 @@ from mlflow.version import VERSION
 from mlflow_hokusai_auth.core import keys
 from tests.e2e.test_running import wait_until
 from tests.harness import Server
+from tests.server.sentinel import code_of
 
 NAMES = ("uvicorn", "httptools", "gunicorn", "waitress")
 #: How the bodies of the servers' own refusals begin.
@@ -60,7 +61,7 @@ class Answer:
     def ours(self) -> str | None:
         """The code of our refusal, if that is what this is."""
         try:
-            return str(json.loads(self.body)["error"])
+            return code_of(self.body)
         except (ValueError, KeyError, TypeError):
             return None
 

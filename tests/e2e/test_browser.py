@@ -643,12 +643,18 @@ def test_axe_finds_nothing(person: NewPerson, server: Server) -> None:
     old = server.store.rotate(record.key_id)[2]
     wrong = []
     for width, scheme in ((1280, "light"), (390, "dark")):
-        admin = person(
-            server.key("mlflow:admin"),
-            viewport={"width": width, "height": 800},
-            color_scheme=scheme,
-            bypass_csp=True,  # axe is a script of its own
-        )
+        look: dict[str, Any] = {
+            "viewport": {"width": width, "height": 800},
+            "color_scheme": scheme,
+            "bypass_csp": True,  # axe is a script of its own
+        }
+        admin = person(server.key("mlflow:admin"), **look)
+        reader = person(server.key("model:read"), **look).open("/api/mlflow/hokusai/keys/new")
+        expect(reader.get_by_role("heading")).to_have_text("Not open to your key")
+        wrong += [found["id"] for found in axe.run(reader).response["violations"]]
+        assert not overflows(reader)
+        reader.get_by_role("link", name="Sign in with another key").click()
+        expect(reader.get_by_role("heading")).to_have_text("You are signed in")
         paths = ("keys", "keys?owner=Axe&state=any", f"keys/{old.key_id}", "keys/find", "keys/new")
         for path in (*paths, f"keys/{old.key_id}/edit", f"keys/{old.key_id}/revoke"):
             page = admin.open(f"/hokusai/{path}")

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import inspect
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -152,13 +153,20 @@ class Answer:
     def code(self) -> str:
         if self.inner is not None:
             return "ALLOW"
-        return "REDIRECT" if self.status == 308 else str(json.loads(self.body)["error"])
+        return "REDIRECT" if self.status == 308 else code_of(self.body)
 
     @property
     def verdict(self) -> tuple[int, str]:
         if self.inner is None and not self.body and self.status != 308:
             return self.status, "(no body)"
         return self.status, self.code
+
+
+def code_of(body: bytes) -> str:
+    """The code in a refusal's body, which is JSON, or a page. Raises ValueError and KeyError."""
+    if body.startswith(b"<!doctype") and (found := re.search(rb"\(403 ([A-Z_]+)\)", body)):
+        return found[1].decode()
+    return str(json.loads(body)["error"])
 
 
 async def unread() -> Any:

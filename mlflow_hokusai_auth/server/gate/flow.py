@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mlflow_hokusai_auth.core import browser
 from mlflow_hokusai_auth.core.credentials import quoted, without_query_key
-from mlflow_hokusai_auth.core.denials import redirect, render
+from mlflow_hokusai_auth.core.denials import CODES, redirect, render, render_page
 from mlflow_hokusai_auth.core.forwarding import dropped, identity_headers
 from mlflow_hokusai_auth.core.headers import MAX_BYTES, MAX_HEADERS, too_many
 from mlflow_hokusai_auth.core.prefixes import slash_location
@@ -271,13 +271,21 @@ def _read_form(gate: Gate, public: Allow, limit: int) -> Generator[Step, Any, Al
 
 
 def _refusal(gate: Gate, exchange: Exchange, deny: Deny, query: bytes, path: str) -> Answer:
-    """Return the answer for `deny`. A browser that asks for a page goes to the sign-in page."""
+    """Return the answer for `deny`.
+
+    A browser that asks for a page goes to the sign-in page, or gets a page that says why not.
+    """
     request = exchange.request
-    if deny.code in _SIGN_IN and browser.wants_page(request):
-        location = browser.login_location(replace(request, query=query))
+    forbidden = CODES[deny.code].status == 403
+    if (forbidden or deny.code in _SIGN_IN) and browser.wants_page(request):
         # A relative link from a bare prefix would lead out of it.
         at = slash_location(exchange.prefix) if exchange.prefix and not path else ""
-        refusal = redirect(at + location)
+        sign_in = at + browser.login_location(replace(request, query=query))
+        if forbidden:
+            root = f"{at}{'../' * (request.path.count('/') - 1)}hokusai/"
+            refusal = render_page(deny, gate.contact, root, sign_in)
+        else:
+            refusal = redirect(sign_in)
         headers = refusal.headers
     else:
         refusal = render(deny, gate.contact)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from mlflow_hokusai_auth.core.denials import CODES
+from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.types import MODES, Allow, Deny
 from mlflow_hokusai_auth.server.gate import (
     asgi,
@@ -105,6 +107,37 @@ def test_each_request_takes_the_steps_that_it_needs_and_no_more() -> None:
         if (got, outcome(found)) != (steps, expected):
             wrong.append(f"{wire}: {got}, {outcome(found)}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_browser_with_another_key_gets_a_page_and_a_program_json() -> None:
+    html = ("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")
+    locked = make_gate(policy=Policy(kind="admin"), contact="<ops@registry.example>")
+    # The path, and the relative way from it to /hokusai/.
+    for gate, path, root in (
+        (locked, "/", "hokusai/"),
+        (locked, "/mlflow", "mlflow/hokusai/"),
+        (locked, "/api/mlflow/", "hokusai/"),
+        (make_gate(), "/hokusai/keys/new", "../../hokusai/"),
+        (make_gate(), "/mlflow/api/2.0/hokusai/audit", "../../../hokusai/"),
+    ):
+        page = take(with_key("write", "GET", path, html), gate)[1]
+        assert isinstance(page, Answer) and page.status == 403, path
+        headers, text = dict(page.headers), page.body.decode()
+        assert headers["Content-Type"] == "text/html; charset=utf-8", path
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert headers["Content-Length"] == str(len(page.body)) and "X-Request-Id" in headers
+        assert "needs the scope mlflow:admin" in text and "Ask the server" in text
+        assert f'href="{root}static/hokusai.css"' in text and f'href="{root}login?next=' in text
+        assert ("&lt;ops@" in text) == (gate is locked) and "<ops" not in text
+        program = take(with_key("write", "GET", path, ("Accept", "*/*")), gate)[1]
+        assert isinstance(program, Answer) and program.status == 403
+        assert json.loads(program.body)["error"] == "SCOPE_MISSING", path
+    # What a page's script asks for is no page, and what is no navigation neither.
+    sent = take(with_key("read", "POST", "/api/2.0/mlflow/runs/create", html), make_gate())[1]
+    assert isinstance(sent, Answer) and json.loads(sent.body)["error"] == "SCOPE_MISSING"
+    assert take(with_key("read", "POST", "/hokusai/keys/new", html), make_gate())[1].body[:9] == (
+        b"<!doctype"
+    )
 
 
 def test_some_refusals_hold_in_every_mode() -> None:

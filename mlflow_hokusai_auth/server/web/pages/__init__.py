@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 
-from mlflow_hokusai_auth.core import contact
+from mlflow_hokusai_auth.core import browser, contact
 from mlflow_hokusai_auth.core.errors import (
     AuthorityUnavailable,
     Forbidden,
@@ -34,16 +34,6 @@ if TYPE_CHECKING:
     from werkzeug.wrappers import Response
 
     from mlflow_hokusai_auth.server.gate.gate import Gate
-
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'",
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 
 def blueprint(
@@ -99,7 +89,7 @@ def blueprint(
 
     @routes.after_request
     def protect(response: Response) -> Response:
-        response.headers.update(_HEADERS)
+        response.headers.update(browser.PAGE_HEADERS)
         return response
 
     @routes.errorhandler(InvalidRequest)
