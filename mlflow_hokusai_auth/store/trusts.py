@@ -30,6 +30,8 @@ from .tables import KEYS, TRUSTS, USED_TOKENS
 OVERLAP = 60.0
 #: Seconds for which keys that have ended, and tokens that nobody takes any more, are kept.
 KEPT = 86400.0
+#: Seconds between two sweeps of them by one process.
+SWEEP_EVERY = 60.0
 #: Trusts of a store, and of one owner, at most.
 MAX_TRUSTS, MAX_OF_OWNER = 1000, 100
 
@@ -49,6 +51,7 @@ _TAKE = (
             sa.bindparam("used_at", type_=sa.Float), TRUSTS.c.last_used_at
         ),
     )
+    .returning(TRUSTS)
 )
 _USE_UP = sa.insert(USED_TOKENS)
 #: Nothing asks any more for what is over.
@@ -93,6 +96,8 @@ class Trusts:
         self._database = database
         self._owner = owner
         self._check = check
+        #: Seconds since the epoch.
+        self._swept_at = 0.0
 
     def of(self, owner: str, check: Callable[[Trust], object]) -> Trusts:
         """Return the trusts of `owner` alone, as above."""
@@ -260,8 +265,9 @@ class Trusts:
                     change.connection.execute(_USE_UP, {"digest": used, "ends_at": ends_at})
                 else:
                     _end_earlier(change, digest, now)
-                for statement in _SWEEP:
-                    change.connection.execute(statement, {"before": now - KEPT})
+                if sweeping := abs(now - self._swept_at) >= SWEEP_EVERY:
+                    for statement in _SWEEP:
+                        change.connection.execute(statement, {"before": now - KEPT})
                 if verdict.pins:
                     this = sa.update(TRUSTS).where(TRUSTS.c.trust_id == trust_id)
                     pins = [list(pin) for pin in verdict.pins]
@@ -297,6 +303,8 @@ class Trusts:
                 "This token was exchanged for a key already (claim jti). Ask the CI for a new one.",
                 "jti",
             )
+        if sweeping:
+            self._swept_at = now
         return record, key
 
     def _own(self, record: TrustRecord) -> TrustRecord:
@@ -354,11 +362,14 @@ def _take(change: Change, trust_id: str, used_at: float | None = None) -> TrustR
 
     With `used_at`, a time in seconds since the epoch, that exchange counts.
     """
+    row = None
+    # PostgreSQL raises an error for a NUL.
     if trust_id.isprintable():
-        more = 0 if used_at is None else 1
-        change.connection.execute(_TAKE, {"id": trust_id, "more": more, "used_at": used_at})
-    # Another change may have been before this one in the queue.
-    return _get(change.connection, trust_id)
+        values = {"id": trust_id, "more": 0 if used_at is None else 1, "used_at": used_at}
+        row = change.connection.execute(_TAKE, values).one_or_none()
+    if row is None:
+        raise _unknown(trust_id)
+    return _record(row)
 
 
 def _get(connection: sa.Connection, trust_id: str) -> TrustRecord:

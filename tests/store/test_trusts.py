@@ -414,6 +414,29 @@ def test_what_is_over_is_swept(
     assert store.get(ordinary.key_id).state(time.time()) == "expired"
 
 
+def test_exchange_makes_few_statements(
+    store: LocalStore, trusts: Trusts, clock: time_machine.Traveller
+) -> None:
+    """PostgreSQL answers each after a round trip, while the trust's row is locked."""
+    trust_id = add(trusts)
+    exchange(trusts, trust_id)
+    statements: list[str] = []
+
+    def record(_c: object, _cursor: object, text: str, *_: object) -> None:
+        statements.append(text.split()[0])
+
+    sa.event.listen(store.database.engine, "before_cursor_execute", record)
+    exchange(trusts, trust_id, token="2")
+    own = ["UPDATE", "INSERT", "INSERT", "INSERT"]
+    assert [word for word in statements if word != "SELECT"] == own
+    # The lock's time limit, for PostgreSQL.
+    assert statements.count("SELECT") == (store.database.file is None)
+    del statements[:]
+    clock.shift(store_trusts.SWEEP_EVERY)
+    exchange(trusts, trust_id, token="3")
+    assert statements.count("DELETE") == 2
+
+
 @pytest.mark.parametrize("database_uri", ["sqlite"], indirect=True)
 def test_sweeping_and_ending_use_the_index(store: LocalStore, trusts: Trusts) -> None:
     statements: list[tuple[str, Any]] = []
