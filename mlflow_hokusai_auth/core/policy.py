@@ -218,11 +218,12 @@ def settle(
     ):
         return Deny("ISOLATED", UNKNOWN.message, operation=operation)
     if policy.isolated and _is_closed(principal, operation, policy):
+        staffs = Access.ADMIN if operation.access is Access.ADMIN else Access.WRITE
         return Deny(
             "ISOLATED",
             f"{_subject(operation)} is closed to "
             "suppliers, because this server keeps them apart. If you need it, ask its operator for a "
-            "key with a scope such as mlflow:write, and without model:write."
+            f"key with a scope such as {_SCOPE_FOR[staffs]}, and without model:write."
             if operation.rule
             else f"{_UNKNOWN_ROUTE} Such a route is closed to suppliers.",
             operation=operation,

@@ -519,6 +519,14 @@ def test_isolation_closes_what_no_supplier_needs() -> None:
             ("POST", "/gateway/openai/v1/chat/completions", True),
         ],
     )
+    # The advice names a scope that is enough.
+    for method, path, scope in (
+        ("GET", "/hokusai/keys/new", "mlflow:admin"),
+        ("POST", "/v1/traces", "mlflow:write"),
+    ):
+        said = refusal(asking(method, path), supplier, isolated).message
+        assert f"a scope such as {scope}, and without model:write" in said
+        assert isinstance(settle(asking(method, path), whose(scope), NOW, isolated), Allow)
     metrics = asking("GET", "/hokusai/metrics")
     assert isinstance(settle(metrics, whose("metrics:read"), NOW, isolated), Allow)
     every = Policy(kind="authenticated", isolated=True)
