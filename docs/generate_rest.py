@@ -69,7 +69,7 @@ TRUST_ID=$(sed -n 's/.*"trust_id": *"\\([^"]*\\)".*/\\1/p' trust.json)""",
   -d '{{"ttl": 600}}'""",
     "removeTrust": """curl -fsS -X DELETE "$SERVER/api/2.0/hokusai/trust/$TRUST_ID" \\
   -H "X-API-Key: $KEY\"""",
-    "exchangeToken": """curl -sS "$SERVER/api/2.0/hokusai/token" \\
+    "exchangeToken": """curl -sS --retry 3 "$SERVER/api/2.0/hokusai/token" \\
   --data-urlencode grant_type=urn:ietf:params:oauth:grant-type:token-exchange \\
   --data-urlencode subject_token_type=urn:ietf:params:oauth:token-type:id_token \\
   --data-urlencode subject_token=TOKEN_OF_YOUR_CI  # refused: it is no token""",

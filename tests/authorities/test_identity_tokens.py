@@ -486,6 +486,22 @@ def test_nobody_waits_long_and_nobody_again_for_an_issuer_that_hung(issuer: Issu
     wait_until(lambda: server.code(after) == "ok")
 
 
+def test_server_without_a_thread_to_spare_asks_later(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(issuer)
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        assert server.code(issuer.token(CLAIMS)) == "ISSUER_UNAVAILABLE"
+    assert issuer.asked == []
+    server.clock.now += key_sets.FIRST_INTERVAL
+    wait_until(lambda: server.code(issuer.token(CLAIMS)) == "ok")
+
+
 def at_once(server: Server, token: str) -> set[str]:
     with ThreadPoolExecutor(1) as pool:
         codes = pool.submit(lambda: {server.code(token) for _ in range(20)})
