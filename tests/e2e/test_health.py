@@ -28,7 +28,7 @@ PARTS = ["artifact_root", "isolation", "key_authority", "key_store", "migrations
 
 #: What Python runs in the server before anything else: it looks at its parts as often as tests ask.
 SITECUSTOMIZE = """
-from mlflow_hokusai_auth.server import health
+from mlflow_hokusai_auth.server.web import health
 
 health.FRESH = 0.1
 """
