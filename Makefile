@@ -6,6 +6,8 @@ PIP = $(VENV)/bin/python -m pip $(PIP_OPTIONS)
 PYTEST = $(VENV)/bin/python -m pytest
 PARALLEL = --numprocesses 2
 export PIP_NO_INPUT = 1
+# Compiling all tests takes each process of pytest 7 s: keep what has been compiled.
+unexport PYTHONDONTWRITEBYTECODE
 # Older versions of MLflow that `make test-matrix` runs on.
 MATRIX ?= 3.4.0 3.9.0 3.12.0
 
