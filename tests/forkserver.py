@@ -6,7 +6,7 @@ gets two answers: the process id, and the exit status once there is one.
 
 A fork does what `mlflow server` does: the same command line interface, in a process of its own, starts
 the same server, in another, with the same arguments. Only the imports are older, so a fork can't be
-told what is decided while something is imported (see `harness.IMPORTED`).
+told what is decided while something is imported (see `IMPORTED`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,23 @@ from typing import Any
 SOCKET = "forkserver.sock"
 #: Databases in which all migrations have run, for forks that find none of their own.
 TEMPLATES = ("mlflow.db", "hokusai_auth.db")
+#: Settings and options that are looked at when MLflow or the app is imported, or that have servers
+#: started by others than MLflow: with one of these a server is started, not forked.
+IMPORTED = frozenset(
+    {
+        "--allowed-hosts",
+        "--cors-allowed-origins",
+        "--disable-security-middleware",
+        "--enable-workspaces",
+        "--expose-prometheus",
+        "MLFLOW_ENABLE_WORKSPACES",
+        "MLFLOW_SERVER_ALLOWED_HOSTS",
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS",
+        "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE",
+        "PROMETHEUS_MULTIPROC_DIR",
+        "PYTHONPATH",
+    }
+)
 #: What a server imports. Older MLflow lacks some of it.
 IMPORTS = (
     "gunicorn.app.wsgiapp",
@@ -148,8 +165,13 @@ def _started(request: dict[str, Any]) -> int:
 def _become(request: dict[str, Any]) -> None:
     """Be `mlflow server`, or another Python program."""
     os.setpgid(0, 0)
-    with Path(request["log"]).open("wb") as log, Path(os.devnull).open("rb") as nothing:
-        for number, file in enumerate((nothing, log, log)):
+    os.umask(request.get("umask", os.umask(0)))
+    with (
+        Path(request["given"]).open("rb") as given,
+        Path(request["log"]).open("ab") as log,
+        Path(request["errors"]).open("ab") as errors,  # the same file for a server
+    ):
+        for number, file in enumerate((given, log, errors)):
             os.dup2(file.fileno(), number)
     os.chdir(request["folder"])
     os.environ.clear()
@@ -159,12 +181,23 @@ def _become(request: dict[str, Any]) -> None:
     if command[:3] == ["-m", "mlflow", "server"]:
         _be_server_command(command[1:])
     else:
+        _count_alone()
         _run(command)
+
+
+def _count_alone() -> None:
+    """Let this process count for itself, as without a folder: its metrics were imported with one."""
+    import prometheus_client.values
+
+    prometheus_client.values.ValueClass = prometheus_client.values.get_value_class()
 
 
 def _run(command: list[str]) -> None:
     """Run what Python's arguments say: a script, or `-m` and a module."""
-    if command[0] == "-m":
+    if command[0] == "-c":
+        sys.argv[:] = ["-c", *command[2:]]
+        exec(command[1], {"__name__": "__main__"})
+    elif command[0] == "-m":
         # In place, as waitress has kept the list.
         sys.argv[:] = command[1:]
         runpy.run_module(command[1], run_name="__main__", alter_sys=True)
@@ -203,10 +236,8 @@ def _be_server_command(command: list[str]) -> None:
 
     import mlflow.cli
     import mlflow.server
-    import prometheus_client.values
 
-    # The command itself has imported it before there was a folder, and counts for itself.
-    prometheus_client.values.ValueClass = prometheus_client.values.get_value_class()
+    _count_alone()
     mlflow.server._exec_cmd = start
     sys.argv[:] = command
     mlflow.cli.cli()

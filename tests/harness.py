@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_hokusai_auth.store.keys import LocalStore
-from tests.forkserver import SOCKET, TEMPLATES
+from tests.forkserver import IMPORTED, SOCKET, TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 PREFIXES = ("", "/mlflow", "/api/mlflow")
@@ -41,23 +41,6 @@ may_serve = True
 #: The variable that names the folder of a run, in which its processes find what they share: the fork
 #: server, and servers for all tests.
 RUN = "SERVERS_OF_TESTS"
-#: Settings and options that are looked at when MLflow or the app is imported, or that have servers
-#: started by others than MLflow: with one of these a server is started, not forked.
-IMPORTED = frozenset(
-    {
-        "--allowed-hosts",
-        "--cors-allowed-origins",
-        "--disable-security-middleware",
-        "--enable-workspaces",
-        "--expose-prometheus",
-        "MLFLOW_ENABLE_WORKSPACES",
-        "MLFLOW_SERVER_ALLOWED_HOSTS",
-        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS",
-        "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE",
-        "PROMETHEUS_MULTIPROC_DIR",
-        "PYTHONPATH",
-    }
-)
 
 
 class Process:
@@ -225,12 +208,12 @@ def run_folder() -> Path:
 
 
 def shared(name: str) -> Server:
-    """One of `SERVERS`, started for the first that asks and used by all tests of the run."""
+    """One of `SERVERS`, forked for the first that asks and used by all tests of the run."""
     folder = run_folder() / name
     with _locked(folder.with_suffix(".lock")):
         known = folder.with_suffix(".json")
         if not known.exists():
-            server = _begin(folder, SERVERS[name], started=True, keep=True)
+            server = _begin(folder, SERVERS[name], keep=True)
             _wait(server)
             known.write_text(json.dumps([server.port, server.process.pid, server.process.args]))
     port, pid, args = json.loads(known.read_text())
@@ -269,15 +252,28 @@ def _begin(
     return Server(f"http://127.0.0.1:{port}", folder, process, env)
 
 
-def run_forked(folder: Path, *arguments: str, environ: dict[str, str]) -> str:
-    """What `python ARGUMENTS` prints, in a fork of a process that has imported MLflow already."""
-    log = folder / f"run-{time.time_ns()}.log"
-    process = _process(
-        _fork_server(), [sys.executable, *arguments], folder, environ, log, fork=True
-    )
-    code, printed = process.wait(180), log.read_text()
-    assert code == 0, printed[-3000:]
-    return printed
+def run_forked(
+    folder: Path, *arguments: str, environ: dict[str, str], given: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` in `folder`, in a fork of a process that has imported MLflow already.
+
+    `given` is its standard input. PYTHONPATH in `environ` comes too late for what is imported.
+    """
+    with tempfile.TemporaryDirectory(dir=run_folder()) as kept:
+        files = {name: Path(kept) / name for name in ("log", "errors", "given")}
+        files["given"].write_text(given)
+        command = [sys.executable, *arguments]
+        process = _process(_fork_server(), command, folder, environ, fork=True, **files)
+        code = process.wait(300)
+        printed, errors = files["log"].read_text(), files["errors"].read_text()
+    return subprocess.CompletedProcess(command, code, printed, errors)
+
+
+def run_command(
+    folder: Path, *arguments: str, environ: dict[str, str], given: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run `hokusai-auth ARGUMENTS` in `folder`, in a fork, as `run_forked` does."""
+    return run_forked(folder, *HOKUSAI_AUTH[1:], *arguments, environ=environ, given=given)
 
 
 def _process(
@@ -286,6 +282,8 @@ def _process(
     folder: Path,
     environ: dict[str, str],
     log: Path,
+    errors: Path | None = None,
+    given: Path | str = os.devnull,
     *,
     fork: bool,
     keep: bool = False,
@@ -295,11 +293,18 @@ def _process(
         "environ": environ,
         "folder": str(folder),
         "log": str(log),
+        "errors": str(errors or log),
+        "given": str(given),
         "fork": fork,
         "keep": keep,
     }
+    log.write_bytes(b"")
     connection.sendall(json.dumps(request).encode() + b"\n")
-    return Process(int(connection.recv(100)), command, connection)
+    # Not what follows it, the status of a process that has ended already.
+    pid = b""
+    while not pid.endswith(b"\n"):
+        pid += connection.recv(1)
+    return Process(int(pid), command, connection)
 
 
 def _fork_server() -> socket.socket:
@@ -345,10 +350,12 @@ def _wait(server: Server) -> None:
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for what happens soon; `seconds` are for a machine that is busy."""
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"it did not happen within {seconds:g} s"
-        time.sleep(0.02)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"it did not happen within {seconds:g} s"
+        # Often at first, then ten times in the time that has passed: a condition may ask a server.
+        time.sleep(min(0.02 + waited / 10, 0.5))
 
 
 def each_worker_answers(server: Server, workers: int = 2) -> None:

@@ -20,6 +20,7 @@ from tests.harness import environment
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
+IN_FORK = Path(__file__).with_name("in_fork.py")
 #: The address of a server and the key that pages show.
 ADDRESS = "https://registry.example.com"
 KEY = "hk_live_YOUR_KEY"
@@ -59,11 +60,18 @@ def script(page: Path, replaced: dict[str, str]) -> str:
     return text
 
 
-def run(page: Path, folder: Path, replaced: dict[str, str], **environ: str) -> str:
-    """Run the commands of a page in `folder` and return their output; fail if one of them fails."""
+def run(
+    page: Path, folder: Path, replaced: dict[str, str], *, forked: bool = False, **environ: str
+) -> str:
+    """Run the commands of a page in `folder` and return their output; fail if one of them fails.
+
+    `forked`: those that import MLflow are forks of the run's fork server, which a test has started.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     env = environment(folder, **environ)
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    if forked:
+        env["PATH"] = f"{_programs_in_forks(folder)}{os.pathsep}{env['PATH']}"
     # Unless the test says otherwise, the page's own setting counts, or the default: the folder.
     if "HOKUSAI_AUTH_DATABASE_URI" not in environ:
         del env["HOKUSAI_AUTH_DATABASE_URI"]
@@ -89,6 +97,18 @@ def run(page: Path, folder: Path, replaced: dict[str, str], **environ: str) -> s
     printed = log.read_text(errors="replace")
     assert status == 0, f"{page.name}:\n{printed[-4000:]}"
     return printed
+
+
+def _programs_in_forks(folder: Path) -> Path:
+    programs = folder / "programs-in-forks"
+    programs.mkdir()
+    python_path = shlex.quote(os.environ.get("PYTHONPATH", ""))
+    for name in ("hokusai-auth", "mlflow", "python"):
+        program = programs / name
+        command = f"{sys.executable} -ES {IN_FORK} {name} {python_path}"
+        program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        program.chmod(0o755)
+    return programs
 
 
 def _in_background(text: str) -> str:

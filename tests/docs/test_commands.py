@@ -42,4 +42,5 @@ def test_commands_of_a_page_work(page: Path, registry: Server, tmp_path: Path) -
         KEY: registry.store.create(owner="ACME", scopes=[scope])[1],
         "5000": str(free_port()),
     }
-    run(page, tmp_path, replaced)
+    # The programs themselves, which a reader starts, are those of the first page.
+    run(page, tmp_path, replaced, forked=page.name != "README.md")

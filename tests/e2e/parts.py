@@ -6,15 +6,13 @@ import contextlib
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.harness import HOKUSAI_AUTH, Server, environment, free_port
+from tests.harness import Server, environment, free_port, run_command, run_forked
 
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 METRICS = "/hokusai/metrics"
@@ -87,9 +85,7 @@ def post(server: Server, path: str, key: str, content: object) -> dict[str, Any]
 
 def hokusai_auth(server: Server, *arguments: str) -> str:
     """What the command prints where the server is."""
-    done = subprocess.run(
-        [*HOKUSAI_AUTH, *arguments], env=server.environ, capture_output=True, text=True
-    )
+    done = run_command(server.folder, *arguments, environ=server.environ)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -97,14 +93,9 @@ def hokusai_auth(server: Server, *arguments: str) -> str:
 def refused_start(folder: Path, *options: str, **environ: str) -> str:
     """The one message with which `mlflow server` says that it can't start."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "hokusai-auth"]
-    done = subprocess.run(
-        [*command, "--port", str(free_port()), *options],
-        env=environment(folder, **environ),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+    command = ["-m", "mlflow", "server", "--app-name", "hokusai-auth"]
+    command += ["--port", str(free_port()), *options]
+    done = run_forked(folder, *command, environ=environment(folder, **environ))
     # 3 is what uvicorn makes of a worker that ended so.
     assert done.returncode in (1, 3), done.stderr
     assert "Traceback" not in done.stderr and "canary" not in done.stderr

@@ -261,14 +261,15 @@ def test_reader_uses_a_shared_model_and_sees_no_run(server: Server) -> None:
     grant = {"grantee": "GLOBEX", "pattern": name, "level": "read"}
     status, granted = acme.ask("POST", f"{OWN}/grants", **grant)
     assert status == HTTPStatus.CREATED, granted
-    printed = run_forked(
+    done = run_forked(
         Path(environ["HOME"]),
         str(READER),
         name,
         copy,
         environ=environ | {"HOKUSAI_API_KEY": globex.key},
     )
-    seen = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert seen["prediction"] == [42] and seen["copied"] == [2], seen
     assert {name, copy, f"{copy}-again"} <= set(seen["listed"])
     assert not [one for one in seen["experiments"] if name in one]
@@ -297,13 +298,12 @@ def test_clients_of_two_teams_at_once_see_only_their_own(
     def work(name: str, team: Team, python: Path | None) -> dict[str, Any]:
         own = environ | {"HOKUSAI_API_KEY": team.key}
         if python is None:
-            printed = run_forked(Path(environ["HOME"]), str(TRAINING), name, environ=own)
+            done = run_forked(Path(environ["HOME"]), str(TRAINING), name, environ=own)
         else:
             command = [str(python), str(TRAINING), name]
             done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=180)
-            assert done.returncode == 0, done.stderr[-3000:]
-            printed = done.stdout
-        line = next(line for line in printed.splitlines() if line.startswith("{"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        line = next(line for line in done.stdout.splitlines() if line.startswith("{"))
         found: dict[str, Any] = json.loads(line)
         return found
 

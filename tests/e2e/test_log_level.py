@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import logging
-import subprocess
 import time
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ import pytest
 
 from mlflow_hokusai_auth.core import keys
 from tests.e2e.parts import hokusai_auth
-from tests.harness import HOKUSAI_AUTH, Server, each_worker_answers, serve, wait_until
+from tests.harness import Server, each_worker_answers, run_command, serve, wait_until
 from tests.standin import Standin
 
 pytestmark = pytest.mark.servers
@@ -108,9 +107,7 @@ def test_it_is_audited(server: Server) -> None:
 
 
 def test_a_level_that_is_none_is_refused(server: Server) -> None:
-    done = subprocess.run(
-        [*HOKUSAI_AUTH, "log-level", "loud"], env=server.environ, capture_output=True, text=True
-    )
+    done = run_command(server.folder, "log-level", "loud", environ=server.environ)
     assert done.returncode == 2
     assert "'loud' is not one of" in done.stderr
     assert server.store.database.states().get("log_level") in (None, logging.WARNING)

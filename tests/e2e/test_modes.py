@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,13 @@ import pytest
 from mlflow_hokusai_auth.core import keys
 from tests.e2e.parts import EXPERIMENT, hokusai_auth
 from tests.harness import (
-    HOKUSAI_AUTH,
     PREFIXES,
     SERVERS,
     Server,
     each_worker_answers,
     environment,
     free_port,
+    run_command,
     serve,
     wait_until,
 )
@@ -314,12 +313,7 @@ def test_forced_off_is_the_only_way_to_serve_without_it(tmp_path: Path) -> None:
 
 def test_mode_command_refuses_bad_arguments(tmp_path: Path) -> None:
     for arguments in (["strict"], ["off", "--report"], ["--report", "--since", "x"]):
-        done = subprocess.run(
-            [*HOKUSAI_AUTH, "mode", *arguments],
-            env=environment(tmp_path),
-            capture_output=True,
-            text=True,
-        )
+        done = run_command(tmp_path, "mode", *arguments, environ=environment(tmp_path))
         assert done.returncode in (1, 2), arguments
         assert len(done.stderr.strip().splitlines()[-1]) > 20, arguments
         assert "Traceback" not in done.stderr, arguments

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.harness import HOKUSAI_AUTH, PREFIXES, SERVERS, Server, free_port, run_forked, serve
+from tests.harness import PREFIXES, SERVERS, Server, free_port, run_command, run_forked, serve
 
 JOB = Path(__file__).with_name("job.py")
 
@@ -23,13 +23,12 @@ def run_job(
 ) -> list[dict[str, object]]:
     """What the job says it did, once or once for each of `uris`; in a fork, or started by `python`."""
     if python is None:
-        printed = run_forked(Path(environ["HOME"]), str(JOB), name, *uris, environ=environ)
+        done = run_forked(Path(environ["HOME"]), str(JOB), name, *uris, environ=environ)
     else:
         command = [python, str(JOB), name, *uris]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=180)
-        assert done.returncode == 0, done.stderr[-3000:]
-        printed = done.stdout
-    return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def assert_done(result: dict[str, object], name: str) -> None:
@@ -73,13 +72,8 @@ def reported(server: Server) -> dict[str, str]:
     """The environment of the report's supplier: a key of the reported shape, imported."""
     letters = string.ascii_letters + string.digits
     key = "hk_live_" + "".join(secrets.choice(letters) for _ in range(32))
-    imported = subprocess.run(
-        [*HOKUSAI_AUTH, "keys", "import", "--owner", "Supplier", "--scope", "model:write"],
-        input=key,
-        text=True,
-        env=server.environ,
-        capture_output=True,
-    )
+    arguments = ("keys", "import", "--owner", "Supplier", "--scope", "model:write")
+    imported = run_command(server.folder, *arguments, environ=server.environ, given=key)
     assert imported.returncode == 0, imported.stderr
     assert key not in imported.stdout + imported.stderr
     uri = f"{server.origin}/api/mlflow"

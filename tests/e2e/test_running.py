@@ -5,8 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ import pytest
 
 from mlflow_hokusai_auth.core import keys
 from tests.e2e.parts import EXPERIMENT, refused_start
-from tests.harness import HOKUSAI_AUTH, Server, environment, serve, wait_until
+from tests.harness import Server, environment, run_command, run_forked, serve, wait_until
 
 pytestmark = pytest.mark.servers
 
@@ -163,25 +161,15 @@ def test_a_mistake_stops_the_start_with_one_message(
 
 def test_all_wrong_settings_are_named_at_once(tmp_path: Path) -> None:
     wrong = {"HOKUSAI_AUTH_CACHE_TTL": "-1", "HOKUSAI_AUTH_QUERY_KEY": "maybe"}
-    done = subprocess.run(
-        [*HOKUSAI_AUTH, "keys", "list"],
-        env=environment(tmp_path, **wrong),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = run_command(tmp_path, "keys", "list", environ=environment(tmp_path, **wrong))
     assert done.returncode == 1
     assert all(name in done.stderr for name in wrong)
 
 
 def test_a_worker_refuses_a_store_that_nobody_migrated(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from mlflow_hokusai_auth.server.app import *; create_app()"],
-        env=environment(tmp_path),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    script = tmp_path / "worker.py"
+    script.write_text("from mlflow_hokusai_auth.server.app import *; create_app()")
+    done = run_forked(tmp_path, str(script), environ=environment(tmp_path))
     assert done.returncode == 3
     assert "mlflow server --app-name hokusai-auth" in done.stderr
 

@@ -12,7 +12,6 @@ import itertools
 import json
 import re
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.browser import csrf_token, login_location
 from mlflow_hokusai_auth.core.types import Request
 from tests.e2e.parts import EXPERIMENT, interceptor, renamed
-from tests.harness import HOKUSAI_AUTH, Server, serve, wait_until
+from tests.harness import Server, run_command, serve, wait_until
 from tests.server.web.test_leak_reports import (
     SIGNER,
     entry,
@@ -120,14 +119,8 @@ class Told:
         """`hokusai-auth`, where the server is or as its client; its output, without the first line
         if that is the new key."""
         client = {"MLFLOW_TRACKING_URI": self.server.origin, "HOKUSAI_API_KEY": key} if key else {}
-        done = subprocess.run(
-            [*HOKUSAI_AUTH, *arguments],
-            env={**self.server.environ, **client},
-            cwd=self.server.folder,
-            input=given,
-            capture_output=True,
-            text=True,
-        )
+        environ = {**self.server.environ, **client}
+        done = run_command(self.server.folder, *arguments, environ=environ, given=given)
         said = done.stdout + done.stderr
         first, _, rest = said.partition("\n")
         self.texts.append((f"hokusai-auth {' '.join(arguments)}"[:60], rest if shown else said))
