@@ -15,6 +15,7 @@ from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.core.keys import redact
 
 from .keys import keys
+from .links import links
 from .ownership import grants, owners, prefixes
 from .server import audit, demo, explain, isolation, log_level, mode, routes, status
 from .supplier import doctor, smoke, whoami
@@ -40,7 +41,7 @@ def main() -> None:
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 
-_groups: tuple[click.Command, ...] = (keys, owners, grants, prefixes, trust)
+_groups: tuple[click.Command, ...] = (keys, links, owners, grants, prefixes, trust)
 _commands = (
     status,
     audit,

@@ -432,6 +432,8 @@ def _print_status(found: Mapping[str, Any], uri: str | None) -> None:
             "isolation": isolation,
             "keys": "unknown" if keys is None else f"{total}{': ' if states else ''}{states}",
             "ending in 14 days": found["keys_ending_soon"],
+            "links waiting": found["links_waiting"],
+            "links tried in vain": found["links_refused"],
             "migrations": "current" if found["migrations_current"] else "not current",
             "health": health["status"],
             **{

@@ -108,6 +108,38 @@ class HokusaiAuthClient:
         body = {"key": key, "owner": owner, "scopes": scopes, **fields}
         return self._call("POST", "keys/import", json=body)
 
+    def create_link(
+        self,
+        *,
+        key: Mapping[str, Any] | None = None,
+        replaces: str | None = None,
+        overlap: float | None = None,
+        expires_in: float | None = None,
+    ) -> dict[str, Any]:
+        """Make a one-time link; `url` in the answer is the link, which can't be read again.
+
+        Whoever opens it first gets a key that is made at that moment: `key` has the arguments of
+        `create_key`, such as {"owner": "ACME", "scopes": ["model:write"]}. Or give `replaces`, the id
+        of the key that the new one replaces, with `overlap` as in `rotate_key`. The link can be opened
+        for `expires_in` seconds (None: the server's default, a day).
+        """
+        optional = {
+            "key": None if key is None else dict(key),
+            "replaces": replaces,
+            "overlap": overlap,
+            "expires_in": expires_in,
+        }
+        return self._call("POST", "links", json=_given(optional))
+
+    def list_links(self) -> list[dict[str, Any]]:
+        """Return all one-time links, newest first; those that are over stay for 30 days."""
+        links: list[dict[str, Any]] = self._call("GET", "links")["links"]
+        return links
+
+    def revoke_link(self, link_id: str) -> dict[str, Any]:
+        """Take a one-time link back, so that nobody can open it."""
+        return self._call("DELETE", _path("links", link_id))
+
     def list_keys(
         self,
         *,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from .keys import redact
 from .operations import classify
@@ -118,6 +118,16 @@ def cross_site(request: Request) -> bool:
         host = origin.partition("://")[2].lower()
         return not host or host != request.text(b"host").lower()
     return request.method not in _SAFE
+
+
+def origin_of(url: str) -> str:
+    """Return the origin of `url` as browsers send it: in lower case, and without a default port."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    port = "" if parts.port in (None, default) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}"
 
 
 def of_our_page(request: Request) -> bool:

@@ -21,6 +21,10 @@ class StoreError(HokusaiAuthError):
     """Raised at start for a key store that can't be used: a wrong URI, no driver, another version."""
 
 
+class Misconfigured(HokusaiAuthError):
+    """Raised if a setting is missing that a request needs, and the server does without. HTTP: 503."""
+
+
 class InvalidRequest(HokusaiAuthError):
     """Raised for input that can't be used, with what to send instead. HTTP answers 400.
 

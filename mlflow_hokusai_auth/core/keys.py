@@ -21,6 +21,7 @@ EPHEMERAL = "ci"
 MAX_LENGTH = 256
 
 _SESSION = "hk_session_"
+_LINK = "hk_link_"
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 #: The digits of base 62 × 62.
 _PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
@@ -30,6 +31,7 @@ _SHAPE = re.compile(r"[A-Za-z0-9_-]{1,256}", re.ASCII)
 _CHECKSUMMED = re.compile(
     rf"hk_(?:live|test|dev|ci)_([0-9A-Za-z]{{{_RANDOM}}})([0-9A-Za-z]{{{_CHECKSUM}}})", re.ASCII
 )
+_LINK_CODE = re.compile(rf"{_LINK}[A-Za-z0-9_-]{{43}}", re.ASCII)
 _IMPORTABLE = re.compile(r"hk_(?:live|test|dev)_(?:[0-9A-Za-z]{32}|[0-9A-Za-z]{40})", re.ASCII)
 
 
@@ -41,7 +43,7 @@ def _spelt(text: str) -> str:
 # Web servers log a target as it was sent, so any character may be encoded, such as %5F for "_".
 _IN_TEXT = re.compile(
     _spelt("hk_")
-    + f"({'|'.join(_spelt(name) for name in (*ENVIRONMENTS, EPHEMERAL, 'jobs', 'session'))})"
+    + f"({'|'.join(_spelt(name) for name in (*ENVIRONMENTS, EPHEMERAL, 'jobs', 'link', 'session'))})"
     + _spelt("_")
     + "[A-Za-z0-9_%-]{4,}",
     re.ASCII | re.IGNORECASE,
@@ -79,6 +81,17 @@ def is_session_token(text: str) -> bool:
     return text.startswith(_SESSION)
 
 
+def link_code() -> str:
+    """Return a new code of a one-time link: `hk_link_`, which no key has, and 256 bits."""
+    return _LINK + secrets.token_urlsafe(32)
+
+
+def link_code_in(text: str) -> str | None:
+    """Return the code in `text`, which is a one-time link or its code alone; None without one."""
+    found = _LINK_CODE.fullmatch(text.strip().rpartition("#")[2])
+    return found[0] if found else None
+
+
 def unsendable(key: str) -> str | None:
     """Return why `key` must not be put into a header, for its owner, or None if it may."""
     if len(key) > MAX_LENGTH:
@@ -96,6 +109,8 @@ def problem(key: str) -> str | None:
     """
     made_here = _CHECKSUMMED.fullmatch(key)
     if made_here is None:
+        if key.startswith(_LINK):
+            return "it is the code of a one-time link: open the link in a browser to get the key"
         return unsendable(key)
     if checksum(made_here[1]) != made_here[2]:
         return "its checksum is wrong, so a character was lost or changed on the way"

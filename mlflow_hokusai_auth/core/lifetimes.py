@@ -34,6 +34,15 @@ class Lifetimes:
             f"({self.longest:.0f} s) at most, by HOKUSAI_AUTH_KEY_LIFETIME_MAX."
         )
 
+    def end(self, seconds: float | None, now: float) -> float | None:
+        """Return when a key ends that is made at `now` to live for `seconds` (None: for ever).
+
+        Times are seconds since the epoch; None means never. The maximum holds.
+        """
+        if self.longest is not None and (seconds is None or seconds > self.longest):
+            seconds = self.longest
+        return None if seconds is None else now + seconds
+
     def end_after_rotation(
         self, made: float, ends: float | None, now: float, *, renewed: bool
     ) -> float | None:

@@ -59,6 +59,15 @@ PUBLIC  POST              keys/leaked
 ADMIN   GET,PATCH,DELETE  keys/{key_id}
 KEY     POST              keys/{key_id}/rotate
 
+# Whoever opens a link has no key yet: its code is the credential.
+[hokusai /api/2.0/hokusai/]
+ADMIN   GET,POST          links
+ADMIN   DELETE            links/{link_id}
+
+[hokusai /hokusai/]
+PUBLIC  GET,POST          link
+PUBLIC  GET               static/link.js
+
 # Owners share their own models: the view shows and ends no grant of anybody else.
 [hokusai /api/2.0/hokusai/]
 READ    GET               owners  owners/of  grants

@@ -33,6 +33,7 @@ from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, SettingsError,
 from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.store.dry_run import Observed
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.links import Links
 from mlflow_hokusai_auth.store.notices import Announcer
 from mlflow_hokusai_auth.store.sessions import Sessions
 from mlflow_hokusai_auth.store.trusts import Trusts
@@ -74,6 +75,7 @@ from .web import (
     health,
     keys_api,
     leak_reports,
+    links_api,
     monitoring,
     ownership_api,
     pages,
@@ -168,6 +170,9 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         folders=folders,
     )
     trust_actions = trust_api.TrustActions(store, gate, has_store, settings.lifetimes_of(config))
+    maker = links_api.LinkMaker(
+        Links(store.database), config.public_urls, settings.lifetimes_of(config)
+    )
     healthy = health.Health(health.checks(store, authorities.probe(config, store), isolation))
     for blueprint in (
         keys_api.blueprint(
@@ -182,6 +187,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         api.unknown_paths(),
         validate_key.blueprint(),
         trust_api.blueprint(trust_actions),
+        links_api.blueprint(maker, has_store=has_store),
         token_api.blueprint(
             trusts, gate, Verifier(config.public_urls) if config.public_urls else None
         ),
@@ -190,8 +196,9 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
             sessions,
             gate,
             config.session_lifetime,
-            settings.lifetimes_of(config),
+            maker.lifetimes,
             has_store=has_store,
+            public_urls=config.public_urls,
         ),
         account.blueprint(gate, sessions),
         monitoring.blueprint(store, log.flush),

@@ -22,7 +22,7 @@ from mlflow_hokusai_auth.core.suggest import did_you_mean
 from mlflow_hokusai_auth.core.trust import Trust
 
 from .database import Change
-from .tables import KEYS, TRUSTS
+from .tables import KEYS, LINKS, TRUSTS
 
 STATES = ("active", "deprecated", "expired", "revoked")
 #: The values of `KeyFilter.state`: a state, or "valid" for the first two, or "ended" for the others.
@@ -192,7 +192,7 @@ def refuse_narrowed_staff(record: KeyRecord | Trust) -> None:
 
 
 def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
-    """Raise KeyConflict if the owner of a stored key or trust differs from `owner` in case only.
+    """Raise KeyConflict if the owner of a key, trust or waiting link differs from `owner` in case only.
 
     An owner that has one may have more, even if both spellings exist. The key `but` does not count.
     """
@@ -201,7 +201,12 @@ def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
     if change.connection.execute(known).first() is not None:
         return
     # Neither database folds all letters as Python does.
-    owners = sa.union(sa.select(KEYS.c.owner).where(others), sa.select(TRUSTS.c.owner))
+    waiting = (LINKS.c.opened_at.is_(None), LINKS.c.revoked_at.is_(None))
+    owners = sa.union(
+        sa.select(KEYS.c.owner).where(others),
+        sa.select(TRUSTS.c.owner),
+        sa.select(LINKS.c.owner).where(*waiting, LINKS.c.expires_at > time.time()),
+    )
     found = set(change.connection.execute(owners).scalars())
     for other in () if owner in found else sorted(found):
         if other.casefold() == owner.casefold():

@@ -59,6 +59,26 @@ USED_TOKENS = sa.Table(
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("ends_at", sa.Float(53), nullable=False),
 )
+#: One-time links. `fields` are those of the key that the link makes, unless it replaces one.
+LINKS = sa.Table(
+    "hokusai_auth_links",
+    _metadata,
+    sa.Column("link_id", sa.String(32), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("fields", sa.JSON, nullable=False),
+    sa.Column("replaces", sa.String(32)),
+    sa.Column("overlap", sa.Float(53), nullable=False),
+    sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("created_by", sa.String(255), nullable=False),
+    sa.Column("expires_at", sa.Float(53), nullable=False),
+    sa.Column("revoked_at", sa.Float(53)),
+    sa.Column("opened_at", sa.Float(53)),
+    sa.Column("opened_from", sa.String(64), nullable=False),
+    sa.Column("key_id", sa.String(32)),
+    sa.Column("refused", sa.BigInteger, nullable=False),
+    sa.Column("refused_at", sa.Float(53)),
+)
 STATE = sa.Table(
     "hokusai_auth_state",
     _metadata,

@@ -31,7 +31,13 @@ from mlflow_hokusai_auth.client.diagnose import doctor
 from mlflow_hokusai_auth.core import browser, credentials, keys
 from mlflow_hokusai_auth.core.denials import CODES, MAX_RETRY_AFTER, render
 from mlflow_hokusai_auth.core.types import Credential, Deny, Request
-from mlflow_hokusai_auth.server.web import openapi, ownership_schemas, schemas, trust_schemas
+from mlflow_hokusai_auth.server.web import (
+    link_schemas,
+    openapi,
+    ownership_schemas,
+    schemas,
+    trust_schemas,
+)
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.client.test_admin import PREFIX, Api, Asked, answering
 from tests.core.rows import each
@@ -244,6 +250,11 @@ CALLS: dict[str, Callable[[HokusaiAuthClient], Any]] = {
     "add_prefix": lambda client: client.add_prefix(prefix="a-", owner="a", kind="model"),
     "list_prefixes": lambda client: client.list_prefixes(),
     "remove_prefix": lambda client: client.remove_prefix(prefix="a-", kind="model"),
+    "create_link": lambda client: client.create_link(
+        key={"owner": "a", "scopes": ["model:read"]}, replaces="key_1", overlap=1, expires_in=1,
+    ),
+    "list_links": lambda client: client.list_links(),
+    "revoke_link": lambda client: client.revoke_link("key_1"),
     "add_trust": lambda client: client.add_trust(
         "a", ["model:read"], github="a/b", gitlab="a/b", issuer="https://i", workflow="w.yml",
         environment="e", claims={"sub": "x"}, single_use=True, ttl=60.0, models=["a*"],
@@ -318,7 +329,7 @@ def test_what_the_client_reads_is_described(api: Api) -> None:
         responses = described(asked)["responses"]
         ((status, good),) = [(code, one) for code, one in responses.items() if code[0] == "2"]
         title = schema(good)["title"]
-        places = (schemas, ownership_schemas, trust_schemas)
+        places = (schemas, ownership_schemas, trust_schemas, link_schemas)
         (model,) = {getattr(place, title) for place in places if hasattr(place, title)}
         answer = example(model)
         api.answers[f"{asked.method} {asked.path.removeprefix(PREFIX)}"] = (int(status), answer)

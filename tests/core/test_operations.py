@@ -40,17 +40,21 @@ def table(text: str) -> set[str]:
     }
 
 
-#: Routes without a key: health, the sign-in, GitHub's reports of leaked keys, and identity tokens.
+#: Routes without a key: health, the sign-in, one-time links, GitHub's reports of leaked keys, and
+#: identity tokens.
 PUBLIC = table("""
     GET /health /api/health/mlflow
-    GET,POST /hokusai/login
+    GET,POST /hokusai/login /hokusai/link
     POST /hokusai/logout /api/2.0/hokusai/keys/leaked /api/2.0/hokusai/token
     GET /hokusai/static/hokusai.css /hokusai/static/hokusai.svg /hokusai/static/login.js
+    GET /hokusai/static/link.js
 """)
 #: Routes of our own, which no MLflow has.
 OURS = (PUBLIC - {"GET /health"}) | table("""
     GET,POST /api/2.0/hokusai/keys /api/2.0/hokusai/trust
     PATCH,DELETE /api/2.0/hokusai/trust/{trust_id}
+    GET,POST /api/2.0/hokusai/links
+    DELETE /api/2.0/hokusai/links/{link_id}
     GET,PATCH,DELETE /api/2.0/hokusai/keys/{key_id}
     POST /api/v1/keys/validate
     POST /api/2.0/hokusai/keys/{key_id}/rotate /api/2.0/hokusai/keys/import

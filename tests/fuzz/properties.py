@@ -24,11 +24,16 @@ PUBLIC = {
     ("GET", "/hokusai/login"),
     ("POST", "/hokusai/login"),
     ("POST", "/hokusai/logout"),
-    *(("GET", f"/hokusai/static/{name}") for name in ("hokusai.css", "hokusai.svg", "login.js")),
+    ("GET", "/hokusai/link"),
+    ("POST", "/hokusai/link"),
+    *(
+        ("GET", f"/hokusai/static/{name}")
+        for name in ("hokusai.css", "hokusai.svg", "login.js", "link.js")
+    ),
 }
 #: As a request's own bytes have it; `keys` has a looser one.
 _KEY = re.compile(
-    r"hk_(?:live|test|dev|ci|jobs|session)_[A-Za-z0-9_-]{4,}", re.ASCII | re.IGNORECASE
+    r"hk_(?:live|test|dev|ci|jobs|link|session)_[A-Za-z0-9_-]{4,}", re.ASCII | re.IGNORECASE
 )
 _PLACES = {"X-API-Key", "Authorization", "X-MLflow-Authorization", "?api_key=", browser.PLACE}
 

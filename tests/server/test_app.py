@@ -210,6 +210,7 @@ PAGES = [
     "account",
     "audit",
     "health",
+    "links",
     "monitoring",
     "ownership",
     "pages",

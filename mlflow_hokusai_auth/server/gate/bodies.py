@@ -6,12 +6,13 @@ from mlflow_hokusai_auth.core.types import Access, Deny, Operation
 
 #: Seconds in which a body that is read before the verdict must arrive.
 BODY_SECONDS = 10.0
-#: Rule -> bytes of a body that a request without a key may have: a form with a key in it, what GitHub
-#: reports, and an identity token (16 kB at most) with the fields of its exchange. By any other rule
+#: Rule -> bytes of a body that a request without a key may have: a form with a key or a code in it, what
+#: GitHub reports, and an identity token (16 kB at most) with the fields of its exchange. By any other rule
 #: such a request may have no body.
 BODY_LIMITS = {
     "POST /hokusai/login": 4096,
     "POST /hokusai/logout": 4096,
+    "POST /hokusai/link": 4096,
     "POST /api/2.0/hokusai/keys/leaked": 2**20,
     "POST /api/2.0/hokusai/token": 20_480,
 }

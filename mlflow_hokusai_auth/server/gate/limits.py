@@ -25,6 +25,8 @@ from mlflow_hokusai_auth.server import metrics
 SIGN_INS_PER_MINUTE = 10
 #: Identity tokens that one address may exchange in any minute: many jobs may share an address.
 EXCHANGES_PER_MINUTE = 120
+#: Times that one address may try a one-time link in any minute.
+LINKS_PER_MINUTE = 10
 #: The largest number of addresses that are counted apart. Further addresses share `CROWDS` buckets, and
 #: no client can choose its bucket: with one bucket, somebody with as many addresses (IPv6) would lock
 #: out all others.
@@ -38,6 +40,7 @@ MAX_STEP = 60.0
 _Result = TypeVar("_Result")
 _SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE)
 _EXCHANGES = RateLimitItemPerMinute(EXCHANGES_PER_MINUTE)
+_LINKS = RateLimitItemPerMinute(LINKS_PER_MINUTE)
 _ALL_SIGN_INS = RateLimitItemPerMinute(SIGN_INS_PER_MINUTE * 30)
 
 
@@ -129,6 +132,10 @@ class Limits:
     def exchange(self, address: str) -> float | None:
         """Count an exchange of an identity token, good or not. Return seconds to wait, or None."""
         return self._count(_EXCHANGES, "exchanges", self._bucket(address))
+
+    def open_link(self, address: str) -> float | None:
+        """Count an attempt to open a one-time link. Return seconds to wait, or None."""
+        return self._count(_LINKS, "links", self._bucket(address))
 
     def _count(self, item: RateLimitItem, kind: str, name: str) -> float | None:
         if self._addresses.hit(item, kind, name):

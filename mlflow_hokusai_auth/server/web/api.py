@@ -12,6 +12,7 @@ from mlflow_hokusai_auth.core.errors import (
     Conflict,
     Forbidden,
     InvalidRequest,
+    Misconfigured,
     NotFound,
     NotGenuine,
     StoreError,
@@ -52,6 +53,7 @@ def blueprint(name: str) -> flask.Blueprint:
         (InvalidRequest, 400, "INVALID_PARAMETER_VALUE"),
         (AuthorityUnavailable, 503, "TEMPORARILY_UNAVAILABLE"),
         (StoreError, 503, "TEMPORARILY_UNAVAILABLE"),
+        (Misconfigured, 503, "TEMPORARILY_UNAVAILABLE"),
     ):
         routes.register_error_handler(error, _error(status, error_code))
     return routes

@@ -18,6 +18,7 @@ from mlflow_hokusai_auth.store.key_pages import FIELDS, MAX_TOKEN, NEWEST_FIRST
 from mlflow_hokusai_auth.store.keys import MAX_RESULTS
 from mlflow_hokusai_auth.store.records import STATE_FILTERS
 
+from . import link_schemas as linked
 from . import ownership_schemas as owned
 from . import schemas
 from . import trust_schemas as trusted
@@ -28,7 +29,7 @@ _ERRORS = {
     "400": "A parameter, the body or the way in which the key was sent is wrong.",
     "401": "The key is missing or not valid.",
     "403": "The key may not do this, or not from this address.",
-    "404": "There is no such key, owner, name, grant, prefix or trust.",
+    "404": "There is no such key, owner, name, grant, prefix, trust or link.",
     "409": "What exists does not allow this, such as the state of a key.",
     "413": "The body is too large.",
     "429": "Too many requests; Retry-After says how long to wait.",
@@ -75,7 +76,13 @@ def _ref(model: type[BaseModel] | None) -> dict[str, Any]:
 _KEY_ID = _parameter("key_id", "The key's public id.", where="path", pattern="^key_[0-9a-f]{16}$")
 _GRANT_ID = _parameter("grant_id", "The grant's id.", where="path", pattern="^grant_[0-9a-f]{16}$")
 _TRUST_ID = _parameter("trust_id", "The trust's id.", where="path", pattern="^trust_[0-9a-f]{16}$")
-_IN_PATH = {"{key_id}": _KEY_ID, "{grant_id}": _GRANT_ID, "{trust_id}": _TRUST_ID}
+_LINK_ID = _parameter("link_id", "The link's id.", where="path", pattern="^link_[0-9a-f]{16}$")
+_IN_PATH = {
+    "{key_id}": _KEY_ID,
+    "{grant_id}": _GRANT_ID,
+    "{trust_id}": _TRUST_ID,
+    "{link_id}": _LINK_ID,
+}
 _PAGE = [
     _parameter(
         "max_results",
@@ -210,6 +217,13 @@ _ROWS = (
     _Row("POST keys/leaked", "reportLeaks",
          "GitHub's secret scanning reports keys that it found in public.", None,
          errors=("404", "413"), extra=_SIGNED_REPORT),
+    _Row("GET links", "listLinks", "One-time links to new keys, without their codes.",
+         linked.LinkList, errors=("404",)),
+    _Row("POST links", "createLink",
+         "Make a one-time link: whoever opens it first gets a new key, made at that moment.",
+         linked.MadeLink, "201", ("404", "409"), linked.NewLink),
+    _Row("DELETE links/{link_id}", "revokeLink", "Take a link back: nobody can open it any more.",
+         linked.Link, errors=("404", "409")),
     _Row("GET owners", "listOwners", "Registered models or experiments, and whose they are.",
          owned.OwnedPage, errors=("409",), extra={"parameters": _OF_OWNERS}),
     _Row("GET owners/of", "ownersOf", "Whose a name is.", owned.OwnedNames, errors=("404", "409"),

@@ -335,6 +335,11 @@ class Status(BaseModel):
     keys_ending_soon: int | None = Field(
         description="The number of active keys that end within 14 days."
     )
+    links_waiting: int | None = Field(description="The number of one-time links that wait.")
+    links_refused: int | None = Field(
+        description="The number of one-time links that somebody tried after they had been opened or "
+        "revoked, or were over."
+    )
     migrations_current: bool
     health: HealthNow
 
@@ -418,6 +423,14 @@ def new_fields(body: NewKey, lifetimes: Lifetimes) -> dict[str, Any]:
     lifetimes.check(seconds)
     ends = _expires_at(seconds)
     return {**fields(body), "environment": body.environment, "expires_at": ends}
+
+
+def link_fields(body: NewKey, lifetimes: Lifetimes) -> dict[str, Any]:
+    """Return the arguments of `Links.create` that `body` holds. Raises InvalidRequest."""
+    seconds = body.expires_in if "expires_in" in body.model_fields_set else lifetimes.usual
+    lifetimes.check(seconds)
+    same = {name: value for name, value in fields(body).items() if name != "expires_at"}
+    return {**same, "environment": body.environment, "lifetime": seconds}
 
 
 def fields(body: _Fields) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from mlflow_hokusai_auth import __version__
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.links import Links
 from mlflow_hokusai_auth.store.records import KeyFilter
 
 from . import api, schemas
@@ -38,6 +39,7 @@ def status_of(
     """Return the status as `schemas.Status` describes it. A store that is down is a part of it."""
     keys: dict[str, int] | None = None
     ending: int | None = None
+    links: tuple[int, int] | tuple[None, None] = (None, None)
     current = False
     try:
         current = store.is_current()
@@ -45,6 +47,7 @@ def status_of(
             keys = store.counts()
             soon = KeyFilter(state="active", expires_within=SOON)
             ending = store.page(soon, max_results=1).total
+            links = Links(store.database).counts()
     except AuthorityUnavailable:
         pass  # its health says why
     return schemas.Status(
@@ -56,6 +59,8 @@ def status_of(
         isolation_in_effect=isolation.in_effect,
         keys=keys,
         keys_ending_soon=ending,
+        links_waiting=links[0],
+        links_refused=links[1],
         migrations_current=current,
         health=schemas.HealthNow(**health.result()),
     ).model_dump()

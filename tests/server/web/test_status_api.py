@@ -42,6 +42,8 @@ def test_status_says_what_is_in_force_and_what_is_down(
         "isolation_in_effect": "full",
         "keys": {"active": 1, "deprecated": 1, "expired": 0, "revoked": 0},
         "keys_ending_soon": 0,
+        "links_waiting": 0,
+        "links_refused": 0,
         "migrations_current": True,
         "health": {"status": "ok", "checks": {}},
     }

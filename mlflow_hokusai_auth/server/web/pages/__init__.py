@@ -8,7 +8,7 @@ through the REST API; without it, or for several keys, there are forms.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,13 @@ from mlflow_hokusai_auth.core.errors import (
 )
 from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
 from mlflow_hokusai_auth.server.web import keys_api
+from mlflow_hokusai_auth.server.web.links_api import LinkMaker
 from mlflow_hokusai_auth.server.web.trust_api import TrustActions
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.links import Links
 from mlflow_hokusai_auth.store.sessions import Sessions
 
-from . import forms, key_forms, keys, models, one_key, shared, sign_in, trusts
+from . import forms, key_forms, keys, link, models, one_key, shared, sign_in, trusts
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -44,10 +46,12 @@ def blueprint(
     lifetimes: Lifetimes = UNLIMITED,
     *,
     has_store: bool = True,
+    public_urls: Sequence[str] = (),
 ) -> flask.Blueprint:
     """Return the pages. A session lives for `lifetime` seconds, and a new key as `lifetimes` says.
 
-    Without a key store in use (`has_store`) there are no trusts.
+    Without a key store in use (`has_store`) there are no trusts and no one-time links; links lead to
+    one of the `public_urls`.
     """
     folder = Path(__file__).parents[1]
     routes = flask.Blueprint(
@@ -64,6 +68,8 @@ def blueprint(
     trust_actions = TrustActions(store, gate, has_store, lifetimes)
     trusts.add(routes, trust_actions)
     key_forms.add(routes, store, gate, lifetimes)
+    maker = LinkMaker(Links(store.database), public_urls, lifetimes) if has_store else None
+    link.add(routes, maker, gate)
     routes.before_request(forms.check)
 
     @routes.context_processor
