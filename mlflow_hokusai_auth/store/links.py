@@ -108,14 +108,15 @@ class Links:
         `fields` are those of `LocalStore.create`. The link can be opened for `expires_in` seconds.
         Raises StaffNarrowed, and KeyConflict if another owner differs from `owner` in case only.
         """
-        of_key = {"scopes": tuple(sorted(set(scopes))), "lifetime": lifetime, **fields}
+        of_key = {"scopes": sorted(set(scopes)), "lifetime": lifetime, **records.columns(fields)}
         link, code = _new(owner, of_key, None, 0.0, expires_in, by)
         # The key itself is made when the link is opened. This one only shows that it can be.
         record, _ = _key_of(link, time.time(), UNLIMITED)
         records.refuse_narrowed_staff(record)
         with self._database.changing() as change:
             records.refuse_look_alike(change, owner)
-            _insert(change, link, code, by, **records.audited(record), expires_at=link.expires_at)
+            shown = {**records.audited(record), "lifetime": lifetime, "expires_at": link.expires_at}
+            _insert(change, link, code, by, **shown)
         return link, code
 
     def create_rotation(
@@ -264,7 +265,6 @@ def _insert(change: Change, link: LinkRecord, code: str, by: Actor, **audited: o
     over = LINKS.c.expires_at < time.time() - KEPT
     change.connection.execute(sa.delete(LINKS).where(over))
     values: dict[str, Any] = {name: getattr(link, name) for name in link.__slots__}
-    values["fields"] = records.columns(link.fields)
     values["digest"] = key_format.digest(code)
     change.connection.execute(sa.insert(LINKS).values(values))
     change.audit("link.created", by, link.replaces or "", link_id=link.link_id, **audited)
@@ -275,9 +275,7 @@ def _key_of(link: LinkRecord, now: float, lifetimes: Lifetimes) -> tuple[KeyReco
     fields = dict(link.fields)
     key = key_format.generate(fields.pop("environment", "live"))
     expires_at = lifetimes.end(fields.pop("lifetime"), now)
-    lists = {
-        name: tuple(value) for name, value in fields.items() if isinstance(value, (list, tuple))
-    }
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return records.new(key, owner=link.owner, expires_at=expires_at, **{**fields, **lists}), key
 
 

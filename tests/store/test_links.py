@@ -1,0 +1,272 @@
+"""One-time links, in SQLite and in PostgreSQL."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import time_machine
+
+from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.errors import (
+    AuthorityUnavailable,
+    Conflict,
+    KeyConflict,
+    KeyNotFound,
+    NotFound,
+    StaffNarrowed,
+)
+from mlflow_hokusai_auth.core.lifetimes import Lifetimes
+from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.store import links as store_links
+from mlflow_hokusai_auth.store.database import Actor
+from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.links import LinkRecord, Links, Opened, Refused
+from mlflow_hokusai_auth.store.tables import KEYS, LINKS
+from tests.store.conftest import LONG, START
+
+OPERATOR = Actor("Operator", "key_op", "192.0.2.7", "r-1")
+FIRST, SECOND = (Actor("", "", f"192.0.2.{n}", f"r-{n}") for n in (8, 9))
+
+
+@pytest.fixture
+def links(store: LocalStore) -> Links:
+    return Links(store.database)
+
+
+def create(links: Links, **fields: Any) -> tuple[LinkRecord, str]:
+    given = {"owner": "ACME", "scopes": ("model:write",), "by": OPERATOR}
+    return links.create(**{**given, **fields})
+
+
+def opened(answer: Opened | Refused | None) -> Opened:
+    assert isinstance(answer, Opened), answer
+    return answer
+
+
+def state(answer: Opened | Refused | None) -> str | None:
+    return answer.state if isinstance(answer, Refused) else answer and "made"
+
+
+def events(store: LocalStore) -> list[tuple[str, str, str, str]]:
+    names = ("event", "actor", "address", "key_id")
+    return [tuple(row[name] for name in names) for row in store.database.audited(limit=None)]
+
+
+def test_link_makes_its_key_when_it_is_opened(
+    store: LocalStore, links: Links, clock: time_machine.Traveller
+) -> None:
+    narrow = {"models": ("acme-*",), "no_delete": True, "networks": ("192.0.2.0/24",)}
+    told = {"name": "training", "note": "for Ann", "rate_limit_per_hour": 9}
+    link, code = create(links, lifetime=600.0, environment="test", **narrow, **told)
+    assert code.startswith("hk_link_") and len(code) == 8 + 43
+    assert (link.state(START), link.expires_at, link.created_by) == (
+        "waiting",
+        START + 86400,
+        "Operator",
+    )
+    # No key exists before, and nothing in the store opens the link.
+    assert list(store.each()) == []
+    with store.database.reading() as connection:
+        row = connection.execute(sa.select(LINKS)).one()
+    assert code not in repr(row) and row.digest == keys.digest(code)
+    clock.shift(3600)
+    found = opened(links.open(code, by=FIRST))
+    assert found.key.startswith("hk_test_") and keys.problem(found.key) is None
+    # The key lives from its making on.
+    assert store.lookup(found.key) == Principal(
+        found.record.key_id,
+        "ACME",
+        frozenset({"model:write"}),
+        expires_at=START + 3600 + 600,
+        owner_id="ACME",
+        rate_limit_per_hour=9,
+        **narrow,
+    )
+    assert store.get(found.record.key_id) == found.record
+    assert (found.record.name, found.record.note) == ("training", "for Ann")
+    (after,) = links.each()
+    assert after.state(START) == "opened"
+    assert (after.opened_at, after.opened_from, after.key_id) == (
+        START + 3600,
+        "192.0.2.8",
+        found.record.key_id,
+    )
+    assert events(store) == [
+        ("link.created", "Operator", "192.0.2.7", ""),
+        ("key.created", f"link:{link.link_id}", "192.0.2.8", found.record.key_id),
+        ("link.opened", f"link:{link.link_id}", "192.0.2.8", found.record.key_id),
+    ]
+    assert code not in repr(store.database.audited(limit=None))
+
+
+def test_link_that_is_over_makes_no_key_and_the_attempt_is_told(
+    store: LocalStore, links: Links, clock: time_machine.Traveller
+) -> None:
+    spent = create(links)
+    key_id = opened(links.open(spent[1], by=FIRST)).record.key_id
+    taken = create(links)
+    links.revoke(taken[0].link_id, OPERATOR)
+    late = create(links, expires_in=60.0)
+    clock.shift(60)
+    made = len(list(store.each()))
+    for (link, code), expected in ((spent, "opened"), (taken, "revoked"), (late, "expired")):
+        for attempt in (1, 2):
+            refused = links.open(code, by=SECOND)
+            assert state(refused) == expected
+            event = store.database.audited(limit=1)[0]
+            known = {"link_id": link.link_id, "owner": "ACME", "state": expected}
+            if expected == "opened":
+                known["opened_from"] = "192.0.2.8"
+            assert (event["event"], event["address"]) == ("link.refused", "192.0.2.9")
+            assert event["detail"] == known
+            assert event["key_id"] == (key_id if expected == "opened" else "")
+            after = {one.link_id: one for one in links.each()}[link.link_id]
+            assert (after.refused, after.refused_at) == (attempt, START + 60)
+    assert len(list(store.each())) == made
+    assert links.counts() == (0, 3)
+
+
+def test_unknown_code_costs_no_write(store: LocalStore, links: Links) -> None:
+    create(links)
+    before = events(store)
+    with store.database.changing():
+        # Another change holds the lock, so that a write would wait.
+        for code in (keys.link_code(), "hk_link_\0", ""):
+            assert links.open(code, by=FIRST) is None
+    assert events(store) == before
+
+
+def test_of_replicas_that_open_a_link_at_once_one_makes_a_key(
+    store: LocalStore, links: Links, database_uri: str
+) -> None:
+    replicas = [Links(LocalStore(database_uri).database) for _ in range(4)]
+    with ThreadPoolExecutor(len(replicas)) as pool:
+        for _ in range(5):
+            code = create(links)[1]
+            racing = [pool.submit(one.open, code, by=FIRST) for one in replicas]
+            found = sorted(str(state(one.result(LONG))) for one in racing)
+            assert found == ["made"] + ["opened"] * 3
+    assert len(list(store.each())) == 5
+    for replica in replicas:
+        replica._database.engine.dispose()
+
+
+def test_link_to_a_replacement_replaces_the_key_when_it_is_opened(
+    store: LocalStore, links: Links, clock: time_machine.Traveller
+) -> None:
+    old, key = store.create(
+        owner="ACME", scopes=["model:write"], expires_at=START + 1000.0, models=("acme-*",)
+    )
+    link, code = links.create_rotation(old.key_id, overlap=30.0, by=OPERATOR)
+    assert (link.owner, link.replaces) == ("ACME", old.key_id)
+    assert store.get(old.key_id) == old
+    clock.shift(500)
+    generation = store.generation()
+    found = opened(links.open(code, by=FIRST))
+    # Caches hold the old key.
+    assert store.generation() > generation
+    assert found.replaced is not None
+    assert (found.replaced.expires_at, found.replaced.replaced_by) == (
+        START + 530,
+        found.record.key_id,
+    )
+    assert (found.record.expires_at, found.record.models) == (START + 1500, ("acme-*",))
+    assert isinstance(store.lookup(found.key), Principal)
+    assert [row[:3] for row in events(store)[2:]] == [
+        ("key.rotated", f"link:{link.link_id}", "192.0.2.8"),
+        ("link.opened", f"link:{link.link_id}", "192.0.2.8"),
+    ]
+
+
+def test_link_to_a_replacement_of_a_key_that_has_ended_makes_none(
+    store: LocalStore, links: Links, clock: time_machine.Traveller
+) -> None:
+    revoked, replaced = (store.create(owner="ACME", scopes=["model:read"])[0] for _ in range(2))
+    codes = [links.create_rotation(one.key_id)[1] for one in (revoked, replaced)]
+    store.revoke(revoked.key_id)
+    store.rotate(replaced.key_id)
+    before = list(store.each())
+    for code, words in zip(codes, ("is revoked", "was replaced by"), strict=True):
+        refused = links.open(code, by=SECOND)
+        assert isinstance(refused, Refused)
+        assert refused.state == "waiting" and words in refused.conflict
+        event = store.database.audited(limit=1)[0]
+        assert event["event"] == "link.refused" and words in event["detail"]["conflict"]
+    assert list(store.each()) == before
+    for key_id in (revoked.key_id, replaced.key_id):
+        with pytest.raises(KeyConflict):
+            links.create_rotation(key_id)
+    with pytest.raises(KeyNotFound):
+        links.create_rotation("key_0")
+
+
+def test_store_that_fails_spends_no_link(store: LocalStore, links: Links) -> None:
+    link, code = create(links)
+    broken = "ALTER TABLE hokusai_auth_audit RENAME TO away"
+    with store.database.engine.begin() as connection:
+        connection.exec_driver_sql(broken)
+    with pytest.raises(AuthorityUnavailable):
+        links.open(code, by=FIRST)
+    with store.database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE away RENAME TO hokusai_auth_audit")
+        assert connection.execute(sa.select(KEYS)).all() == []
+    assert links.each() == [link]
+    opened(links.open(code, by=FIRST))
+
+
+def test_link_is_made_only_for_a_key_that_could_be(store: LocalStore, links: Links) -> None:
+    with pytest.raises(StaffNarrowed):
+        create(links, scopes=("mlflow:write",), models=("acme-*",))
+    create(links, owner="Acme")
+    for other in (lambda: create(links, owner="ACME"), lambda: store.create(owner="aCME", scopes=[])):
+        with pytest.raises(KeyConflict, match="upper and lower case"):
+            other()
+    # A link that is over holds no spelling.
+    links.revoke(links.each()[0].link_id)
+    _, code = create(links, owner="ACME")
+    opened(links.open(code))
+
+
+def test_lifetime_of_the_key_keeps_to_the_maximum_when_the_link_is_opened(
+    links: Links, clock: time_machine.Traveller
+) -> None:
+    for lifetime, ends in ((None, 50.0), (100.0, 50.0), (20.0, 20.0)):
+        found = opened(
+            links.open(create(links, lifetime=lifetime)[1], lifetimes=Lifetimes(longest=50.0))
+        )
+        assert found.record.expires_at == START + ends
+
+
+def test_revoking_a_link_that_is_over_says_what_it_made(
+    links: Links, clock: time_machine.Traveller
+) -> None:
+    link, code = create(links)
+    record = opened(links.open(code)).record
+    with pytest.raises(Conflict, match=f"opened already. It made {record.key_id}"):
+        links.revoke(link.link_id)
+    late = create(links, expires_in=1.0)[0]
+    clock.shift(1)
+    with pytest.raises(Conflict, match="expired already"):
+        links.revoke(late.link_id)
+    for wrong in ("link_0", "\0", ""):
+        with pytest.raises(NotFound):
+            links.revoke(wrong)
+
+
+def test_links_that_are_over_are_forgotten_after_a_month(
+    links: Links, clock: time_machine.Traveller
+) -> None:
+    old, code = create(links)
+    clock.shift(86400 + store_links.KEPT - 1)
+    create(links)
+    assert state(links.open(code)) == "expired"
+    clock.shift(2)
+    newest = create(links)[0]
+    assert links.open(code) is None
+    assert old.link_id not in {one.link_id for one in links.each()}
+    assert links.each()[0] == newest
+    assert time.time() > START
