@@ -12,7 +12,9 @@ import click
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
 from mlflow_hokusai_auth.core.scopes import KNOWN
 
-from . import links
+from .links import lasting as lasting_link
+from .links import link_options
+from .links import make as make_link
 from .output import (
     WORDS,
     F,
@@ -123,16 +125,16 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
     shell_complete=completes(*ENVIRONMENTS),
     help="live (the default), test or dev; it is a part of the key.",
 )
-@links.link_options
+@link_options
 @json_option
 def create(as_json: bool, link: bool, link_expires: str | None, **given: Any) -> None:
     """Make a key and print it; it is shown only once."""
-    lasting = links.lasting(link, link_expires)
+    lasting = lasting_link(link, link_expires)
     with opened(make=True) as store:
         from mlflow_hokusai_auth.server.web import schemas
 
         if link:
-            links.make(store, {"key": _body(given), **lasting}, as_json=as_json)
+            make_link(store, {"key": _body(given), **lasting}, as_json=as_json)
             return
 
         body = schemas.parse(schemas.NewKey, _body(given))
@@ -339,22 +341,20 @@ def edit(
     show_default=True,
     help="Time for which the old key stays valid; 0s ends it now.",
 )
-@links.link_options
+@link_options
 @json_option
-def rotate(
-    key_id: str, overlap: str, as_json: bool, link: bool, link_expires: str | None
-) -> None:
+def rotate(key_id: str, overlap: str, as_json: bool, link: bool, link_expires: str | None) -> None:
     """Make a key that replaces another one, and print it; it is shown only once.
 
     The new key lives, from now on, as long as the old one was to live.
     """
-    lasting = links.lasting(link, link_expires)
+    lasting = lasting_link(link, link_expires)
     options = {"overlap": seconds(overlap, "--overlap")}
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas
 
         if link:
-            links.make(store, {"replaces": key_id, **options, **lasting}, as_json=as_json)
+            make_link(store, {"replaces": key_id, **options, **lasting}, as_json=as_json)
             return
         body = schemas.parse(schemas.Rotation, options)
         record, key, old = store.rotate(

@@ -1,4 +1,4 @@
-"""One-time links: `keys create --link` and `keys rotate --link` make them, `hokusai-auth links` the rest."""
+"""One-time links to keys: `keys create --link` and `keys rotate --link`, and `hokusai-auth links`."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def list_links(as_json: bool) -> None:
 @click.argument("link_id")
 @json_option
 def revoke(link_id: str, as_json: bool) -> None:
-    """Take a link back, so that nobody can open it. The key of an opened link has its own revocation."""
+    """Take a link back, so that nobody can open it. The key of an opened link is revoked by itself."""
     with opened() as store:
         from mlflow_hokusai_auth.server.web.link_schemas import describe
         from mlflow_hokusai_auth.store.links import Links

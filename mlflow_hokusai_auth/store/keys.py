@@ -280,7 +280,7 @@ class LocalStore:
         replaced.
         """
         with self.database.changing() as change:
-            return _rotate(change, key_id, overlap, by, lifetimes, renewed)
+            return rotate(change, key_id, overlap, by, lifetimes, renewed=renewed)
 
     def rotate_several(
         self,
@@ -299,7 +299,7 @@ class LocalStore:
         with self.database.changing() as change:
             for key_id in key_ids:
                 try:
-                    new, key, _ = _rotate(change, key_id, overlap, by, lifetimes, renewed)
+                    new, key, _ = rotate(change, key_id, overlap, by, lifetimes, renewed=renewed)
                     made.append((new, key))
                 except KeyConflict as error:
                     refused.append(error)
@@ -375,11 +375,8 @@ def _principal(row: Any) -> Principal:
     )
 
 
-def _rotate(
-    change: Change, key_id: str, overlap: float, by: Actor, lifetimes: Lifetimes, renewed: bool
-) -> tuple[KeyRecord, str, KeyRecord]:
-    """Do what `LocalStore.rotate` does, in `change`. If it raises KeyConflict, nothing changes."""
-    now = time.time()
+def check_rotation(change: Change, key_id: str, now: float) -> KeyRecord:
+    """Return the record of a key that can be replaced at `now`. Raises KeyNotFound and KeyConflict."""
     old = records.get(change.connection, key_id)
     _refuse_ephemeral(old)
     if (state := old.state(now)) != "active":
@@ -388,6 +385,21 @@ def _rotate(
             if state == "deprecated"
             else f"Key {key_id} is {state}; create a new one instead."
         )
+    return old
+
+
+def rotate(
+    change: Change,
+    key_id: str,
+    overlap: float,
+    by: Actor,
+    lifetimes: Lifetimes,
+    *,
+    renewed: bool,
+) -> tuple[KeyRecord, str, KeyRecord]:
+    """Do what `LocalStore.rotate` does, in `change`. If it raises KeyConflict, nothing changes."""
+    now = time.time()
+    old = check_rotation(change, key_id, now)
     key = key_format.generate(old.environment)
     new = replace(
         old,

@@ -88,7 +88,7 @@ class Refused:
 
 
 class Links:
-    """The one-time links in `database`. Every method raises AuthorityUnavailable if it can't be used."""
+    """One-time links in `database`. Every method raises AuthorityUnavailable if it can't be used."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

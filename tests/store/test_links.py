@@ -158,7 +158,7 @@ def test_of_replicas_that_open_a_link_at_once_one_makes_a_key(
 def test_link_to_a_replacement_replaces_the_key_when_it_is_opened(
     store: LocalStore, links: Links, clock: time_machine.Traveller
 ) -> None:
-    old, key = store.create(
+    old, _ = store.create(
         owner="ACME", scopes=["model:write"], expires_at=START + 1000.0, models=("acme-*",)
     )
     link, code = links.create_rotation(old.key_id, overlap=30.0, by=OPERATOR)
@@ -222,7 +222,10 @@ def test_link_is_made_only_for_a_key_that_could_be(store: LocalStore, links: Lin
     with pytest.raises(StaffNarrowed):
         create(links, scopes=("mlflow:write",), models=("acme-*",))
     create(links, owner="Acme")
-    for other in (lambda: create(links, owner="ACME"), lambda: store.create(owner="aCME", scopes=[])):
+    for other in (
+        lambda: create(links, owner="ACME"),
+        lambda: store.create(owner="aCME", scopes=[]),
+    ):
         with pytest.raises(KeyConflict, match="upper and lower case"):
             other()
     # A link that is over holds no spelling.

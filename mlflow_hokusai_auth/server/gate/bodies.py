@@ -6,9 +6,9 @@ from mlflow_hokusai_auth.core.types import Access, Deny, Operation
 
 #: Seconds in which a body that is read before the verdict must arrive.
 BODY_SECONDS = 10.0
-#: Rule -> bytes of a body that a request without a key may have: a form with a key or a code in it, what
-#: GitHub reports, and an identity token (16 kB at most) with the fields of its exchange. By any other rule
-#: such a request may have no body.
+#: Rule -> bytes of a body that a request without a key may have: a form with a key or a link's code in
+#: it, what GitHub reports, and an identity token (16 kB at most) with the fields of its exchange. By
+#: any other rule such a request may have no body.
 BODY_LIMITS = {
     "POST /hokusai/login": 4096,
     "POST /hokusai/logout": 4096,

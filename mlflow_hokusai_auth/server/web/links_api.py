@@ -19,7 +19,8 @@ from . import link_schemas as linked
 
 #: The message on a server without a key store, where no link can be kept.
 ABSENT = (
-    "This server makes no links: its keys are the auth service's alone (HOKUSAI_AUTH_BACKEND=service)."
+    "This server makes no links: its keys are the auth service's alone "
+    "(HOKUSAI_AUTH_BACKEND=service)."
 )
 #: The page that opens links, below a public URL.
 PAGE = "/hokusai/link"

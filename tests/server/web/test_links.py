@@ -25,6 +25,7 @@ from tests.server.sentinel import make_gate
 
 HERE = "https://registry.example.com"
 ADMIN = Principal("key_admin", "operator", frozenset({"mlflow:admin"}))
+LIFETIMES = Lifetimes(default=3600.0, longest=7200.0)
 KEY = {"owner": "ACME", "scopes": ["model:write"], "name": "training"}
 
 
@@ -37,13 +38,12 @@ class Site:
         public_urls: tuple[str, ...] = (f"{HERE}/mlflow", "http://localhost:5000"),
         *,
         has_store: bool = True,
-        lifetimes: Lifetimes = Lifetimes(default=3600.0, longest=7200.0),
     ) -> None:
         self.store = LocalStore(f"sqlite:///{folder}/keys.db")
         self.store.migrate()
         gate = make_gate()
         object.__setattr__(gate, "limits", Limits())
-        self.maker = links_api.LinkMaker(Links(self.store.database), public_urls, lifetimes)
+        self.maker = links_api.LinkMaker(Links(self.store.database), public_urls, LIFETIMES)
         self.app = flask.Flask("mlflow")
         self.app.register_blueprint(links_api.blueprint(self.maker, has_store=has_store))
         pages = web_pages.blueprint(
@@ -75,9 +75,7 @@ class Site:
     def open(self, code: str, origin: str | None = HERE, **more: Any) -> tuple[int, str]:
         headers = {"Sec-Fetch-Site": "same-origin"} | ({"Origin": origin} if origin else {})
         headers |= more.pop("headers", {})
-        answer = self.ask(
-            "POST /hokusai/link", None, data={"code": code}, headers=headers, **more
-        )
+        answer = self.ask("POST /hokusai/link", None, data={"code": code}, headers=headers, **more)
         assert answer.headers["Cache-Control"] == "no-store"
         return answer.status_code, html.unescape(answer.text)
 

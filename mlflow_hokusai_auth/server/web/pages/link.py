@@ -31,7 +31,7 @@ _UNREADABLE = (
     "This is not a whole link. Copy it again, to its end, from the message that it came in."
 )
 _UNKNOWN = (
-    "This server knows no such link. Copy it again, whole. A link that was over 30 days ago is forgotten."
+    "This server knows no such link. Copy it again, whole. It forgets a link 30 days after its end."
 )
 
 
@@ -86,9 +86,7 @@ def _made(opened: Opened, maker: LinkMaker) -> Response:
     key = schemas.describe(opened.record)
     replaced = opened.replaced and schemas.describe(opened.replaced)
     lines = f"HOKUSAI_API_KEY={opened.key}\nMLFLOW_TRACKING_URI={maker.public_urls[0]}"
-    return shared.page(
-        "link.html", made={**key, "key": opened.key}, replaced=replaced, lines=lines
-    )
+    return shared.page("link.html", made={**key, "key": opened.key}, replaced=replaced, lines=lines)
 
 
 def _problem(status: int, text: str, *, again: bool = False) -> Response:
@@ -102,11 +100,13 @@ def _reason(refused: Refused) -> str:
     if refused.state == "opened":
         assert link.opened_at is not None
         return (
-            f"This link was opened on {times.moment(link.opened_at)}, and it makes one key only. If that "
-            "was not you, somebody else has the key: say so at once, so that it is revoked."
+            f"This link was opened on {times.moment(link.opened_at)}, and it makes one key only. If "
+            "that was not you, somebody else has the key: say so at once, so that it is revoked."
         )
     if refused.state == "revoked":
         return "This link was taken back by the server’s operator. Ask for a new one."
     if refused.state == "expired":
-        return f"This link could be opened until {times.moment(link.expires_at)}. Ask for a new one."
+        return (
+            f"This link could be opened until {times.moment(link.expires_at)}. Ask for a new one."
+        )
     return f"{refused.conflict} Ask for a new link."
