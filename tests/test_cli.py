@@ -936,6 +936,7 @@ def test_status_fits_one_screen(
         "isolation": "full (HOKUSAI_AUTH_ISOLATION); off while the mode is observe",
         "keys": "4: 2 active, 1 replaced, 1 revoked",
         "ending in 14 days": "1",
+        "links": "0 waiting",
         "migrations": "current",
         "health": "ok",
         "  migrations": "ok  current",

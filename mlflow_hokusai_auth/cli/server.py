@@ -432,8 +432,7 @@ def _print_status(found: Mapping[str, Any], uri: str | None) -> None:
             "isolation": isolation,
             "keys": "unknown" if keys is None else f"{total}{': ' if states else ''}{states}",
             "ending in 14 days": found["keys_ending_soon"],
-            "links waiting": found["links_waiting"],
-            "links tried in vain": found["links_refused"],
+            "links": _links(found["links_waiting"], found["links_refused"]),
             "migrations": "current" if found["migrations_current"] else "not current",
             "health": health["status"],
             **{
@@ -442,6 +441,13 @@ def _print_status(found: Mapping[str, Any], uri: str | None) -> None:
             },
         }
     )
+
+
+def _links(waiting: int | None, refused: int | None) -> str:
+    if waiting is None:
+        return "unknown"
+    tried = f", {refused} tried in vain: see `hokusai-auth links list`" if refused else ""
+    return f"{waiting} waiting{tried}"
 
 
 @click.command()

@@ -98,6 +98,7 @@ GETS_THAT_DO_MORE = table("""
     WRITE /graphql mlflow/gateway-proxy
     ADMIN /metrics hokusai/keys /hokusai/metrics hokusai/keys/export hokusai/keys/{key_id}
     ADMIN hokusai/owners/check hokusai/prefixes hokusai/isolation hokusai/audit hokusai/trust
+    ADMIN hokusai/links
     ADMIN /hokusai/keys/new /hokusai/keys/find /hokusai/keys/{key_id} /hokusai/keys/{key_id}/edit
     ADMIN /hokusai/keys/{key_id}/revoke
     ADMIN hokusai/status /hokusai/trusts
@@ -115,7 +116,7 @@ CALLS_OUT = re.compile(
 
 #: Routes that need ADMIN, with methods other than GET.
 ADMINISTRATION = re.compile(
-    r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|hokusai/(owners/|prefixes|isolation|trust)"
+    r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|hokusai/(owners/|prefixes|isolation|trust|links)"
     r"|/hokusai/trusts|/hokusai/models/(assign|reserve|unreserve)|/hokusai/keys/(new|find|selected|\{key_id\}/(edit|revoke))"
     r"|mlflow/(webhooks|workspaces|assistant/|demo/delete"
     r"|gateway/(secrets|endpoints|model-definitions|budgets|guardrails)/)"

@@ -52,7 +52,7 @@ class LinkMaker:
         """
         self.check()
         asked = schemas.parse(linked.NewLink, body)
-        if (asked.key is None) == (asked.replaces is None):
+        if sum(part is not None for part in (asked.key, asked.replaces)) != 1:
             raise InvalidRequest("Give key or replaces: one of them, not both.")
         if asked.key is not None:
             if asked.overlap is not None:
