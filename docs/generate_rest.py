@@ -59,6 +59,12 @@ GRANT_ID=$(sed -n 's/.*"id": *"\\(grant_[^"]*\\)".*/\\1/p' grant.json)""",
     "setIsolation": f"""curl -fsS "$SERVER/api/2.0/hokusai/isolation" -H "X-API-Key: $KEY" {_JSON} \\
   -d '{{"isolation": "writes"}}'""",
     "getStatus": 'curl -fsS "$SERVER/api/2.0/hokusai/status" -H "X-API-Key: $KEY"',
+    "createLink": f"""curl -fsS "$SERVER/api/2.0/hokusai/links" -H "X-API-Key: $KEY" {_JSON} \\
+  -d '{{"key": {{"owner": "ACME", "scopes": ["model:write"]}}, "expires_in": 86400}}' > link.json
+LINK_ID=$(sed -n 's/.*"link_id": *"\\([^"]*\\)".*/\\1/p' link.json)""",
+    "listLinks": 'curl -fsS "$SERVER/api/2.0/hokusai/links" -H "X-API-Key: $KEY"',
+    "revokeLink": """curl -fsS -X DELETE "$SERVER/api/2.0/hokusai/links/$LINK_ID" \\
+  -H "X-API-Key: $KEY\"""",
     "addTrust": f"""curl -fsS "$SERVER/api/2.0/hokusai/trust" -H "X-API-Key: $KEY" {_JSON} \\
   -d '{{"owner": "ACME", "github": "acme/models", "workflow": "release.yml",
        "scopes": ["model:write"], "models": ["acme-*"]}}' > trust.json

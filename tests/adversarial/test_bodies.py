@@ -44,7 +44,8 @@ def test_body_without_a_key_is_read_up_to_its_limit(through: Callable[..., Any])
 
 @both
 def test_public_route_takes_no_body(through: Callable[..., Any]) -> None:
-    paths = ("/health", "/api/health/mlflow", "/hokusai/login", "/hokusai/link", "/hokusai/static/login.js")
+    pages = ("/hokusai/login", "/hokusai/link", "/hokusai/static/login.js")
+    paths = ("/health", "/api/health/mlflow", *pages)
     for path, method in product(paths, ("GET", "HEAD")):
         answer, _ = send(through, path, b"", method=method)
         assert answer.status == 200 and answer.inner is not None, (method, path)

@@ -26,7 +26,11 @@ PAGES = [
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for the pages only: their commands make models that other tests don't expect."""
-    with serve(tmp_path_factory.mktemp("registry"), HOKUSAI_AUTH_ISOLATION="") as running:
+    with serve(
+        tmp_path_factory.mktemp("registry"),
+        HOKUSAI_AUTH_ISOLATION="",
+        HOKUSAI_AUTH_PUBLIC_URLS=ADDRESS,
+    ) as running:
         yield running
 
 
