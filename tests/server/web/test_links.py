@@ -51,7 +51,9 @@ class Site:
             Sessions(self.store.database),
             gate,
             60.0,
-            maker=self.maker if has_store else None,
+            LIFETIMES,
+            has_store=has_store,
+            public_urls=public_urls,
         )
         self.app.register_blueprint(pages)
 
