@@ -192,7 +192,8 @@ class Settings(BaseSettings):
         (),
         description="URLs, comma-separated, at which clients reach the server, such as "
         "https://registry.example.com. An identity token must name one of them as its audience to be "
-        "exchanged for a key. Unset: no token is exchanged. The Host header never counts.",
+        "exchanged for a key. One-time links begin with the first, and open at these only. Unset: no "
+        "token is exchanged, and there are no links. The Host header never counts.",
     )
     supplier_trust: bool = Field(
         False,
