@@ -15,6 +15,7 @@ import contextlib
 import gc
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import runpy
@@ -200,6 +201,9 @@ def _run(command: list[str]) -> None:
     elif command[0] == "-m":
         # In place, as waitress has kept the list.
         sys.argv[:] = command[1:]
+        if command[1] == "mlflow_hokusai_auth.cli":
+            # MLflow before 3.10 lets Alembic talk once it is imported. Few commands import it.
+            logging.getLogger("alembic").setLevel(logging.WARNING)
         runpy.run_module(command[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv[:] = command
