@@ -83,3 +83,12 @@ def test_mistakes_say_what_to_do(
         assert words in text, (arguments, text)
     monkeypatch.delenv("HOKUSAI_AUTH_PUBLIC_URLS")
     assert "HOKUSAI_AUTH_PUBLIC_URLS is not set" in mistake(call(*CREATE, status=1))
+
+
+def test_links_of_a_leaver_are_taken_back(call: Call, store: LocalStore) -> None:  # noqa: F811
+    code = code_in(call(*CREATE).stdout.strip())
+    leaver = ("keys", "revoke", "--owner", "ACME")
+    assert "0 keys of ACME and 1 one-time link would end" in call(*leaver).stdout
+    assert "1 one-time link revoked" in call(*leaver, "--apply").stdout
+    refused = Links(store.database).open(code)
+    assert isinstance(refused, Refused) and refused.state == "revoked"

@@ -388,8 +388,8 @@ def revoke(
 ) -> None:
     """Revoke a key for good; running servers refuse it within a second.
 
-    With --owner instead of KEY_ID, revoke all valid keys of an owner. Nothing changes then without
-    --apply. The exit status is 1 if one of them has to stay.
+    With --owner instead of KEY_ID, revoke all valid keys and waiting one-time links of an owner.
+    Nothing changes then without --apply. The exit status is 1 if a key has to stay.
     """
     if (key_id is None) == (owner is None) or (apply and owner is None):
         raise click.UsageError("Give KEY_ID; or --owner, and --apply to do it.")
@@ -409,13 +409,15 @@ def revoke(
 
 
 def _show_leaver(owner: str, found: Mapping[str, Any], as_json: bool) -> None:
-    """Print which keys of `owner` ended, or would, and what still stands. Exit with 1 if one stays."""
+    """Print what of `owner` ended, or would, and what still stands. Exit with 1 if a key stays."""
     ended, kept = found["keys"], found["kept"]
     if as_json:
         print_json(found)
     else:
         _print_keys([{name: _facts(one)[name] for name in _COLUMNS} for one in ended])
         number = f"{len(ended)} key{'' if len(ended) == 1 else 's'} of {printable(owner)}"
+        if links := len(found["links"]):
+            number += f" and {links} one-time link{'' if links == 1 else 's'}"
         done = "revoked." if found["applied"] else "would end; none did, without --apply."
         click.echo(f"{number} {done}")
     for trust_id in found["trusts"]:

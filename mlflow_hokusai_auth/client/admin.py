@@ -249,8 +249,9 @@ class HokusaiAuthClient:
     ) -> dict[str, Any]:
         """Revoke all valid keys of `owner`; unless `apply`, only return which: `keys`.
 
-        `kept` says why others stay, and `trusts` are the ids of trusts that still give keys of this
-        owner to jobs. `wait` and `force` are those of `revoke_key`.
+        One-time links of this owner that wait are taken back as well: `links` are their ids. `kept`
+        says why other keys stay, and `trusts` are the ids of trusts that still give keys of this owner
+        to jobs. `wait` and `force` are those of `revoke_key`.
         """
         body = {"owner": owner, "apply": apply, "wait": wait, "force": force}
         return self._call("POST", "keys/revoke", json=body)

@@ -22,7 +22,7 @@ from . import key_pages, records
 from .database import NOBODY, Actor, Change, Database
 from .key_pages import NEWEST_FIRST, KeyPage, Order
 from .records import EVERY, STATES, KeyFilter, KeyRecord, conditions, from_row
-from .tables import KEYS
+from .tables import KEYS, LINKS
 
 #: Seconds for which a rotated key stays good, by default.
 OVERLAP = 86400.0
@@ -339,14 +339,18 @@ class LocalStore:
 
     def revoke_owner(
         self, owner: str, by: Actor = NOBODY, *, force: bool = False
-    ) -> tuple[list[KeyRecord], list[KeyConflict]]:
-        """End all valid keys of `owner`, exchanged ones too, in one transaction.
+    ) -> tuple[list[KeyRecord], list[KeyConflict], list[str]]:
+        """End all valid keys and waiting links of `owner`, exchanged keys too, in one transaction.
 
-        A key that is rotated in the same moment leaves no other key behind. Return the records of the
-        keys that were ended, and why the others stay. With `force`, none stays: see `revoke`.
+        A key that is rotated, or a link that is opened, in the same moment leaves no other key behind.
+        Return the records of the keys that were ended, why the others stay, and the ids of the links
+        that were taken back. With `force`, no key stays: see `revoke`.
         """
         ended, kept = [], []
-        with self.database.changing() as change:
+        with self.database.changing(generation=False) as change:
+            # The links come first: opening one takes its row before the generation.
+            links = _revoke_links(change, owner, by)
+            change.bump()
             going = records.valid_of(change.connection, owner)
             # If one that may manage the others has to stay, it is that of the caller.
             for record in sorted(going, key=lambda one: one.key_id == by.key_id):
@@ -354,7 +358,7 @@ class LocalStore:
                     ended.append(_revoke(change, record, by, force=force))
                 except KeyConflict as error:
                     kept.append(error)
-        return ended, kept
+        return ended, kept, links
 
 
 def _principal(row: Any) -> Principal:
@@ -443,6 +447,20 @@ def _revoke(
     )
     change.audit(event, by, record.key_id, **detail)
     return record
+
+
+def _revoke_links(change: Change, owner: str, by: Actor) -> list[str]:
+    """Take back the waiting one-time links of `owner`, in `change`. Return their ids."""
+    # PostgreSQL raises an error for a NUL.
+    if not owner.isprintable():
+        return []
+    now = time.time()
+    these = sa.update(LINKS).where(LINKS.c.owner == owner, *records.waiting_links(now))
+    taken = these.values(revoked_at=now).returning(LINKS.c.link_id)
+    links = sorted(change.connection.execute(taken).scalars())
+    for link_id in links:
+        change.audit("link.revoked", by, link_id=link_id, owner=owner)
+    return links
 
 
 def _refuse_ephemeral(record: KeyRecord) -> None:

@@ -145,10 +145,15 @@ class Links:
         with self._database.reading() as connection:
             return [_record(row) for row in connection.execute(query)]
 
+    def waiting_of(self, owner: str) -> list[LinkRecord]:
+        """Return the links of `owner` that wait, newest first; `LocalStore.revoke_owner` ends them."""
+        now = time.time()
+        return [one for one in self.each() if (one.owner, one.state(now)) == (owner, "waiting")]
+
     def counts(self) -> tuple[int, int]:
         """Return the number of links that wait, and of those that somebody tried in vain."""
         query = sa.select(
-            sa.func.count().filter(*_waiting(time.time())),
+            sa.func.count().filter(*records.waiting_links(time.time())),
             sa.func.count().filter(LINKS.c.refused > 0),
         ).select_from(LINKS)
         with self._database.reading() as connection:
@@ -160,7 +165,7 @@ class Links:
         now = time.time()
         with self._database.changing(generation=False) as change:
             _get(change.connection, link_id)
-            this = sa.update(LINKS).where(LINKS.c.link_id == link_id, *_waiting(now))
+            this = sa.update(LINKS).where(LINKS.c.link_id == link_id, *records.waiting_links(now))
             done = change.connection.execute(this.values(revoked_at=now)).rowcount == 1
             link = _get(change.connection, link_id)
             if not done:
@@ -197,7 +202,7 @@ def _open(
     now = time.time()
     taken = change.connection.execute(
         sa.update(LINKS)
-        .where(LINKS.c.digest == digest["digest"], *_waiting(now))
+        .where(LINKS.c.digest == digest["digest"], *records.waiting_links(now))
         .values(opened_at=now, opened_from=by.address[:64])
     )
     if taken.rowcount != 1:
@@ -277,11 +282,6 @@ def _key_of(link: LinkRecord, now: float, lifetimes: Lifetimes) -> tuple[KeyReco
     expires_at = lifetimes.end(fields.pop("lifetime"), now)
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return records.new(key, owner=link.owner, expires_at=expires_at, **{**fields, **lists}), key
-
-
-def _waiting(now: float) -> tuple[sa.ColumnElement[bool], ...]:
-    """Return the conditions for a link that can be opened at `now`."""
-    return (LINKS.c.opened_at.is_(None), LINKS.c.revoked_at.is_(None), LINKS.c.expires_at > now)
 
 
 def _get(connection: sa.Connection, link_id: str) -> LinkRecord:

@@ -201,11 +201,10 @@ def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
     if change.connection.execute(known).first() is not None:
         return
     # Neither database folds all letters as Python does.
-    waiting = (LINKS.c.opened_at.is_(None), LINKS.c.revoked_at.is_(None))
     owners = sa.union(
         sa.select(KEYS.c.owner).where(others),
         sa.select(TRUSTS.c.owner),
-        sa.select(LINKS.c.owner).where(*waiting, LINKS.c.expires_at > time.time()),
+        sa.select(LINKS.c.owner).where(*waiting_links(time.time())),
     )
     found = set(change.connection.execute(owners).scalars())
     for other in () if owner in found else sorted(found):
@@ -215,6 +214,11 @@ def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
                 "spelling, or a name that nobody takes for it."
             )
             raise KeyConflict(message, {"owner": message})
+
+
+def waiting_links(now: float) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the conditions for a one-time link that can be opened at `now`."""
+    return (LINKS.c.opened_at.is_(None), LINKS.c.revoked_at.is_(None), LINKS.c.expires_at > now)
 
 
 def insert(change: Change, record: KeyRecord, key: str, *, token_digest: str | None = None) -> None:

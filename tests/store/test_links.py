@@ -155,6 +155,35 @@ def test_of_replicas_that_open_a_link_at_once_one_makes_a_key(
         replica._database.engine.dispose()
 
 
+def test_no_link_of_an_owner_that_leaves_makes_a_key(
+    store: LocalStore, links: Links, database_uri: str
+) -> None:
+    replica = LocalStore(database_uri)
+    other = create(links, owner="GLOBEX")[0]
+    made = 0
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            old = store.create(owner="ACME", scopes=["model:read"])[0]
+            waiting = [create(links) for _ in range(2)] + [links.create_rotation(old.key_id)]
+            racing = [pool.submit(links.open, code, by=FIRST) for _, code in waiting]
+            ended, kept, taken = pool.submit(replica.revoke_owner, "ACME", OPERATOR).result(LONG)
+            found = [state(one.result(LONG)) for one in racing]
+            assert store.valid_of("ACME") == [] and not kept
+            states = {one.link_id: one.state(time.time()) for one in links.each()}
+            # A link that was opened first made a key, which ended with the others.
+            for (link, _), answer in zip(waiting, found, strict=True):
+                assert (states[link.link_id], link.link_id in taken) == (
+                    ("opened", False) if answer == "made" else ("revoked", True)
+                )
+            assert len(ended) == 1 + found.count("made")
+            made += found.count("made")
+    assert links.waiting_of("ACME") == [] and links.waiting_of("GLOBEX") == [other]
+    told = [row for row in events(store) if row[0] == "link.revoked"]
+    assert told == [("link.revoked", "Operator", "192.0.2.7", "")] * (15 - made)
+    assert store.revoke_owner("ACME") == ([], [], [])
+    replica.database.engine.dispose()
+
+
 def test_link_to_a_replacement_replaces_the_key_when_it_is_opened(
     store: LocalStore, links: Links, clock: time_machine.Traveller
 ) -> None:

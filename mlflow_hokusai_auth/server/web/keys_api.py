@@ -34,6 +34,7 @@ from mlflow_hokusai_auth.store import key_pages, usage
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.key_pages import KeyPage
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.links import Links
 from mlflow_hokusai_auth.store.records import LAST, KeyFilter, KeyRecord
 from mlflow_hokusai_auth.store.trusts import Trusts
 
@@ -318,25 +319,27 @@ def find(store: LocalStore, text: str) -> list[KeyRecord]:
 
 
 def revoke_owner(store: LocalStore, body: schemas.Revocation, by: Actor) -> dict[str, Any]:
-    """Revoke all valid keys of an owner, or say which, and return it as `schemas.Revoked`.
+    """Revoke all valid keys and links of an owner, or say which, and return it as `schemas.Revoked`.
 
-    Raises NotFound if the store has never had a key or a trust of this owner.
+    Raises NotFound if the store has never had a key, and has no trust or waiting link, of this owner.
     """
     trusts = [one.trust for one in Trusts(store.database).each() if one.trust.owner == body.owner]
     ended, kept = store.valid_of(body.owner), list[KeyConflict]()
-    if not ended and not trusts and body.owner not in store.owners():
+    links = [one.link_id for one in Links(store.database).waiting_of(body.owner)]
+    if not ended and not trusts and not links and body.owner not in store.owners():
         raise NotFound(
             "No key of this store has this owner, whose spelling counts: `hokusai-auth keys list` "
             "shows owners."
         )
     if body.apply:
-        ended, kept = store.revoke_owner(body.owner, by, force=body.force)
+        ended, kept, links = store.revoke_owner(body.owner, by, force=body.force)
         if body.wait:
             time.sleep(REVOKED_EVERYWHERE)
     return schemas.Revoked(
         applied=body.apply,
         keys=[schemas.Key(**one) for one in described(ended)],
         kept=[str(one) for one in kept],
+        links=links,
         trusts=[one.trust_id for one in trusts],
     ).model_dump()
 

@@ -268,11 +268,14 @@ class FoundKeys(BaseModel):
 
 
 class Revoked(BaseModel):
-    """The keys of an owner that ended, if it is `applied`, or would end."""
+    """The keys and one-time links of an owner that ended, if it is `applied`, or would end."""
 
     applied: bool
     keys: list[Key]
     kept: list[str] = Field(description="Why each of the owner's other valid keys stays.")
+    links: list[str] = Field(
+        description="Waiting one-time links that were, or would be, taken back."
+    )
     trusts: list[str] = Field(
         description="Trusts that still give keys of this owner to jobs, until they are removed."
     )

@@ -22,6 +22,7 @@ from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.web import api, keys_api, leak_reports, schemas
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.links import Links
 from tests.server.sentinel import make_gate
 from tests.server.web import test_leak_reports as signed
 
@@ -431,7 +432,10 @@ def test_all_keys_of_an_owner_are_revoked_if_it_is_said(
     waited: list[float] = []
     monkeypatch.setattr(keys_api, "time", SimpleNamespace(sleep=waited.append))
     ids = [here.store.create(owner="ACME", scopes=["model:read"])[0].key_id for _ in range(2)]
+    links = Links(here.store.database)
+    link_id = links.create(owner="ACME", scopes=["model:read"])[0].link_id
     plan = here.ask("POST /keys/revoke", {"owner": "ACME"}).json
+    assert plan is not None and plan["links"] == [link_id] and len(links.waiting_of("ACME")) == 1
     assert plan is not None and not plan["applied"]
     assert [one["key_id"] for one in plan["keys"]] == ids[::-1]
     assert {one["state"] for one in plan["keys"]} == {"active"} and waited == []
@@ -439,6 +443,10 @@ def test_all_keys_of_an_owner_are_revoked_if_it_is_said(
     done = here.ask("POST /keys/revoke", body).json
     assert done is not None and {one["state"] for one in done["keys"]} == {"revoked"}
     assert waited == [keys_api.REVOKED_EVERYWHERE]
+    assert done["links"] == [link_id] and links.waiting_of("ACME") == []
+    links.create(owner="NEWCOMER", scopes=["model:read"])
+    newcomer = here.ask("POST /keys/revoke", {"owner": "NEWCOMER"}).json
+    assert newcomer is not None and len(newcomer["links"]) == 1
     (event, _) = here.store.database.audited(event="key.revoked")
     assert event["actor"] == ADMIN.owner
     assert here.ask("POST /keys/revoke", {"owner": "GLOBEX"}).status_code == 404

@@ -24,6 +24,7 @@ from mlflow_hokusai_auth.server.web import pages as web_pages
 from mlflow_hokusai_auth.store import usage
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.links import Links
 from mlflow_hokusai_auth.store.sessions import Sessions
 from tests.server.gate.test_gate import Stuck
 from tests.server.sentinel import KEYS, PRINCIPALS, Memory, make_gate
@@ -469,6 +470,16 @@ class TestForms:
         path = "/hokusai/" + answer.headers["Location"].removeprefix("../")
         page = here.ask("GET", path, PRINCIPALS["admin"], headers=cookie).text
         assert "4 keys revoked" in page and "the last key that may manage keys" in page
+
+    def test_links_of_a_leaver_are_taken_back_even_if_no_key_is_left(self, here: Pages) -> None:
+        links = Links(here.store.database)
+        links.create(owner="ACME", scopes=["model:read"])
+        fields = {"action": "revoke", "owner": "ACME"}
+        asked = self.send(here, "selected", **fields).text
+        assert "1 one-time link that nobody has opened yet" in asked and len(links.each()) == 1
+        answer = self.send(here, "selected", **fields, confirmed="yes")
+        assert answer.status_code == 303 and links.waiting_of("ACME") == []
+        assert "ACME has no valid key." in self.send(here, "selected", **fields).text
 
     def test_which_key_is_this(self, here: Pages) -> None:
         record, key = here.store.create(owner="ACME", name="mine", scopes=["model:read"])

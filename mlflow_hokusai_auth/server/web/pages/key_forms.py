@@ -13,6 +13,7 @@ from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyConflict
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.web import keys_api, schemas
+from mlflow_hokusai_auth.store.links import Links
 
 from . import forms, shared
 from .page_of_caller import of_caller, page_of_caller
@@ -128,7 +129,9 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
         # The caller's own key is last, because nothing more can be done with it afterwards.
         able.sort(key=lambda one: one.key_id == mine)
         back = flask.request.form.get("back", "")
-        if not able or "confirmed" not in sent:
+        # A link that waits would make another key.
+        links = len(Links(store.database).waiting_of(owner)) if action == "revoke" and owner else 0
+        if not (able or links) or "confirmed" not in sent:
             return page_of_caller(
                 store,
                 gate,
@@ -137,6 +140,7 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
                 owner=owner,
                 keys=keys_api.described(able),
                 left_out=len(chosen) - len(able),
+                links=links,
                 mine=any(one.key_id == mine for one in able),
                 back=back,
             )
@@ -144,8 +148,9 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
             ids = [one.key_id for one in able]
             return shown(lambda: actions.rotate_several(ids, _overlap(sent)))
         failed: list[KeyConflict] = []
+        taken: list[str] = []
         if owner:
-            ended, failed = store.revoke_owner(owner, callers.actor())
+            ended, failed, taken = store.revoke_owner(owner, callers.actor())
             number = len(ended)
         else:
             for one in able:
@@ -156,6 +161,8 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
             number = len(able) - len(failed)
         time.sleep(keys_api.REVOKED_EVERYWHERE)
         text = f"{number} key{'' if number == 1 else 's'} revoked and refused everywhere."
+        if taken:
+            text += f" {len(taken)} one-time link{'' if len(taken) == 1 else 's'} taken back."
         return forms.done(f"../keys?{back}", " ".join([text, *map(str, failed[:3])]))
 
 
