@@ -28,6 +28,9 @@ from .tables import LINKS
 #: Seconds for which a link can be opened, by default and at most.
 LIFETIME = 86400.0
 MAX_LIFETIME = 7 * 86400.0
+#: Refused attempts to open a link that are audited, each in a row. Further ones are only counted: who
+#: has an old link could fill the audit log with it.
+MAX_AUDITED = 100
 #: Seconds for which a link that is over is kept, to say so to whoever opens it.
 KEPT = 30 * 86400.0
 
@@ -180,7 +183,8 @@ class Links:
         """Make the key of the link with this code, or say why not; return None for an unknown code.
 
         Of several people who open a link at once, on any number of servers, exactly one gets a key.
-        A refusal is counted and audited, because the link is in more hands than one.
+        A refusal is counted, and the first `MAX_AUDITED` are audited, because the link is in more hands
+        than one.
         """
         digest = {"digest": key_format.digest(code)}
         with self._database.reading() as connection:
@@ -215,6 +219,9 @@ def _open(
         record, key, replaced = rotate(
             change, link.replaces, link.overlap, by, lifetimes, renewed=True
         )
+        if record.owner != link.owner:
+            # An edit gave the key away, and the link is still in the hands of the owner before.
+            raise KeyConflict(f"Key {link.replaces} belongs to somebody else now.")
     else:
         record, key = _key_of(link, now, lifetimes)
         records.refuse_look_alike(change, record.owner)
@@ -246,7 +253,8 @@ def _refuse(
         known["opened_from"] = link.opened_from
     if conflict:
         known["conflict"] = conflict
-    change.audit("link.refused", by, link.key_id or "", **known)
+    if link.refused <= MAX_AUDITED:
+        change.audit("link.refused", by, link.key_id or "", **known)
     return Refused(link, state, conflict)
 
 

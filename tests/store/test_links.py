@@ -233,6 +233,30 @@ def test_link_to_a_replacement_of_a_key_that_has_ended_makes_none(
         links.create_rotation("key_0")
 
 
+def test_link_to_a_replacement_makes_no_key_of_another_owner(
+    store: LocalStore, links: Links
+) -> None:
+    old = store.create(owner="ACME", scopes=["model:read"])[0]
+    code = links.create_rotation(old.key_id)[1]
+    after = store.edit(old.key_id, {"owner": "GLOBEX"})
+    refused = links.open(code, by=FIRST)
+    assert isinstance(refused, Refused)
+    assert (refused.state, "somebody else" in refused.conflict) == ("waiting", True)
+    assert "GLOBEX" not in refused.conflict and list(store.each()) == [after]
+
+
+def test_old_link_does_not_fill_the_audit_log(
+    store: LocalStore, links: Links, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_links, "MAX_AUDITED", 2)
+    link, code = create(links)
+    links.revoke(link.link_id)
+    for _ in range(4):
+        assert state(links.open(code, by=SECOND)) == "revoked"
+    assert [row[0] for row in events(store)].count("link.refused") == 2
+    assert links.each()[0].refused == 4
+
+
 def test_store_that_fails_spends_no_link(store: LocalStore, links: Links) -> None:
     link, code = create(links)
     broken = "ALTER TABLE hokusai_auth_audit RENAME TO away"
