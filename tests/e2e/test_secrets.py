@@ -22,6 +22,7 @@ import pytest
 from mlflow_hokusai_auth.core import keys
 from mlflow_hokusai_auth.core.browser import csrf_token, login_location
 from mlflow_hokusai_auth.core.types import Request
+from mlflow_hokusai_auth.store.links import Links
 from tests.e2e.parts import EXPERIMENT, interceptor, renamed
 from tests.harness import Server, run_command, serve, wait_until
 from tests.server.web.test_leak_reports import (
@@ -218,6 +219,34 @@ def everywhere(told: Told, fault: str, make: Callable[[str], str], admin: str) -
     told.ask(f"{fault}, import's error", "POST", f"{KEYS}/import", good, json.dumps(body).encode())
 
 
+def links(told: Told, admin: str) -> None:
+    """Codes of one-time links where they belong, and where people paste them by mistake."""
+    made = Links(told.server.store.database).create(owner="x", scopes=["mlflow:read"])[1]
+    for label, code in (
+        ("a link's code", told.secret("a link's code", made)),
+        ("an unknown link's code", told.secret("an unknown link's code", keys.link_code())),
+    ):
+        sent = {
+            "Content-Type": "application/x-www-form-urlencoded",
+            "Sec-Fetch-Site": "same-origin",
+        }
+        told.ask(f"{label} as key", "GET", EXPERIMENT, {"X-API-Key": code})
+        told.ask(f"{label} in the query", "GET", f"/hokusai/link?code={code}&{code}")
+        told.ask(
+            f"{label} in the path", "GET", f"/hokusai/link/{code}", {"X-API-Key": admin}, shown=True
+        )
+        told.ask(
+            f"{label} as key in the form", "POST", "/hokusai/login", sent, f"key={code}".encode()
+        )
+        form = f"code={code}".encode()
+        told.ask(f"{label}, broken", "POST", "/hokusai/link", sent, form[:-1])
+        for shown in (True, False):
+            told.ask(f"{label}, opened", "POST", "/hokusai/link", sent, form, shown=shown)
+    assert [one.owner for one in told.server.store.each()].count("x") >= 1
+    told.run("links", "list")
+    told.run("links", "revoke", keys.link_code())
+
+
 @pytest.fixture(params=DEBUG)
 def told(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Told]:
     """A server that says as much as it can be told to, with a stand-in of the auth service."""
@@ -237,6 +266,7 @@ def told(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Told]:
             HOKUSAI_AUTH_LOG_READS="1",
             HOKUSAI_AUTH_INTERCEPTOR_ERRORS="refuse",
             HOKUSAI_AUTH_LEAK_PUBLIC_KEYS=str(tmp_path / "github.json"),
+            HOKUSAI_AUTH_PUBLIC_URLS="http://localhost",
         ) as server,
     ):
         told = Told(server, service)
@@ -262,6 +292,7 @@ def test_no_secret_gets_out_whatever_goes_wrong(told: Told) -> None:
         return told.secret(label, key)
 
     everywhere(told, "revoked", revoked, admin)
+    links(told, admin)
     conflict = [told.secret("conflict") for _ in range(2)]
     told.ask(
         "conflict",
