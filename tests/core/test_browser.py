@@ -374,3 +374,16 @@ def test_path_of_this_server_is_kept() -> None:
     for target in LOCAL:
         assert local_path(target) == target
         assert returned("http://host/mlflow", target) == f"http://host/mlflow{target}"
+
+
+def test_origin_of_a_url_is_spelt_as_browsers_send_it() -> None:
+    for url, origin in (
+        ("https://Registry.example.com/mlflow", "https://registry.example.com"),
+        ("https://registry.example.com:443", "https://registry.example.com"),
+        ("http://localhost:80/a", "http://localhost"),
+        ("http://localhost:443", "http://localhost:443"),
+        ("https://registry.example.com:8443/", "https://registry.example.com:8443"),
+        ("http://[::1]:5000", "http://[::1]:5000"),
+        ("http://[::1]", "http://[::1]"),
+    ):
+        assert browser.origin_of(url) == origin, url

@@ -179,3 +179,27 @@ def test_a_session_s_token_is_no_key_and_no_key_is_one() -> None:
 def test_no_session_is_left_in_a_text(around: str) -> None:
     token = keys.session_token()
     assert token[11:] not in keys.redact(f"{around}{token}{around}")
+
+
+def test_code_of_a_link_is_read_from_the_link_and_is_no_key() -> None:
+    code = keys.link_code()
+    for text in (
+        code,
+        f" {code}\n",
+        f"https://registry.example.com/hokusai/link#{code}",
+        f"#{code}",
+    ):
+        assert keys.link_code_in(text) == code, text
+    for text in (
+        code[:-1],
+        f"{code}x",
+        f"{code} x",
+        f"{code}#",
+        "",
+        "#",
+        keys.generate(),
+        f"x{code}",
+    ):
+        assert keys.link_code_in(text) is None, text
+    assert "one-time link" in str(keys.problem(code))
+    assert code not in keys.redact(f"https://registry.example.com/hokusai/link#{code}")
