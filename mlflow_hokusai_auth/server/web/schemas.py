@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from typing import Annotated, Any, TypeVar
@@ -412,7 +413,9 @@ def parse(model: type[_Model], body: object) -> _Model:
             if item["type"] == "extra_forbidden":
                 message = f"unknown; known: {', '.join(model.model_fields)}"
             else:
-                wrong_fields.setdefault(where[0], message)
+                # A list is one field, whichever of its items is wrong.
+                names = itertools.takewhile(lambda part: isinstance(part, str), item["loc"])
+                wrong_fields.setdefault(".".join(where[: len(list(names))]), message)
             # The message about an item of a list shows the item itself.
             item_shown = item["type"] == "value_error" and isinstance(item["loc"][-1], int)
             mistakes.append(message if item_shown else f"{'.'.join(where)}: {message}")

@@ -196,6 +196,8 @@ def test_body_of_a_link_is_checked(site: Site) -> None:
     ):
         answer = site.ask("POST /links", json=body)
         assert answer.status_code == status and words in answer.text, (body, answer.text)
+    wrong = site.ask("POST /links", json={"key": {**KEY, "owner": " ", "scopes": ["x", "y"]}}).json
+    assert wrong is not None and wrong["fields"].keys() == {"key.owner", "key.scopes"}
     assert site.ask("DELETE /links/link_0").status_code == 404
     link = site.make()
     site.open(link["url"])

@@ -19,6 +19,7 @@ from mlflow_hokusai_auth.core.errors import (
     AuthorityUnavailable,
     Forbidden,
     InvalidRequest,
+    Misconfigured,
     NotFound,
     StoreError,
 )
@@ -67,8 +68,8 @@ def blueprint(
     one_key.add(routes, store, gate)
     trust_actions = TrustActions(store, gate, has_store, lifetimes)
     trusts.add(routes, trust_actions)
-    key_forms.add(routes, store, gate, lifetimes)
     maker = LinkMaker(Links(store.database), public_urls, lifetimes) if has_store else None
+    key_forms.add(routes, store, gate, lifetimes, maker)
     link.add(routes, maker, gate)
     routes.before_request(forms.check)
 
@@ -84,6 +85,17 @@ def blueprint(
                 shared.may(gate, "GET", "/hokusai/trusts") and trust_actions.may_list()
             )
         }
+
+    @routes.context_processor
+    def whether_to_offer_links() -> dict[str, Callable[[], str]]:
+        """Forms for new keys ask this: "offered", "unset" without public URLs, or "" for no links."""
+
+        def link_choice() -> str:
+            if maker is None or not shared.may(gate, "POST", "/api/2.0/hokusai/links"):
+                return ""
+            return "offered" if maker.public_urls else "unset"
+
+        return {"link_choice": link_choice}
 
     @routes.app_template_filter("hokusai_date")
     def date(seconds: float | None) -> str:
@@ -117,6 +129,10 @@ def blueprint(
             status=503,
             message="A database of this server can't be used at the moment. Try again in a minute.",
         )
+
+    @routes.errorhandler(Misconfigured)
+    def misconfigured(error: Misconfigured) -> Response:
+        return shared.page("error.html", status=503, message=str(error))
 
     @routes.errorhandler(StoreError)
     def unready(error: StoreError) -> Response:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 
-from mlflow_hokusai_auth.core.errors import InvalidRequest, KeyConflict
+from mlflow_hokusai_auth.core.errors import Forbidden, InvalidRequest, KeyConflict, NotFound
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
 from mlflow_hokusai_auth.server import caller as callers
-from mlflow_hokusai_auth.server.web import keys_api, schemas
+from mlflow_hokusai_auth.server.web import keys_api, links_api, schemas
 from mlflow_hokusai_auth.store.links import Links
 
 from . import forms, shared
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mlflow_hokusai_auth.core.lifetimes import Lifetimes
     from mlflow_hokusai_auth.server.gate.gate import Gate
+    from mlflow_hokusai_auth.server.web.links_api import LinkMaker
     from mlflow_hokusai_auth.store.keys import LocalStore
     from mlflow_hokusai_auth.store.records import KeyRecord
 
@@ -31,8 +32,14 @@ if TYPE_CHECKING:
 _ACTIONS = {"revoke": ("active", "deprecated", "expired"), "rotate": ("active",)}
 
 
-def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifetimes) -> None:
-    """Add these pages to `routes`. New keys live as `lifetimes` says."""
+def add(
+    routes: flask.Blueprint,
+    store: LocalStore,
+    gate: Gate,
+    lifetimes: Lifetimes,
+    maker: LinkMaker | None,
+) -> None:
+    """Add these pages to `routes`. New keys live as `lifetimes` says; `maker` makes links to them."""
     actions = keys_api.KeyActions(store, gate, lifetimes)
 
     def form(kind: str, error: InvalidRequest | None = None, **values: object) -> Response:
@@ -53,14 +60,35 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
         keys = [{**schemas.describe(record), "key": key} for record, key in made]
         return shared.page("made.html", keys=keys, failed=failed, **caller)
 
+    def chosen_maker() -> LinkMaker | None:
+        """Return the maker if the form that was sent asks for a link, which the caller may make."""
+        if flask.request.form.get("give") != "link":
+            return None
+        if maker is None:
+            raise NotFound(links_api.ABSENT)
+        if not shared.may(gate, "POST", "/api/2.0/hokusai/links"):
+            raise Forbidden("One-time links are made by a key with mlflow:admin.")
+        return maker
+
+    def linked(links: LinkMaker, body: Mapping[str, object], called: str) -> Response:
+        """Make the link that `body` describes, and return the page that shows it, once."""
+        caller = of_caller(store, gate)
+        link, url = links.make(body, callers.actor())
+        return shared.page("made_link.html", link=link, url=url, called=called, **caller)
+
     @routes.get("/keys/new")
     def new_form() -> Response:
         return form("new", values={})
 
     @routes.post("/keys/new")
     def new() -> Response:
-        body = _body(flask.request.form)
+        body, links = _body(flask.request.form), chosen_maker()
         try:
+            if links is not None:
+                if "key" in body:
+                    raise InvalidRequest("A link makes a new key, so it can't import one.")
+                new_key = schemas.parse(schemas.NewKey, body)
+                return linked(links, {"key": body}, new_key.name or new_key.owner)
             if "key" not in body:
                 return shown(lambda: ([actions.create(body)], ()))
             record = actions.import_key(body)
@@ -92,8 +120,12 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate, lifetimes: Lifet
 
     @routes.post("/keys/<key_id>/rotate")
     def rotate(key_id: str) -> Response:
+        links = chosen_maker()
         try:
             sent = _overlap(flask.request.form)
+            if links is not None:
+                old = store.get(key_id)
+                return linked(links, {"replaces": key_id, **sent}, old.name or old.owner)
             return shown(lambda: ([actions.rotate(key_id, sent)[:2]], ()))
         except KeyConflict as error:
             return form("rotate", error, key=schemas.describe(store.get(key_id)))

@@ -4,7 +4,7 @@
 
 /** `…/hokusai/`, below which all pages are. */
 const HOME = new URL("..", document.currentScript.src);
-const API = new URL("../api/2.0/hokusai/keys", HOME).href;
+const API = new URL("../api/2.0/hokusai", HOME).href;
 const DAY = 86400;
 const $ = (selector, root = document) => root.querySelector(selector);
 
@@ -144,11 +144,12 @@ function open(name, key = null) {
   const form = $("form", dialog);
   subject = key;
   form.reset();
-  if (name !== "made") $("main > .status").textContent = "";
+  if (dialog.dataset.once === undefined) $("main > .status").textContent = "";
   complain(form, "");
   for (const box of dialog.querySelectorAll(".extra")) box.remove();
   if (key) {
-    const texts = { ...key, called: key.name || key.owner };
+    const until = key.expires_at && ZONED.format(key.expires_at * 1000);
+    const texts = { ...key, called: key.name || key.owner, until };
     for (const item of dialog.querySelectorAll("[data-show]")) item.textContent = texts[item.dataset.show];
     for (const item of dialog.querySelectorAll("[data-if]")) item.hidden = key.key_id !== $("main").dataset.me;
   }
@@ -206,27 +207,37 @@ function fields(form) {
 
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
+/** Whether the new key is to be handed over by a link. A supplier has no choice. */
+const linked = (form) => form.give?.value === "link";
+const BY_LINK = "gets the new key by the link";
+const NOT_BY_LINK = "A link makes a new key. Leave this empty, or choose “Show me the key”.";
+
 /** The action of each dialog: resolves to the API's answer and the words for its success. */
 const submit = {
   async create(form) {
     const key = form.key.value.trim();
     const body = fields(form);
-    if (key) return [await call("POST", "/import", { ...body, key }), "imported"];
-    return [await call("POST", "", { ...body, environment: form.environment.value }), "created"];
+    const made = { ...body, environment: form.environment.value };
+    if (key && linked(form)) return [{ status: 400, body: { fields: { key: NOT_BY_LINK } } }, ""];
+    if (key) return [await call("POST", "/keys/import", { ...body, key }), "imported"];
+    if (linked(form)) return [await call("POST", "/links", { key: made }), BY_LINK];
+    return [await call("POST", "/keys", made), "created"];
   },
   async rotate(form) {
-    return [await call("POST", `/${subject.key_id}/rotate`, { overlap: Number(form.overlap.value) }), "rotated"];
+    const body = { overlap: Number(form.overlap.value) };
+    if (linked(form)) return [await call("POST", "/links", { replaces: subject.key_id, ...body }), BY_LINK];
+    return [await call("POST", `/keys/${subject.key_id}/rotate`, body), "rotated"];
   },
   async edit(form) {
     const now = fields(form);
     now.scopes.sort();
     const changed = Object.entries(now).filter(([name, value]) => !same(value, subject[name]));
     if (!changed.length) return [{ status: 200, body: {} }, ""];
-    return [await call("PATCH", `/${subject.key_id}`, Object.fromEntries(changed)), "saved"];
+    return [await call("PATCH", `/keys/${subject.key_id}`, Object.fromEntries(changed)), "saved"];
   },
   async revoke(form) {
     const query = `?wait=true&force=${!form.force.disabled && form.force.checked}`;
-    const answer = await call("DELETE", `/${subject.key_id}${query}`);
+    const answer = await call("DELETE", `/keys/${subject.key_id}${query}`);
     if (answer.status === 409) force(form, true);
     return [answer, "revoked and refused everywhere"];
   },
@@ -251,7 +262,7 @@ async function send(dialog, form) {
   const about = subject ?? body;
   dialog.close();
   $("main > .status").textContent = outcome && `${about.name || about.owner} ${outcome}.`;
-  if (body.key) show(body);
+  if (body.key || body.url) show({ ...body, name: about.name });
   else await refresh();
 }
 
@@ -262,7 +273,7 @@ function complain(form, message, fields = {}) {
     control.removeAttribute("aria-invalid");
     describe(control, (ids) => ids.filter((id) => !id.endsWith("-problem")));
   }
-  const wrong = Object.keys(fields).map((name) => [controls(form, name), fields[name]]);
+  const wrong = Object.keys(fields).map((name) => [controls(form, name.replace(/^key\./, "")), fields[name]]);
   const known = wrong.length > 0 && wrong.every(([found]) => found.length);
   const place = $(".buttons .problem", form);
   if (place) place.textContent = known ? "" : message;
@@ -301,21 +312,24 @@ function describe(control, change) {
   else control.removeAttribute("aria-describedby");
 }
 
-// The dialog that shows a new key, once
+// The dialogs that show a new key, or a link to one, once
 
 let copied = true;
 let warned = false;
 
 function show(made) {
-  open("made", made);
-  const server = new URL("..", HOME).href.replace(/\/$/, "");
-  $("#made-key").value = made.key;
-  $("#made-lines").value = `HOKUSAI_API_KEY=${made.key}\nMLFLOW_TRACKING_URI=${server}`;
-  $("#made-key").select();
+  open(made.url ? "linked" : "made", made);
+  if (made.url) $("#linked-url").value = made.url;
+  else {
+    const server = new URL("..", HOME).href.replace(/\/$/, "");
+    $("#made-key").value = made.key;
+    $("#made-lines").value = `HOKUSAI_API_KEY=${made.key}\nMLFLOW_TRACKING_URI=${server}`;
+  }
+  $("dialog[open] .copy input").select();
   copied = warned = false;
 }
 
-/** Return whether the dialog must stay open: the first time, for a key that nobody has copied. */
+/** Return whether the dialog must stay open: the first time, for what nobody has copied. */
 function hold() {
   if (copied || warned) return false;
   warned = true;
@@ -323,7 +337,7 @@ function hold() {
   return true;
 }
 
-function tell(text, warns = false, place = $("#made .status")) {
+function tell(text, warns = false, place = $("dialog[open] .status")) {
   place.textContent = text;
   place.classList.toggle("warns", warns);
 }
@@ -343,8 +357,8 @@ async function copy(button) {
 }
 
 function forget() {
-  for (const field of document.querySelectorAll("#made-key, #made-lines")) field.value = "";
-  tell("");
+  for (const field of document.querySelectorAll("[data-once] :is(input, textarea)")) field.value = "";
+  for (const place of document.querySelectorAll("[data-once] .status")) tell("", false, place);
   return refresh();
 }
 
@@ -374,8 +388,9 @@ document.addEventListener("change", ({ target }) => {
 });
 
 for (const dialog of document.querySelectorAll("dialog")) {
+  const once = dialog.dataset.once !== undefined;
   dialog.addEventListener("submit", (event) => {
-    if (dialog.id === "made") {
+    if (once) {
       if (hold()) event.preventDefault();
       return;
     }
@@ -384,9 +399,9 @@ for (const dialog of document.querySelectorAll("dialog")) {
   });
   dialog.addEventListener("cancel", (event) => {
     if (dialog.dataset.busy !== undefined) event.preventDefault();
-    if (dialog.id === "made" && hold()) event.preventDefault();
+    if (once && hold()) event.preventDefault();
   });
-  if (dialog.id === "made") {
+  if (once) {
     dialog.addEventListener("close", forget);
     dialog.addEventListener("copy", ({ target }) => {
       if (!target.matches("input, textarea")) return;
