@@ -313,10 +313,14 @@ def source(trust: Trust, claims: Mapping[str, object]) -> str:
 
 
 def repository(trust: Trust) -> tuple[str, str] | None:
-    """Return the issuer and the repository that `trust` is about; None for a trust without a preset."""
+    """Return the issuer and the repository that `trust` is about; None for a trust without a preset.
+
+    The name is in lower case, because no two repositories of GitHub or GitLab differ in case only, and
+    an owner may change the case of its name.
+    """
     preset = PRESETS.get(trust.kind)
     name = None if preset is None else dict(trust.claims).get(preset.project)
-    return None if name is None else (trust.issuer, name)
+    return None if name is None else (trust.issuer, name.lower())
 
 
 def text_of(value: object) -> str | None:

@@ -89,7 +89,7 @@ def test_no_key_of_a_trust_is_above_the_supplier_s(
 
 
 def test_repository_of_a_trust() -> None:
-    made = workload(gitlab="a/b", workflow="c.yml", environment="prod")
+    made = workload(gitlab="A/b", workflow="c.yml", environment="prod")
     found = repository(trust("model:read", kind="gitlab", issuer=made.issuer, claims=made.claims))
     assert found == ("https://gitlab.com", "a/b")
     assert repository(trust("model:read", kind="issuer")) is None

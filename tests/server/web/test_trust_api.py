@@ -123,10 +123,16 @@ def test_trusts_of_other_owners_do_not_exist(site: Site) -> None:
 
 def test_supplier_cannot_take_over_the_jobs_of_another_owner(site: Site) -> None:
     """With more claims, the later trust would win, and the jobs would work for its owner."""
-    site.added(ADMIN, owner="Globex", github="globex/models")
+    theirs = {"github": "globex/models"}
+    site.added(ADMIN, owner="Globex", **theirs)
     mine = site.key()
-    for more in ({}, {"environment": "prod"}, {"workflow": "other.yml"}):
-        answer = site.ask("POST /trust", mine, json={**NEW, "github": "globex/models", **more})
+    for more in (
+        {},
+        {"environment": "prod"},
+        {"workflow": "other.yml"},
+        {"github": "Globex/Models"},
+    ):
+        answer = site.ask("POST /trust", mine, json={**NEW, **theirs, **more})
         refused(answer, 409, "not free")
         assert "trust_" not in answer.get_data(as_text=True)
         assert "Globex" not in answer.get_data(as_text=True)
