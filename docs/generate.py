@@ -146,8 +146,8 @@ read, or no key if another method of the path is public. For queries to `/graphq
 [above](#graphql). public: no key; key: any good key. **A route that is not listed needs admin.**
 On routes marked ↗ MLflow calls a provider, and does not get the caller's key.
 
-With `HOKUSAI_AUTH_SUPPLIER_TRUST=true`, the routes of trusts need read or write instead of admin,
-and show suppliers the [trusts of their own owner](trust.md#let-suppliers-trust-their-own-jobs).
+With `HOKUSAI_AUTH_SUPPLIER_TRUST=true`, the routes of trusts need read or write instead of admin.
+They show suppliers only the [trusts of their own owner](trust.md#let-suppliers-trust-their-own-jobs).
 
 Under `/static-files/`, the files of the installed MLflow's own wheel are public. The server
 serves no others from that folder.
@@ -203,8 +203,8 @@ def cli() -> Iterator[str]:
     """Yield the page of the command line: a section for each command."""
     yield """# Command line
 
-`whoami`, `doctor` and `smoke` send requests to a server, with your key. `keys`, `audit`, `mode`
-and `log-level` open the key store itself: run them on the server's host, with its environment.
+`whoami`, `doctor` and `smoke` send requests to a server, with your key. `keys`, `links`, `audit`,
+`mode` and `log-level` open the key store itself: run them on the server's host, with its environment.
 `status` and `trust` do either: with `--url` they ask a server. All exit with status 0, with 1 and a
 line on standard error, or with 2 for a wrong option or value.
 `doctor` exits with 3 if it only warns. `--json` of `doctor`, `smoke` and `whoami` has `ok`.

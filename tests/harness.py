@@ -300,7 +300,7 @@ def _process(
     }
     log.write_bytes(b"")
     connection.sendall(json.dumps(request).encode() + b"\n")
-    # Not what follows it, the status of a process that has ended already.
+    # Only the pid's line is read: the status of a process that has ended already may follow.
     pid = b""
     while not pid.endswith(b"\n"):
         pid += connection.recv(1)
@@ -354,7 +354,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         waited = time.monotonic() - began
         assert waited < seconds, f"it did not happen within {seconds:g} s"
-        # Often at first, then ten times in the time that has passed: a condition may ask a server.
+        # It asks often at first, and then less and less, because a condition may ask a server.
         time.sleep(min(0.02 + waited / 10, 0.5))
 
 

@@ -948,7 +948,7 @@ def test_status_fits_one_screen(
     assert "unknown: set MLFLOW_BACKEND_STORE_URI" in call("status").stdout
     (tmp_path / "mlflow.db").touch()
     elsewhere = call("status", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db").stdout
-    assert "unknown: MLFLOW_BACKEND_STORE_URI has no decision" in elsewhere
+    assert "unknown: no decision can be read" in elsewhere
     # A look changes nothing: there is no new store, and an old one stays as it is.
     monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/none.db")
     printed = mistake(call("status", status=1))

@@ -49,7 +49,7 @@ def test_as_the_issue_writes_it(call: Call, store: LocalStore) -> None:  # noqa:
 
     refused = links.open(code)
     assert isinstance(refused, Refused)
-    assert "1 tried in vain" in call("status").stdout
+    assert "1 with refused attempts" in call("status").stdout
     taken = json.loads(call(*CREATE, "--json").stdout)
     assert "revoked" in call("links", "revoke", taken["link_id"]).stdout
     listed = json.loads(call("links", "list", "--json").stdout)["links"]

@@ -84,8 +84,8 @@ class Verifier:
             came = f"'{shown(issuer)}'" if isinstance(issuer, str) else "missing"
             return Refused(
                 "TOKEN_UNTRUSTED",
-                f"No trust of this server is for the issuer (claim iss) {came}. Its operator adds one "
-                "with `hokusai-auth trust add`.",
+                f"No trust of this server is for the issuer (claim iss) {came}. Its operator, "
+                "or a supplier who may, adds one with `hokusai-auth trust add`.",
                 "iss",
                 "",
                 came,

@@ -3,7 +3,8 @@
 Only the exact URLs of trusted issuers are asked, and only over TLS (or on this machine). A set is used
 for `FRESH` seconds, and for `STALE` while its issuer can't be reached. An unknown key id makes the set
 be read again, at most once in `INTERVAL`, so that a flood of made-up tokens makes no requests. Nobody
-waits for an issuer that was slow or failed last: strangers can't hold the threads of other requests.
+waits for an issuer that was slow or failed the last time, so that strangers can't hold the threads of
+other requests.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ INTERVAL, FIRST_INTERVAL = 60.0, 10.0
 MAX_DOCUMENT, MAX_KEYS = 256 * 1024, 100
 #: Bits of an RSA key, at least (NIST SP 800-131A).
 MIN_RSA = 2048
-#: Callers that wait for issuers, at most, over all issuers together; and the seconds of a wait.
+#: Callers that wait at the same time, at most, for all issuers together; and the seconds of a wait.
 MAX_WAITING, PATIENCE = 2, 2.0
 _log = logging.getLogger("mlflow_hokusai_auth.trust")
 _DISCOVERY = "/.well-known/openid-configuration"
@@ -76,9 +77,9 @@ class _State:
 class KeySets:
     """The key sets of issuers. `timer` is monotonic.
 
-    A reading takes `timeout` seconds at most, unless a name is resolved for longer. An issuer has one
-    at a time, in a thread of its own. `MAX_WAITING` callers at most wait for readings, over all issuers
-    together and for `patience` seconds; the others are answered at once.
+    A reading takes `timeout` seconds at most, unless a name takes longer to resolve. An issuer has one
+    reading at a time, in a thread of its own. `MAX_WAITING` callers at most wait for readings, of all
+    issuers together, for `patience` seconds; the others are answered at once.
     """
 
     def __init__(

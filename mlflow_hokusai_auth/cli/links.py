@@ -24,7 +24,7 @@ def link_options(command: F) -> F:
     link = click.option(
         "--link",
         is_flag=True,
-        help="Make no key now, but a one-time link: whoever opens it first is shown the key, which is "
+        help="Make a one-time link instead of a key: whoever opens it first gets the key, which is "
         "made at that moment.",
     )
     return link(expires(command))
@@ -68,7 +68,7 @@ def links() -> None:
 @links.command("list")
 @json_option
 def list_links(as_json: bool) -> None:
-    """List one-time links, newest first. Links that are over stay for 30 days."""
+    """List one-time links, newest first. Each stays for 30 days after it has expired, opened or not."""
     with opened() as store:
         from mlflow_hokusai_auth.server.web.link_schemas import describe
         from mlflow_hokusai_auth.store.links import Links
@@ -84,7 +84,10 @@ def list_links(as_json: bool) -> None:
 @click.argument("link_id")
 @json_option
 def revoke(link_id: str, as_json: bool) -> None:
-    """Take a link back, so that nobody can open it. The key of an opened link is revoked by itself."""
+    """Revoke a link, so that nobody can open it.
+
+    The key of an opened link goes on: end it with `keys revoke`.
+    """
     with opened() as store:
         from mlflow_hokusai_auth.server.web.link_schemas import describe
         from mlflow_hokusai_auth.store.links import Links

@@ -109,7 +109,7 @@ def owners_of(name: str, uri: str | None, as_json: bool) -> None:
     help="A file with the columns kind (model or experiment) and name, and perhaps owner.",
 )
 @click.option(
-    "--from", "from_owner", metavar="OWNER", help="All that this one owns, and has reserved."
+    "--from", "from_owner", metavar="OWNER", help="Give away all that this owner has, reserved too."
 )
 @click.option(
     "--owner", "--to", "owner", help="The new owner; of rows without one, if there is a file."

@@ -423,7 +423,7 @@ def _print_status(found: Mapping[str, Any], uri: str | None) -> None:
         isolation = "unknown: " + (
             "set MLFLOW_BACKEND_STORE_URI as the server has it"
             if uri is None
-            else "MLFLOW_BACKEND_STORE_URI has no decision that can be read"
+            else "no decision can be read in the database of MLFLOW_BACKEND_STORE_URI"
         )
     print_fields(
         {
@@ -446,7 +446,7 @@ def _print_status(found: Mapping[str, Any], uri: str | None) -> None:
 def _links(waiting: int | None, refused: int | None) -> str:
     if waiting is None:
         return "unknown"
-    tried = f", {refused} tried in vain: see `hokusai-auth links list`" if refused else ""
+    tried = f", {refused} with refused attempts: see `hokusai-auth links list`" if refused else ""
     return f"{waiting} waiting{tried}"
 
 

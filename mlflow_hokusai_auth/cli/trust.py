@@ -30,8 +30,8 @@ _JWKS = click.option(
 _URL = click.option(
     "--url",
     metavar="URL",
-    help="Ask this server, with your key, in place of the key store on this host. Suppliers manage "
-    "their own trusts so, where the server allows it.",
+    help="Ask this server, with your key, instead of the key store on this host. In this way suppliers "
+    "manage their own trusts, where the server allows it.",
 )
 
 

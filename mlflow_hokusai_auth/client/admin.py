@@ -132,12 +132,12 @@ class HokusaiAuthClient:
         return self._call("POST", "links", json=_given(optional))
 
     def list_links(self) -> list[dict[str, Any]]:
-        """Return all one-time links, newest first; those that are over stay for 30 days."""
+        """Return all one-time links, newest first; each stays for 30 days after it has expired."""
         links: list[dict[str, Any]] = self._call("GET", "links")["links"]
         return links
 
     def revoke_link(self, link_id: str) -> dict[str, Any]:
-        """Take a one-time link back, so that nobody can open it."""
+        """Revoke a one-time link, so that nobody can open it. The key of an opened one goes on."""
         return self._call("DELETE", _path("links", link_id))
 
     def list_keys(
@@ -402,7 +402,7 @@ class HokusaiAuthClient:
     ) -> dict[str, Any]:
         """Trust a workload: its identity tokens are exchanged for keys that live `ttl` seconds.
 
-        A supplier's own owner is meant by None. The server may allow suppliers to trust repositories.
+        Where the server allows it, suppliers trust repositories as well; they leave `owner` None.
         Give `github` ("org/repo") with `workflow` ("release.yml"), `gitlab` ("group/project"), or
         `issuer` (a URL) with `claims`: name -> exact value, or a beginning and `*`. The other
         arguments are those of `create_key`; `jwks` is the issuer's key set, to ask the issuer never.
@@ -441,7 +441,7 @@ class HokusaiAuthClient:
     ) -> dict[str, Any]:
         """Change the given fields of a trust, and leave the others.
 
-        Keys from before end within a second, unless only `ttl` (in seconds) changes.
+        The trust's keys end within a second, unless only `ttl` (in seconds) changes.
         With `forget_ids`, the numbers of the repository are pinned anew at the next exchange.
         """
         fields = {

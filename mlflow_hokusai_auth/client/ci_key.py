@@ -50,7 +50,7 @@ class ExchangedKey(str):
         return made
 
     def __getnewargs__(self) -> tuple[str, profile.Origin]:  # type: ignore[override]
-        # Somebody may copy the headers of a request.
+        # A copy of a request's headers copies the key, too.
         return str(self), self.origin
 
 
@@ -116,8 +116,8 @@ def obtain() -> ExchangedKey:
 def replace(key: str) -> ExchangedKey | None:
     """Return a key in place of `key`, which the server refused with 401; None if there is none.
 
-    The server may have ended it early, because the operator changed the trust. There is one exchange
-    for it in `PAUSE` seconds at most, so that a server that refuses every key causes no loop.
+    The server may have ended it early, because the trust was changed. There is at most one exchange for
+    it in `PAUSE` seconds, so that a server that refuses every key causes no loop.
     """
     global _held, _refused
     with _lock:

@@ -43,7 +43,7 @@ def is_allowed(url: str, key: str) -> bool:
 
 
 def check_response(response: Any, **sending: Any) -> Any:
-    """The hook that both providers add to a request, for its response. Returns the one that counts.
+    """The hook that both providers add to a request. Returns the response that counts.
 
     With both providers active it runs twice, as `requests` adds a caller's hooks after those of an
     authentication object, which can't see them. The second run has no effect.
@@ -70,7 +70,7 @@ def send_again(response: Any, **sending: Any) -> Any:
         whole = isinstance(again.body, (str, bytes, type(None)))
         if key is None or not whole or not may_send(response.url, key):
             return response
-        # The connection is free again when the answer was read.
+        # The connection is free again once the answer has been read.
         _ = response.content
         response.close()
         again.headers[HEADER] = key

@@ -82,7 +82,7 @@ CODES = {
     "MISCONFIGURED": Code(503, "TEMPORARILY_UNAVAILABLE", "Server misconfigured"),
 }
 
-#: It looks as the pages of `server/web`, which come from templates behind the gate.
+#: The page for a 403. It looks like those of `server/web`, whose templates are behind the gate.
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -173,7 +173,7 @@ def render(deny: Deny, contact: str = "") -> Response:
 
 
 def render_page(deny: Deny, contact: str, root: str, sign_in: str) -> Response:
-    """Return what `render` does as a page, for a person who opened it in a browser.
+    """Return the response of `render` as a page, for a person with a browser.
 
     `root` is the relative way to `/hokusai/`, and `sign_in` that to the sign-in page.
     """

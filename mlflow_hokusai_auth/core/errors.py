@@ -22,7 +22,7 @@ class StoreError(HokusaiAuthError):
 
 
 class Misconfigured(HokusaiAuthError):
-    """Raised if a setting is missing that a request needs, and the server does without. HTTP: 503."""
+    """Raised for a request that needs a setting which is not set. HTTP answers 503."""
 
 
 class InvalidRequest(HokusaiAuthError):

@@ -82,7 +82,7 @@ def is_session_token(text: str) -> bool:
 
 
 def link_code() -> str:
-    """Return a new code of a one-time link: `hk_link_`, which no key has, and 256 bits."""
+    """Return a new code of a one-time link: `hk_link_`, with which no key begins, and 256 bits."""
     return _LINK + secrets.token_urlsafe(32)
 
 

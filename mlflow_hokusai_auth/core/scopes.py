@@ -40,7 +40,7 @@ REGISTRY_KINDS = frozenset(
 #: Kinds that a registry scope may only read: experiments by name, the server's version, its pages.
 REGISTRY_READS = frozenset({"experiments", "server", "ui", "hokusai"})
 #: The rules beyond those kinds that a registry scope may write to: a first run needs an experiment,
-#: owners of models share them, and where `Policy.supplier_trust` opens it, owners have trusts.
+#: owners of models share them, and manage trusts where `Policy.supplier_trust` opens the routes.
 _REGISTRY_WRITES = (
     "/mlflow/experiments/create",
     "/hokusai/grants",

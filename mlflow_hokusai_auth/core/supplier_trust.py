@@ -24,13 +24,16 @@ def problem(trust: Trust, caller: Principal, policy: Policy) -> str | None:
             "be. Ask the server's operator to add the trust."
         )
     if beyond := sorted(scope for scope in trust.scopes if not covers(caller.scopes, scope)):
-        return f"This key does not have the scopes {', '.join(beyond)}, so it can't pass them on."
+        return (
+            f"This key does not have the scopes {', '.join(beyond)}, so it can't pass them on. Leave "
+            "them out, or ask the server's operator to add the trust."
+        )
     if caller.models and not (
         trust.models and all(within(pattern, caller.models) for pattern in trust.models)
     ):
         return (
             "This key may change only models named "
-            f"{' or '.join(sorted(caller.models))}, so its trusts need models within that."
+            f"{' or '.join(sorted(caller.models))}, so its trusts need models within these."
         )
     if caller.no_delete and not trust.no_delete:
         return "This key may not delete anything, so its trusts need no_delete."

@@ -253,8 +253,8 @@ def choose(trusts: Iterable[Trust], claims: Mapping[str, object], now: float) ->
     came = _shown_claim(claims, name)
     return Refused(
         "TOKEN_UNTRUSTED",
-        f"No trust of this server is for a token whose claim {name} is {came}. Its operator adds one "
-        "with `hokusai-auth trust add`; upper and lower case count.",
+        f"No trust of this server is for a token whose claim {name} is {came}; upper and lower case "
+        "count. Its operator, or a supplier who may, adds one with `hokusai-auth trust add`.",
         name,
         "",
         came,
@@ -404,8 +404,8 @@ def _is_about(trust: Trust, claims: Mapping[str, object]) -> bool:
 def _differs(code: str, name: str, wanted: str, claims: Mapping[str, object]) -> Refused:
     came = _shown_claim(claims, name)
     more = (
-        " A repository was deleted and made again, or moved: if it is the right one, the operator runs "
-        "`hokusai-auth trust edit --forget-ids`."
+        " A repository was deleted and made again, or moved: if it is the right one, whoever "
+        "manages the trust runs `hokusai-auth trust edit TRUST_ID --forget-ids`."
         if code == "REPOSITORY_CHANGED"
         else ""
     )

@@ -192,13 +192,13 @@ class Settings(BaseSettings):
         (),
         description="URLs, comma-separated, at which clients reach the server, such as "
         "https://registry.example.com. An identity token must name one of them as its audience to be "
-        "exchanged for a key. One-time links begin with the first, and open at these only. Unset: no "
-        "token is exchanged, and there are no links. The Host header never counts.",
+        "exchanged for a key. One-time links begin with the first URL, and open at these only. Unset: "
+        "no token is exchanged, and there are no links. The Host header never counts.",
     )
     supplier_trust: bool = Field(
         False,
         description="Whether suppliers manage the trusts of their own owner: for repositories on "
-        "github.com and gitlab.com, with at most the rights of their own key. Unset: only "
+        "github.com and gitlab.com, with at most the rights of their own key. false: only "
         "administrators manage trusts.",
     )
     session_lifetime: float = Field(

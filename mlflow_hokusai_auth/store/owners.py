@@ -284,10 +284,9 @@ class Ownership:
         """Give models or experiments to `owner`; unless `apply`, only say what would change.
 
         They are given by one pattern, or as `names` with `kind` and `name` each, and perhaps `owner`,
-        or they are all that `from_owner` owns, prefixes included. A
-        model that is gone keeps its name under the new owner. The grants of a former owner end, or
-        become the new owner's with `keep_grants`. Changes are made in batches: if one fails, those
-        before it stay.
+        or they are all that `from_owner` owns, prefixes included. A model that is gone keeps its name
+        under the new owner. The grants of a former owner end, or become the new owner's with
+        `keep_grants`. Changes are made in batches: if one fails, those before it stay.
 
         The answer has `changes` (rows with `before`), `changed` and `unchanged` (numbers), `missing`
         (names), and `foreign_sources`: versions of these models whose files are not the owner's. Each

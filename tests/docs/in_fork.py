@@ -2,8 +2,8 @@
 
 Commands on pages find scripts of these names, which run `in_fork.py NAME PYTHONPATH …`, with the fork
 server's PYTHONPATH. It asks that server for a fork with its own arguments, environment, folder, umask
-and files, passes on signals, and ends as the fork does. It becomes the real program if a fork is
-too late.
+and files, passes on signals, and ends as the fork does. Where a fork comes
+too late, because something is read when MLflow is imported, it becomes the real program.
 """
 
 from __future__ import annotations

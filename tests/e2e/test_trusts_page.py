@@ -125,7 +125,7 @@ def test_page_is_accessible_and_fits(
     opened: Opened,  # noqa: F811
     server: Server,
 ) -> None:
-    """Also with the longest names, and when something is wrong or was done."""
+    """The page stays so with the longest names, and when something is wrong or was done."""
     trusts = Trusts(server.store.database)
     owner = f"{width}{'o' * 250}"
     long = f"{'w' * 200}{width}"

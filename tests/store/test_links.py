@@ -76,7 +76,7 @@ def test_link_makes_its_key_when_it_is_opened(
     clock.shift(3600)
     found = opened(links.open(code, by=FIRST))
     assert found.key.startswith("hk_test_") and keys.problem(found.key) is None
-    # The key lives from its making on.
+    # The key's lifetime begins when it is made.
     assert store.lookup(found.key) == Principal(
         found.record.key_id,
         "ACME",
@@ -281,7 +281,7 @@ def test_link_is_made_only_for_a_key_that_could_be(store: LocalStore, links: Lin
     ):
         with pytest.raises(KeyConflict, match="upper and lower case"):
             other()
-    # A link that is over holds no spelling.
+    # A link that waits no more reserves no spelling of an owner.
     links.revoke(links.each()[0].link_id)
     _, code = create(links, owner="ACME")
     opened(links.open(code))

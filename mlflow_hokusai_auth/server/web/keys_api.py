@@ -96,7 +96,7 @@ def blueprint(
 
     @routes.post("/keys/find")
     def find_keys() -> flask.Response:
-        # In the body, because logs and histories keep what stands in a URL.
+        # The key stands in the body, because logs and histories keep URLs.
         body = schemas.parse(schemas.KeyToFind, api.body())
         return flask.jsonify(keys=described(find(store, body.key)))
 

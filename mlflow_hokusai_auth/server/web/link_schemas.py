@@ -62,7 +62,7 @@ class MadeLink(Link):
 
 
 class LinkList(BaseModel):
-    """All links, newest first. Links that are over stay for 30 days."""
+    """All links, newest first. Each stays for 30 days after it has expired, opened or not."""
 
     links: list[Link]
 

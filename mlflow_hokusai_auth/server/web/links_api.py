@@ -28,7 +28,7 @@ PAGE = "/hokusai/link"
 
 @dataclass(frozen=True)
 class LinkMaker:
-    """It makes links in `links`, below the first of `public_urls`, to keys that live by `lifetimes`."""
+    """Makes links in `links`, below the first of `public_urls`, to keys that live by `lifetimes`."""
 
     links: Links
     public_urls: Sequence[str]

@@ -341,8 +341,8 @@ class Status(BaseModel):
     )
     links_waiting: int | None = Field(description="The number of one-time links that wait.")
     links_refused: int | None = Field(
-        description="The number of one-time links that somebody tried after they had been opened or "
-        "revoked, or were over."
+        description="The number of one-time links with refused attempts: they had been opened or "
+        "revoked, had expired, or could not make their key."
     )
     migrations_current: bool
     health: HealthNow

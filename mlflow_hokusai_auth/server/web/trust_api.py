@@ -127,7 +127,7 @@ class TrustActions:
         return trusts.edit(trust_id, changed, callers.actor(), forget_ids=forget)
 
     def remove(self, trust_id: str) -> TrustRecord:
-        """End a trust, and its keys."""
+        """Remove a trust, and end its keys."""
         trusts = self.trusts_of_caller()
         if callers.principal().no_delete:
             raise Forbidden("This key may not delete anything.")

@@ -132,7 +132,7 @@ def test_browser_with_another_key_gets_a_page_and_a_program_json() -> None:
         program = take(with_key("write", "GET", path, ("Accept", "*/*")), gate)[1]
         assert isinstance(program, Answer) and program.status == 403
         assert json.loads(program.body)["error"] == "SCOPE_MISSING", path
-    # What a page's script asks for is no page, and what is no navigation neither.
+    # A page's script asks for no page, and nor does any request that is no navigation.
     sent = take(with_key("read", "POST", "/api/2.0/mlflow/runs/create", html), make_gate())[1]
     assert isinstance(sent, Answer) and json.loads(sent.body)["error"] == "SCOPE_MISSING"
     assert take(with_key("read", "POST", "/hokusai/keys/new", html), make_gate())[1].body[:9] == (

@@ -126,7 +126,7 @@ def test_page_says_why_a_link_shows_no_key(site: Site) -> None:
     void = site.make(replaces=old.key_id)
     site.store.revoke(old.key_id)
     for sent, status, words in (
-        (revoked["url"], 410, "taken back"),
+        (revoked["url"], 410, "has revoked this link"),
         (late["url"], 410, "could be opened until"),
         (void["url"], 409, f"Key {old.key_id} is revoked"),
         (keys.link_code(), 404, "knows no such link"),

@@ -79,7 +79,7 @@ def blueprint(
 
     @routes.context_processor
     def whether_to_link() -> dict[str, Callable[[], bool]]:
-        """The bar asks this, which only pages for somebody who is signed in have."""
+        """The bar asks this. Only pages for somebody who is signed in have the bar."""
         return {
             "has_trusts": lambda: (
                 shared.may(gate, "GET", "/hokusai/trusts") and trust_actions.may_list()

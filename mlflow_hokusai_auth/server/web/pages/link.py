@@ -31,7 +31,8 @@ _UNREADABLE = (
     "This is not a whole link. Copy it again, to its end, from the message that it came in."
 )
 _UNKNOWN = (
-    "This server knows no such link. Copy it again, whole. It forgets a link 30 days after its end."
+    "This server knows no such link. Copy it again, whole. Links are forgotten 30 days after they "
+    "have expired."
 )
 
 
@@ -53,7 +54,9 @@ def add(routes: flask.Blueprint, maker: LinkMaker | None, gate: Gate) -> None:
         origin = request.text(b"origin")
         if origin and origin not in {browser.origin_of(url) for url in maker.public_urls}:
             where = " or ".join(maker.public_urls)
-            return _problem(403, f"This link is for {where}, and you opened it at {origin}.")
+            return _problem(
+                403, f"This link is for {where}, not for {origin}. Open it as it was sent."
+            )
         caller = callers.current.get()
         if (wait := gate.limits.open_link(caller.address)) is not None:
             page = _problem(429, "Too many attempts. Wait a minute, then try again.")
@@ -90,7 +93,7 @@ def _made(opened: Opened, maker: LinkMaker) -> Response:
 
 
 def _problem(status: int, text: str, *, again: bool = False) -> Response:
-    """Return the page with a problem; `again` shows the form again, to paste another code."""
+    """Return the page with a problem; with `again` it has the form, to paste another code."""
     return shared.page("link.html", status, problem=text, again=again)
 
 
@@ -101,10 +104,10 @@ def _reason(refused: Refused) -> str:
         assert link.opened_at is not None
         return (
             f"This link was opened on {times.moment(link.opened_at)}, and it makes one key only. If "
-            "that was not you, somebody else has the key: say so at once, so that it is revoked."
+            "that was not you, somebody else has the key: tell whoever sent it, who can revoke the key."
         )
     if refused.state == "revoked":
-        return "This link was taken back by the server’s operator. Ask for a new one."
+        return "The server’s operator has revoked this link. Ask for a new one."
     if refused.state == "expired":
         return (
             f"This link could be opened until {times.moment(link.expires_at)}. Ask for a new one."

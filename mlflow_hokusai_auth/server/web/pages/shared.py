@@ -43,7 +43,7 @@ def page(template: str, status: int = 200, **values: object) -> Response:
 
 
 def status_of(error: InvalidRequest) -> int:
-    """Return the status of a page that says this."""
+    """Return the status of the page that shows `error`."""
     return next(status for kind, status in _STATUS if isinstance(error, kind))
 
 

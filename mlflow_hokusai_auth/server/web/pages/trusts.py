@@ -1,7 +1,7 @@
 """`/hokusai/trusts`: the CI jobs and other workloads that get keys for their identity tokens.
 
-Who may see and change what is decided by `trust_api`, as for REST, and by the gate, which knows from
-`core.routes` and the policy who may send which form.
+`trust_api` decides who may see and change what, as for REST. The gate decides, by `core.routes` and the
+policy, who may send which form.
 """
 
 from __future__ import annotations
