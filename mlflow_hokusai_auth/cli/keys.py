@@ -376,7 +376,7 @@ def rotate(key_id: str, overlap: str, as_json: bool, link: bool, link_expires: s
 
 @keys.command()
 @click.argument("key_id", required=False)
-@click.option("--owner", help="Revoke all valid keys of this owner, who leaves.")
+@click.option("--owner", help="Revoke all keys and links of this owner, who leaves.")
 @click.option(
     "--apply", is_flag=True, help="With --owner: do it; otherwise only show which keys would end."
 )

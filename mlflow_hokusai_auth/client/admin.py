@@ -249,7 +249,7 @@ class HokusaiAuthClient:
     ) -> dict[str, Any]:
         """Revoke all valid keys of `owner`; unless `apply`, only return which: `keys`.
 
-        One-time links of this owner that wait are taken back as well: `links` are their ids. `kept`
+        One-time links of this owner that wait are revoked as well: `links` are their ids. `kept`
         says why other keys stay, and `trusts` are the ids of trusts that still give keys of this owner
         to jobs. `wait` and `force` are those of `revoke_key`.
         """

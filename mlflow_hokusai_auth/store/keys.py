@@ -450,7 +450,7 @@ def _revoke(
 
 
 def _revoke_links(change: Change, owner: str, by: Actor) -> list[str]:
-    """Take back the waiting one-time links of `owner`, in `change`. Return their ids."""
+    """Revoke the waiting one-time links of `owner`, in `change`. Return their ids."""
     # PostgreSQL raises an error for a NUL.
     if not owner.isprintable():
         return []

@@ -28,10 +28,10 @@ from .tables import LINKS
 #: Seconds for which a link can be opened, by default and at most.
 LIFETIME = 86400.0
 MAX_LIFETIME = 7 * 86400.0
-#: Refused attempts to open a link that are audited, each in a row. Further ones are only counted: who
-#: has an old link could fill the audit log with it.
+#: Refused attempts to open a link that are audited, each in a row. Further ones are only counted, so
+#: that nobody fills the audit log with an old link.
 MAX_AUDITED = 100
-#: Seconds for which a link that is over is kept, to say so to whoever opens it.
+#: Seconds for which a link is kept after it has expired, to say so to whoever tries it.
 KEPT = 30 * 86400.0
 
 _BY_DIGEST = sa.select(LINKS).where(LINKS.c.digest == sa.bindparam("digest"))
@@ -143,7 +143,7 @@ class Links:
         return link, code
 
     def each(self) -> list[LinkRecord]:
-        """Return all links, newest first; those that are over are kept for `KEPT` seconds."""
+        """Return all links, newest first; each is kept for `KEPT` seconds after it has expired."""
         query = sa.select(LINKS).order_by(LINKS.c.created_at.desc(), LINKS.c.link_id)
         with self._database.reading() as connection:
             return [_record(row) for row in connection.execute(query)]
@@ -154,7 +154,7 @@ class Links:
         return [one for one in self.each() if (one.owner, one.state(now)) == (owner, "waiting")]
 
     def counts(self) -> tuple[int, int]:
-        """Return the number of links that wait, and of those that somebody tried in vain."""
+        """Return the number of links that wait, and of those with refused attempts."""
         query = sa.select(
             sa.func.count().filter(*records.waiting_links(time.time())),
             sa.func.count().filter(LINKS.c.refused > 0),
@@ -164,7 +164,7 @@ class Links:
         return int(waiting), int(refused)
 
     def revoke(self, link_id: str, by: Actor = NOBODY) -> LinkRecord:
-        """Take a link back, so that nobody can open it. Raises NotFound, and Conflict if it is over."""
+        """Revoke a link that waits, so that nobody can open it. Raises NotFound and Conflict."""
         now = time.time()
         with self._database.changing(generation=False) as change:
             _get(change.connection, link_id)

@@ -255,7 +255,7 @@ def get(connection: sa.Connection, key_id: str) -> KeyRecord:
 
 
 def valid_of(connection: sa.Connection, owner: str) -> list[KeyRecord]:
-    """Return all valid keys of `owner`, newest first, and those for identity tokens among them."""
+    """Return all valid keys of `owner`, newest first, exchanged ones included."""
     # PostgreSQL raises an error for a NUL.
     if not owner.isprintable():
         return []

@@ -194,7 +194,7 @@ class KeyToFind(Body):
 
 
 class Revocation(Body):
-    """The owner whose valid keys are to end, all at once."""
+    """The owner whose valid keys and waiting one-time links are to be revoked, all at once."""
 
     owner: Owner
     apply: Annotated[
@@ -269,16 +269,16 @@ class FoundKeys(BaseModel):
 
 
 class Revoked(BaseModel):
-    """The keys and one-time links of an owner that ended, if it is `applied`, or would end."""
+    """The keys and one-time links of an owner that were revoked, if it is `applied`, or would be."""
 
     applied: bool
     keys: list[Key]
     kept: list[str] = Field(description="Why each of the owner's other valid keys stays.")
     links: list[str] = Field(
-        description="Waiting one-time links that were, or would be, taken back."
+        description="The ids of waiting one-time links that were revoked, or would be."
     )
     trusts: list[str] = Field(
-        description="Trusts that still give keys of this owner to jobs, until they are removed."
+        description="The ids of trusts that give jobs keys of this owner until they are removed."
     )
 
 

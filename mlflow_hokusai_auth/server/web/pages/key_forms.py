@@ -67,7 +67,7 @@ def add(
         if maker is None:
             raise NotFound(links_api.ABSENT)
         if not shared.may(gate, "POST", "/api/2.0/hokusai/links"):
-            raise Forbidden("One-time links are made by a key with mlflow:admin.")
+            raise Forbidden("Only a key with mlflow:admin makes one-time links.")
         return maker
 
     def linked(links: LinkMaker, body: Mapping[str, object], called: str) -> Response:
@@ -86,7 +86,7 @@ def add(
         try:
             if links is not None:
                 if "key" in body:
-                    raise InvalidRequest("A link makes a new key, so it can't import one.")
+                    raise InvalidRequest("A link makes a new key: leave the existing key out.")
                 new_key = schemas.parse(schemas.NewKey, body)
                 return linked(links, {"key": body}, new_key.name or new_key.owner)
             if "key" not in body:
