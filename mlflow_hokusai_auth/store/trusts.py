@@ -100,7 +100,7 @@ class Trusts:
         self._swept_at = 0.0
 
     def of(self, owner: str, check: Callable[[Trust], object]) -> Trusts:
-        """Return the trusts of `owner` alone, each of which `check` allows."""
+        """Return the trusts of `owner` alone; `check` judges each that is added or edited."""
         return Trusts(self._database, owner, check)
 
     def each(self) -> list[TrustRecord]:

@@ -267,7 +267,7 @@ _ROWS = (
     _Row("POST token", "exchangeToken",
          "Exchange a workload's identity token for a key (RFC 8693). It needs no key.",
          trusted.ExchangedKey, errors=("404", "413"), extra=_EXCHANGE),
-    _Row("GET status", "getStatus", "The mode, isolation, keys and health of this server.",
+    _Row("GET status", "getStatus", "The mode, isolation, keys, links and health of this server.",
          schemas.Status),
     _Row("GET audit", "listAudit", "The last events of the audit log, oldest first.",
          schemas.AuditPage, extra={"parameters": _OF_AUDIT}),

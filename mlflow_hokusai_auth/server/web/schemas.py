@@ -319,7 +319,7 @@ class HealthNow(BaseModel):
 
 
 class Status(BaseModel):
-    """The mode, isolation, keys and health of a server."""
+    """The mode, isolation, keys, links and health of a server."""
 
     version: str
     mode: str

@@ -136,7 +136,9 @@ class TrustActions:
     def _check_supplier(self, caller: Principal) -> None:
         """Raise Forbidden unless this key, which is no administrator's, manages its owner's trusts."""
         if not self.gate.policy.supplier_trust:
-            raise Forbidden("Only administrators manage the trusts of this server.")
+            raise Forbidden(
+                "Only administrators manage the trusts of this server: ask its operator."
+            )
         try:
             ours = self.store.get(caller.key_id).owner == caller.owner_id
         except KeyNotFound:
