@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_as_the_issue_writes_it(call: Call, store: LocalStore) -> None:  # noqa:
 
     refused = links.open(code)
     assert isinstance(refused, Refused)
-    assert "1 with refused attempts" in call("status").stdout
+    assert "1 with refused attempts (1 after it was opened" in call("status").stdout
     taken = json.loads(call(*CREATE, "--json").stdout)
     assert "revoked" in call("links", "revoke", taken["link_id"]).stdout
     listed = json.loads(call("links", "list", "--json").stdout)["links"]
@@ -73,7 +74,7 @@ def test_mistakes_say_what_to_do(
 ) -> None:
     for arguments, status, words in (
         ((*CREATE[:-1], "--link-expires", "1h"), 2, "--link-expires needs --link"),
-        ((*CREATE, "--link-expires", "8d"), 2, "expires_in"),
+        ((*CREATE, "--link-expires", "8d"), 2, "--link-expires takes 7d at most"),
         ((*CREATE, "--link-expires", "soon"), 2, "--link-expires takes"),
         ((*CREATE, "--environment", "x"), 2, "environment"),
         (("keys", "rotate", "key_0", "--link"), 1, "There is no key"),
@@ -92,3 +93,13 @@ def test_links_of_a_leaver_are_taken_back(call: Call, store: LocalStore) -> None
     assert "1 one-time link revoked" in call(*leaver, "--apply").stdout
     refused = Links(store.database).open(code)
     assert isinstance(refused, Refused) and refused.state == "revoked"
+
+
+def test_a_link_needs_a_store_that_a_server_has(
+    call: Call,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOKUSAI_AUTH_DATABASE_URI", f"sqlite:///{tmp_path}/elsewhere.db")
+    assert "there is no key store" in mistake(call(*CREATE, status=1))
+    assert not (tmp_path / "elsewhere.db").exists()

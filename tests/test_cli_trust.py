@@ -67,6 +67,7 @@ def test_other_issuers_and_key_sets_from_files(call: Call, tmp_path: Path) -> No
     ("arguments", "status", "words"),
     [
         ((*ADD,), 2, "Say who is trusted"),
+        (("trust", "add", "--scope", "model:write", *GITHUB), 2, "A supplier gives --url"),
         ((*ADD, "--github", "acme/models"), 2, "needs workflow"),
         ((*ADD, *GITHUB, "--ttl", "2h"), 2, "ttl"),
         ((*ADD, *GITHUB, "--ttl", "soon"), 2, "--ttl takes"),

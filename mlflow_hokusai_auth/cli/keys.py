@@ -130,7 +130,8 @@ def _field_options(*, required: bool) -> Callable[[F], F]:
 def create(as_json: bool, link: bool, link_expires: str | None, **given: Any) -> None:
     """Make a key and print it; it is shown only once."""
     lasting = lasting_link(link, link_expires)
-    with opened(make=True) as store:
+    # A link of a new store would be for a server that does not exist.
+    with opened(make=not link) as store:
         from mlflow_hokusai_auth.server.web import schemas
 
         if link:

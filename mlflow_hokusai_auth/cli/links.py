@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import F, date, json_option, print_json, print_table, seconds
+from .output import F, WrongValue, date, json_option, print_json, print_table, seconds
 from .store import actor, opened
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ def make(store: LocalStore, body: Mapping[str, Any], *, as_json: bool) -> None:
     from mlflow_hokusai_auth.server import settings
     from mlflow_hokusai_auth.server.web.link_schemas import describe
     from mlflow_hokusai_auth.server.web.links_api import LinkMaker
-    from mlflow_hokusai_auth.store.links import Links
+    from mlflow_hokusai_auth.store.links import MAX_LIFETIME, Links
 
+    if body.get("expires_in", 0.0) > MAX_LIFETIME:
+        raise WrongValue("--link-expires takes 7d at most")
     config = settings.load()
     maker = LinkMaker(Links(store.database), config.public_urls, settings.lifetimes_of(config))
     link, url = maker.make(body, actor())

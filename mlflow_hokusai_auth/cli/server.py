@@ -432,7 +432,7 @@ def _print_status(found: Mapping[str, Any], uri: str | None) -> None:
             "isolation": isolation,
             "keys": "unknown" if keys is None else f"{total}{': ' if states else ''}{states}",
             "ending in 14 days": found["keys_ending_soon"],
-            "links": _links(found["links_waiting"], found["links_refused"]),
+            "links": _links(found),
             "migrations": "current" if found["migrations_current"] else "not current",
             "health": health["status"],
             **{
@@ -443,11 +443,17 @@ def _print_status(found: Mapping[str, Any], uri: str | None) -> None:
     )
 
 
-def _links(waiting: int | None, refused: int | None) -> str:
-    if waiting is None:
+def _links(found: Mapping[str, Any]) -> str:
+    if found["links_waiting"] is None:
         return "unknown"
-    tried = f", {refused} with refused attempts: see `hokusai-auth links list`" if refused else ""
-    return f"{waiting} waiting{tried}"
+    text = f"{found['links_waiting']} waiting"
+    if found["links_refused"]:
+        text += f", {found['links_refused']} with refused attempts"
+    if found["links_tried_again"]:
+        text += (
+            f" ({found['links_tried_again']} after it was opened: see `hokusai-auth links list`)"
+        )
+    return text
 
 
 @click.command()

@@ -76,6 +76,10 @@ def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: 
             described = client.add_trust(body.pop("owner", None), body.pop("scopes"), **body)
         _show(described, as_json)
         return
+    if "owner" not in body:
+        raise WrongValue(
+            "--owner names the owner of the keys. A supplier gives --url, the server's, instead"
+        )
     with opened(make=True) as store:
         from mlflow_hokusai_auth.server.web import schemas, trust_api, trust_schemas
         from mlflow_hokusai_auth.store.trusts import Trusts
@@ -85,6 +89,12 @@ def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: 
         record = Trusts(store.database).add(workload, **trust_schemas.fields(new), by=actor())
         described = trust_schemas.describe(record)
     _show(described, as_json)
+    if new.github is not None and new.environment is None:
+        click.echo(
+            "hokusai-auth: everybody who may push to any branch of the repository can change the "
+            "workflow there, and get a key. --environment names an environment, which GitHub protects.",
+            err=True,
+        )
 
 
 @trust.command("list")

@@ -218,6 +218,13 @@ def settle(
     ):
         return Deny("ISOLATED", UNKNOWN.message, operation=operation)
     if policy.isolated and _is_closed(principal, operation, policy):
+        if operation.rule in _OF_SUPPLIERS:
+            return Deny(
+                "ISOLATED",
+                "Only the server's operator manages trusts here. Ask the operator to trust your jobs, "
+                "or to let suppliers do so (HOKUSAI_AUTH_SUPPLIER_TRUST=true).",
+                operation=operation,
+            )
         staffs = Access.ADMIN if operation.access is Access.ADMIN else Access.WRITE
         return Deny(
             "ISOLATED",

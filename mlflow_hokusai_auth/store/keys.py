@@ -325,10 +325,13 @@ class LocalStore:
     ) -> KeyRecord:
         """End a key now and for good; `event` and `detail` go into the audit log.
 
-        A key that is revoked already keeps its time. Unless `force`, raises KeyConflict for the last
-        key that may manage the others.
+        A key that is revoked already keeps its time. Links that wait to replace it are revoked.
+        Unless `force`, raises KeyConflict for the last key that may manage the others.
         """
-        with self.database.changing() as change:
+        with self.database.changing(generation=False) as change:
+            # The links come first: opening one takes its row before the generation.
+            _revoke_links(change, LINKS.c.replaces, key_id, by)
+            change.bump()
             record = records.get(change.connection, key_id)
             return _revoke(change, record, by, force=force, event=event, **detail)
 
@@ -349,7 +352,7 @@ class LocalStore:
         ended, kept = [], []
         with self.database.changing(generation=False) as change:
             # The links come first: opening one takes its row before the generation.
-            links = _revoke_links(change, owner, by)
+            links = _revoke_links(change, LINKS.c.owner, owner, by)
             change.bump()
             going = records.valid_of(change.connection, owner)
             # If one that may manage the others has to stay, it is that of the caller.
@@ -449,18 +452,18 @@ def _revoke(
     return record
 
 
-def _revoke_links(change: Change, owner: str, by: Actor) -> list[str]:
-    """Revoke the waiting one-time links of `owner`, in `change`. Return their ids."""
+def _revoke_links(change: Change, column: sa.Column[Any], value: str, by: Actor) -> list[str]:
+    """Revoke the waiting one-time links with `value` in `column`. Return their ids."""
     # PostgreSQL raises an error for a NUL.
-    if not owner.isprintable():
+    if not value.isprintable():
         return []
     now = time.time()
-    these = sa.update(LINKS).where(LINKS.c.owner == owner, *records.waiting_links(now))
-    taken = these.values(revoked_at=now).returning(LINKS.c.link_id)
-    links = sorted(change.connection.execute(taken).scalars())
-    for link_id in links:
+    these = sa.update(LINKS).where(column == value, *records.waiting_links(now))
+    taken = these.values(revoked_at=now).returning(LINKS.c.link_id, LINKS.c.owner)
+    links = sorted((row.link_id, row.owner) for row in change.connection.execute(taken))
+    for link_id, owner in links:
         change.audit("link.revoked", by, link_id=link_id, owner=owner)
-    return links
+    return [link_id for link_id, _ in links]
 
 
 def _refuse_ephemeral(record: KeyRecord) -> None:

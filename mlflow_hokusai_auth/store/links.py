@@ -153,15 +153,17 @@ class Links:
         now = time.time()
         return [one for one in self.each() if (one.owner, one.state(now)) == (owner, "waiting")]
 
-    def counts(self) -> tuple[int, int]:
-        """Return the number of links that wait, and of those with refused attempts."""
+    def counts(self) -> tuple[int, int, int]:
+        """Return the numbers of links that wait, that were refused, and refused after opening."""
+        tried = LINKS.c.refused > 0
         query = sa.select(
             sa.func.count().filter(*records.waiting_links(time.time())),
-            sa.func.count().filter(LINKS.c.refused > 0),
+            sa.func.count().filter(tried),
+            sa.func.count().filter(tried, LINKS.c.opened_at.is_not(None)),
         ).select_from(LINKS)
         with self._database.reading() as connection:
-            waiting, refused = connection.execute(query).one()
-        return int(waiting), int(refused)
+            waiting, refused, again = connection.execute(query).one()
+        return int(waiting), int(refused), int(again)
 
     def revoke(self, link_id: str, by: Actor = NOBODY) -> LinkRecord:
         """Revoke a link that waits, so that nobody can open it. Raises NotFound and Conflict."""

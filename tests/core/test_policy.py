@@ -202,6 +202,9 @@ def test_trusts_are_for_administrators_unless_a_setting_opens_them_to_suppliers(
                     )
                     verdict = settle(need, whose(scope), NOW, policy)
                     assert isinstance(verdict, Allow) is allowed, (method, at, scope, policy)
+                    if isinstance(verdict, Deny) and verdict.code == "ISOLATED":
+                        # Nobody is to ask for an administrator's key.
+                        assert "HOKUSAI_AUTH_SUPPLIER_TRUST" in verdict.message
             assert operation.rule == operation_of(method, at, shut).rule
         for other in (
             "/api/2.0/hokusai/trust/",

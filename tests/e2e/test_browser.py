@@ -206,7 +206,10 @@ def test_the_whole_way(
     made.get_by_role("button", name="Copy both lines").click()
     expect(made.get_by_role("status")).to_have_text("Copied.")
     lines = page.evaluate("navigator.clipboard.readText()").splitlines()
-    assert lines == [f"HOKUSAI_API_KEY={key}", f"MLFLOW_TRACKING_URI={server.origin}{prefix}"]
+    assert lines == [
+        f"export HOKUSAI_API_KEY={key}",
+        f"export MLFLOW_TRACKING_URI={server.origin}{prefix}",
+    ]
     made.get_by_role("button", name="Done").click()
     assert key not in page.content()
     row = page.get_by_role("row").filter(has_text=name)

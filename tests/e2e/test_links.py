@@ -110,8 +110,8 @@ def test_link_on_a_phone_shows_the_key_once(person: Callable[..., Any], server: 
     assert whoami(server, key)["name"] == "training"
     lines = page.get_by_label("Set these two variables").input_value().splitlines()
     assert lines == [
-        f"HOKUSAI_API_KEY={key}",
-        f"MLFLOW_TRACKING_URI={server.origin}/mlflow",
+        f"export HOKUSAI_API_KEY={key}",
+        f"export MLFLOW_TRACKING_URI={server.origin}/mlflow",
     ]
     assert axe_api.Axe().run(page).response["violations"] == []
     assert not page.evaluate("document.scrollingElement.scrollWidth > innerWidth")

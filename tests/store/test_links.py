@@ -127,7 +127,7 @@ def test_link_that_is_over_makes_no_key_and_the_attempt_is_told(
             after = {one.link_id: one for one in links.each()}[link.link_id]
             assert (after.refused, after.refused_at) == (attempt, START + 60)
     assert len(list(store.each())) == made
-    assert links.counts() == (0, 3)
+    assert links.counts() == (0, 3, 1)
 
 
 def test_unknown_code_costs_no_write(store: LocalStore, links: Links) -> None:
@@ -214,12 +214,18 @@ def test_link_to_a_replacement_replaces_the_key_when_it_is_opened(
 def test_link_to_a_replacement_of_a_key_that_has_ended_makes_none(
     store: LocalStore, links: Links, clock: time_machine.Traveller
 ) -> None:
-    revoked, replaced = (store.create(owner="ACME", scopes=["model:read"])[0] for _ in range(2))
-    codes = [links.create_rotation(one.key_id)[1] for one in (revoked, replaced)]
+    revoked, replaced, late = (
+        store.create(owner="ACME", scopes=["model:read"], expires_at=ends)[0]
+        for ends in (None, None, START + 9.0)
+    )
+    codes = [links.create_rotation(one.key_id)[1] for one in (revoked, replaced, late)]
     store.revoke(revoked.key_id)
     store.rotate(replaced.key_id)
+    clock.shift(10)
     before = list(store.each())
-    for code, words in zip(codes, ("is revoked", "was replaced by"), strict=True):
+    # Whoever revokes a key need not think of its links.
+    assert state(links.open(codes.pop(0), by=SECOND)) == "revoked"
+    for code, words in zip(codes, ("was replaced by", "is expired"), strict=True):
         refused = links.open(code, by=SECOND)
         assert isinstance(refused, Refused)
         assert refused.state == "waiting" and words in refused.conflict

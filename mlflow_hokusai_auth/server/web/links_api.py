@@ -40,8 +40,9 @@ class LinkMaker:
             raise Misconfigured(
                 full_message(
                     "MISCONFIGURED",
-                    "HOKUSAI_AUTH_PUBLIC_URLS is not set, so this server does not know where a link "
-                    "must lead. Its operator sets it to the URL at which clients reach the server.",
+                    "HOKUSAI_AUTH_PUBLIC_URLS is not set, so nobody knows where a link must lead. "
+                    "The operator sets it, for the server and in the shell of `hokusai-auth`, to the "
+                    "URL at which clients reach the server.",
                 )
             )
 

@@ -344,6 +344,9 @@ class Status(BaseModel):
         description="The number of one-time links with refused attempts: they had been opened or "
         "revoked, had expired, or could not make their key."
     )
+    links_tried_again: int | None = Field(
+        description="The number of those that had been opened: somebody else may have been first."
+    )
     migrations_current: bool
     health: HealthNow
 

@@ -39,7 +39,7 @@ def status_of(
     """Return the status as `schemas.Status` describes it. A store that is down is a part of it."""
     keys: dict[str, int] | None = None
     ending: int | None = None
-    links: tuple[int, int] | tuple[None, None] = (None, None)
+    links: tuple[int, int, int] | tuple[None, None, None] = (None, None, None)
     current = False
     try:
         current = store.is_current()
@@ -61,6 +61,7 @@ def status_of(
         keys_ending_soon=ending,
         links_waiting=links[0],
         links_refused=links[1],
+        links_tried_again=links[2],
         migrations_current=current,
         health=schemas.HealthNow(**health.result()),
     ).model_dump()

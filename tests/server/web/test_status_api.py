@@ -44,6 +44,7 @@ def test_status_says_what_is_in_force_and_what_is_down(
         "keys_ending_soon": 0,
         "links_waiting": 0,
         "links_refused": 0,
+        "links_tried_again": 0,
         "migrations_current": True,
         "health": {"status": "ok", "checks": {}},
     }

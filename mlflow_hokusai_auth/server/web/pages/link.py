@@ -12,7 +12,7 @@ import flask
 
 from mlflow_hokusai_auth.core import browser, times
 from mlflow_hokusai_auth.core.errors import Misconfigured
-from mlflow_hokusai_auth.core.keys import link_code_in
+from mlflow_hokusai_auth.core.keys import link_code_in, problem
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.web import links_api, schemas
 from mlflow_hokusai_auth.store.database import Actor
@@ -30,9 +30,10 @@ _CROSS_SITE = "The form was not sent from this page. Open the link again and try
 _UNREADABLE = (
     "This is not a whole link. Copy it again, to its end, from the message that it came in."
 )
+_IS_KEY = "This is a key already, and not a link: set it as HOKUSAI_API_KEY."
 _UNKNOWN = (
-    "This server knows no such link. Copy it again, whole. Links are forgotten 30 days after they "
-    "have expired."
+    "This server knows no such link. Copy it again, whole, or ask for a new one: it may be for another "
+    "server, and links are forgotten 30 days after they have expired."
 )
 
 
@@ -55,16 +56,20 @@ def add(routes: flask.Blueprint, maker: LinkMaker | None, gate: Gate) -> None:
         if origin and origin not in {browser.origin_of(url) for url in maker.public_urls}:
             where = " or ".join(maker.public_urls)
             return _problem(
-                403, f"This link is for {where}, not for {origin}. Open it as it was sent."
+                403,
+                f"This link is for {where}, not for {origin}. Nothing has happened: open it as it was "
+                "sent.",
             )
         caller = callers.current.get()
         if (wait := gate.limits.open_link(caller.address)) is not None:
             page = _problem(429, "Too many attempts. Wait a minute, then try again.")
             page.headers["Retry-After"] = str(int(wait) + 1)
             return page
-        code = link_code_in(flask.request.form.get("code", ""))
+        sent = flask.request.form.get("code", "").strip()
+        code = link_code_in(sent)
         if code is None:
-            return _problem(400, _UNREADABLE, again=True)
+            is_key = sent.startswith("hk_") and problem(sent) is None
+            return _problem(400, _IS_KEY if is_key else _UNREADABLE, again=True)
         by = Actor("", "", caller.address, caller.request_id)
         answer = maker.links.open(code, lifetimes=maker.lifetimes, by=by)
         if answer is None:
@@ -88,7 +93,9 @@ def _unusable(maker: LinkMaker | None) -> Response | None:
 def _made(opened: Opened, maker: LinkMaker) -> Response:
     key = schemas.describe(opened.record)
     replaced = opened.replaced and schemas.describe(opened.replaced)
-    lines = f"HOKUSAI_API_KEY={opened.key}\nMLFLOW_TRACKING_URI={maker.public_urls[0]}"
+    lines = (
+        f"export HOKUSAI_API_KEY={opened.key}\nexport MLFLOW_TRACKING_URI={maker.public_urls[0]}"
+    )
     return shared.page("link.html", made={**key, "key": opened.key}, replaced=replaced, lines=lines)
 
 
@@ -104,7 +111,8 @@ def _reason(refused: Refused) -> str:
         assert link.opened_at is not None
         return (
             f"This link was opened on {times.moment(link.opened_at)}, and it makes one key only. If "
-            "that was not you, somebody else has the key: tell whoever sent it, who can revoke the key."
+            f"that was not you, somebody else has the key {link.key_id}: tell whoever sent the link, "
+            "who can revoke the key. If it was you and you did not save the key, ask for a new link."
         )
     if refused.state == "revoked":
         return "The server’s operator has revoked this link. Ask for a new one."

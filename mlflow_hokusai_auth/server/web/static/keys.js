@@ -323,7 +323,7 @@ function show(made) {
   else {
     const server = new URL("..", HOME).href.replace(/\/$/, "");
     $("#made-key").value = made.key;
-    $("#made-lines").value = `HOKUSAI_API_KEY=${made.key}\nMLFLOW_TRACKING_URI=${server}`;
+    $("#made-lines").value = `export HOKUSAI_API_KEY=${made.key}\nexport MLFLOW_TRACKING_URI=${server}`;
   }
   $("dialog[open] .copy input").select();
   copied = warned = false;
