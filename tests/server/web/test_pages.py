@@ -476,7 +476,7 @@ class TestForms:
         links.create(owner="ACME", scopes=["model:read"])
         fields = {"action": "revoke", "owner": "ACME"}
         asked = self.send(here, "selected", **fields).text
-        assert "1 one-time link that nobody has opened yet" in asked and len(links.each()) == 1
+        assert "Revoke all 1 link of ACME?" in asked and len(links.each()) == 1
         answer = self.send(here, "selected", **fields, confirmed="yes")
         assert answer.status_code == 303 and links.waiting_of("ACME") == []
         assert "ACME has no valid key." in self.send(here, "selected", **fields).text
