@@ -102,6 +102,10 @@ ADMIN   POST              models/assign  models/reserve  models/unreserve
 ADMIN   GET               trusts
 ADMIN   POST              trusts/add  trusts/remove
 
+# One-time links, for operators.
+ADMIN   GET               links
+ADMIN   POST              links/revoke
+
 # The forms have the access of the REST API. As there, a key may rotate itself.
 ADMIN   GET,POST          keys/new  keys/find
 ADMIN   POST              keys/selected

@@ -67,8 +67,8 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     GET,POST,DELETE /api/2.0/hokusai/prefixes
     GET,POST /api/2.0/hokusai/isolation
     GET /api/2.0/hokusai/audit /api/2.0/hokusai/status
-    GET /hokusai/models /hokusai/trusts
-    POST /hokusai/trusts/add /hokusai/trusts/remove
+    GET /hokusai/models /hokusai/trusts /hokusai/links
+    POST /hokusai/trusts/add /hokusai/trusts/remove /hokusai/links/revoke
     POST /hokusai/models/share /hokusai/models/unshare
     POST /hokusai/models/assign /hokusai/models/reserve /hokusai/models/unreserve
     GET,POST /hokusai/keys/new /hokusai/keys/find /hokusai/keys/{key_id}/edit
@@ -101,7 +101,7 @@ GETS_THAT_DO_MORE = table("""
     ADMIN hokusai/links
     ADMIN /hokusai/keys/new /hokusai/keys/find /hokusai/keys/{key_id} /hokusai/keys/{key_id}/edit
     ADMIN /hokusai/keys/{key_id}/revoke
-    ADMIN hokusai/status /hokusai/trusts
+    ADMIN hokusai/status /hokusai/trusts /hokusai/links
     ADMIN mlflow/webhooks mlflow/webhooks/{webhook_id}
     ADMIN mlflow/gateway/guardrails/get mlflow/gateway/guardrails/list
     ADMIN mlflow/gateway/secrets/config mlflow/gateway/secrets/get mlflow/gateway/secrets/list
@@ -117,7 +117,7 @@ CALLS_OUT = re.compile(
 #: Routes that need ADMIN, with methods other than GET.
 ADMINISTRATION = re.compile(
     r"hokusai/keys(?!/leaked|/\{key_id\}/rotate)|hokusai/(owners/|prefixes|isolation|trust|links)"
-    r"|/hokusai/trusts|/hokusai/models/(assign|reserve|unreserve)|/hokusai/keys/(new|find|selected|\{key_id\}/(edit|revoke))"
+    r"|/hokusai/(trusts|links)|/hokusai/models/(assign|reserve|unreserve)|/hokusai/keys/(new|find|selected|\{key_id\}/(edit|revoke))"
     r"|mlflow/(webhooks|workspaces|assistant/|demo/delete"
     r"|gateway/(secrets|endpoints|model-definitions|budgets|guardrails)/)"
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.links import Links
 from tests import harness
 from tests.e2e.conftest import needs_chromium
@@ -140,6 +141,38 @@ def test_dialog_says_what_is_wrong_beside_the_field(
     assert [one.owner for one in Links(server.store.database).each()].count("Kajikazawa") == 1
 
 
+def test_waiting_link_is_revoked_without_a_script(
+    person: NewPerson,  # noqa: F811
+    server: Server,
+) -> None:
+    made, code = Links(server.store.database).create(owner="Ejiri", scopes=["model:read"])
+    options = {**PHONE, "java_script_enabled": False}
+    page = person(server.key("mlflow:admin"), **options).open("/hokusai/keys")
+    page.get_by_role("link", name="Links", exact=True).click()
+    page.get_by_role("link", name="Waiting").click()
+    row = page.get_by_role("row").filter(has_text=made.link_id)
+    row.locator("summary").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(row.get_by_role("button", name="Revoke now")).to_be_focused()
+    page.keyboard.press("Enter")
+    said = page.get_by_role("status")
+    expect(said).to_have_text(f"Revoked: {made.link_id}, for Ejiri.")
+    expect(said).to_be_focused()
+    expect(row).to_have_count(0)
+    assert "show=waiting" in page.url
+    receiver = person(**options).page
+    receiver.goto(f"{server.origin}/hokusai/link")
+    receiver.get_by_label("The link that you were sent").fill(code)
+    receiver.get_by_role("button", name="Show the key").click()
+    expect(receiver.get_by_role("alert")).to_contain_text("has revoked this link")
+    # The operator sees that somebody tried.
+    tabs = page.get_by_role("navigation", name="Kinds of links")
+    tabs.get_by_role("link", name="All").click()
+    expect(row).to_contain_text("tried once after it was revoked; last on")
+    expect(page.get_by_role("heading", name="refused")).to_be_visible()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_pages_are_accessible_and_fit(
     width: int,
@@ -163,5 +196,19 @@ def test_pages_are_accessible_and_fit(
         wrong += check(page)
     page.get_by_role("button", name="Make the link").click()
     expect(page.get_by_role("heading", name="Copy the link now")).to_be_visible()
+    wrong += check(page)
+    # The list: a link of each kind, with the longest names.
+    links = Links(server.store.database)
+    for _ in range(2):
+        _, code = links.create(
+            owner=owner, scopes=["model:read", "model:write"], name="n" * 255, by=Actor(owner)
+        )
+        for number in range(3):
+            links.open(code, by=Actor("", "", f"2001:db8:1111:2222:3333:4444:5555:{number}666"))
+    page.goto(f"{server.origin}/hokusai/links")
+    wrong += check(page)
+    page.locator("summary").first.click()
+    wrong += check(page)
+    page.get_by_role("link", name="Refused", exact=False).last.click()
     wrong += check(page)
     assert not wrong, "\n".join(wrong)

@@ -171,6 +171,7 @@ def nobody_manages_keys(server: Server) -> None:
             ("GET", "/hokusai/models"),
             ("POST", "/hokusai/models/assign"),
             ("POST", "/hokusai/trusts/add"),
+            ("GET", "/hokusai/links"),
             ("GET", "/hokusai/metrics"),
             ("GET", "/api/health/mlflow/detailed"),
             ("GET", "/ajax-api/3.0/mlflow/assistant/config"),

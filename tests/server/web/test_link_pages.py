@@ -1,4 +1,4 @@
-"""One-time links on an operator's pages, in process: the forms for keys that make one."""
+"""One-time links on an operator's pages, in process: the forms that make one, and their list."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from mlflow_hokusai_auth.core import browser, keys
 from mlflow_hokusai_auth.core.lifetimes import Lifetimes
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server.web import pages as web_pages
+from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.keys import LocalStore
-from mlflow_hokusai_auth.store.links import Links, Opened
+from mlflow_hokusai_auth.store.links import Links, Opened, Refused
 from mlflow_hokusai_auth.store.sessions import Sessions
 from tests.server.sentinel import make_gate
 from tests.server.web.test_pages import Pages
@@ -176,3 +177,101 @@ def test_link_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         answer = site.ask("POST keys/new", {**FORM, "give": "link"})
         assert answer.status_code == status and words in answer.text
         assert list(site.store.each()) == [] and site.links.each() == []
+
+
+# The list
+
+
+def row_of(page: str, link_id: str) -> str:
+    """Return the text of the row of a link; "" if the page has none."""
+    rows = [one for one in page.split('<tr role="row">') if link_id in one]
+    assert len(rows) < 2
+    return " ".join(re.sub("<[^>]*>", " ", rows[0].partition("</tr>")[0]).split()) if rows else ""
+
+
+@pytest.fixture
+def listed(site: Site) -> dict[str, str]:
+    """The ids of a link of each kind, whose owners are named after it; one was refused twice."""
+    ids = {}
+    for kind in ("waiting", "opened", "refused", "revoked", "expired"):
+        lasts = 1e-6 if kind == "expired" else 60
+        by = Actor("operator", "key_admin")
+        link, code = site.links.create(owner=kind, scopes=["model:write"], expires_in=lasts, by=by)
+        ids[kind] = link.link_id
+        if kind in ("opened", "refused"):
+            assert isinstance(site.links.open(code, by=Actor("", "", "192.0.2.7")), Opened)
+        if kind == "refused":
+            assert all(isinstance(site.links.open(code), Refused) for _ in range(2))
+    site.links.revoke(ids["revoked"])
+    return ids
+
+
+def test_list_says_what_became_of_each_link(site: Site, listed: dict[str, str]) -> None:
+    page = site.page("GET links")
+    keys_made = {link.link_id: link.key_id for link in site.links.each()}
+    for kind, words in (
+        ("waiting", "waiting until 20"),
+        ("opened", "UTC from 192.0.2.7"),
+        ("refused", "tried 2 times after it was opened; last on 20"),
+        ("revoked", "revoked on 20"),
+        ("expired", "expired on 20"),
+    ):
+        row = row_of(page, listed[kind])
+        assert words in row and "by operator" in row and "model:write" in row, row
+        assert ("tried" in row) == (kind == "refused")
+        assert ("Revoke" in row) == (kind == "waiting")
+        assert (keys_made[listed[kind]] or "?") in row or kind not in ("opened", "refused")
+    for tab, kinds in {
+        "waiting": {"waiting"},
+        "opened": {"opened", "refused"},
+        "refused": {"refused"},
+    }.items():
+        page = site.page(f"GET links?show={tab}")
+        assert {kind for kind in listed if row_of(page, listed[kind])} == kinds, tab
+    for query in ("show=x", "page=x", "page=-1"):
+        assert site.ask(f"GET links?{query}").status_code == 400
+
+
+def test_page_marks_links_that_were_refused(site: Site, listed: dict[str, str]) -> None:
+    assert "One link was refused" in site.page("GET links")
+    with site.store.database.changing() as change:
+        change.connection.exec_driver_sql("UPDATE hokusai_auth_links SET refused = 0")
+    assert "tried" not in site.page("GET links") and "notice" not in site.page("GET links")
+
+
+def test_waiting_link_is_revoked_and_no_other(site: Site, listed: dict[str, str]) -> None:
+    fields = {"link_id": listed["waiting"], "back": "show=waiting"}
+    answer = site.ask("POST links/revoke", {**fields, "csrf": "of another session"})
+    assert answer.status_code == 400 and site.links.counts()[0] == 1
+    answer = site.ask("POST links/revoke", fields)
+    location = answer.headers["Location"]
+    assert answer.status_code == 303 and location.startswith("../links?show=waiting&said=")
+    assert f"Revoked: {listed['waiting']}" in site.page(f"GET {location[3:]}")
+    assert site.links.counts()[0] == 0
+    for link_id, status, words in (
+        (listed["opened"], 409, "revoke that key"),
+        (listed["expired"], 409, "expired already"),
+        ("link_0", 404, "There is no link"),
+        ("\0", 404, "There is no link"),
+    ):
+        answer = site.ask("POST links/revoke", {"link_id": link_id})
+        assert answer.status_code == status and words in unescape(answer.text), link_id
+
+
+def test_bar_leads_administrators_to_the_links(site: Site, tmp_path: Path) -> None:
+    assert '<a href="links">Links</a>' in site.page("GET keys")
+    assert 'href="links"' not in site.page("GET keys", caller=site.key())
+    absent = Site(tmp_path, has_store=False)
+    assert ">Links</a>" not in absent.page("GET keys")
+    for line in ("GET links", "POST links/revoke"):
+        answer = absent.ask(line, {"link_id": "link_0"} if "POST" in line else None)
+        assert answer.status_code == 404 and "HOKUSAI_AUTH_BACKEND" in answer.text
+
+
+def test_list_has_pages(site: Site) -> None:
+    for number in range(51):
+        site.links.create(owner=f"owner{number}", scopes=["model:read"])
+    first, second = site.page("GET links?show=waiting"), site.page("GET links?show=waiting&page=2")
+    assert "1–50 of 51" in first and "51–51 of 51" in second
+    assert first.count("Revoke now") == 50 and second.count("Revoke now") == 1
+    assert "links?show=waiting&page=2" in first

@@ -31,7 +31,7 @@ from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.links import Links
 from mlflow_hokusai_auth.store.sessions import Sessions
 
-from . import forms, key_forms, keys, link, models, one_key, shared, sign_in, trusts
+from . import forms, key_forms, keys, link, links, models, one_key, shared, sign_in, trusts
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -71,6 +71,7 @@ def blueprint(
     maker = LinkMaker(Links(store.database), public_urls, lifetimes) if has_store else None
     key_forms.add(routes, store, gate, lifetimes, maker)
     link.add(routes, maker, gate)
+    links.add(routes, store, gate, maker)
     routes.before_request(forms.check)
 
     @routes.context_processor
@@ -83,7 +84,8 @@ def blueprint(
         return {
             "has_trusts": lambda: (
                 shared.may(gate, "GET", "/hokusai/trusts") and trust_actions.may_list()
-            )
+            ),
+            "has_links": lambda: maker is not None and shared.may(gate, "GET", "/hokusai/links"),
         }
 
     @routes.context_processor

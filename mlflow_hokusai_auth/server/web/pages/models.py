@@ -157,10 +157,8 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
 
 def _found(ownership: Ownership, view: str, listed: str, state: State) -> Found:
     """Return the rows of the list. Raises InvalidRequest."""
-    page, text = state.get("page") or "1", (state.get("query") or "").strip()
-    if not (page.isascii() and page.isdigit()) or len(page) > 9:
-        raise InvalidRequest("page must be a whole number.")
-    first = max(0, int(page) - 1) * _ROWS
+    text = (state.get("query") or "").strip()
+    first = shared.first_row(state.get("page", ""), _ROWS)
     if view == "shares":
         return ownership.find_grants(text=text, first=first, most=_ROWS)
     if view == "reserved":

@@ -53,6 +53,17 @@ def may(gate: Gate, method: str, path: str) -> bool:
     return policy.access(callers.principal(), operation, gate.policy) >= operation.access
 
 
+def first_row(page: str, rows: int) -> int:
+    """Return the number, from 0, of the first row on a page of so many rows; "" is the first page.
+
+    Raises InvalidRequest.
+    """
+    page = page or "1"
+    if not (page.isascii() and page.isdigit()) or len(page) > 9:
+        raise InvalidRequest("page must be a whole number.")
+    return max(0, int(page) - 1) * rows
+
+
 def redirect(location: str) -> Response:
     """Redirect (303) to `location`, which stays relative: a proxy's prefix is not known here."""
     response = flask.Response(status=303)

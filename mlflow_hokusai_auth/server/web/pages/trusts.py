@@ -136,12 +136,9 @@ def add(routes: flask.Blueprint, actions: TrustActions) -> None:
 
 def _found(records: list[TrustRecord], state: State) -> Found:
     """Return the rows of the list. Raises InvalidRequest."""
-    page = state.get("page") or "1"
-    if not (page.isascii() and page.isdigit()) or len(page) > 9:
-        raise InvalidRequest("page must be a whole number.")
+    first = shared.first_row(state.get("page", ""), _ROWS)
     if owner := (state.get("owner") or "").strip():
         records = [record for record in records if record.trust.owner == owner]
-    first = max(0, int(page) - 1) * _ROWS
     rows = [
         {**trust_schemas.describe(record), "words": words(record.trust)}
         for record in records[first : first + _ROWS]
