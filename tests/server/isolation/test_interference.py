@@ -100,7 +100,7 @@ class Team:
             registry.create_registered_model(name)
             self.models.append(name)
         elif deed == "version":
-            registry.create_model_version(one(self.models), f"s3://bucket/{n}")
+            registry.create_model_version(one(self.models), f"s3://bucket/v{n}")
         elif deed == "alias":
             registry.set_registered_model_alias(one(self.models), "champion", 1)
         elif deed == "model tag":
