@@ -14,7 +14,7 @@ from tests.harness import Server, free_port, serve
 #: Pages whose commands run in tests/docker/test_rollback.py, or need a real incident.
 ELSEWHERE = {"rollback.md", "runbooks.md"}
 #: Pages about a server in use: its key store is in the folder.
-IN_USE = {"databases.md", "isolation.md", "upgrade.md"}
+IN_USE = {"databases.md", "isolation.md", "links.md", "upgrade.md"}
 PAGES = [
     page
     for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]

@@ -217,7 +217,7 @@ def test_the_whole_way(
     expect(page.get_by_role("button", name="New key")).to_be_focused()
 
     for line in lines:
-        monkeypatch.setenv(*line.split("=", 1))
+        monkeypatch.setenv(*line.removeprefix("export ").split("=", 1))
     # Another test of this process may have set MLflow's tracking URI, which then goes first.
     monkeypatch.setenv("HOKUSAI_ALLOWED_ORIGINS", server.origin)
     client = MlflowClient(tracking_uri=f"{server.origin}{prefix}")

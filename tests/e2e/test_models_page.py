@@ -69,6 +69,8 @@ def key_of(server: Server, owner: str, scope: str = "model:write") -> str:
 
 def check(page: Any) -> list[str]:
     """Return what axe finds on the page, and whether it is wider than its window."""
+    # A page that a click leads to may be there before its style.
+    page.wait_for_load_state("load")
     found = axe_api.Axe().run(page).response["violations"]
     wrong = [f"{page.url}: {one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
     if page.evaluate("document.scrollingElement.scrollWidth > innerWidth"):

@@ -10,32 +10,35 @@ function fill() {
   $("[data-link]").hidden = !$("#problem");
 }
 
-// On the page of a key, another link must not look like this one: its fragment alone loads nothing.
-addEventListener("hashchange", () => {
-  if ($("#code")) fill();
-  else location.replace(`${location.pathname}?${location.hash}`);
-});
-
-$("form")?.addEventListener("submit", () => {
-  // The history then keeps no code.
-  history.replaceState(null, "", location.pathname);
-});
-
-for (const button of document.querySelectorAll("[data-copy]")) {
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    const field = document.getElementById(button.dataset.copy);
-    field.select();
-    let done = true;
-    try {
-      await navigator.clipboard.writeText(field.value);
-    } catch {
-      done = document.execCommand("copy"); // The clipboard needs https and permission.
-    }
-    $(".status").textContent = done ? "Copied." : "Copying is not allowed here. Press Ctrl+C.";
-    $(".status").classList.toggle("warns", !done);
-    button.focus();
+// Before that, the page has no button yet: this script is not deferred.
+addEventListener("DOMContentLoaded", () => {
+  // On the page of a key, another link must not look like this one: its fragment alone loads nothing.
+  addEventListener("hashchange", () => {
+    if ($("#code")) fill();
+    else location.replace(`${location.pathname}?${location.hash}`);
   });
-}
 
-fill();
+  $("form")?.addEventListener("submit", () => {
+    // The history then keeps no code.
+    history.replaceState(null, "", location.pathname);
+  });
+
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const field = document.getElementById(button.dataset.copy);
+      field.select();
+      let done = true;
+      try {
+        await navigator.clipboard.writeText(field.value);
+      } catch {
+        done = document.execCommand("copy"); // The clipboard needs https and permission.
+      }
+      $(".status").textContent = done ? "Copied." : "Copying is not allowed here. Press Ctrl+C.";
+      $(".status").classList.toggle("warns", !done);
+      button.focus();
+    });
+  }
+
+  fill();
+});
