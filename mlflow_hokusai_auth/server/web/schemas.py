@@ -428,18 +428,22 @@ def parse(model: type[_Model], body: object) -> _Model:
 
 def new_fields(body: NewKey, lifetimes: Lifetimes) -> dict[str, Any]:
     """Return the arguments of `LocalStore.create` that `body` holds. Raises InvalidRequest."""
-    seconds = body.expires_in if "expires_in" in body.model_fields_set else lifetimes.usual
-    lifetimes.check(seconds)
-    ends = _expires_at(seconds)
+    ends = _expires_at(_lifetime(body, lifetimes))
     return {**fields(body), "environment": body.environment, "expires_at": ends}
 
 
 def link_fields(body: NewKey, lifetimes: Lifetimes) -> dict[str, Any]:
     """Return the arguments of `Links.create` that `body` holds. Raises InvalidRequest."""
-    seconds = body.expires_in if "expires_in" in body.model_fields_set else lifetimes.usual
-    lifetimes.check(seconds)
+    seconds = _lifetime(body, lifetimes)
     same = {name: value for name, value in fields(body).items() if name != "expires_at"}
     return {**same, "environment": body.environment, "lifetime": seconds}
+
+
+def _lifetime(body: NewKey, lifetimes: Lifetimes) -> float | None:
+    """Return the seconds that the key of `body` lives; None for ever. Raises InvalidRequest."""
+    seconds = body.expires_in if "expires_in" in body.model_fields_set else lifetimes.usual
+    lifetimes.check(seconds)
+    return seconds
 
 
 def fields(body: _Fields) -> dict[str, Any]:
