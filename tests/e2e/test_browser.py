@@ -26,6 +26,7 @@ from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.records import KeyFilter
 from mlflow_hokusai_auth.store.sessions import Sessions
 from mlflow_hokusai_auth.store.tables import KEYS
+from tests.e2e.axe import findings
 from tests.e2e.conftest import needs_chromium
 from tests.e2e.parts import post
 from tests.harness import Server, serve, wait_until
@@ -141,13 +142,8 @@ def person(browser: Browser, server: Server) -> Iterator[NewPerson]:
     contexts: list[BrowserContext] = []
 
     def new(key: str | None = None, **options: Any) -> Person:
-        contexts.append(
-            browser.new_context(
-                viewport={"width": 1280, "height": 900}, locale="en-GB", reduced_motion="reduce"
-            )
-            if not options
-            else browser.new_context(locale="en-GB", **options)
-        )
+        given = {"viewport": {"width": 1280, "height": 900}, "locale": "en-GB"}
+        contexts.append(browser.new_context(**given | options, reduced_motion="reduce"))
         contexts[-1].set_default_timeout(60_000)
         one = Person(contexts[-1], server)
         if key is not None:
@@ -284,26 +280,22 @@ def test_from_mlflow_and_back(prefix: str, person: NewPerson, server: Server) ->
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_axe_finds_nothing_while_signing_in(width: int, person: NewPerson, server: Server) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     record, gone = server.store.create(owner="Gone", scopes=["model:read"])
     server.store.revoke(record.key_id)
     one = person(viewport={"width": width, "height": 800}, color_scheme="dark", bypass_csp=True)
     page = one.open("/hokusai/login")
 
-    def wrong() -> list[str]:
-        return [item["id"] for item in axe.run(page).response["violations"]]
-
-    assert wrong() == []
+    assert findings(page) == []
     one.sign_in(gone)
     expect(page.get_by_role("alert")).to_contain_text(f"Key {record.key_id} was revoked.")
-    assert wrong() == []
+    assert findings(page) == []
     one.hold(server.key("model:read"))
     one.open("/hokusai/login")
     expect(page.get_by_role("heading", name="You are signed in")).to_be_visible()
-    assert wrong() == []
+    assert findings(page) == []
     page.get_by_role("link", name="API keys").click()
     expect(page.get_by_role("heading", name="Your API key")).to_be_visible()
-    assert wrong() == []
+    assert findings(page) == []
 
 
 def test_the_keyboard_is_enough(person: NewPerson, server: Server) -> None:
@@ -641,7 +633,6 @@ def test_without_a_script_the_buttons_lead_to_forms(person: NewPerson, server: S
 
 
 def test_axe_finds_nothing(person: NewPerson, server: Server) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     record, _ = server.store.create(owner="Axe", scopes=["model:read"], rate_limit_per_hour=5)
     old = server.store.rotate(record.key_id)[2]
     wrong = []
@@ -654,16 +645,12 @@ def test_axe_finds_nothing(person: NewPerson, server: Server) -> None:
         admin = person(server.key("mlflow:admin"), **look)
         reader = person(server.key("model:read"), **look).open("/api/mlflow/hokusai/keys/new")
         expect(reader.get_by_role("heading")).to_have_text("Not open to your key")
-        wrong += [found["id"] for found in axe.run(reader).response["violations"]]
-        assert not overflows(reader)
+        wrong += findings(reader)
         reader.get_by_role("link", name="Sign in with another key").click()
         expect(reader.get_by_role("heading")).to_have_text("You are signed in")
         paths = ("keys", "keys?owner=Axe&state=any", f"keys/{old.key_id}", "keys/find", "keys/new")
         for path in (*paths, f"keys/{old.key_id}/edit", f"keys/{old.key_id}/revoke"):
-            page = admin.open(f"/hokusai/{path}")
-            for found in axe.run(page).response["violations"]:
-                nodes = [node["html"][:200] for node in found["nodes"]]
-                wrong.append(f"{width} {scheme} {path}: {found['id']} {nodes}")
+            wrong += findings(admin.open(f"/hokusai/{path}"))
     assert not wrong, "\n".join(wrong)
 
 

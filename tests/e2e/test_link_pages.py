@@ -10,19 +10,15 @@ import pytest
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.links import Links
 from tests import harness
+from tests.e2e.axe import findings
 from tests.e2e.conftest import needs_chromium
 from tests.harness import Server, serve, wait_until
 
 playwright_api = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (it is in the extra `test`)"
 )
-pytest.importorskip(
-    "axe_playwright_python.sync_playwright",
-    reason="axe-playwright-python is not installed (it is in the extra `test`)",
-)
-# Below the other imports, as these modules import playwright when they are imported.
+# Below the other imports, as the module imports playwright when it is imported.
 from tests.e2e.test_browser import NewPerson, person  # noqa: E402, F401
-from tests.e2e.test_models_page import check  # noqa: E402
 
 expect = playwright_api.expect
 expect.set_options(timeout=60_000)
@@ -192,17 +188,17 @@ def test_pages_are_accessible_and_fit(
     page = person(server.key("mlflow:admin"), **given).open("/hokusai/keys")
     dialog = start_new_key(page, owner)
     dialog.get_by_label(CHOICE).check()
-    wrong = check(page)
+    wrong = findings(page)
     dialog.get_by_role("button", name="Make the link").click()
     expect(page.get_by_role("dialog", name="Copy the link now")).to_be_visible()
-    wrong += check(page)
+    wrong += findings(page)
     for path in ("keys/new", f"keys/{old.key_id}/rotate"):
         page.goto(f"{server.origin}/hokusai/{path}")
         page.get_by_label(CHOICE).check()
-        wrong += check(page)
+        wrong += findings(page)
     page.get_by_role("button", name="Make the link").click()
     expect(page.get_by_role("heading", name="Copy the link now")).to_be_visible()
-    wrong += check(page)
+    wrong += findings(page)
     # The list: a link of each kind, with the longest names.
     links = Links(server.store.database)
     for _ in range(2):
@@ -212,9 +208,9 @@ def test_pages_are_accessible_and_fit(
         for number in range(3):
             links.open(code, by=Actor("", "", f"2001:db8:1111:2222:3333:4444:5555:{number}666"))
     page.goto(f"{server.origin}/hokusai/links")
-    wrong += check(page)
+    wrong += findings(page)
     page.locator("summary").first.click()
-    wrong += check(page)
+    wrong += findings(page)
     page.get_by_role("link", name="Refused", exact=False).last.click()
-    wrong += check(page)
+    wrong += findings(page)
     assert not wrong, "\n".join(wrong)

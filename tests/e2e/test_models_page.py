@@ -13,16 +13,13 @@ import pytest
 
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.sessions import Sessions
+from tests.e2e.axe import findings
 from tests.e2e.conftest import needs_chromium
 from tests.e2e.parts import post
 from tests.harness import Server, serve
 
 playwright_api = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (it is in the extra `test`)"
-)
-axe_api = pytest.importorskip(
-    "axe_playwright_python.sync_playwright",
-    reason="axe-playwright-python is not installed (it is in the extra `test`)",
 )
 expect = playwright_api.expect
 expect.set_options(timeout=60_000)
@@ -65,17 +62,6 @@ def opened(browser: Any, server: Server) -> Iterator[Opened]:
 
 def key_of(server: Server, owner: str, scope: str = "model:write") -> str:
     return server.store.create(owner=owner, scopes=[scope])[1]
-
-
-def check(page: Any) -> list[str]:
-    """Return what axe finds on the page, and whether it is wider than its window."""
-    # A page that a click leads to may be there before its style.
-    page.wait_for_load_state("load")
-    found = axe_api.Axe().run(page).response["violations"]
-    wrong = [f"{page.url}: {one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
-    if page.evaluate("document.scrollingElement.scrollWidth > innerWidth"):
-        wrong.append(f"{page.url} is too wide")
-    return wrong
 
 
 @pytest.mark.parametrize("prefix", ["", "/api/mlflow"])
@@ -223,21 +209,21 @@ def test_pages_are_accessible_and_fit(
         page = opened(key, viewport={"width": width, "height": 844}, color_scheme=scheme)
         for view in views:
             page.goto(f"{server.origin}{MODELS}{view}")
-            wrong += check(page)
+            wrong += findings(page)
         page.goto(f"{server.origin}{MODELS}?view=shares")
         for pattern in ("a*b", long):
             page.get_by_label("Models", exact=True).fill(pattern)
             page.get_by_label("With", exact=True).fill("g" * 255)
             page.get_by_role("button", name="Share", exact=True).click()
             expect(page.get_by_role("alert").or_(page.get_by_role("status"))).to_be_visible()
-            wrong += check(page)
+            wrong += findings(page)
         page.locator("summary").first.click()
-        wrong += check(page)
+        wrong += findings(page)
         if key == admin:
             page.goto(server.origin + MODELS)
             page.get_by_role("checkbox").first.check()
             page.get_by_label("New owner").fill(f"{width}{scheme}{'n' * 200}")
             page.get_by_role("button", name="Continue").click()
             expect(page.get_by_role("heading", name="Give 1 model")).to_be_visible()
-            wrong += check(page)
+            wrong += findings(page)
     assert not wrong, "\n".join(wrong)

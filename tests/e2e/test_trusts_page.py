@@ -13,18 +13,15 @@ import pytest
 from mlflow_hokusai_auth.core.trust import workload
 from mlflow_hokusai_auth.store.trusts import Trusts
 from tests.core.test_trust import GITHUB
+from tests.e2e.axe import findings
 from tests.e2e.conftest import needs_chromium
 from tests.harness import Server, serve
 
 playwright_api = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (it is in the extra `test`)"
 )
-pytest.importorskip(
-    "axe_playwright_python.sync_playwright",
-    reason="axe-playwright-python is not installed (it is in the extra `test`)",
-)
 # Below the other imports, as the module imports playwright when it is imported.
-from tests.e2e.test_models_page import Opened, check, opened  # noqa: E402, F401
+from tests.e2e.test_models_page import Opened, opened  # noqa: E402, F401
 
 expect = playwright_api.expect
 
@@ -151,7 +148,7 @@ def test_page_is_accessible_and_fits(
     for key in (server.key("mlflow:admin"), key_of(server, owner), key_of(server, f"n{width}")):
         page = opened(key, viewport={"width": width, "height": 844}, color_scheme=scheme)
         page.goto(server.origin + TRUSTS)
-        wrong += check(page)
+        wrong += findings(page)
         if page.get_by_label("Owner of the keys").count():
             page.get_by_label("Owner of the keys").fill(owner)
         page.get_by_label("Workflow’s file").fill("release.yml")
@@ -160,10 +157,10 @@ def test_page_is_accessible_and_fits(
             page.get_by_role("button", name="Trust it").click()
             expect(page.get_by_role("alert").or_(page.get_by_role("status"))).to_be_visible()
             page.wait_for_load_state()
-            wrong += check(page)
+            wrong += findings(page)
         page.locator("summary").first.click()
-        wrong += check(page)
+        wrong += findings(page)
     page = opened(server.key("mlflow:admin"), viewport={"width": width, "height": 844})
     page.goto(f"{server.origin}{TRUSTS}?owner=nobody")
-    wrong += check(page)
+    wrong += findings(page)
     assert not wrong, "\n".join(wrong)
