@@ -328,10 +328,8 @@ class LocalStore:
         A key that is revoked already keeps its time. Links that wait to replace it are revoked.
         Unless `force`, raises KeyConflict for the last key that may manage the others.
         """
-        with self.database.changing(generation=False) as change:
-            # The links come first: opening one takes its row before the generation.
+        with self.database.changing() as change:
             _revoke_links(change, LINKS.c.replaces, key_id, by)
-            change.bump()
             record = records.get(change.connection, key_id)
             return _revoke(change, record, by, force=force, event=event, **detail)
 
@@ -345,15 +343,14 @@ class LocalStore:
     ) -> tuple[list[KeyRecord], list[KeyConflict], list[str]]:
         """End all valid keys and waiting links of `owner`, exchanged keys too, in one transaction.
 
-        A key that is rotated, or a link that is opened, in the same moment leaves no other key behind.
-        Return the records of the keys that were ended, why the others stay, and the ids of the links
-        that were taken back. With `force`, no key stays: see `revoke`.
+        A key that is rotated, or a link that is made or opened, in the same moment leaves no other key
+        behind, and no link that waits, unless it begins after this has ended. Return the records of the
+        keys that were ended, why the others stay, and the ids of the links that were revoked. With
+        `force`, no key stays: see `revoke`.
         """
         ended, kept = [], []
-        with self.database.changing(generation=False) as change:
-            # The links come first: opening one takes its row before the generation.
+        with self.database.changing() as change:
             links = _revoke_links(change, LINKS.c.owner, owner, by)
-            change.bump()
             going = records.valid_of(change.connection, owner)
             # If one that may manage the others has to stay, it is that of the caller.
             for record in sorted(going, key=lambda one: one.key_id == by.key_id):

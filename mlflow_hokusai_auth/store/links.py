@@ -1,8 +1,10 @@
 """One-time links: each makes a key at the moment at which the first person opens it.
 
 Only the digest of a link's code is stored. Opening is one transaction: it takes the link's row, makes
-the key and writes the audit log. Locks are taken in one order everywhere: the link, the generation, the
-keys.
+the key and writes the audit log. Locks are taken in one order everywhere: the generation, the link, the
+keys. Whatever makes a link or a key, or revokes them, takes the generation first. So of a link that is
+made and a revocation in the same moment, one is whole before the other begins: the revocation ends the
+link, or the link is made after it.
 """
 
 from __future__ import annotations
@@ -112,11 +114,11 @@ class Links:
         Raises StaffNarrowed, and KeyConflict if another owner differs from `owner` in case only.
         """
         of_key = {"scopes": sorted(set(scopes)), "lifetime": lifetime, **records.columns(fields)}
-        link, code = _new(owner, of_key, None, 0.0, expires_in, by)
-        # The key itself is made when the link is opened. This one only shows that it can be.
-        record, _ = _key_of(link, time.time(), UNLIMITED)
-        records.refuse_narrowed_staff(record)
         with self._database.changing() as change:
+            link, code = _new(owner, of_key, None, 0.0, expires_in, by)
+            # The key itself is made when the link is opened. This one only shows that it can be.
+            record, _ = _key_of(link, time.time(), UNLIMITED)
+            records.refuse_narrowed_staff(record)
             records.refuse_look_alike(change, owner)
             shown = {**records.audited(record), "lifetime": lifetime, "expires_at": link.expires_at}
             _insert(change, link, code, by, **shown)
@@ -135,7 +137,7 @@ class Links:
         The old key stays good for `overlap` seconds from then on. Raises KeyNotFound, and KeyConflict
         for a key that has ended or was replaced.
         """
-        with self._database.changing(generation=False) as change:
+        with self._database.changing() as change:
             old = check_rotation(change, key_id, time.time())
             link, code = _new(old.owner, {}, key_id, overlap, expires_in, by)
             shown = {"owner": link.owner, "replaces": key_id, "expires_at": link.expires_at}
@@ -190,14 +192,17 @@ class Links:
         """
         digest = {"digest": key_format.digest(code)}
         with self._database.reading() as connection:
-            # Guessing costs no lock.
-            if connection.execute(_BY_DIGEST, digest).first() is None:
-                return None
-        try:
-            with self._database.changing(generation=False) as change:
-                return _open(change, digest, lifetimes, by)
-        except KeyConflict as error:
-            conflict = str(error)
+            row = connection.execute(_BY_DIGEST, digest).first()
+        # Guessing costs no lock, and an old link not the one that all changes wait for.
+        if row is None:
+            return None
+        conflict = ""
+        if _record(row).state(time.time()) == "waiting":
+            try:
+                with self._database.changing() as change:
+                    return _open(change, digest, lifetimes, by)
+            except KeyConflict as error:
+                conflict = str(error)
         with self._database.changing(generation=False) as change:
             return _refuse(change, digest, by, conflict)
 
@@ -216,7 +221,6 @@ def _open(
     link = _record(change.connection.execute(_BY_DIGEST, digest).one())
     replaced = None
     by = Actor(f"link:{link.link_id}", "", by.address, by.request_id)
-    change.bump()
     if link.replaces is not None:
         record, key, replaced = rotate(
             change, link.replaces, link.overlap, by, lifetimes, renewed=True

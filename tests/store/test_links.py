@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
@@ -29,6 +31,8 @@ from mlflow_hokusai_auth.store.tables import KEYS, LINKS
 from tests.store.conftest import LONG, START
 
 OPERATOR = Actor("Operator", "key_op", "192.0.2.7", "r-1")
+T = TypeVar("T")
+U = TypeVar("U")
 FIRST, SECOND = (Actor("", "", f"192.0.2.{n}", f"r-{n}") for n in (8, 9))
 
 
@@ -184,6 +188,119 @@ def test_no_link_of_an_owner_that_leaves_makes_a_key(
     replica.database.engine.dispose()
 
 
+class Overlap:
+    """Two replicas. The transaction of the first stays open until that of the second waits for it."""
+
+    def __init__(self, database_uri: str) -> None:
+        self.first, self.second = LocalStore(database_uri), LocalStore(database_uri)
+        self._is_open, self._waits = threading.Event(), threading.Event()
+        sqlite = self.first.database.file is not None
+
+        def stay_open(connection: object) -> None:
+            self._is_open.set()
+            assert self._waits.wait(LONG)
+
+        def watch(connection: object, cursor: object, statement: str, *more: object) -> None:
+            # SQLite has one lock, which the first write takes. PostgreSQL's is the row of generation.
+            if "hokusai_auth_state" in statement or (sqlite and "SELECT" not in statement):
+                self._waits.set()
+
+        sa.event.listen(self.first.database.engine, "commit", stay_open)
+        sa.event.listen(self.second.database.engine, "before_cursor_execute", watch)
+
+    def run(self, first: Callable[[], T], second: Callable[[], U]) -> tuple[Future[T], Future[U]]:
+        with ThreadPoolExecutor(2) as pool:
+            began = pool.submit(first)
+            began.add_done_callback(lambda _: self._is_open.set())
+            assert self._is_open.wait(LONG)
+            follows = pool.submit(second)
+            # One that waits for nothing ends.
+            follows.add_done_callback(lambda _: self._waits.set())
+        for one in (self.first, self.second):
+            one.database.engine.dispose()
+        return began, follows
+
+
+def make(store: LocalStore, replaces: str | None) -> tuple[LinkRecord, str]:
+    links = Links(store.database)
+    return create(links) if replaces is None else links.create_rotation(replaces)
+
+
+def revoke(store: LocalStore, key_id: str, *, owner: bool) -> None:
+    if owner:
+        store.revoke_owner("ACME", OPERATOR)
+    else:
+        store.revoke(key_id, OPERATOR)
+
+
+#: A link to a new key or to a replacement, and whether all of the owner is revoked or the key alone.
+REVOCATIONS = pytest.mark.parametrize(
+    ("replaces", "owner"), [(False, True), (True, True), (True, False)]
+)
+
+
+@REVOCATIONS
+def test_revocation_ends_a_link_that_is_just_being_made(
+    store: LocalStore, links: Links, database_uri: str, replaces: bool, owner: bool
+) -> None:
+    key_id = store.create(owner="ACME", scopes=["model:read"])[0].key_id
+    both = Overlap(database_uri)
+    made, ended = both.run(
+        lambda: make(both.first, key_id if replaces else None),
+        lambda: revoke(both.second, key_id, owner=owner),
+    )
+    ended.result()
+    assert state(links.open(made.result()[1], by=FIRST)) == "revoked"
+    assert store.valid_of("ACME") == [] and links.waiting_of("ACME") == []
+
+
+@REVOCATIONS
+def test_link_that_is_made_during_a_revocation_is_made_after_it(
+    store: LocalStore, links: Links, database_uri: str, replaces: bool, owner: bool
+) -> None:
+    key_id = store.create(owner="ACME", scopes=["model:read"])[0].key_id
+    both = Overlap(database_uri)
+    ended, made = both.run(
+        lambda: revoke(both.first, key_id, owner=owner),
+        lambda: make(both.second, key_id if replaces else None),
+    )
+    ended.result()
+    if replaces:
+        with pytest.raises(KeyConflict, match="is revoked"):
+            made.result()
+        assert links.each() == []
+    else:
+        revoked_at = store.get(key_id).revoked_at
+        assert revoked_at is not None and made.result()[0].created_at >= revoked_at
+
+
+@REVOCATIONS
+@pytest.mark.parametrize("first", ["opens", "revokes"])
+def test_link_that_is_opened_during_a_revocation_leaves_no_key(
+    store: LocalStore, links: Links, database_uri: str, first: str, replaces: bool, owner: bool
+) -> None:
+    key_id = store.create(owner="ACME", scopes=["model:read"])[0].key_id
+    code = make(store, key_id if replaces else None)[1]
+    both = Overlap(database_uri)
+    if first == "opens":
+        answer, ended = both.run(
+            lambda: Links(both.first.database).open(code, by=FIRST),
+            lambda: revoke(both.second, key_id, owner=owner),
+        )
+        made = opened(answer.result()).record
+        # To revoke a key that was replaced has never ended its successor.
+        left = [] if owner else [made.key_id]
+    else:
+        ended, answer = both.run(
+            lambda: revoke(both.first, key_id, owner=owner),
+            lambda: Links(both.second.database).open(code, by=FIRST),
+        )
+        assert state(answer.result()) == "revoked"
+        left = []
+    ended.result()
+    assert [one.key_id for one in store.valid_of("ACME")] == left
+
+
 def test_link_to_a_replacement_replaces_the_key_when_it_is_opened(
     store: LocalStore, links: Links, clock: time_machine.Traveller
 ) -> None:
@@ -257,8 +374,11 @@ def test_old_link_does_not_fill_the_audit_log(
     monkeypatch.setattr(store_links, "MAX_AUDITED", 2)
     link, code = create(links)
     links.revoke(link.link_id)
+    generation = store.generation()
     for _ in range(4):
         assert state(links.open(code, by=SECOND)) == "revoked"
+    # Nor does it empty the caches.
+    assert store.generation() == generation
     assert [row[0] for row in events(store)].count("link.refused") == 2
     assert links.each()[0].refused == 4
 
