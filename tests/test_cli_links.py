@@ -55,6 +55,10 @@ def test_as_the_issue_writes_it(call: Call, store: LocalStore) -> None:  # noqa:
     assert "revoked" in call("links", "revoke", taken["link_id"]).stdout
     listed = json.loads(call("links", "list", "--json").stdout)["links"]
     assert [one["state"] for one in listed] == ["revoked", "opened", "opened"]
+    last = again.record.key_id
+    call("keys", "rotate", last, "--link")
+    store.rotate(last)
+    assert "void" in call("links", "list").stdout.splitlines()[1]
     table = call("links", "list").stdout
     assert all(one["link_id"] in table for one in listed) and code not in table
     assert [row["event"] for row in audited(call) if row["event"].startswith("link.")] == [
@@ -65,6 +69,7 @@ def test_as_the_issue_writes_it(call: Call, store: LocalStore) -> None:  # noqa:
         "link.refused",
         "link.created",
         "link.revoked",
+        "link.created",
     ]
 
 

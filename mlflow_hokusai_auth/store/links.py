@@ -24,8 +24,8 @@ from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
 from . import records
 from .database import NOBODY, Actor, Change, Database
 from .keys import OVERLAP, check_rotation, rotate
-from .records import KeyRecord
-from .tables import LINKS
+from .records import KeyFilter, KeyRecord
+from .tables import KEYS, LINKS
 
 #: Seconds for which a link can be opened, by default and at most.
 LIFETIME = 86400.0
@@ -62,14 +62,18 @@ class LinkRecord:
     #: Attempts to open it that were refused, and the time of the last one.
     refused: int = 0
     refused_at: float | None = None
+    #: True if it can't replace its key: that has ended, was replaced, or belongs to somebody else.
+    void: bool = False
 
     def state(self, now: float) -> str:
-        """Return "waiting", or "opened", "revoked" or "expired" at `now`."""
+        """Return "waiting" or "void", or "opened", "revoked" or "expired" at `now`."""
         if self.opened_at is not None:
             return "opened"
         if self.revoked_at is not None:
             return "revoked"
-        return "expired" if self.expires_at <= now else "waiting"
+        if self.expires_at <= now:
+            return "expired"
+        return "void" if self.void else "waiting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,20 +150,22 @@ class Links:
 
     def each(self) -> list[LinkRecord]:
         """Return all links, newest first; each is kept for `KEPT` seconds after it has expired."""
-        query = sa.select(LINKS).order_by(LINKS.c.created_at.desc(), LINKS.c.link_id)
+        query = sa.select(LINKS, _void(time.time()))
+        query = query.order_by(LINKS.c.created_at.desc(), LINKS.c.link_id)
         with self._database.reading() as connection:
             return [_record(row) for row in connection.execute(query)]
 
     def waiting_of(self, owner: str) -> list[LinkRecord]:
-        """Return the links of `owner` that wait, newest first; `LocalStore.revoke_owner` ends them."""
+        """Return the links that `LocalStore.revoke_owner` ends, newest first: void ones as well."""
         now = time.time()
-        return [one for one in self.each() if (one.owner, one.state(now)) == (owner, "waiting")]
+        of_owner = [one for one in self.each() if one.owner == owner]
+        return [one for one in of_owner if one.state(now) in ("waiting", "void")]
 
     def counts(self) -> tuple[int, int, int]:
         """Return the numbers of links that wait, that were refused, and refused after opening."""
-        tried = LINKS.c.refused > 0
+        tried, now = LINKS.c.refused > 0, time.time()
         query = sa.select(
-            sa.func.count().filter(*records.waiting_links(time.time())),
+            sa.func.count().filter(*records.waiting_links(now), ~_void(now)),
             sa.func.count().filter(tried),
             sa.func.count().filter(tried, LINKS.c.opened_at.is_not(None)),
         ).select_from(LINKS)
@@ -283,7 +289,8 @@ def _insert(change: Change, link: LinkRecord, code: str, by: Actor, **audited: o
     """Store a new link, and forget old ones."""
     over = LINKS.c.expires_at < time.time() - KEPT
     change.connection.execute(sa.delete(LINKS).where(over))
-    values: dict[str, Any] = {name: getattr(link, name) for name in link.__slots__}
+    names = set(LinkRecord.__slots__) - {"void"}
+    values: dict[str, Any] = {name: getattr(link, name) for name in names}
     values["digest"] = key_format.digest(code)
     change.connection.execute(sa.insert(LINKS).values(values))
     change.audit("link.created", by, link.replaces or "", link_id=link.link_id, **audited)
@@ -298,11 +305,20 @@ def _key_of(link: LinkRecord, now: float, lifetimes: Lifetimes) -> tuple[KeyReco
     return records.new(key, owner=link.owner, expires_at=expires_at, **{**fields, **lists}), key
 
 
+def _void(now: float) -> sa.ColumnElement[bool]:
+    """Return the column `void` of a link at `now`."""
+    active = records.conditions(KeyFilter(state="active"), now)
+    same = (KEYS.c.key_id == LINKS.c.replaces, KEYS.c.owner == LINKS.c.owner)
+    replaceable = sa.select(KEYS.c.key_id).where(*same, *active).exists()
+    return sa.and_(LINKS.c.replaces.is_not(None), ~replaceable).label("void")
+
+
 def _get(connection: sa.Connection, link_id: str) -> LinkRecord:
     row = None
     # PostgreSQL raises an error for a NUL.
     if link_id.isprintable():
-        row = connection.execute(sa.select(LINKS).where(LINKS.c.link_id == link_id)).one_or_none()
+        query = sa.select(LINKS, _void(time.time())).where(LINKS.c.link_id == link_id)
+        row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound(
             f"There is no link {key_format.redact(link_id)!r}; `hokusai-auth links list` shows them."
@@ -311,4 +327,5 @@ def _get(connection: sa.Connection, link_id: str) -> LinkRecord:
 
 
 def _record(row: Any) -> LinkRecord:
-    return LinkRecord(**{name: getattr(row, name) for name in LinkRecord.__slots__})
+    fields = {name: getattr(row, name) for name in LinkRecord.__slots__ if name != "void"}
+    return LinkRecord(**fields, void=bool(getattr(row, "void", False)))

@@ -356,6 +356,38 @@ def test_link_to_a_replacement_of_a_key_that_has_ended_makes_none(
         links.create_rotation("key_0")
 
 
+def test_link_to_a_replacement_that_cannot_be_made_is_void(
+    store: LocalStore, links: Links, clock: time_machine.Traveller
+) -> None:
+    ids = [
+        store.create(owner="ACME", scopes=["model:read"], expires_at=ends)[0].key_id
+        for ends in (None, None, None, START + 9.0, None)
+    ]
+    made = [links.create_rotation(key_id) for key_id in ids]
+    # A replica of a version before links revokes a key without its link.
+    with store.database.changing() as change:
+        this = sa.update(KEYS).where(KEYS.c.key_id == ids[0])
+        change.connection.execute(this.values(revoked_at=START))
+    store.rotate(ids[1])
+    store.edit(ids[2], {"owner": "GLOBEX"})
+    clock.shift(10)
+    states = {one.link_id: one.state(START + 10) for one in links.each()}
+    assert [states[link.link_id] for link, _ in made] == ["void"] * 4 + ["waiting"]
+    assert links.counts()[0] == 1
+    before = list(store.each())
+    for _, code in made[:4]:
+        refused = links.open(code, by=FIRST)
+        assert isinstance(refused, Refused) and refused.conflict
+    assert list(store.each()) == before
+    # An expiry can be moved.
+    store.edit(ids[3], {"expires_at": START + 99.0})
+    assert opened(links.open(made[3][1])).record.owner == "ACME"
+    assert links.revoke(made[1][0].link_id).state(START + 10) == "revoked"
+    owned = {made[n][0].link_id for n in (0, 2, 4)}
+    assert {one.link_id for one in links.waiting_of("ACME")} == owned
+    assert set(store.revoke_owner("ACME")[2]) == owned
+
+
 def test_link_to_a_replacement_makes_no_key_of_another_owner(
     store: LocalStore, links: Links
 ) -> None:

@@ -39,7 +39,10 @@ class Link(BaseModel):
     """A one-time link, without its code. Times are seconds since the epoch."""
 
     link_id: str
-    state: str = Field(description="waiting, opened, revoked or expired.")
+    state: str = Field(
+        description="waiting, opened, revoked or expired; or void: the key that it would replace has "
+        "ended, was replaced, or belongs to somebody else, so it makes no key."
+    )
     owner: str
     name: str
     scopes: list[str] = Field(description="Those of the key; empty if it replaces one.")

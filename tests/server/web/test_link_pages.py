@@ -232,6 +232,20 @@ def test_list_says_what_became_of_each_link(site: Site, listed: dict[str, str]) 
         assert site.ask(f"GET links?{query}").status_code == 400
 
 
+def test_list_says_why_a_void_link_makes_no_key(site: Site) -> None:
+    old = site.key()
+    link, code = site.links.create_rotation(old.key_id)
+    # A replica of a version before links revokes a key without its link.
+    with site.store.database.changing() as change:
+        change.connection.exec_driver_sql("UPDATE hokusai_auth_keys SET revoked_at = 1")
+    assert isinstance(site.links.open(code), Refused)
+    row = row_of(site.page("GET links"), link.link_id)
+    assert "void it makes no key: the one" in row and "tried once and refused" in row, row
+    assert row_of(site.page("GET links?show=waiting"), link.link_id) == ""
+    assert site.ask("POST links/revoke", {"link_id": link.link_id}).status_code == 303
+    assert "revoked on" in row_of(site.page("GET links"), link.link_id)
+
+
 def test_page_marks_links_that_were_refused(site: Site, listed: dict[str, str]) -> None:
     assert "One link was refused" in site.page("GET links")
     with site.store.database.changing() as change:
