@@ -57,7 +57,7 @@ def make(store: LocalStore, body: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo(url)
     click.echo(
         f"This is {link.link_id}, for {link.owner}. It can be opened once, until "
-        f"{date(link.expires_at)}. `hokusai-auth links revoke {link.link_id}` takes it back.",
+        f"{date(link.expires_at)}. `hokusai-auth links revoke {link.link_id}` revokes it.",
         err=True,
     )
 

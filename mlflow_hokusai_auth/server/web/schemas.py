@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -414,7 +415,7 @@ def parse(model: type[_Model], body: object) -> _Model:
             where = [redact(str(part))[:80] for part in item["loc"]]
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
-                message = f"unknown; known: {', '.join(model.model_fields)}"
+                message = f"unknown; known: {', '.join(_beside(model, item['loc']))}"
             else:
                 # A list is one field, whichever of its items is wrong.
                 names = itertools.takewhile(lambda part: isinstance(part, str), item["loc"])
@@ -424,6 +425,22 @@ def parse(model: type[_Model], body: object) -> _Model:
             mistakes.append(message if item_shown else f"{'.'.join(where)}: {message}")
         text = "; ".join(mistakes[:10])
         raise InvalidRequest(text if text.endswith("?") else f"{text}.", wrong_fields) from None
+
+
+def _beside(model: type[BaseModel], path: Sequence[int | str]) -> Iterable[str]:
+    """Return the fields that a body of `model` has beside the one at `path`."""
+    for name in path[:-1]:
+        field = model.model_fields.get(str(name))  # The place in a list is none.
+        model = next(_models_in(field.annotation), model) if field else model
+    return model.model_fields
+
+
+def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models in the type of a field."""
+    if inner := get_args(kind):
+        yield from itertools.chain.from_iterable(map(_models_in, inner))
+    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
 
 
 def new_fields(body: NewKey, lifetimes: Lifetimes) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 from mlflow_hokusai_auth.core import browser, keys
 from mlflow_hokusai_auth.core.lifetimes import Lifetimes
 from mlflow_hokusai_auth.core.types import Principal
+from mlflow_hokusai_auth.server.web import keys_api
 from mlflow_hokusai_auth.server.web import pages as web_pages
 from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -272,6 +273,33 @@ def test_waiting_link_is_revoked_and_no_other(site: Site, listed: dict[str, str]
         assert answer.status_code == status and words in unescape(answer.text), link_id
 
 
+def test_page_that_fails_leads_back_to_the_list(site: Site) -> None:
+    """The pages look their callers up in the store, so its table of links alone is away."""
+    with site.store.database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE hokusai_auth_links RENAME TO away")
+    for line in ("GET links", "GET links?show=waiting", "POST links/revoke"):
+        answer = site.ask(line, {"link_id": "link_0"} if "POST" in line else None)
+        root = "../" * line.count("/")
+        assert answer.status_code == 503, line
+        assert f'<a href="{root}links">Back to the links</a>' in answer.text, line
+    answer = site.ask("POST keys/new", {**FORM, "give": "link"})
+    assert answer.status_code == 503
+    assert '<a href="../keys">Back to the keys</a>' in answer.text
+
+
+def test_links_of_a_leaver_are_revoked_with_the_keys(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_api, "REVOKED_EVERYWHERE", 0)
+    site.links.create(owner="ACME", scopes=["model:write"])
+    leaver = {"action": "revoke", "owner": "ACME"}
+    page = site.page("POST keys/selected", leaver)
+    assert "1 one-time link that nobody has opened yet will be revoked." in page
+    answer = site.ask("POST keys/selected", {**leaver, "confirmed": "yes"})
+    page = site.page(f"GET {answer.headers['Location'][3:]}")
+    assert "0 keys revoked and refused everywhere. 1 one-time link revoked." in page
+
+
 def test_bar_leads_administrators_to_the_links(site: Site, tmp_path: Path) -> None:
     assert '<a href="links">Links</a>' in site.page("GET keys")
     assert 'href="links"' not in site.page("GET keys", caller=site.key())
@@ -280,6 +308,8 @@ def test_bar_leads_administrators_to_the_links(site: Site, tmp_path: Path) -> No
     for line in ("GET links", "POST links/revoke"):
         answer = absent.ask(line, {"link_id": "link_0"} if "POST" in line else None)
         assert answer.status_code == 404 and "HOKUSAI_AUTH_BACKEND" in answer.text
+        # There is no list to go back to.
+        assert "Back to the keys" in answer.text
 
 
 def test_list_has_pages(site: Site) -> None:

@@ -190,7 +190,8 @@ def test_body_of_a_link_is_checked(site: Site) -> None:
         ({"key": KEY, "overlap": 5}, 400, "overlap is for"),
         ({"key": KEY, "expires_in": 7 * 86400 + 1}, 400, "expires_in"),
         ({"key": KEY, "expires_in": 0}, 400, "expires_in"),
-        ({"key": KEY, "code": "x"}, 400, "unknown"),
+        ({"key": KEY, "code": "x"}, 400, "code: unknown; known: key, replaces, "),
+        ({"key": {**KEY, "code": "x"}}, 400, "key.code: unknown; known: owner, scopes, "),
         ({"replaces": "key_0"}, 404, "There is no key"),
         ({"replaces": "\0"}, 404, "There is no key"),
     ):

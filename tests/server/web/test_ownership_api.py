@@ -122,6 +122,7 @@ def test_mistakes_are_explained(here: Api) -> None:
         ("POST /owners/assign", {}, ADMIN, 400, "one of them"),
         ("POST /owners/assign", {"apply": 1}, ADMIN, 400, "apply: "),
         ("POST /owners/assign", {"names": [{"name": 1}]}, ADMIN, 400, "names.0.name: "),
+        ("POST /owners/assign", {"names": [{"x": 1}]}, ADMIN, 400, "x: unknown; known: kind, name"),
         ("POST /owners/release", {"name": "x"}, ADMIN, 404, "No owner has"),
         ("POST /grants", {"grantee": "g"}, ACME, 400, "pattern: "),
         ("POST /grants", {"grantee": "g", "pattern": "a*b"}, ACME, 400, "only at its end"),

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from mlflow_hokusai_auth.server.gate.gate import Gate
 
 
+#: The pages with lists, besides that of the keys.
+_LISTS = ("models", "trusts", "links")
+
+
 def blueprint(
     store: LocalStore,
     sessions: Sessions,
@@ -112,32 +116,36 @@ def blueprint(
         response.headers.update(browser.PAGE_HEADERS)
         return response
 
+    def failed(status: int, message: str) -> Response:
+        list_of = flask.request.path.split("/")[2]
+        # A list that this server does not have is nothing to go back to.
+        back = list_of if list_of in _LISTS and status != 404 else "keys"
+        return shared.page("error.html", status, message=message, back=back)
+
     @routes.errorhandler(InvalidRequest)
     def wrong(error: InvalidRequest) -> Response:
-        return shared.page("error.html", status=400, message=str(error))
+        return failed(400, str(error))
 
     @routes.errorhandler(NotFound)
     def missing(error: NotFound) -> Response:
-        return shared.page("error.html", status=404, message=str(error))
+        return failed(404, str(error))
 
     @routes.errorhandler(Forbidden)
     def forbidden(error: Forbidden) -> Response:
-        return shared.page("error.html", status=403, message=str(error))
+        return failed(403, str(error))
 
     @routes.errorhandler(AuthorityUnavailable)
     def unavailable(error: AuthorityUnavailable) -> Response:
-        return shared.page(
-            "error.html",
-            status=503,
-            message="A database of this server can't be used at the moment. Try again in a minute.",
+        return failed(
+            503, "A database of this server can't be used at the moment. Try again in a minute."
         )
 
     @routes.errorhandler(Misconfigured)
     def misconfigured(error: Misconfigured) -> Response:
-        return shared.page("error.html", status=503, message=str(error))
+        return failed(503, str(error))
 
     @routes.errorhandler(StoreError)
     def unready(error: StoreError) -> Response:
-        return shared.page("error.html", status=503, message=str(error))
+        return failed(503, str(error))
 
     return routes

@@ -194,7 +194,7 @@ def add(
         time.sleep(keys_api.REVOKED_EVERYWHERE)
         text = f"{number} key{'' if number == 1 else 's'} revoked and refused everywhere."
         if taken:
-            text += f" {len(taken)} one-time link{'' if len(taken) == 1 else 's'} taken back."
+            text += f" {len(taken)} one-time link{'' if len(taken) == 1 else 's'} revoked."
         return forms.done(f"../keys?{back}", " ".join([text, *map(str, failed[:3])]))
 
 
