@@ -56,6 +56,8 @@ TEST = [
     "opentelemetry-sdk",
     "playwright",
     "pre-commit",
+    # SQLAlchemy's driver for postgresql://, so that of most of MLflow's databases there.
+    "psycopg2-binary",
     "pytest",
     "pytest-xdist",
     "ruff",

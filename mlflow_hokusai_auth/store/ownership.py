@@ -255,8 +255,10 @@ def _add(connection: sa.Connection, column: sa.Column[Any]) -> None:
 
 def _is_refused(error: sa.exc.DatabaseError) -> bool:
     """Return whether the database's user lacks a right."""
+    # psycopg has `sqlstate`, and psycopg2 has `pgcode`.
+    codes = (getattr(error.orig, name, None) for name in ("sqlstate", "pgcode"))
     return (
-        getattr(error.orig, "sqlstate", None) == "42501"  # insufficient_privilege
+        "42501" in codes  # insufficient_privilege
         or "readonly database" in str(error.orig)
     )
 
