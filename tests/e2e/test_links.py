@@ -119,6 +119,11 @@ def test_link_on_a_phone_shows_the_key_once(person: Callable[..., Any], server: 
     # The code went into the body of one POST, and nowhere else.
     assert not [one for one in sent if code in one]
     assert code not in server.log and key not in server.log
+    # To load the page again sends nothing again: it would be one more refused attempt.
+    page.reload()
+    expect(page.get_by_role("heading", name="Get your API key")).to_be_visible()
+    known = {one.link_id: one for one in Links(server.store.database).each()}
+    assert known[link["link_id"]].refused == 0
     # Back in the history there is nothing to press again.
     page.go_back()
     assert code not in page.url
@@ -137,6 +142,9 @@ def test_of_two_people_who_open_a_link_one_gets_the_key_and_the_other_is_told(
     second.get_by_role("button", name=SHOW).click()
     expect(second.get_by_role("alert")).to_contain_text("was opened on")
     assert findings(second) == []
+    # To load the page again is no further attempt.
+    second.reload()
+    expect(second.get_by_role("heading", name="Get your API key")).to_be_visible()
     (known,) = [
         one for one in Links(server.store.database).each() if one.link_id == link["link_id"]
     ]

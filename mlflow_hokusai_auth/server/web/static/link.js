@@ -12,6 +12,10 @@ function fill() {
 
 // Before that, the page has no button yet: this script is not deferred.
 addEventListener("DOMContentLoaded", () => {
+  // To load the answer of a form again then shows the empty page, and does not send the form again, which
+  // would be one more refused attempt.
+  history.replaceState(null, "", location.href);
+
   // On the page of a key, another link must not look like this one: its fragment alone loads nothing.
   addEventListener("hashchange", () => {
     if ($("#code")) fill();
