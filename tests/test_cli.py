@@ -493,11 +493,15 @@ def test_all_keys_of_a_leaver_are_revoked_after_a_look(call: Call, store: LocalS
     leaver = ("keys", "revoke", "--owner", "ACME")
     plan = call(*leaver)
     assert all(one in plan.stdout for one in ids) and other not in plan.stdout
-    assert "2 keys of ACME would end; none did, without --apply." in plan.stdout
-    assert f"hokusai-auth trust remove {trusted}" in plan.stderr
+    assert "2 keys of ACME and 1 trust would end; none did, without --apply." in plan.stdout
+    assert f"{trusted}, which gave CI jobs keys of this owner, would be removed." in plan.stdout
+    for command in ("owners assign --from ACME", "grants list", "grants remove ID"):
+        assert f"`hokusai-auth {command}" in plan.stderr, command
+    assert trusted in call("trust", "list").stdout
     assert all(shown(call, one)["state"] == "active" for one in ids)
     found = json.loads(call(*leaver, "--apply", "--json").stdout)
     assert {one["key_id"] for one in found["keys"]} == ids and found["applied"]
+    assert found["trusts"] == [trusted] and trusted not in call("trust", "list").stdout
     assert all(shown(call, one)["state"] == "revoked" for one in ids)
     assert shown(call, other)["state"] == "active"
     assert "0 keys of ACME revoked." in call(*leaver, "--apply").stdout

@@ -101,6 +101,29 @@ def test_all_that_a_leaver_owns_goes_to_another_owner(call: Call, engine: sa.Eng
         assert "--from" in call(*wrong, status=2).stderr
 
 
+def test_what_is_shared_with_a_leaver_is_named_with_its_command(
+    call: Call, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("keys", "create", "--owner", "ACME", "--scope", "model:write")
+    leaver = ("keys", "revoke", "--owner", "ACME", "--apply")
+    call("owners", "check")
+    make(engine, "a")
+    call("owners", "assign", "--models", "a", "--owner", "GLOBEX", "--apply")
+    grant, other = (
+        told(call, "grants", "add", "--owner", owner, "--model", "a")["id"]
+        for owner in ("ACME", "INITECH")
+    )
+    said = call(*leaver).stderr
+    assert f"hokusai-auth grants remove {grant}" in said and other not in said
+    call("grants", "remove", grant)
+    assert "grants remove" not in call(*leaver).stderr
+    # The keys end all the same if MLflow's database can't be read.
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "sqlite:////nowhere/mlflow.db")
+    said = call(*leaver)
+    assert "0 keys of ACME revoked." in said.stdout
+    assert "grants can't be read" in said.stderr and "grants remove ID" in said.stderr
+
+
 def test_explain_says_which_rule_hides_a_thing_or_shows_it(
     call: Call, engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,3 +87,13 @@ def test_mistakes(call: Call, arguments: tuple[str, ...], status: int, words: st
 def test_options_that_contradict_each_other(call: Call) -> None:  # noqa: F811
     for pair in (("--models", "a*", "--any-model"), ("--no-delete", "--may-delete")):
         assert "not both" in call("trust", "edit", "trust_0", *pair, status=2).output
+
+
+def test_lifetimes_keep_to_the_maximum(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setenv("HOKUSAI_AUTH_KEY_LIFETIME_MAX", "600")
+    assert "KEY_LIFETIME_MAX" in mistake(call(*ADD, *GITHUB, "--ttl", "11m", status=2))
+    trust = added(call, *GITHUB)
+    assert trust["ttl"] == 600
+    edit = ("trust", "edit", trust["trust_id"], "--ttl")
+    assert "KEY_LIFETIME_MAX" in mistake(call(*edit, "11m", status=2))
+    call(*edit, "5m")

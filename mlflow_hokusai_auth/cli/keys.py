@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ from .output import (
     printable,
     seconds,
 )
+from .ownership import grants_to
 from .store import actor, lifetimes, opened
 
 if TYPE_CHECKING:
@@ -377,7 +380,9 @@ def rotate(key_id: str, overlap: str, as_json: bool, link: bool, link_expires: s
 
 @keys.command()
 @click.argument("key_id", required=False)
-@click.option("--owner", help="Revoke all keys and links of this owner, who leaves.")
+@click.option(
+    "--owner", help="Revoke all keys and links of this owner, who leaves, and remove its trusts."
+)
 @click.option(
     "--apply", is_flag=True, help="With --owner: do it; otherwise only show which keys would end."
 )
@@ -389,8 +394,8 @@ def revoke(
 ) -> None:
     """Revoke a key for good; running servers refuse it within a second.
 
-    With --owner instead of KEY_ID, revoke all valid keys and waiting one-time links of an owner.
-    Nothing changes then without --apply. The exit status is 1 if a key has to stay.
+    With --owner instead of KEY_ID, revoke all valid keys and waiting one-time links of an owner, and
+    remove its trusts. Nothing changes then without --apply. The exit status is 1 if a key has to stay.
     """
     if (key_id is None) == (owner is None) or (apply and owner is None):
         raise click.UsageError("Give KEY_ID; or --owner, and --apply to do it.")
@@ -416,19 +421,49 @@ def _show_leaver(owner: str, found: Mapping[str, Any], as_json: bool) -> None:
         print_json(found)
     else:
         _print_keys([{name: _facts(one)[name] for name in _COLUMNS} for one in ended])
-        number = f"{len(ended)} key{'' if len(ended) == 1 else 's'} of {printable(owner)}"
+        parts = [f"{len(ended)} key{'' if len(ended) == 1 else 's'} of {printable(owner)}"]
         if links := len(found["links"]):
-            number += f" and {links} one-time link{'' if links == 1 else 's'}"
+            parts.append(f"{links} one-time link{'' if links == 1 else 's'}")
+        if trusts := found["trusts"]:
+            parts.append(f"{len(trusts)} trust{'' if len(trusts) == 1 else 's'}")
+        number = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
         done = "revoked." if found["applied"] else "would end; none did, without --apply."
         click.echo(f"{number} {done}")
-    for trust_id in found["trusts"]:
-        click.echo(
-            f"hokusai-auth: {trust_id} gives CI jobs new keys of this owner, until "
-            f"`hokusai-auth trust remove {trust_id}`",
-            err=True,
-        )
+        for trust_id in trusts:
+            gone = "was removed" if found["applied"] else "would be removed"
+            click.echo(f"{trust_id}, which gave CI jobs keys of this owner, {gone}.")
+    _tell_what_stays(owner)
     if kept:
         raise Mistake(" ".join(kept))
+
+
+def _tell_what_stays(owner: str) -> None:
+    """Print what a leaver still has in MLflow, and the commands that end it."""
+    here = shlex.quote(printable(owner))
+    click.echo(
+        "hokusai-auth: models and experiments stay this owner's: "
+        f"`hokusai-auth owners list --owner {here}` shows them, and "
+        f"`hokusai-auth owners assign --from {here} --to OWNER` gives them to another owner",
+        err=True,
+    )
+    uri = os.environ.get("MLFLOW_BACKEND_STORE_URI")
+    try:
+        shared = None if not uri else grants_to(uri, owner)
+    except Mistake as error:
+        shared = None
+        click.echo(f"hokusai-auth: grants can't be read: {error.message}", err=True)
+    if shared is None:
+        click.echo(
+            "hokusai-auth: what is shared with this owner stays so: `hokusai-auth grants list` shows "
+            "it, and `hokusai-auth grants remove ID` ends it",
+            err=True,
+        )
+    for grant in shared or ():
+        click.echo(
+            f"hokusai-auth: {printable(grant['pattern'])} is shared with this owner, until "
+            f"`hokusai-auth grants remove {grant['id']}`",
+            err=True,
+        )
 
 
 @keys.command()

@@ -284,6 +284,18 @@ def remove_prefix(uri: str | None, as_json: bool, **given: Any) -> None:
     _show_all(None, [row], as_json, dict)
 
 
+def grants_to(uri: str, owner: str) -> list[dict[str, Any]]:
+    """Return the grants of which `owner` is the grantee, in MLflow's database. Raises Mistake."""
+    found: list[dict[str, Any]] = []
+    token: str | None = None
+    with _place(uri) as place:
+        while True:
+            page = place.list_grants(max_results=1000, page_token=token)
+            found += [row for row in page if row["grantee"] == owner]
+            if (token := page.token) is None:
+                return found
+
+
 @contextmanager
 def _place(uri: str | None) -> Iterator[Ownership | HokusaiAuthClient]:
     """Yield MLflow's database at `uri`, or the server. Their errors in the block become Mistakes."""

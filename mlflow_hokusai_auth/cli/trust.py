@@ -9,7 +9,7 @@ from typing import IO, Any
 import click
 
 from .output import WrongValue, date, json_option, print_json, print_table, seconds
-from .store import actor, opened, server
+from .store import actor, lifetimes, opened, server
 
 _MODELS = click.option(
     "--models",
@@ -86,7 +86,9 @@ def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: 
 
         new = schemas.parse(trust_schemas.NewTrust, body)
         workload = trust_api.workload(new)
-        record = Trusts(store.database).add(workload, **trust_schemas.fields(new), by=actor())
+        longest = lifetimes()
+        fields = trust_schemas.fields(new, longest)
+        record = Trusts(store.database, lifetimes=longest).add(workload, **fields, by=actor())
         described = trust_schemas.describe(record)
     _show(described, as_json)
     if new.github is not None and new.environment is None:
@@ -165,7 +167,8 @@ def edit_trust(
         from mlflow_hokusai_auth.store.trusts import Trusts
 
         changed, forget = trust_schemas.changes(schemas.parse(trust_schemas.TrustChanges, body))
-        record = Trusts(store.database).edit(trust_id, changed, actor(), forget_ids=forget)
+        trusts = Trusts(store.database, lifetimes=lifetimes())
+        record = trusts.edit(trust_id, changed, actor(), forget_ids=forget)
         described = trust_schemas.describe(record)
     _show(described, as_json)
 

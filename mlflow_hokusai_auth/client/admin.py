@@ -249,9 +249,9 @@ class HokusaiAuthClient:
     ) -> dict[str, Any]:
         """Revoke all valid keys of `owner`; unless `apply`, only return which: `keys`.
 
-        One-time links of this owner that wait are revoked as well: `links` are their ids. `kept`
-        says why other keys stay, and `trusts` are the ids of trusts that still give keys of this owner
-        to jobs. `wait` and `force` are those of `revoke_key`.
+        One-time links of this owner that wait are revoked as well, and its trusts are removed, because
+        both would make new keys: `links` and `trusts` are their ids. `kept` says why other keys stay.
+        `wait` and `force` are those of `revoke_key`.
         """
         body = {"owner": owner, "apply": apply, "wait": wait, "force": force}
         return self._call("POST", "keys/revoke", json=body)

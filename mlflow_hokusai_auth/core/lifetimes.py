@@ -24,13 +24,20 @@ class Lifetimes:
             return self.default
         return self.longest if self.default is None else min(self.default, self.longest)
 
-    def check(self, seconds: float | None) -> None:
-        """Raise InvalidRequest if a lifetime of `seconds` (None: for ever) is above the maximum."""
+    def within(self, seconds: float) -> float:
+        """Return a lifetime of `seconds`, or the maximum if that is shorter."""
+        return seconds if self.longest is None else min(seconds, self.longest)
+
+    def check(self, seconds: float | None, field: str = "expires_in") -> None:
+        """Raise InvalidRequest if a lifetime of `seconds` (None: for ever) is above the maximum.
+
+        The message names `field`, which the lifetime stands in.
+        """
         if self.longest is None or (seconds is not None and seconds <= self.longest):
             return
         problem = "a key must end" if seconds is None else "this is too long"
         raise InvalidRequest(
-            f"expires_in: {problem}: keys of this server live {span(self.longest)} "
+            f"{field}: {problem}: keys of this server live {span(self.longest)} "
             f"({self.longest:.0f} s) at most, by HOKUSAI_AUTH_KEY_LIFETIME_MAX."
         )
 

@@ -135,7 +135,8 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     mode = live_settings.Mode(config.mode, config.force_mode)
     isolation = live_settings.Isolation(mode, config.isolation)
     leak_keys = leak_reports.load(config.leak_public_keys) if config.leak_public_keys else {}
-    trusts, has_store = Trusts(store.database), "local" in config.backend
+    trusts = Trusts(store.database, lifetimes=settings.lifetimes_of(config))
+    has_store = "local" in config.backend
     observed, uses = Observed(store.database), UseCounter(store.database)
     roots = artifact_roots.load(config.artifact_roots)
     folders = ExperimentFolders(roots)

@@ -219,8 +219,8 @@ class Settings(BaseSettings):
         ge=0,
         le=MAX_KEY_LIFETIME,
         description="The longest lifetime of a new key, in seconds. 0: no maximum. It also bounds the "
-        "default lifetime, and every new expiry of a key. Existing and imported keys keep their "
-        "expiry.",
+        "default lifetime, every new expiry of a key, and the keys of trusts, also of those that were "
+        "added before. Existing and imported keys keep their expiry.",
     )
     contact: Contact = Field(
         "",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -18,7 +18,7 @@ from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
 from mlflow_hokusai_auth.core.scopes import ADMIN
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
-from . import key_pages, records
+from . import key_pages, records, trusts
 from .database import NOBODY, Actor, Change, Database
 from .key_pages import NEWEST_FIRST, KeyPage, Order
 from .records import EVERY, STATES, KeyFilter, KeyRecord, conditions, from_row
@@ -43,6 +43,17 @@ _LOOKUP = sa.select(
     KEYS.c.no_delete,
     KEYS.c.source,
 ).where(KEYS.c.digest == sa.bindparam("digest"))
+
+
+class RevokedOwner(NamedTuple):
+    """The end of all that gives keys to an owner."""
+
+    #: The keys that were ended, exchanged keys too, and why the others stay.
+    keys: list[KeyRecord]
+    kept: list[KeyConflict]
+    #: The ids of the waiting links that were revoked, and of the trusts that were removed.
+    links: list[str]
+    trusts: list[str]
 
 
 class LocalStore:
@@ -338,18 +349,20 @@ class LocalStore:
         with self.database.reading() as connection:
             return records.valid_of(connection, owner)
 
-    def revoke_owner(
-        self, owner: str, by: Actor = NOBODY, *, force: bool = False
-    ) -> tuple[list[KeyRecord], list[KeyConflict], list[str]]:
-        """End all valid keys and waiting links of `owner`, exchanged keys too, in one transaction.
+    def revoke_owner(self, owner: str, by: Actor = NOBODY, *, force: bool = False) -> RevokedOwner:
+        """End all valid keys, waiting links and trusts of `owner`, in one transaction.
 
-        A key that is rotated, or a link that is made or opened, in the same moment leaves no other key
-        behind, and no link that waits, unless it begins after this has ended. Return the records of the
-        keys that were ended, why the others stay, and the ids of the links that were revoked. With
-        `force`, no key stays: see `revoke`.
+        A key that is rotated, a link that is made or opened, a trust that is added or a token that is
+        exchanged in the same moment leaves no other key behind, and no link that waits and no trust,
+        unless it begins after this has ended. With `force`, no key stays: see `revoke`.
         """
         ended, kept = [], []
-        with self.database.changing() as change:
+        with self.database.changing(generation=False) as change:
+            # Trusts come first: an edit or an exchange takes its trust before the generation.
+            removed = trusts.remove_of(change, owner, by)
+            change.bump()
+            # One may have been added just before that. None is added afterwards: see `Trusts.add`.
+            removed += trusts.remove_of(change, owner, by)
             links = _revoke_links(change, LINKS.c.owner, owner, by)
             going = records.valid_of(change.connection, owner)
             # If one that may manage the others has to stay, it is that of the caller.
@@ -358,7 +371,7 @@ class LocalStore:
                     ended.append(_revoke(change, record, by, force=force))
                 except KeyConflict as error:
                     kept.append(error)
-        return ended, kept, links
+        return RevokedOwner(ended, kept, links, removed)
 
 
 def _principal(row: Any) -> Principal:

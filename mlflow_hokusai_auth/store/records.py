@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from mlflow_hokusai_auth.core import keys as key_format
 from mlflow_hokusai_auth.core.errors import (
+    Forbidden,
     InvalidRequest,
     KeyConflict,
     KeyNotFound,
@@ -214,6 +215,15 @@ def refuse_look_alike(change: Change, owner: str, but: str = "") -> None:
                 "spelling, or a name that nobody takes for it."
             )
             raise KeyConflict(message, {"owner": message})
+
+
+def refuse_revoked(change: Change, key_id: str) -> None:
+    """Raise Forbidden if the key of a request, which was good when it came, is revoked now."""
+    revoked = sa.select(KEYS.c.key_id).where(
+        KEYS.c.key_id == key_id, KEYS.c.revoked_at.is_not(None)
+    )
+    if change.connection.execute(revoked).first() is not None:
+        raise Forbidden(f"The key {key_id} was revoked just now.")
 
 
 def waiting_links(now: float) -> tuple[sa.ColumnElement[bool], ...]:

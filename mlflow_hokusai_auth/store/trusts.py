@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from mlflow_hokusai_auth.core import keys as key_format
 from mlflow_hokusai_auth.core.errors import Conflict, InvalidRequest, NotFound
+from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
 from mlflow_hokusai_auth.core.scopes import ADMIN
 from mlflow_hokusai_auth.core.trust import Refused, Trust, Workload, judge, repository
 
@@ -84,7 +85,8 @@ class Trusts:
     """The trusts in `database`. Every method raises AuthorityUnavailable if it can't be used.
 
     With `owner`, trusts of others are missing: their ids are as unknown as made-up ones. `check` raises
-    an error for a trust that the caller may not add, or have after an edit.
+    an error for a trust that the caller may not add, or have after an edit. No key of an exchange lives
+    longer than the maximum of `lifetimes`, and no trust gets a longer `ttl`.
     """
 
     def __init__(
@@ -92,8 +94,10 @@ class Trusts:
         database: Database,
         owner: str | None = None,
         check: Callable[[Trust], object] = lambda _: None,
+        lifetimes: Lifetimes = UNLIMITED,
     ) -> None:
         self._database = database
+        self._lifetimes = lifetimes
         self._owner = owner
         self._check = check
         #: Seconds since the epoch.
@@ -101,7 +105,7 @@ class Trusts:
 
     def of(self, owner: str, check: Callable[[Trust], object]) -> Trusts:
         """Return the trusts of `owner` alone; `check` judges each that is added or edited."""
-        return Trusts(self._database, owner, check)
+        return Trusts(self._database, owner, check, self._lifetimes)
 
     def each(self) -> list[TrustRecord]:
         """Return all trusts, oldest first."""
@@ -142,7 +146,8 @@ class Trusts:
 
         Raises InvalidRequest, StaffNarrowed, and Conflict for too many trusts, for one that exists, and
         if another owner differs from `owner` in case only. An owner who sees its own trusts only also
-        gets Conflict for a repository that another's trust is about: it could take over those jobs.
+        gets Conflict for a repository that another's trust is about, because it could take over those
+        jobs, and Forbidden if the key of `by` was revoked meanwhile.
         """
         trust = Trust(
             f"trust_{secrets.token_hex(8)}",
@@ -159,8 +164,12 @@ class Trusts:
         )
         _refuse_power(trust)
         self._check(trust)
+        self._lifetimes.check(ttl, "ttl")
         record = TrustRecord(trust, time.time())
         with self._database.changing() as change:
+            if self._owner is not None:
+                # A leaver's trust must not come after the end of its keys.
+                records.refuse_revoked(change, by.key_id)
             records.refuse_look_alike(change, owner)
             before = [_record(row) for row in change.connection.execute(sa.select(TRUSTS))]
             if len(before) >= MAX_TRUSTS:
@@ -201,6 +210,8 @@ class Trusts:
             changed["scopes"] = tuple(sorted(set(changed["scopes"])))
         if forget_ids:
             changed["pins"] = ()
+        if "ttl" in changed:
+            self._lifetimes.check(changed["ttl"], "ttl")
         with self._database.changing(generation=False) as change:
             before = self._own(_take(change, trust_id))
             after = replace(before, trust=replace(before.trust, **changed))
@@ -276,7 +287,8 @@ class Trusts:
                     key,
                     owner=trust.owner,
                     scopes=trust.scopes,
-                    expires_at=now + verdict.ttl,
+                    # The maximum may have been lowered after the trust was made.
+                    expires_at=self._lifetimes.end(verdict.ttl, now),
                     models=trust.models,
                     no_delete=trust.no_delete,
                     trust_id=trust_id,
@@ -312,6 +324,22 @@ class Trusts:
         if self._owner not in (None, record.trust.owner):
             raise _unknown(record.trust.trust_id)
         return record
+
+
+def remove_of(change: Change, owner: str, by: Actor) -> list[str]:
+    """Remove all trusts of `owner`, who leaves, and return their ids. The caller ends their keys."""
+    # PostgreSQL raises an error for a NUL.
+    if not owner.isprintable():
+        return []
+    these = sa.delete(TRUSTS).where(TRUSTS.c.owner == owner).returning(TRUSTS)
+    gone = sorted((_record(row).trust for row in change.connection.execute(these)), key=_by_id)
+    for trust in gone:
+        change.audit("trust.removed", by, **audited(trust))
+    return [trust.trust_id for trust in gone]
+
+
+def _by_id(trust: Trust) -> str:
+    return trust.trust_id
 
 
 def audited(trust: Trust) -> dict[str, Any]:

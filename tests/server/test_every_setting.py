@@ -37,6 +37,7 @@ from pydantic import AliasChoices
 from werkzeug.test import Client, TestResponse
 
 from mlflow_hokusai_auth.core import keys
+from mlflow_hokusai_auth.core.trust import workload
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server import app, metrics
 from mlflow_hokusai_auth.server.caller import Caller, current
@@ -45,9 +46,12 @@ from mlflow_hokusai_auth.server.isolation import hooks
 from mlflow_hokusai_auth.server.isolation.provenance import Provenance
 from mlflow_hokusai_auth.server.settings import PREFIX, Settings
 from mlflow_hokusai_auth.server.web import leak_reports
+from mlflow_hokusai_auth.server.web.trust_schemas import GRANT_TYPE, TOKEN_TYPES
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.trusts import Trusts
 from tests.authorities.test_service import certificate  # noqa: F401 - a fixture
 from tests.harness import free_port
+from tests.issuer import Issuer
 from tests.server.compare_fast_path import ask
 from tests.server.forked import watchers_rest
 from tests.server.isolation.stores import unused_name
@@ -58,6 +62,7 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "mlflow_hokusai_auth"
 PAGES = "".join(page.read_text("utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))
 READ = "/version"
+HERE = "https://registry.example.com"
 WRITE = "/api/2.0/mlflow/experiments/create"
 WHOAMI = "api/2.0/hokusai/whoami"
 ADMIN = "/api/2.0/mlflow/webhooks"
@@ -276,6 +281,29 @@ def lifetime_of_a_new_key(**body: object) -> Callable[[World], int]:
     return look
 
 
+def with_an_exchanged_one(look: Callable[[World], int]) -> Callable[[World], tuple[int, int]]:
+    """Return also the seconds that the key of a trust lives, which was added for 15 minutes."""
+
+    def both(world: World) -> tuple[int, int]:
+        first, server = look(world), world.start()
+        with Issuer() as issuer:
+            job = workload(issuer=issuer.url, claims={"sub": "job"}, single_use=True)
+            trusts = Trusts(server.store.database)
+            trusts.add(job, owner="ACME", scopes=("model:write",), ttl=900.0)
+            body = {
+                "grant_type": GRANT_TYPE,
+                "subject_token_type": TOKEN_TYPES[0],
+                "subject_token": issuer.token({"sub": "job", "aud": HERE}),
+            }
+            answer = server.ask("/api/2.0/hokusai/token", method="POST", json=body)
+        assert answer.json is not None and "key_id" in answer.json, answer.text
+        record = server.store.get(answer.json["key_id"])
+        assert record.expires_at is not None
+        return first, round(record.expires_at - record.created_at)
+
+    return both
+
+
 def leak_keys(world: World) -> str:
     path = world.folder / "public.json"
     path.write_text(json.dumps({"public_keys": [signed.entry("one", signed.pem(signed.SIGNER))]}))
@@ -470,11 +498,17 @@ CASES: dict[str, Case] = {
     "trusted_proxies": Case("127.0.0.1", from_a_network, 403, 200),
     "prefixes": Case("/x", status(f"/x{READ}", "mlflow:read"), 403, 200),
     "failures_per_minute": Case("1", failures, [401, 401], [401, 429]),
-    "public_urls": Case("https://registry.example.com", an_exchange, 503, 400),
+    "public_urls": Case(HERE, an_exchange, 503, 400),
     "supplier_trust": Case("true", status(TRUST, "model:read"), 403, 200),
     "session_lifetime": Case("0.5", session, 200, 401),
     "key_lifetime": Case("3600", lifetime_of_a_new_key(), 365 * 86400, 3600),
-    "key_lifetime_max": Case("3600", lifetime_of_a_new_key(expires_in=7200), 7200, 400),
+    "key_lifetime_max": Case(
+        "600",
+        with_an_exchanged_one(lifetime_of_a_new_key(expires_in=7200)),
+        (7200, 900),
+        (400, 600),
+        {"PUBLIC_URLS": HERE},
+    ),
     "leak_public_keys": Case(leak_keys, leak, 404, 200),
     "log_reads": Case("1", lines("decisions"), 0, 1),
     "metrics_bind": Case(METRICS, metrics_elsewhere, "nobody there", 200),

@@ -591,7 +591,7 @@ def test_no_key_of_an_owner_is_left_even_if_one_is_rotated_meanwhile(
         results = at_once(
             partial(store.rotate, key_id), partial(another.revoke_owner, "ACME", OPERATOR)
         )
-        ended, kept, _ = next(
+        ended, kept, *_ = next(
             one for one in results if isinstance(one, tuple) and isinstance(one[1], list)
         )
         assert {"ACME"} == {one.owner for one in ended} and not kept
@@ -604,7 +604,7 @@ def test_of_an_owner_s_administrators_the_caller_s_own_key_stays_if_one_must(
     store: LocalStore,
 ) -> None:
     own, *_ = (made(store, "mlflow:admin") for _ in range(3))
-    ended, kept, _ = store.revoke_owner("ACME", Actor("ACME", own))
+    ended, kept, *_ = store.revoke_owner("ACME", Actor("ACME", own))
     assert len(ended) == 2 and own in str(kept[0]) and ids(store, state="valid") == [own]
     assert [one.key_id for one in store.revoke_owner("ACME", force=True)[0]] == [own]
 

@@ -170,7 +170,7 @@ def test_no_link_of_an_owner_that_leaves_makes_a_key(
             old = store.create(owner="ACME", scopes=["model:read"])[0]
             waiting = [create(links) for _ in range(2)] + [links.create_rotation(old.key_id)]
             racing = [pool.submit(links.open, code, by=FIRST) for _, code in waiting]
-            ended, kept, taken = pool.submit(replica.revoke_owner, "ACME", OPERATOR).result(LONG)
+            ended, kept, taken, _ = pool.submit(replica.revoke_owner, "ACME", OPERATOR).result(LONG)
             found = [state(one.result(LONG)) for one in racing]
             assert store.valid_of("ACME") == [] and not kept
             states = {one.link_id: one.state(time.time()) for one in links.each()}
@@ -184,7 +184,7 @@ def test_no_link_of_an_owner_that_leaves_makes_a_key(
     assert links.waiting_of("ACME") == [] and links.waiting_of("GLOBEX") == [other]
     told = [row for row in events(store) if row[0] == "link.revoked"]
     assert told == [("link.revoked", "Operator", "192.0.2.7", "")] * (15 - made)
-    assert store.revoke_owner("ACME") == ([], [], [])
+    assert store.revoke_owner("ACME") == ([], [], [], [])
     replica.database.engine.dispose()
 
 

@@ -22,6 +22,7 @@ from mlflow_hokusai_auth.core.errors import (
     NotFound,
     StaffNarrowed,
 )
+from mlflow_hokusai_auth.core.lifetimes import Lifetimes
 from mlflow_hokusai_auth.core.trust import Refused, Trust, workload
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.store import trusts as store_trusts
@@ -188,6 +189,26 @@ def test_token_that_may_be_exchanged_again_ends_the_key_before(
     assert store.get(first.key_id).expires_at == START + 70
 
 
+def test_no_key_of_a_trust_lives_longer_than_the_maximum(
+    store: LocalStore, trusts: Trusts, clock: time_machine.Traveller
+) -> None:
+    """The setting may be lowered after the trust was added."""
+    trust_id = add(trusts)
+    lowered = Trusts(store.database, lifetimes=Lifetimes(longest=300.0))
+    assert key_of(exchange(lowered, trust_id))[0].expires_at == START + 300
+    assert key_of(exchange(trusts, trust_id, token="2"))[0].expires_at == START + 900
+    for place in (lowered, lowered.of("ACME", lambda _: None)):
+        with pytest.raises(InvalidRequest, match=r"^ttl: .*KEY_LIFETIME_MAX"):
+            add(place, {"gitlab": "acme/models"}, ttl=301.0)
+        with pytest.raises(InvalidRequest, match=r"^ttl: .*KEY_LIFETIME_MAX"):
+            place.edit(trust_id, {"ttl": 301.0})
+        add(place, {"gitlab": f"acme/{place is lowered}"}, ttl=300.0)
+        # What else the trust has can be changed without a word about its lifetime.
+        place.edit(trust_id, {"scopes": ["model:read"]})
+    assert trusts.get(trust_id).trust.ttl == 900.0
+    assert key_of(exchange(lowered, trust_id, token="3"))[0].expires_at == START + 300
+
+
 def test_exchange_leaves_caches_alone(store: LocalStore, trusts: Trusts) -> None:
     trust_id = add(trusts)
     generation = store.generation()
@@ -331,6 +352,69 @@ def test_what_no_trust_may_give(trusts: Trusts, store: LocalStore) -> None:
         with pytest.raises(InvalidRequest):
             trusts.edit(trust_id, changes)
     assert [one.trust.trust_id for one in trusts.each()] == [trust_id]
+
+
+def test_no_trust_of_an_owner_that_leaves_gives_a_key(
+    store: LocalStore, trusts: Trusts, database_uri: str
+) -> None:
+    """An exchange at the same moment gives a key that ends with the others, or none."""
+    replica = LocalStore(database_uri)
+    other = add(trusts, {"gitlab": "globex/models"}, owner="Globex")
+    found: list[str] = []
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            store.create(owner="ACME", scopes=["model:read"])
+            its = [add(trusts, {"gitlab": f"acme/{name}"}) for name in "ab"]
+            claims = [{**GITLAB, "project_path": f"acme/{name}"} for name in "ab"]
+            racing = [
+                pool.submit(exchange, trusts, trust_id, of_it, token=f"{len(found)}{trust_id}")
+                for trust_id, of_it in zip(its, claims, strict=True)
+            ]
+            ended = pool.submit(replica.revoke_owner, "ACME", OPERATOR).result(LONG)
+            answers = [code(one.result(LONG)) for one in racing]
+            found += answers
+            assert sorted(ended.trusts) == sorted(its)
+            assert store.valid_of("ACME") == []
+            assert len(ended.keys) == 1 + answers.count("ok")
+            for trust_id, of_it in zip(its, claims, strict=True):
+                assert code(exchange(trusts, trust_id, of_it, token="late")) == "TOKEN_UNTRUSTED"
+    assert set(found) <= {"ok", "TOKEN_UNTRUSTED"}
+    assert [one.trust.trust_id for one in trusts.each()] == [other]
+    told = store.database.audited(event="trust.removed", limit=None)
+    assert {(row["actor"], row["detail"]["owner"]) for row in told} == {("Operator", "ACME")}
+    assert len(told) == 10
+    assert store.revoke_owner("\0").trusts == []
+    replica.database.engine.dispose()
+
+
+@pytest.mark.parametrize("database_uri", ["postgresql"], indirect=True)
+def test_trust_that_is_added_while_its_owner_leaves_goes_as_well(
+    store: LocalStore, trusts: Trusts, database_uri: str
+) -> None:
+    """SQLite has one writer at a time, so nothing comes in between there."""
+    replica, own = LocalStore(database_uri), store.create(owner="ACME", scopes=["model:write"])[0]
+    first, late = add(trusts), list[str]()
+    supplier = Trusts(store.database).of("ACME", lambda _: None)
+    by = Actor("ACME", own.key_id)
+
+    def new(name: str) -> str:
+        job = workload(gitlab=f"acme/{name}")
+        return supplier.add(
+            job, owner="ACME", scopes=("model:write",), ttl=900.0, by=by
+        ).trust.trust_id
+
+    def add_one(_c: object, _cursor: object, text: str, *_: object) -> None:
+        if text.startswith("DELETE FROM hokusai_auth_trusts") and not late:
+            late.append(new("late"))
+
+    sa.event.listen(replica.database.engine, "after_cursor_execute", add_one)
+    assert replica.revoke_owner("ACME", OPERATOR).trusts == [first, *late]
+    assert trusts.each() == []
+    # A request that came before the revocation, and goes on after it.
+    with pytest.raises(Forbidden, match="was revoked just now"):
+        new("later")
+    assert trusts.each() == []
+    replica.database.engine.dispose()
 
 
 def test_trusts_are_found_by_exactly_their_issuer(trusts: Trusts) -> None:

@@ -319,11 +319,12 @@ def find(store: LocalStore, text: str) -> list[KeyRecord]:
 
 
 def revoke_owner(store: LocalStore, body: schemas.Revocation, by: Actor) -> dict[str, Any]:
-    """Revoke all valid keys and links of an owner, or say which, and return it as `schemas.Revoked`.
+    """Revoke all keys and links of an owner, and remove its trusts, or say which.
 
-    Raises NotFound if the store has never had a key, and has no trust or waiting link, of this owner.
+    Return it as `schemas.Revoked`. Raises NotFound if the store has never had a key, and has no trust
+    or waiting link, of this owner.
     """
-    trusts = [one.trust for one in Trusts(store.database).each() if one.trust.owner == body.owner]
+    trusts = trusts_of(store, body.owner)
     ended, kept = store.valid_of(body.owner), list[KeyConflict]()
     links = [one.link_id for one in Links(store.database).waiting_of(body.owner)]
     if not ended and not trusts and not links and body.owner not in store.owners():
@@ -332,7 +333,7 @@ def revoke_owner(store: LocalStore, body: schemas.Revocation, by: Actor) -> dict
             "shows owners."
         )
     if body.apply:
-        ended, kept, links = store.revoke_owner(body.owner, by, force=body.force)
+        ended, kept, links, trusts = store.revoke_owner(body.owner, by, force=body.force)
         if body.wait:
             time.sleep(REVOKED_EVERYWHERE)
     return schemas.Revoked(
@@ -340,8 +341,14 @@ def revoke_owner(store: LocalStore, body: schemas.Revocation, by: Actor) -> dict
         keys=[schemas.Key(**one) for one in described(ended)],
         kept=[str(one) for one in kept],
         links=links,
-        trusts=[one.trust_id for one in trusts],
+        trusts=trusts,
     ).model_dump()
+
+
+def trusts_of(store: LocalStore, owner: str) -> list[str]:
+    """Return the ids of the trusts of `owner`, which `LocalStore.revoke_owner` removes."""
+    found = (one.trust for one in Trusts(store.database).each())
+    return [trust.trust_id for trust in found if trust.owner == owner]
 
 
 def with_uses(store: LocalStore, records: list[KeyRecord]) -> list[dict[str, Any]]:

@@ -209,7 +209,7 @@ _ROWS = (
          "Find the record of a key, or those of all keys that end in four characters.",
          schemas.FoundKeys, body=schemas.KeyToFind),
     _Row("POST keys/revoke", "revokeKeys",
-         "Revoke all keys and waiting links of an owner; without `apply`, only say which.",
+         "End all keys, waiting links and trusts of an owner; without `apply`, only say which.",
          schemas.Revoked, errors=("404",), body=schemas.Revocation),
     _Row("POST keys/{key_id}/rotate", "rotateKey",
          "Replace a key; the old one stays valid for a while. A key may replace itself.",

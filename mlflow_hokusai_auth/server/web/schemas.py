@@ -195,7 +195,7 @@ class KeyToFind(Body):
 
 
 class Revocation(Body):
-    """The owner whose valid keys and waiting one-time links are to be revoked, all at once."""
+    """The owner whose valid keys, waiting one-time links and trusts are to end, all at once."""
 
     owner: Owner
     apply: Annotated[
@@ -270,7 +270,7 @@ class FoundKeys(BaseModel):
 
 
 class Revoked(BaseModel):
-    """The keys and one-time links of an owner that were revoked, if it is `applied`, or would be."""
+    """The keys, links and trusts of an owner that were ended, if it is `applied`, or would be."""
 
     applied: bool
     keys: list[Key]
@@ -279,7 +279,7 @@ class Revoked(BaseModel):
         description="The ids of waiting one-time links that were revoked, or would be."
     )
     trusts: list[str] = Field(
-        description="The ids of trusts that give jobs keys of this owner until they are removed."
+        description="The ids of trusts that were removed, or would be; jobs got this owner's keys."
     )
 
 

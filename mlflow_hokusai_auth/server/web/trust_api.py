@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 import flask
 
-from mlflow_hokusai_auth.core import policy, supplier_trust, times
+from mlflow_hokusai_auth.core import policy, supplier_trust
 from mlflow_hokusai_auth.core import trust as core_trust
 from mlflow_hokusai_auth.core.errors import (
     Forbidden,
     HokusaiAuthError,
-    InvalidRequest,
     KeyNotFound,
     NotFound,
 )
@@ -80,7 +79,7 @@ class TrustActions:
         """Return all trusts to an administrator, and to a supplier those of its own owner."""
         if not self.has_store:
             raise NotFound(ABSENT)
-        trusts = Trusts(self.store.database)
+        trusts = Trusts(self.store.database, lifetimes=self.lifetimes)
         caller = callers.principal()
         if caller.source:
             raise Forbidden(
@@ -115,7 +114,8 @@ class TrustActions:
                     "and environment."
                 )
             new = new.model_copy(update={"owner": caller.owner_id})
-        return trusts.add(workload(new), **trusted.fields(new), by=callers.actor())
+        given = trusted.fields(new, self.lifetimes)
+        return trusts.add(workload(new), **given, by=callers.actor())
 
     def edit(self, trust_id: str, body: object) -> TrustRecord:
         """Change the fields of a trust that are in `body`."""
@@ -151,16 +151,9 @@ class TrustActions:
             )
 
     def _check(self, trust: core_trust.Trust, caller: Principal) -> None:
-        """Raise Forbidden, or InvalidRequest, if this supplier may not have this trust."""
+        """Raise Forbidden if this supplier may not have this trust."""
         if problem := supplier_trust.problem(trust, caller, self.gate.policy):
             raise Forbidden(problem)
-        longest = self.lifetimes.longest
-        if longest is not None and trust.ttl > longest:
-            problem = (
-                f"Keys of this server live {times.span(longest)} ({longest:.0f} s) at most, by "
-                "HOKUSAI_AUTH_KEY_LIFETIME_MAX."
-            )
-            raise InvalidRequest(f"ttl: {problem}", {"ttl": problem})
 
 
 def workload(body: trusted.NewTrust) -> core_trust.Workload:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, StrictBool, StrictStr
 
 from mlflow_hokusai_auth.authorities import key_sets
 from mlflow_hokusai_auth.core.errors import InvalidRequest
+from mlflow_hokusai_auth.core.lifetimes import Lifetimes
 from mlflow_hokusai_auth.core.trust import MAX_CLAIMS, MAX_TTL, MAX_VALUE, MIN_TTL, TTL
 from mlflow_hokusai_auth.store.trusts import TrustRecord
 
@@ -155,8 +156,11 @@ def describe(record: TrustRecord) -> dict[str, Any]:
     ).model_dump()
 
 
-def fields(body: NewTrust) -> dict[str, Any]:
-    """Return the arguments of `Trusts.add` in `body`, without the workload. Raises InvalidRequest."""
+def fields(body: NewTrust, lifetimes: Lifetimes) -> dict[str, Any]:
+    """Return the arguments of `Trusts.add` in `body`, without the workload. Raises InvalidRequest.
+
+    As for keys, a default lifetime above the maximum counts as the maximum.
+    """
     if body.owner is None:
         raise InvalidRequest("owner: Name the owner of the keys.", {"owner": "Name the owner."})
     return {
@@ -164,7 +168,7 @@ def fields(body: NewTrust) -> dict[str, Any]:
         "scopes": tuple(body.scopes),
         "models": tuple(body.models),
         "no_delete": body.no_delete,
-        "ttl": body.ttl,
+        "ttl": body.ttl if "ttl" in body.model_fields_set else lifetimes.within(body.ttl),
         "jwks": checked_jwks(body.jwks),
     }
 

@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from mlflow_hokusai_auth.core import browser, keys
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.trust import workload
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.gate.limits import Limits
@@ -26,6 +27,7 @@ from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.links import Links
 from mlflow_hokusai_auth.store.sessions import Sessions
+from mlflow_hokusai_auth.store.trusts import Trusts
 from tests.server.gate.test_gate import Stuck
 from tests.server.sentinel import KEYS, PRINCIPALS, Memory, make_gate
 
@@ -480,6 +482,26 @@ class TestForms:
         answer = self.send(here, "selected", **fields, confirmed="yes")
         assert answer.status_code == 303 and links.waiting_of("ACME") == []
         assert "ACME has no valid key." in self.send(here, "selected", **fields).text
+
+    def test_trusts_of_a_leaver_are_removed_even_if_no_key_is_left(self, here: Pages) -> None:
+        trusts = Trusts(here.store.database)
+        for owner in ("ACME", "GLOBEX"):
+            job = workload(gitlab=f"{owner}/models")
+            trusts.add(job, owner=owner, scopes=("model:write",), ttl=900.0)
+        fields = {"action": "revoke", "owner": "ACME"}
+        asked = self.send(here, "selected", **fields).text
+        assert "Revoke all 1 trust of ACME?" in asked and len(trusts.each()) == 2
+        here.store.create(owner="ACME", scopes=["model:read"])
+        Links(here.store.database).create(owner="ACME", scopes=["model:read"])
+        asked = self.send(here, "selected", **fields).text
+        assert "Revoke all 1 key, 1 link and 1 trust of ACME?" in asked
+        answer = self.send(here, "selected", **fields, confirmed="yes")
+        assert answer.status_code == 303
+        assert [one.trust.owner for one in trusts.each()] == ["GLOBEX"]
+        cookie = {"Cookie": f"{browser.LOOPBACK_COOKIE}={self.TOKEN}"}
+        path = "/hokusai/" + answer.headers["Location"].removeprefix("../")
+        page = here.ask("GET", path, PRINCIPALS["admin"], headers=cookie).text
+        assert "1 trust removed." in page
 
     def test_which_key_is_this(self, here: Pages) -> None:
         record, key = here.store.create(owner="ACME", name="mine", scopes=["model:read"])

@@ -33,9 +33,13 @@ class Site:
         self.store = LocalStore(f"sqlite:///{folder}/keys.db")
         self.store.migrate()
         self.trusts = Trusts(self.store.database)
+        self.serve(Lifetimes(longest=1800))
+
+    def serve(self, lifetimes: Lifetimes, *, suppliers: bool = True) -> None:
+        """Make the app anew, with these lifetimes."""
         gate = make_gate()
-        gate = make_gate(policy=replace(gate.policy, supplier_trust=True))
-        actions = trust_api.TrustActions(self.store, gate, lifetimes=Lifetimes(longest=1800))
+        gate = make_gate(policy=replace(gate.policy, supplier_trust=suppliers))
+        actions = trust_api.TrustActions(self.store, gate, lifetimes=lifetimes)
         self.app = flask.Flask("mlflow")
         self.app.register_blueprint(trust_api.blueprint(actions))
         self.app.register_blueprint(api.unknown_paths())
@@ -171,6 +175,24 @@ def test_supplier_says_neither_who_signs_nor_for_whom(site: Site) -> None:
     assert site.listed(ADMIN) == [own]
 
 
+def test_lifetimes_of_operators_trusts_keep_to_the_maximum(site: Site) -> None:
+    new = {**NEW, "owner": "ACME"}
+    refused(site.ask("POST /trust", ADMIN, json={**new, "ttl": 1801}), 400, "KEY_LIFETIME_MAX")
+    own = site.added(ADMIN, owner="ACME", ttl=1800)
+    refused(site.ask(f"PATCH /trust/{own}", ADMIN, json={"ttl": 1801}), 400, "KEY_LIFETIME_MAX")
+    assert site.trusts.get(own).trust.ttl == 1800
+
+
+@pytest.mark.parametrize(("longest", "ttl"), [(None, 900), (1800, 900), (300, 300)])
+def test_lifetime_that_nobody_gave_is_within_the_maximum(
+    site: Site, longest: float | None, ttl: float
+) -> None:
+    site.serve(Lifetimes(longest=longest))
+    for caller in (ADMIN, site.key()):
+        trust_id = site.added(caller, owner="ACME", workflow=f"{caller.key_id}.yml")
+        assert site.trusts.get(trust_id).trust.ttl == ttl
+
+
 def test_an_edit_leaves_no_trust_beyond_the_supplier_s_key(site: Site) -> None:
     """The operator may give an owner's jobs more than one of its keys has."""
     trust_id = site.added(ADMIN, owner="ACME", scopes=["mlflow:write"])
@@ -227,9 +249,6 @@ def test_a_revoked_key_leaves_its_trusts(site: Site) -> None:
 
 def test_without_the_setting_only_administrators_manage_trusts(site: Site) -> None:
     """The gate refuses the request before; this is for a spelling that it takes for another."""
-    actions = trust_api.TrustActions(site.store, make_gate())
-    app = flask.Flask("mlflow")
-    app.register_blueprint(trust_api.blueprint(actions))
-    site.app = app
+    site.serve(Lifetimes(), suppliers=False)
     refused(site.ask("GET /trust", site.key()), 403, "Only administrators")
     assert site.listed(ADMIN) == []

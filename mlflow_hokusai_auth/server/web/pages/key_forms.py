@@ -147,7 +147,7 @@ def add(
 
     @routes.post("/keys/selected")
     def selected() -> Response:
-        """Ask for, and then do, one thing to several keys, or revoke all valid keys of one owner."""
+        """Ask for, and then do, one thing to several keys, or end all that gives keys to one owner."""
         sent = flask.request.form
         action, owner = sent.get("action", ""), sent.get("owner", "")
         if action not in _ACTIONS:
@@ -161,9 +161,12 @@ def add(
         # The caller's own key is last, because nothing more can be done with it afterwards.
         able.sort(key=lambda one: one.key_id == mine)
         back = flask.request.form.get("back", "")
-        # A link that waits would make another key.
-        links = len(Links(store.database).waiting_of(owner)) if action == "revoke" and owner else 0
-        if not (able or links) or "confirmed" not in sent:
+        links = trusts = 0
+        if action == "revoke" and owner:
+            # They would make other keys.
+            links = len(Links(store.database).waiting_of(owner))
+            trusts = len(keys_api.trusts_of(store, owner))
+        if not (able or links or trusts) or "confirmed" not in sent:
             return page_of_caller(
                 store,
                 gate,
@@ -173,6 +176,7 @@ def add(
                 keys=keys_api.described(able),
                 left_out=len(chosen) - len(able),
                 links=links,
+                trusts=trusts,
                 mine=any(one.key_id == mine for one in able),
                 back=back,
             )
@@ -181,8 +185,9 @@ def add(
             return shown(lambda: actions.rotate_several(ids, _overlap(sent)))
         failed: list[KeyConflict] = []
         taken: list[str] = []
+        removed: list[str] = []
         if owner:
-            ended, failed, taken = store.revoke_owner(owner, callers.actor())
+            ended, failed, taken, removed = store.revoke_owner(owner, callers.actor())
             number = len(ended)
         else:
             for one in able:
@@ -195,6 +200,8 @@ def add(
         text = f"{number} key{'' if number == 1 else 's'} revoked and refused everywhere."
         if taken:
             text += f" {len(taken)} one-time link{'' if len(taken) == 1 else 's'} revoked."
+        if removed:
+            text += f" {len(removed)} trust{'' if len(removed) == 1 else 's'} removed."
         return forms.done(f"../keys?{back}", " ".join([text, *map(str, failed[:3])]))
 
 
