@@ -127,7 +127,11 @@ class Isolation:
     def follow(self, kept: Mapping[str, int]) -> None:
         """Take the isolation from the store's settings."""
         number = kept.get("isolation", -1)
-        self._stored = ISOLATION[number] if 0 <= number < len(ISOLATION) else ""
+        if number >= len(ISOLATION):
+            # As in `decide`: a later version has more levels.
+            self._stored = MOST_ISOLATION
+        else:
+            self._stored = ISOLATION[number] if number >= 0 else ""
 
 
 class LogLevel:

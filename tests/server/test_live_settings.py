@@ -58,7 +58,10 @@ def test_isolation_is_the_store_s_and_else_the_setting_s_and_else_the_decision()
         ("off", kept, "observe", False),
         ("", kept, "observe", False),
         ("", {"isolation": -1}, "writes", True),
-        ("", {"isolation": len(ISOLATION)}, "writes", True),
+        # A person chose more than this version has, with a later version.
+        ("", {"isolation": len(ISOLATION)}, MOST_ISOLATION, False),
+        ("off", {"isolation": len(ISOLATION)}, MOST_ISOLATION, False),
+        ("", {"isolation": -2}, "writes", True),
     ):
         isolation = Isolation(Mode(), setting)
         isolation.decide("writes", None)
