@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,10 +33,12 @@ from mlflow_hokusai_auth.core.addresses import networks
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, SettingsError, StoreError
 from mlflow_hokusai_auth.core.prefixes import Prefixes
 from mlflow_hokusai_auth.store.dry_run import Observed
+from mlflow_hokusai_auth.store.hourly import Hourly
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.links import Links
-from mlflow_hokusai_auth.store.notices import Announcer
+from mlflow_hokusai_auth.store.notices import announce
 from mlflow_hokusai_auth.store.sessions import Sessions
+from mlflow_hokusai_auth.store.sweep import sweep
 from mlflow_hokusai_auth.store.trusts import Trusts
 from mlflow_hokusai_auth.store.usage import UseCounter
 
@@ -229,11 +232,18 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     redaction.cut_keys()
     redaction.show_own()
 
-    announcer = Announcer(store.database)
+    hourly = (
+        Hourly(
+            partial(announce, store.database),
+            "Keys that end soon, or that are unused, can't be announced",
+        ),
+        Hourly(partial(sweep, store.database), "What is over can't be deleted"),
+    )
 
     def look_again() -> None:
         prepared.look_again()
-        announcer.look()
+        for work in hourly:
+            work.look()
 
     def begin() -> None:
         live_settings.follow(store.database, mode, isolation, look_again)

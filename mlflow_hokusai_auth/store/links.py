@@ -286,9 +286,7 @@ def _new(
 
 
 def _insert(change: Change, link: LinkRecord, code: str, by: Actor, **audited: object) -> None:
-    """Store a new link, and forget old ones."""
-    over = LINKS.c.expires_at < time.time() - KEPT
-    change.connection.execute(sa.delete(LINKS).where(over))
+    """Store a new link."""
     names = set(LinkRecord.__slots__) - {"void"}
     values: dict[str, Any] = {name: getattr(link, name) for name in names}
     values["digest"] = key_format.digest(code)

@@ -1,21 +1,18 @@
 """Events for keys that end soon (`key.ending`) or that nobody uses (`key.unused`).
 
-Each process of each server looks for such keys once in `INTERVAL`. A row of the table of notices
+Each process of each server looks for such keys once an hour. A row of the table of notices
 decides which process writes the event, so there is one event for each key and threshold. If the key's
 end is changed, or the key is used again, the thresholds count anew.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-
-from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 
 from .database import Actor, Change, Database
 from .records import KeyFilter, conditions
@@ -25,10 +22,6 @@ from .tables import KEYS, NOTICES
 ENDING_DAYS = (14, 3)
 #: Days without a use after which a key is announced.
 UNUSED_DAYS = 90
-#: Seconds between two looks.
-INTERVAL = 3600.0
-#: Seconds until the next look if the store failed.
-RETRY = 60.0
 #: Events of each notice in one look, at most: a large store that is upgraded may have thousands.
 BATCH = 500
 
@@ -36,7 +29,6 @@ DAY = 86400.0
 #: The actor of events that no person caused.
 SERVER = Actor("server")
 
-_log = logging.getLogger(__name__)
 #: The last use of a key, or its creation if it was never used.
 _LAST_USED = sa.func.coalesce(KEYS.c.last_used_at, KEYS.c.created_at)
 
@@ -144,25 +136,3 @@ def _give(database: Database, notice: Notice, rows: Any) -> None:
             # No row is changed, and so none returned, if another process was faster.
             if change.connection.execute(statement, values).first():
                 notice.audit(change, row)
-
-
-class Announcer:
-    """Announces keys of `database`, once in `INTERVAL` seconds of `clock` however often it looks."""
-
-    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
-        self._database = database
-        self._clock = clock
-        self._next = clock()
-
-    def look(self) -> None:
-        """Write the events that are due, unless the last look was a short time ago. Never raises."""
-        if self._clock() < self._next:
-            return
-        wait = RETRY
-        try:
-            wait = 0.0 if announce(self._database) else INTERVAL
-        except AuthorityUnavailable:
-            pass  # The store's other users log the outage.
-        except Exception:
-            _log.exception("Keys that end soon, or that are unused, can't be announced")
-        self._next = self._clock() + wait

@@ -57,7 +57,6 @@ class Sessions:
         token = session_token()
         now = time.time()
         with self._database.changing(generation=False) as change:
-            change.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.expires_at <= now))
             change.connection.execute(
                 sa.insert(SESSIONS).values(
                     digest=_digest(token),

@@ -31,8 +31,6 @@ from .tables import KEYS, TRUSTS, USED_TOKENS
 OVERLAP = 60.0
 #: Seconds for which keys that have ended, and tokens that nobody takes any more, are kept.
 KEPT = 86400.0
-#: Seconds between two sweeps of them by one process.
-SWEEP_EVERY = 60.0
 #: Trusts of a store, and of one owner, at most.
 MAX_TRUSTS, MAX_OF_OWNER = 1000, 100
 
@@ -55,11 +53,6 @@ _TAKE = (
     .returning(TRUSTS)
 )
 _USE_UP = sa.insert(USED_TOKENS)
-#: Nothing asks any more for what is over.
-_SWEEP = (
-    sa.delete(KEYS).where(KEYS.c.trust_id.is_not(None), KEYS.c.expires_at < sa.bindparam("before")),
-    sa.delete(USED_TOKENS).where(USED_TOKENS.c.ends_at < sa.bindparam("before")),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +93,6 @@ class Trusts:
         self._lifetimes = lifetimes
         self._owner = owner
         self._check = check
-        #: Seconds since the epoch.
-        self._swept_at = 0.0
 
     def of(self, owner: str, check: Callable[[Trust], object]) -> Trusts:
         """Return the trusts of `owner` alone; `check` judges each that is added or edited."""
@@ -276,9 +267,6 @@ class Trusts:
                     change.connection.execute(_USE_UP, {"digest": used, "ends_at": ends_at})
                 else:
                     _end_earlier(change, digest, now)
-                if sweeping := abs(now - self._swept_at) >= SWEEP_EVERY:
-                    for statement in _SWEEP:
-                        change.connection.execute(statement, {"before": now - KEPT})
                 if verdict.pins:
                     this = sa.update(TRUSTS).where(TRUSTS.c.trust_id == trust_id)
                     pins = [list(pin) for pin in verdict.pins]
@@ -315,8 +303,6 @@ class Trusts:
                 "This token was exchanged for a key already (claim jti). Ask the CI for a new one.",
                 "jti",
             )
-        if sweeping:
-            self._swept_at = now
         return record, key
 
     def _own(self, record: TrustRecord) -> TrustRecord:

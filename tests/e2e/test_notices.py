@@ -1,4 +1,4 @@
-"""A running server announces keys that end soon or that nobody uses."""
+"""A running server announces keys that end soon or that nobody uses, and deletes what is over."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.links import KEPT, Links
 from mlflow_hokusai_auth.store.notices import DAY
 from mlflow_hokusai_auth.store.tables import KEYS
 from tests.docker.stack import until
@@ -18,7 +19,7 @@ from tests.harness import serve
 pytestmark = pytest.mark.servers
 
 
-def test_server_writes_one_event_for_each_key_and_counts_it(tmp_path: Path) -> None:
+def test_server_announces_keys_and_deletes_what_is_over(tmp_path: Path) -> None:
     store = LocalStore(f"sqlite:///{tmp_path}/hokusai_auth.db")
     store.migrate()
     now = time.time()
@@ -30,7 +31,10 @@ def test_server_writes_one_event_for_each_key_and_counts_it(tmp_path: Path) -> N
         for key, days in ((ends, 20), (rests, 100)):
             old = sa.update(KEYS).where(KEYS.c.key_id == key)
             connection.execute(old.values(created_at=now - days * DAY))
+    links = Links(store.database)
+    links.create(owner="ACME", scopes=["mlflow:read"], expires_in=-KEPT - 1)
     with serve(tmp_path) as server:
+        until(lambda: links.each() == [])
         until(lambda: len(store.database.audited(event="key.unused")) == 1)
         (ending,) = store.database.audited(event="key.ending")
         (unused,) = store.database.audited(event="key.unused")

@@ -11,7 +11,7 @@ import time_machine
 
 from mlflow_hokusai_auth.store import notices
 from mlflow_hokusai_auth.store.keys import LocalStore
-from mlflow_hokusai_auth.store.notices import DAY, INTERVAL, RETRY, Announcer, announce
+from mlflow_hokusai_auth.store.notices import DAY, announce
 from mlflow_hokusai_auth.store.tables import KEYS
 from tests.store.conftest import START
 
@@ -176,27 +176,3 @@ def test_counts_are_of_the_keys_that_are_announced(
     assert counted() == [3, 1, 4]
     clock.shift(10 * DAY)
     assert counted() == [0, 0, 1]
-
-
-def test_announcer_looks_once_an_hour_and_sooner_after_a_failure(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    now = 5.0
-    announcer = Announcer(store.database, lambda: now)
-    looks: list[float] = []
-    result: list[Any] = [True, False, notices.AuthorityUnavailable("down"), ValueError("x"), False]
-
-    def look(_database: object) -> bool:
-        looks.append(now)
-        found = result.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return bool(found)
-
-    monkeypatch.setattr(notices, "announce", look)
-    for step in (0.0, 1, INTERVAL - 1, 1, RETRY - 1, 1, RETRY, 10):
-        now += step
-        announcer.look()
-    assert looks == [5, 6, 6 + INTERVAL, 6 + INTERVAL + RETRY, 6 + INTERVAL + 2 * RETRY]
-    # The store's other users log an outage.
-    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ValueError]
