@@ -89,6 +89,15 @@ def test_options_that_contradict_each_other(call: Call) -> None:  # noqa: F811
         assert "not both" in call("trust", "edit", "trust_0", *pair, status=2).output
 
 
+def test_operator_is_told_that_nothing_is_exchanged_without_public_urls(
+    call: Call,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "HOKUSAI_AUTH_PUBLIC_URLS is not set" in call(*ADD, *GITHUB).stderr
+    monkeypatch.setenv("HOKUSAI_AUTH_PUBLIC_URLS", "https://registry.example.com")
+    assert "PUBLIC_URLS" not in call(*ADD, "--gitlab", "acme/models").stderr
+
+
 def test_lifetimes_keep_to_the_maximum(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setenv("HOKUSAI_AUTH_KEY_LIFETIME_MAX", "600")
     assert "KEY_LIFETIME_MAX" in mistake(call(*ADD, *GITHUB, "--ttl", "11m", status=2))

@@ -81,6 +81,7 @@ def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: 
             "--owner names the owner of the keys. A supplier gives --url, the server's, instead"
         )
     with opened(make=True) as store:
+        from mlflow_hokusai_auth.server import settings
         from mlflow_hokusai_auth.server.web import schemas, trust_api, trust_schemas
         from mlflow_hokusai_auth.store.trusts import Trusts
 
@@ -91,6 +92,12 @@ def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: 
         record = Trusts(store.database, lifetimes=longest).add(workload, **fields, by=actor())
         described = trust_schemas.describe(record)
     _show(described, as_json)
+    if not settings.load().public_urls:
+        click.echo(
+            "hokusai-auth: HOKUSAI_AUTH_PUBLIC_URLS is not set here. Without it in the server's "
+            "environment, no job gets a key (MISCONFIGURED)",
+            err=True,
+        )
     if new.github is not None and new.environment is None:
         click.echo(
             "hokusai-auth: everybody who may push to any branch of the repository can change the "

@@ -39,6 +39,8 @@ _OF_SUPPLIERS = {
     "GET /hokusai/trusts": Access.READ,
     "POST /hokusai/trusts/add": Access.WRITE,
     "POST /hokusai/trusts/remove": Access.WRITE,
+    "GET /hokusai/trusts/{trust_id}/edit": Access.WRITE,
+    "POST /hokusai/trusts/{trust_id}/edit": Access.WRITE,
 }
 _PREFLIGHT = Operation(Access.PUBLIC, "server", "OPTIONS preflight")
 

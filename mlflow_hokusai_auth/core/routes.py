@@ -101,6 +101,7 @@ ADMIN   POST              models/assign  models/reserve  models/unreserve
 # Trusts: as by REST.
 ADMIN   GET               trusts
 ADMIN   POST              trusts/add  trusts/remove
+ADMIN   GET,POST          trusts/{trust_id}/edit
 
 # One-time links, for operators.
 ADMIN   GET               links

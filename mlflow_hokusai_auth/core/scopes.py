@@ -51,6 +51,7 @@ _REGISTRY_WRITES = (
     "/hokusai/trust/{trust_id}",
     "/hokusai/trusts/add",
     "/hokusai/trusts/remove",
+    "/hokusai/trusts/{trust_id}/edit",
 )
 
 #: The scope for a Prometheus: it reads the server's metrics, and nothing else.

@@ -69,6 +69,7 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     GET /api/2.0/hokusai/audit /api/2.0/hokusai/status
     GET /hokusai/models /hokusai/trusts /hokusai/links
     POST /hokusai/trusts/add /hokusai/trusts/remove /hokusai/links/revoke
+    GET,POST /hokusai/trusts/{trust_id}/edit
     POST /hokusai/models/share /hokusai/models/unshare
     POST /hokusai/models/assign /hokusai/models/reserve /hokusai/models/unreserve
     GET,POST /hokusai/keys/new /hokusai/keys/find /hokusai/keys/{key_id}/edit
@@ -101,7 +102,7 @@ GETS_THAT_DO_MORE = table("""
     ADMIN hokusai/links
     ADMIN /hokusai/keys/new /hokusai/keys/find /hokusai/keys/{key_id} /hokusai/keys/{key_id}/edit
     ADMIN /hokusai/keys/{key_id}/revoke
-    ADMIN hokusai/status /hokusai/trusts /hokusai/links
+    ADMIN hokusai/status /hokusai/trusts /hokusai/trusts/{trust_id}/edit /hokusai/links
     ADMIN mlflow/webhooks mlflow/webhooks/{webhook_id}
     ADMIN mlflow/gateway/guardrails/get mlflow/gateway/guardrails/list
     ADMIN mlflow/gateway/secrets/config mlflow/gateway/secrets/get mlflow/gateway/secrets/list

@@ -170,7 +170,7 @@ def test_registry_scopes_stay_with_the_registry() -> None:
     shared = ("/mlflow/experiments/create", "/hokusai/grants", "/hokusai/grants/{grant_id}")
     shared += ("/hokusai/models/share", "/hokusai/models/unshare")
     shared += ("/hokusai/trust", "/hokusai/trust/{trust_id}")
-    shared += ("/hokusai/trusts/add", "/hokusai/trusts/remove")
+    shared += ("/hokusai/trusts/add", "/hokusai/trusts/remove", "/hokusai/trusts/{trust_id}/edit")
 
     def expected(rule: Operation) -> tuple[Access, Access]:
         if rule.kind in whole or rule.rule.endswith(shared):
@@ -189,12 +189,15 @@ def test_trusts_are_for_administrators_unless_a_setting_opens_them_to_suppliers(
     page = "/hokusai/trusts"
     writes = [("POST", path), ("PATCH", one), ("DELETE", one)]
     writes += [("POST", f"{page}/add"), ("POST", f"{page}/remove")]
+    # A form is for those who may send it.
+    writes += [(method, f"{page}/trust_1/edit") for method in ("GET", "POST")]
     reads = [("GET", path), ("HEAD", path), ("GET", page)]
     for isolated in (False, True):
         shut = Policy(isolated=isolated)
         opened = replace(shut, supplier_trust=True)
         for method, at in (*reads, *writes):
             operation = operation_of(method, at, opened)
+            assert operation.access is not Access.PUBLIC
             for scope, may in (("model:write", True), ("model:read", (method, at) in reads)):
                 for policy, allowed in ((opened, may), (shut, False)):
                     need = NeedKey(

@@ -52,6 +52,11 @@ def test_what_a_supplier_may_give() -> None:
         (caller("model:write", no_delete=True), trust("model:write", no_delete=True)): "",
         (caller("model:write", networks=("192.0.2.0/24",)), trust("model:write")): "networks",
         (caller("model:write", rate_limit_per_hour=9), trust("model:write")): "requests per hour",
+        # Not for a general or registry scope: only the key that has it gives it.
+        (
+            caller("model:write", "metrics:read"),
+            trust("model:write", "metrics:read"),
+        ): "",
     }
 
     def problem(row: tuple[Principal, Trust]) -> str:
@@ -60,6 +65,18 @@ def test_what_a_supplier_may_give() -> None:
         return wanted if (found is None) == (not wanted) and wanted in (found or "") else str(found)
 
     agree(problem, rows.items())
+
+
+def test_no_trust_of_a_supplier_makes_administrators_by_a_setting() -> None:
+    """The setting may name a scope that a supplier's key covers, but does not have."""
+    policy = Policy(supplier_trust=True, admin_scopes=frozenset({"model:read"}))
+    mine = caller("model:write")
+    assert "server's staff" in (supplier_trust.problem(trust("model:read"), mine, policy) or "")
+    assert supplier_trust.problem(trust("model:write"), mine, policy) is None
+    # Keys that are narrowed are no administrators', whatever their scopes.
+    for more in ({"models": ("acme-*",)}, {"no_delete": True}):
+        given = trust("model:read", **more)
+        assert supplier_trust.problem(given, mine, policy) is None, more
 
 
 _SCOPES = st.frozensets(st.sampled_from(sorted(scopes.KNOWN - scopes.ADMIN)), min_size=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -446,6 +447,12 @@ def test_number_of_trusts_of_one_owner_is_bounded(
     with pytest.raises(Conflict, match="ACME has 2 trusts already"):
         add(trusts, {"gitlab": "acme/c"})
     add(trusts, {"gitlab": "acme/c"}, owner="Globex")
+
+
+def test_numbers_of_trusts_are_those_that_operators_read() -> None:
+    page = (Path(__file__).parents[2] / "docs/operator/trust.md").read_text("utf-8")
+    most, in_all = store_trusts.MAX_OF_OWNER, store_trusts.MAX_TRUSTS
+    assert f"An owner has at most {most} trusts, and a key store {in_all}." in page
 
 
 def test_owner_sees_its_own_trusts_only(trusts: Trusts) -> None:

@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from mlflow_hokusai_auth.core import browser, keys
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.lifetimes import Lifetimes
 from mlflow_hokusai_auth.core.trust import workload
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server.web import pages as web_pages
@@ -43,7 +44,9 @@ FORM = {
 class TrustsPage:
     """The pages, where suppliers manage trusts or not."""
 
-    def __init__(self, folder: Path, *, suppliers: bool = True, has_store: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, suppliers: bool = True, has_store: bool = True, **more: Any
+    ) -> None:
         store = LocalStore(f"sqlite:///{folder}/keys.db")
         store.migrate()
         gate = make_gate()
@@ -51,7 +54,7 @@ class TrustsPage:
         app = flask.Flask("mlflow")
         sessions = Sessions(store.database)
         app.register_blueprint(
-            web_pages.blueprint(store, sessions, gate, 60.0, has_store=has_store)
+            web_pages.blueprint(store, sessions, gate, 60.0, has_store=has_store, **more)
         )
         self.pages = Pages(store, app, sessions)
         self.store, self.trusts = store, Trusts(store.database)
@@ -223,6 +226,119 @@ def test_supplier_sees_and_changes_its_own_only(here: TrustsPage) -> None:
     assert [one.trust.trust_id for one in here.trusts.each()] == [theirs]
 
 
+def changed(here: TrustsPage, trust_id: str, **changes: Any) -> dict[str, Any]:
+    """Return the fields of the form of a trust as the page has it, with `changes`; None: unticked."""
+    page = here.get(page=f"trusts/{trust_id}/edit")
+    found = re.search(r'name="minutes" value="([^"]*)"', page)
+    models = re.search(r"<textarea[^>]*>([^<]*)</textarea>", page)
+    assert found and models
+    fields = {
+        "minutes": found[1],
+        "models": models[1],
+        "scopes": re.findall(r'name="scopes" value="([^"]*)" checked', page),
+        **({"no_delete": "on"} if 'name="no_delete" checked' in page else {}),
+    }
+    return {name: value for name, value in {**fields, **changes}.items() if value is not None}
+
+
+def test_operator_edits_and_the_page_says_what_became_of_the_keys(here: TrustsPage) -> None:
+    trust_id = here.add()
+    here.trusts.edit(trust_id, {"ttl": 90.0, "models": ("acme-*",), "no_delete": True})
+    made = here.trusts.exchange(
+        trust_id, GITHUB, digest="0" * 64, token_id="1", ends_at=2e9, jwks=None
+    )
+    assert isinstance(made, tuple)
+    edit = f"{trust_id}/edit"
+    page = here.get(page=f"trusts/{edit}")
+    for text in ("release.yml of acme/models on GitHub", "Saving ends the keys", 'value="1.5"'):
+        assert text in page, text
+    assert "repository_id 74" in page
+
+    def ended() -> bool:
+        return here.store.get(made[0].key_id).revoked_at is not None
+
+    audit = here.store.database.audited()
+    same = changed(here, trust_id)
+    assert (same["scopes"], same["models"], same["no_delete"]) == (["model:write"], "acme-*", "on")
+    assert here.done(edit, same).startswith("Nothing was changed")
+    assert here.store.database.audited() == audit
+    said = here.done(edit, changed(here, trust_id, minutes="10"))
+    assert "stay as they are" in said and not ended()
+    fields = changed(here, trust_id, models="a-*\r\nb", scopes=["model:read"], no_delete=None)
+    said = here.done(edit, {**fields, "forget_ids": "on", "back": "owner=ACME"})
+    assert said == (
+        "Changed: release.yml of acme/models on GitHub. The keys that its jobs had end within a second."
+    )
+    assert ended()
+    trust = here.trusts.get(trust_id).trust
+    assert (trust.scopes, trust.models, trust.ttl) == (("model:read",), ("a-*", "b"), 600.0)
+    assert not trust.no_delete and trust.pins == ()
+    assert "moved or made again" not in here.get(page=f"trusts/{edit}")
+    (event,) = [row for row in here.store.database.audited() if row["event"] == "trust.edited"][-1:]
+    assert (event["actor"], event["detail"]["scopes"]) == ("operator", ["model:read"])
+
+
+def test_refused_edit_says_which_field_is_wrong_and_keeps_what_was_typed(here: TrustsPage) -> None:
+    trust_id = here.add()
+    for change, field, words in (
+        ({"minutes": "soon"}, "minutes", "whole number"),
+        ({"minutes": "61"}, "minutes", "3600"),
+        ({"models": "a*b"}, "models", "only at its end"),
+        ({"scopes": []}, "", "Choose at least one"),
+        ({"scopes": ["mlflow:admin"]}, "", "outlive the trust"),
+    ):
+        fields = changed(here, trust_id, **change)
+        found, message = here.refused(f"{trust_id}/edit", fields, 400)
+        assert (found, words in message) == (field, True), (change, found, message)
+    fields = changed(here, trust_id, minutes="soon", models="acme-*", no_delete="on")
+    text = unescape(here.post(f"{trust_id}/edit", fields).text)
+    for kept in ('value="soon"', ">acme-*</textarea>", 'name="no_delete" checked'):
+        assert kept in text, kept
+    assert here.trusts.get(trust_id).trust.models == ()
+    for status, trust in ((404, "trust_0"), (404, "trust_%00")):
+        here.get(page=f"trusts/{trust}/edit", status=status)
+        assert here.post(f"{trust}/edit", fields).status_code == status
+
+
+def test_supplier_edits_its_own_within_its_key(here: TrustsPage) -> None:
+    own, theirs = here.add(), here.add("Globex", gitlab="globex/models")
+    mine = here.key(models=["acme-*"])
+    answers = []
+    for trust_id in (theirs, "trust_0"):
+        page = here.get(caller=mine, page=f"trusts/{trust_id}/edit", status=404)
+        sent = here.post(f"{trust_id}/edit", FORM, mine)
+        assert sent.status_code == 404
+        answers.append((page + unescape(sent.text)).replace(trust_id, "trust_0"))
+    assert answers[0] == answers[1]
+    page = here.get(caller=mine, page=f"trusts/{own}/edit")
+    assert 'value="model:read"' in page and 'value="mlflow:read"' not in page
+    edit = f"{own}/edit"
+    assert "acme-*" in here.refused(edit, changed(here, own, minutes="5"), 403, mine)[1]
+    here.done(edit, changed(here, own, models="acme-x"), mine)
+    assert here.trusts.get(own).trust.models == ("acme-x",)
+    # A scope that the trust has and the key has not is shown, so that nobody drops it by mistake.
+    here.trusts.edit(own, {"scopes": ["mlflow:read", "model:write"]})
+    assert 'value="mlflow:read" checked' in here.get(caller=mine, page=f"trusts/{own}/edit")
+    fields = changed(here, own, models="acme-y")
+    assert "mlflow:read" in here.refused(edit, fields, 403, mine)[1]
+
+
+def test_minutes_are_within_the_maximum(tmp_path: Path) -> None:
+    here = TrustsPage(tmp_path, lifetimes=Lifetimes(longest=300.0))
+    page = here.get()
+    assert "From 1 to 5." in page and 'name="minutes" value="5"' in page
+    field, message = here.refused("add", {**FORM, "owner": "ACME", "minutes": "6"}, 400)
+    assert field == "minutes" and "HOKUSAI_AUTH_KEY_LIFETIME_MAX" in message
+
+
+def test_page_says_that_nothing_is_exchanged_without_public_urls(tmp_path: Path) -> None:
+    for urls in ((), ("https://registry.example.com",)):
+        (tmp_path / str(len(urls))).mkdir()
+        here = TrustsPage(tmp_path / str(len(urls)), public_urls=urls)
+        for caller in (ADMIN, here.key()):
+            assert ("HOKUSAI_AUTH_PUBLIC_URLS" in here.get(caller=caller)) is (not urls)
+
+
 def test_buttons_are_those_that_the_key_may_press(here: TrustsPage) -> None:
     here.add()
     for caller, may_add, may_remove in (
@@ -234,6 +350,7 @@ def test_buttons_are_those_that_the_key_may_press(here: TrustsPage) -> None:
         page = here.get(caller=caller)
         assert "acme/models on GitHub" in page
         assert ("Trust it" in page, "Remove now" in page) == (may_add, may_remove)
+        assert (">Edit<" in page) is may_add
 
 
 def test_link_is_there_for_those_who_have_the_page(
@@ -277,7 +394,7 @@ def test_forms_count_only_from_a_page_of_the_session(here: TrustsPage) -> None:
     trust_id = here.add()
     fields = {**FORM, "owner": "ACME", "environment": "x", "trust_id": trust_id}
     before = here.store.database.audited()
-    for what in ("add", "remove"):
+    for what in ("add", "remove", f"{trust_id}/edit"):
         for token in ("", browser.csrf_token(keys.session_token()), "\xe9"):
             answer = here.post(what, {**fields, "csrf": token})
             assert answer.status_code == 400

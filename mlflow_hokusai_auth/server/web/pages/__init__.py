@@ -56,7 +56,7 @@ def blueprint(
     """Return the pages. A session lives for `lifetime` seconds, and a new key as `lifetimes` says.
 
     Without a key store in use (`has_store`) there are no trusts and no one-time links; links lead to
-    one of the `public_urls`.
+    one of the `public_urls`, and tokens are exchanged if there is one.
     """
     folder = Path(__file__).parents[1]
     routes = flask.Blueprint(
@@ -71,7 +71,7 @@ def blueprint(
     models.add(routes, store, gate)
     one_key.add(routes, store, gate)
     trust_actions = TrustActions(store, gate, has_store, lifetimes)
-    trusts.add(routes, trust_actions)
+    trusts.add(routes, trust_actions, exchanges=bool(public_urls))
     maker = LinkMaker(Links(store.database), public_urls, lifetimes) if has_store else None
     key_forms.add(routes, store, gate, lifetimes, maker)
     link.add(routes, maker, gate)

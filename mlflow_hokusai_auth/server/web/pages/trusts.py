@@ -6,14 +6,14 @@ policy, who may send which form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 import flask
 
 from mlflow_hokusai_auth.core import policy
-from mlflow_hokusai_auth.core.errors import InvalidRequest
+from mlflow_hokusai_auth.core.errors import InvalidRequest, NotFound
 from mlflow_hokusai_auth.core.supplier_trust import covers
 from mlflow_hokusai_auth.core.trust import MAX_TTL, MIN_TTL, TTL
 from mlflow_hokusai_auth.core.trust_words import words
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from werkzeug.datastructures import MultiDict
     from werkzeug.wrappers import Response
 
+    from mlflow_hokusai_auth.core.trust import Trust
+    from mlflow_hokusai_auth.core.types import Principal
     from mlflow_hokusai_auth.server.web.trust_api import TrustActions
     from mlflow_hokusai_auth.store.trusts import TrustRecord
 
@@ -63,9 +65,24 @@ State = dict[str, str]
 Act = Callable[[], str]
 
 
-def add(routes: flask.Blueprint, actions: TrustActions) -> None:
-    """Add this page to `routes`."""
+def add(routes: flask.Blueprint, actions: TrustActions, *, exchanges: bool) -> None:
+    """Add these pages to `routes`. `exchanges` says if this server knows which tokens are for it."""
     store, gate = actions.store, actions.gate
+    minutes = {
+        "least": int(MIN_TTL) // _MINUTE,
+        "usual": int(actions.lifetimes.within(TTL)) // _MINUTE,
+        "most": int(actions.lifetimes.within(MAX_TTL)) // _MINUTE,
+    }
+
+    def offered(caller: Principal, more: Iterable[str] = ()) -> dict[str, str]:
+        """Return the scopes that a form offers to `caller`, and their meaning; `more` are there."""
+        operator = policy.is_admin(caller, gate.policy)
+        given = {
+            scope: text
+            for scope, text in _SCOPES.items()
+            if operator or covers(caller.scopes, scope)
+        }
+        return {**{scope: _SCOPES.get(scope, "") for scope in more}, **given}
 
     def show(state: State, problem: InvalidRequest | None = None) -> Response:
         caller = callers.principal()
@@ -91,15 +108,30 @@ def add(routes: flask.Blueprint, actions: TrustActions) -> None:
             problem=_problem(problem),
             sent=flask.request.form,
             may_add=shared.may(gate, "POST", "/hokusai/trusts/add"),
+            may_edit=shared.may(gate, "POST", "/hokusai/trusts/any/edit"),
             may_remove=not caller.no_delete and shared.may(gate, "POST", "/hokusai/trusts/remove"),
             owners=_owners(store.owners(), records) if operator else (),
-            scopes={
-                scope: text
-                for scope, text in _SCOPES.items()
-                if operator or covers(caller.scopes, scope)
-            },
+            scopes=offered(caller),
             narrowed=caller,
-            minutes={"least": int(MIN_TTL), "usual": int(TTL), "most": int(MAX_TTL)},
+            minutes=minutes,
+            exchanges=exchanges,
+        )
+
+    def show_one(trust_id: str, state: State, problem: InvalidRequest | None = None) -> Response:
+        record = actions.trusts_of_caller().get(trust_id)
+        return page_of_caller(
+            store,
+            gate,
+            "trust.html",
+            200 if problem is None else shared.status_of(problem),
+            here="trusts",
+            state=state,
+            row={**trust_schemas.describe(record), "words": words(record.trust)},
+            lives=_minutes(record.trust.ttl),
+            problem=_problem(problem),
+            sent=flask.request.form,
+            scopes=offered(callers.principal(), record.trust.scopes),
+            minutes=minutes,
         )
 
     def submit(act: Act) -> Response:
@@ -122,6 +154,30 @@ def add(routes: flask.Blueprint, actions: TrustActions) -> None:
 
         return submit(act)
 
+    @routes.get("/trusts/<trust_id>/edit")
+    def edit_trust_form(trust_id: str) -> Response:
+        return show_one(trust_id, _state(flask.request.args))
+
+    @routes.post("/trusts/<trust_id>/edit")
+    def edit_trust(trust_id: str) -> Response:
+        state = _state(dict(parse_qsl(flask.request.form.get("back", ""))))
+        before = actions.trusts_of_caller().get(trust_id).trust
+        try:
+            changed = _changes(flask.request.form, before)
+            if changed:
+                actions.edit(trust_id, changed)
+        except NotFound:
+            raise
+        except InvalidRequest as error:
+            return show_one(trust_id, state, error)
+        if not changed:
+            text = f"Nothing was changed: {words(before)}."
+        elif changed.keys() == {"ttl"}:
+            text = f"Changed: {words(before)}. The keys of its jobs stay as they are."
+        else:
+            text = f"Changed: {words(before)}. The keys that its jobs had end within a second."
+        return forms.done(f"../../trusts?{urlencode(state)}" if state else "../../trusts", text)
+
     @routes.post("/trusts/remove")
     def remove_trust() -> Response:
         def act() -> str:
@@ -140,7 +196,11 @@ def _found(records: list[TrustRecord], state: State) -> Found:
     if owner := (state.get("owner") or "").strip():
         records = [record for record in records if record.trust.owner == owner]
     rows = [
-        {**trust_schemas.describe(record), "words": words(record.trust)}
+        {
+            **trust_schemas.describe(record),
+            "words": words(record.trust),
+            "minutes": _minutes(record.trust.ttl),
+        }
         for record in records[first : first + _ROWS]
     ]
     return Found(rows, first, len(records))
@@ -156,7 +216,7 @@ def _problem(error: InvalidRequest | None) -> dict[str, str] | None:
         return None
     text = str(error)
     field = ""
-    if flask.request.path.endswith("/add"):
+    if flask.request.path.endswith(("/add", "/edit")):
         field = _FIELDS.get(next(iter(error.fields), text.partition(" ")[0].rstrip(":")), "")
         named, colon, rest = text.partition(": ")
         if colon and named in _FIELDS:
@@ -174,18 +234,52 @@ def _body(form: MultiDict[str, str]) -> dict[str, Any]:
     if kind not in ("github", "gitlab"):
         raise InvalidRequest("service must be github or gitlab.")
     forms.require(form, "project", *(("workflow",) if kind == "github" else ()))
-    minutes = form.get("minutes", "").strip()
-    if not (minutes.isascii() and minutes.isdigit()) or len(minutes) > 4:
-        raise InvalidRequest("minutes: Must be a whole number of minutes.")
-    scopes = form.getlist("scopes")
-    if not scopes:
-        raise InvalidRequest("scopes: Choose at least one.")
     given = {name: form.get(name, "").strip() for name in ("owner", "workflow", "environment")}
     return {
         **{name: value for name, value in given.items() if value},
         kind: form["project"].strip(),
+        "ttl": _seconds(form),
+        **_rights(form),
+    }
+
+
+def _changes(form: MultiDict[str, str], trust: Trust) -> dict[str, Any]:
+    """Return what a form changes in `trust`, as a body of the REST API. Raises InvalidRequest."""
+    given = _rights(form)
+    if set(given["scopes"]) == set(trust.scopes):
+        del given["scopes"]
+    if given["models"] == list(trust.models):
+        del given["models"]
+    if given["no_delete"] == trust.no_delete:
+        del given["no_delete"]
+    # A lifetime that is no whole number of minutes stays as it is unless another one is typed.
+    if form.get("minutes", "").strip() != _minutes(trust.ttl):
+        given["ttl"] = _seconds(form)
+    if "forget_ids" in form:
+        given["forget_ids"] = True
+    return given
+
+
+def _rights(form: MultiDict[str, str]) -> dict[str, Any]:
+    """Return what keys of the trust in a form may do. Raises InvalidRequest."""
+    scopes = form.getlist("scopes")
+    if not scopes:
+        raise InvalidRequest("scopes: Choose at least one.")
+    return {
         "scopes": scopes,
         "models": [line.strip() for line in form.get("models", "").splitlines() if line.strip()],
         "no_delete": "no_delete" in form,
-        "ttl": float(minutes) * _MINUTE,
     }
+
+
+def _seconds(form: Mapping[str, str]) -> float:
+    """Return the lifetime in a form, in seconds. Raises InvalidRequest."""
+    minutes = form.get("minutes", "").strip()
+    if not (minutes.isascii() and minutes.isdigit()) or len(minutes) > 4:
+        raise InvalidRequest("minutes: Must be a whole number of minutes.")
+    return float(minutes) * _MINUTE
+
+
+def _minutes(seconds: float) -> str:
+    """Return a lifetime in minutes, as the page shows it."""
+    return f"{seconds / _MINUTE:.1f}".removesuffix(".0")
