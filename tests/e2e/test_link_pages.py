@@ -114,6 +114,22 @@ def test_link_leads_from_the_dialog_to_a_key_on_a_phone(
     assert admin.wrong == receiver.wrong == []
 
 
+def test_page_warns_at_an_address_at_which_links_do_not_open(
+    person: NewPerson,  # noqa: F811
+    server: Server,
+) -> None:
+    admin = person(server.key("mlflow:admin"))
+    dialog = start_new_key(admin.open("/hokusai/keys"), "Okitsu")
+    expect(dialog.get_by_text(f"The link leads to {server.origin}/mlflow.")).to_be_visible()
+    expect(dialog.get_by_text("You are at another address.")).to_be_hidden()
+    elsewhere = person()
+    elsewhere.page.goto(server.origin.replace("127.0.0.1", "localhost") + "/hokusai/keys")
+    elsewhere.sign_in(server.key("mlflow:admin"))
+    dialog = start_new_key(elsewhere.page, "Okitsu")
+    expect(dialog.get_by_text("You are at another address.")).to_be_visible()
+    assert findings(elsewhere.page) == []
+
+
 def test_dialog_says_what_is_wrong_beside_the_field(
     person: NewPerson,  # noqa: F811
     server: Server,

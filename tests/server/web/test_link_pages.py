@@ -166,7 +166,9 @@ def test_choice_says_why_it_cannot_be_made(path: str, tmp_path: Path) -> None:
         page = site.page(f"GET {path}")
         choices = re.findall(f"<label><input([^>]*)> {CHOICE}", page)
         assert choices and all(("disabled" in one) == disabled for one in choices), page
-        assert ("HOKUSAI_AUTH_PUBLIC_URLS" in page) == disabled
+        assert ("makes links once <code>HOKUSAI_AUTH_PUBLIC_URLS" in page) == disabled
+        # A link that leads elsewhere is noticed before it is made.
+        assert (f"The link leads to <code>{HERE}</code>." in page) != disabled
     assert CHOICE not in absent.page(f"GET {path}")
 
 

@@ -111,6 +111,11 @@ def blueprint(
     def expiry() -> dict[str, Any]:
         return keys_api.expiry_choices(lifetimes)
 
+    @routes.app_template_global("hokusai_links_lead_to")
+    def links_lead_to() -> dict[str, str]:
+        """The URL below which links are made, and all origins at which they open."""
+        return {"url": public_urls[0], "origins": " ".join(map(browser.origin_of, public_urls))}
+
     @routes.after_request
     def protect(response: Response) -> Response:
         response.headers.update(browser.PAGE_HEADERS)

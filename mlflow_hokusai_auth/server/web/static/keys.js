@@ -411,4 +411,9 @@ for (const dialog of document.querySelectorAll("dialog")) {
   }
 }
 
+// Somebody may have set a public URL that leads elsewhere, or nowhere.
+for (const warning of document.querySelectorAll("[data-origins]")) {
+  warning.hidden = warning.dataset.origins.split(" ").includes(location.origin);
+}
+
 localise();
