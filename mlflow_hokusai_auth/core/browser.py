@@ -145,24 +145,49 @@ def wants_page(request: Request) -> bool:
 
 
 def login_location(request: Request) -> str:
-    """Return the sign-in page's location, relative to the request's path; its `next` leads back.
+    """Return the sign-in page's location, relative to the request's path; its `next` leads back."""
+    return f"{_up(request)}{LOGIN[1:]}?next={quote(_page_of(request), safe='/')}"
 
-    A form is below the page that shows it, and can't be sent again from there.
+
+def page_location(request: Request) -> str:
+    """Return the location of the page that a browser asks for, relative to the request's path.
+
+    After a form it is the page that shows the form.
     """
-    up = "../" * (request.path.count("/") - 1)
-    form = _is_form(request)
-    path = request.path.rpartition("/")[0] if form else request.path
-    target = quote(path, safe="/:@!$&'()*+,;=~-._")
-    if request.query and not form:
-        target += "?" + request.query.decode("latin-1")
-    # A key in the path or the query must not be copied into one more address.
-    return f"{up}{LOGIN[1:]}?next={quote(redact(target), safe='/')}"
+    # Without "./" a browser would read "/javascript:x" as a scheme and not as a path.
+    return (_up(request) or "./") + local_path(_page_of(request))[1:]
+
+
+def root_location(request: Request) -> str:
+    """Return the location of `/hokusai/`, relative to the request's path."""
+    return f"{_up(request)}hokusai/"
 
 
 def local_path(text: str) -> str:
     """Return `text` if it is safe to redirect to, below this server's prefix, and "/" if not."""
     kept = len(text) <= 2048 and _LOCAL_PATH.fullmatch(text) and not _DOTS.match(text)
     return text if kept else "/"
+
+
+def _up(request: Request) -> str:
+    """Return the relative way from the request's path to the root below the prefix."""
+    return "../" * (request.path.count("/") - 1)
+
+
+def _page_of(request: Request) -> str:
+    """Return the path, percent-encoded, and the query of the page that `request` asks for.
+
+    A form can't be sent again, so the page is the one above the form, or at the form's own path if
+    there is none above.
+    """
+    path, form = request.path, _is_form(request)
+    if form and classify("GET", path.rpartition("/")[0]).rule:
+        path = path.rpartition("/")[0]
+    target = quote(path, safe="/:@!$&'()*+,;=~-._")
+    if request.query and not form:
+        target += "?" + request.query.decode("latin-1")
+    # A key in the path or the query must not be copied into one more address.
+    return redact(target)
 
 
 def _is_form(request: Request) -> bool:

@@ -10,9 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from html import escape
 
-from .browser import PAGE_HEADERS
 from .types import Deny
 
 REALM = "Hokusai MLflow"
@@ -82,34 +80,8 @@ CODES = {
     "MISCONFIGURED": Code(503, "TEMPORARILY_UNAVAILABLE", "Server misconfigured"),
 }
 
-#: The page for a 403. It looks like those of `server/web`, whose templates are behind the gate.
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-  <meta charset="utf-8">
-  <meta name="viewport" content="width=device-width, initial-scale=1">
-  <meta name="color-scheme" content="light dark">
-  <meta name="robots" content="noindex">
-  <title>Not open to your key · MLflow</title>
-  <link rel="icon" href="{root}static/hokusai.svg" type="image/svg+xml">
-  <link rel="stylesheet" href="{root}static/hokusai.css">
-</head>
-<body>
-<main class="alone">
-  <img src="{root}static/hokusai.svg" alt="" width="40" height="40">
-  <h1>Not open to your key</h1>
-  <p>{message}</p>
-  <div class="card">
-    <a class="button primary" href="{sign_in}">Sign in with another key</a>
-    <a class="button" href="{root}keys">See your key</a>
-  </div>
-</main>
-</body>
-</html>
-"""
-
 #: Codes with 401 or 403 about which there is nobody to ask: the user or an interceptor knows best.
-_NOBODY_HELPS = frozenset({"SESSION_ENDED", "CROSS_SITE", "INTERCEPTED"})
+NOBODY_HELPS = frozenset({"SESSION_ENDED", "CROSS_SITE", "INTERCEPTED"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +99,7 @@ def full_message(code: str, message: str, contact: str = "") -> str:
     `contact` is whom to ask; it is left out where the server's people can't help.
     """
     known = CODES[code]
-    helps = contact and known.status in (401, 403) and code not in _NOBODY_HELPS
+    helps = contact and known.status in (401, 403) and code not in NOBODY_HELPS
     return f"{known.detail} ({known.status} {code}). {message}" + (
         f" Contact: {contact}" if helps else ""
     )
@@ -170,23 +142,6 @@ def render(deny: Deny, contact: str = "") -> Response:
         wait = RETRY_AFTER if deny.retry_after is None else math.ceil(deny.retry_after)
         headers.append(("Retry-After", str(min(max(wait, 1), MAX_RETRY_AFTER))))
     return Response(code.status, (*headers, *deny.headers), body)
-
-
-def render_page(deny: Deny, contact: str, root: str, sign_in: str) -> Response:
-    """Return the response of `render` as a page, for a person with a browser.
-
-    `root` is the relative way to `/hokusai/`, and `sign_in` that to the sign-in page.
-    """
-    answer = render(deny, contact)
-    body = _PAGE.format(
-        root=escape(root),
-        sign_in=escape(sign_in),
-        message=escape(full_message(deny.code, deny.message, contact)),
-    ).encode()
-    own = {"Content-Type": "text/html; charset=utf-8", "Content-Length": str(len(body))}
-    own |= PAGE_HEADERS
-    others = [item for item in answer.headers if item[0] not in own]
-    return Response(answer.status, (*own.items(), *others), body)
 
 
 def redirect(location: str) -> Response:

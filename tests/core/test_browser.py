@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_hokusai_auth.core import browser
+from mlflow_hokusai_auth.core import browser, keys
 from mlflow_hokusai_auth.core.browser import cross_site, forged, local_path, session_tokens
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.types import Request
@@ -325,6 +325,38 @@ def test_sign_in_is_below_the_prefix_and_leads_back(
     if not path.startswith("//"):
         assert local_path(target) == target
         assert returned(f"http://host{prefix}", target) == f"http://host{prefix}{target}"
+
+
+@given(st.sampled_from(PREFIXES), st.lists(SEGMENT, min_size=1, max_size=6), QUERY)
+def test_page_location_is_the_page_itself_or_the_root(
+    prefix: str, segments: list[str], query: bytes
+) -> None:
+    path = "/" + "/".join(segments)
+    location = browser.page_location(request("GET", path, query=query))
+    url = f"http://host{prefix}{quote(path)}" + (f"?{query.decode()}" if query else "")
+    if "" not in segments[:-1]:
+        there = urlsplit(follow(url, location))
+        assert (there.netloc, unquote(there.path)) == ("host", f"{prefix}{path}")
+        assert there.query.encode() == query
+    assert location.isascii() and location.isprintable() and " " not in location
+
+
+def test_page_location() -> None:
+    key = keys.generate()
+    rows = [
+        ("GET", "/javascript:alert(1)", b"", "./javascript:alert(1)"),
+        ("GET", "/", b"a=b", "./?a=b"),
+        ("GET", "/a/b", f"token={key}".encode(), "../a/b?token=hk_live_***"),
+        # A form leads to the page that shows it.
+        ("POST", "/hokusai/models/share", b"x=y", "../../hokusai/models"),
+        ("POST", "/hokusai/keys/selected", b"", "../../hokusai/keys"),
+        ("POST", "/hokusai/login", b"", "../hokusai/login"),
+        ("POST", "/hokusai/link", b"", "../hokusai/link"),
+    ]
+    agree(
+        lambda method, path, query: browser.page_location(request(method, path, query=query)), rows
+    )
+    assert browser.login_location(request("POST", "/hokusai/link")).endswith("?next=/hokusai/link")
 
 
 def test_sign_in_location_is_a_valid_header_value() -> None:

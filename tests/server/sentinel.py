@@ -164,7 +164,7 @@ class Answer:
 
 def code_of(body: bytes) -> str:
     """The code in a refusal's body, which is JSON, or a page. Raises ValueError and KeyError."""
-    if body.startswith(b"<!doctype") and (found := re.search(rb"\(403 ([A-Z_]+)\)", body)):
+    if body.startswith(b"<!doctype") and (found := re.search(rb'"quiet">\d{3} ([A-Z_]+)', body)):
         return found[1].decode()
     return str(json.loads(body)["error"])
 

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 from mlflow_hokusai_auth.core import browser
 from mlflow_hokusai_auth.core.credentials import quoted, without_query_key
-from mlflow_hokusai_auth.core.denials import CODES, redirect, render, render_page
+from mlflow_hokusai_auth.core.denials import redirect, render
 from mlflow_hokusai_auth.core.forwarding import dropped, identity_headers
 from mlflow_hokusai_auth.core.headers import MAX_BYTES, MAX_HEADERS, too_many
 from mlflow_hokusai_auth.core.prefixes import slash_location
+from mlflow_hokusai_auth.core.refusal_page import Places, render_page
 from mlflow_hokusai_auth.core.types import Allow, Deny, NeedKey, Request
 from mlflow_hokusai_auth.server.caller import Caller
 from mlflow_hokusai_auth.server.exchange import Exchange, request_id
@@ -276,16 +277,17 @@ def _refusal(gate: Gate, exchange: Exchange, deny: Deny, query: bytes, path: str
     A browser that asks for a page goes to the sign-in page, or gets a page that says why not.
     """
     request = exchange.request
-    forbidden = CODES[deny.code].status == 403
-    if (forbidden or deny.code in _SIGN_IN) and browser.wants_page(request):
+    if browser.wants_page(request):
+        asked = replace(request, query=query)
         # A relative link from a bare prefix would lead out of it.
         at = slash_location(exchange.prefix) if exchange.prefix and not path else ""
-        sign_in = at + browser.login_location(replace(request, query=query))
-        if forbidden:
-            root = f"{at}{'../' * (request.path.count('/') - 1)}hokusai/"
-            refusal = render_page(deny, gate.contact, root, sign_in)
-        else:
+        sign_in = at + browser.login_location(asked)
+        if deny.code in _SIGN_IN:
             refusal = redirect(sign_in)
+        else:
+            root = at + browser.root_location(request)
+            places = Places(root, sign_in, at + browser.page_location(asked))
+            refusal = render_page(deny, gate.contact, places)
         headers = refusal.headers
     else:
         refusal = render(deny, gate.contact)

@@ -92,8 +92,8 @@ class Limits:
         metrics.RATE_LIMITED.labels("key").inc()
         return Deny(
             "RATE_LIMITED",
-            f"Key {name} may be used {item.amount} times in an hour, and has been. The next request "
-            f"is served in {reset} s.",
+            f"Key {name} has had its requests of this hour (limit: {item.amount}). The next one is "
+            f"served in {reset} s.",
             retry_after=reset,
             headers=headers,
         )

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from mlflow_hokusai_auth.authorities.cache import CachedBackend
-from mlflow_hokusai_auth.core import credentials, keys, policy, scopes
+from mlflow_hokusai_auth.core import browser, credentials, keys, policy, scopes
 from mlflow_hokusai_auth.core import prefixes as prefix_paths
 from mlflow_hokusai_auth.core.addresses import networks
-from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
+from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled
 from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.policy import Policy
 from mlflow_hokusai_auth.core.prefixes import Prefixes
@@ -37,6 +37,7 @@ from mlflow_hokusai_auth.server.gate import (
 from mlflow_hokusai_auth.server.gate.asgi import AsgiGate
 from mlflow_hokusai_auth.server.gate.cors import Cors
 from mlflow_hokusai_auth.server.gate.gate import Gate
+from mlflow_hokusai_auth.server.gate.limits import Limits
 from mlflow_hokusai_auth.server.live_settings import Mode
 from tests.server.sentinel import (
     ADAPTERS,
@@ -351,10 +352,46 @@ def test_page_with_a_wrong_key_says_so_instead_of_asking_for_one(adapter: Adapte
     page = ("Accept", "text/html")
     assert adapter(Wire(headers=(page,))).status == 303
     for kind, code in (("unknown", "KEY_UNKNOWN"), ("expired", "KEY_EXPIRED")):
-        assert adapter(with_key(kind, "GET", "/version", page)).verdict == (401, code)
+        answer = adapter(with_key(kind, "GET", "/version", page))
+        assert answer.verdict == (401, code) and answer.body.startswith(b"<!doctype")
+        assert answer.header("www-authenticate")
+
+
+@both
+def test_refusal_that_will_end_is_a_page_in_a_browser_and_json_in_a_program(
+    adapter: Adapter,
+) -> None:
+    page = ("Accept", "text/html,*/*;q=0.8")
+    throttled = Failing(Throttled("busy", retry_after=42.0))
+    down = Failing(AuthorityUnavailable("down", retry_after=7.0))
+    often = make_gate(limits=Limits(failures_per_minute=1))
+    adapter(with_key("unknown"), often)
+    for gate_, kind, verdict, title, wait in (
+        (make_gate(down), "read", (503, "AUTHORITY_UNAVAILABLE"), "Not available", "7 seconds"),
+        (make_gate(throttled), "read", (429, "RATE_LIMITED"), "Too many requests", "42 seconds"),
+        (often, "unknown", (429, "RATE_LIMITED"), "Too many requests", ""),
+    ):
+        target = f"/mlflow/hokusai/keys/find?q=1&api_key={KEYS[kind]}"
+        answer = adapter(Wire("GET", target, (page,)), gate_)
+        text, (after,) = answer.body.decode(), answer.header("retry-after")
+        assert answer.verdict == verdict and answer.header("content-type")[0][:9] == "text/html"
+        assert f"<h1>{title}" in text and f"Try again in {wait or f'{after} seconds'}." in text
+        assert 'href="../../hokusai/keys/find?q=1">Try again' in text
+        assert answer.header("content-security-policy") == [
+            browser.PAGE_HEADERS["Content-Security-Policy"]
+        ]
+        assert KEYS[kind][8:] not in text
+        for wire in (
+            with_key(kind),
+            with_key(kind, "GET", "/version", ("Accept", "application/json")),
+            with_key(kind, "POST", "/api/2.0/mlflow/runs/create", page),
+        ):
+            assert adapter(wire, gate_).body.startswith(b"{"), wire
 
 
 def test_asgi_refuses_a_root_path() -> None:
+    shown = through_asgi(Wire(headers=(("Accept", "text/html"),)), root_path="/mlflow")
+    assert shown.verdict == (503, "MISCONFIGURED") and b"<h1>This server is set" in shown.body
     for mode, wire in product(MODES, (Wire(target="/health"), with_key("admin"))):
         answer = through_asgi(wire, make_gate(mode=Mode(mode)), root_path="/mlflow")
         assert answer.verdict == (503, "MISCONFIGURED"), (mode, wire)
