@@ -65,7 +65,7 @@ class _State:
     keys: KeySet | None = None
     read_at: float = 0.0
     next_reading: float = float("-inf")
-    #: Why the last reading failed, or "".
+    #: The reason why the last reading failed, or "".
     problem: str = ""
     #: False if the last reading failed or took longer than anybody waits, so that nobody waits now.
     prompt: bool = True

@@ -91,7 +91,7 @@ def audit(
             click.echo("There are more events before these: see --limit and --since.", err=True)
         _print_events(events, as_json, with_head=True)
         while follow:
-            # What came while the first ones were read is among them already.
+            # Events that came while the first ones were read are among them already.
             last = max(last, events[-1]["id"]) if events else last
             events = audited(after=last, **which)
             _print_events(events, as_json, with_head=False)

@@ -25,7 +25,7 @@ _MAX_MESSAGE = 300
 _QUIET = 60.0
 _MAX_TOLD = 64
 
-#: When each server's code may be said again, on the monotonic clock.
+#: The times from which each server's code may be said again, on the monotonic clock.
 _told: dict[tuple[profile.Origin, str], float] = {}
 
 

@@ -1,4 +1,4 @@
-"""Who may change what in MLflow's data, decided from facts that are read elsewhere.
+"""Decisions on changes of MLflow's data, from facts that are read elsewhere.
 
 Each function returns why its caller, whose owner is `me`, may not make a change, or None. An owner of
 None means that nobody owns the thing: everybody may read it, and no confined key changes it.
@@ -32,7 +32,7 @@ CODES = frozenset(
 )
 #: The name by which the report of `observe` lists a read from which `full` would hide something.
 HIDDEN = "HIDDEN"
-#: The experiment that MLflow uses if a client names none. All teams' runs would meet there.
+#: The experiment that MLflow uses if a client names none. In it all teams' runs would meet.
 DEFAULT_EXPERIMENT = 0
 #: Names of experiments that begin so belong to the owner whose name follows.
 DEFAULT_PREFIX = "default:"
@@ -41,7 +41,7 @@ LONGEST_PATTERN = 10_000
 
 
 class Problem(NamedTuple):
-    """Why a change is refused."""
+    """The reason why a change is refused."""
 
     #: One of `denials.CODES`.
     code: str

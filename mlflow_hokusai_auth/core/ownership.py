@@ -1,4 +1,4 @@
-"""Whose a name is, and what a grant covers: levels, patterns, prefixes and owners' names.
+"""The owner of a name, and the reach of a grant: levels, patterns, prefixes and owners' names.
 
 A pattern is a name, or a beginning followed by `*`, such as `acme-*`. Names compare exactly, by code
 points: MLflow's databases do the same, so `Acme-x` is not within `acme-*`.

@@ -49,12 +49,12 @@ _PREFLIGHT = Operation(Access.PUBLIC, "server", "OPTIONS preflight")
 class Policy:
     """The settings on which decisions depend."""
 
-    #: Whether a key in `?api_key=` counts.
+    #: True if a key in `?api_key=` counts.
     query_key: bool = True
     #: "scopes", "authenticated" (every good key may read and write) or "admin" (only
     #: administrators may do anything, as in Hokusai's middleware since 2026-06).
     kind: str = "scopes"
-    #: What a key without any scope may do.
+    #: The access that a key without any scope has.
     empty_scopes: Access = Access.READ
     #: Administrators beside the holders of an admin scope. All are empty by default: a default email
     #: address was a way in once, and a role "admin" may have nothing to do with the registry.

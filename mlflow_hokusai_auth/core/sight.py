@@ -1,4 +1,4 @@
-"""Why isolation shows something of MLflow's to a key, or hides it, in words for operators.
+"""The reason why isolation shows something of MLflow's to a key or hides it, for operators.
 
 The server itself decides in SQL (`server/isolation/shadows.py`), on the same facts.
 """
@@ -29,7 +29,7 @@ class Shared(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A registered model, a run or an experiment, and what the tables of ownership say of it."""
+    """A registered model, a run or an experiment, with its facts from the tables of ownership."""
 
     #: One of `KINDS`.
     kind: str
@@ -41,7 +41,7 @@ class Thing:
     owner: str | None = None
     #: True if the owner's model of this name was deleted or renamed.
     gone: bool = False
-    #: The number of the experiment; of a run, of the one that it is in.
+    #: The number of the experiment, or of the experiment that the run is in.
     experiment: int | None = None
     #: The grants that give the key's owner the model, also those that have ended.
     shared: tuple[Shared, ...] = ()

@@ -27,7 +27,7 @@ class Caller(NamedTuple):
     named: dict[str, str] | None = None
     #: The refusals that this request was spared, by code and kind: each counts once.
     spared: set[tuple[str, str]] | None = None
-    #: Why the server itself acts, one of `INTERNAL`; "" for a request, and outside of any.
+    #: The reason why the server itself acts, one of `INTERNAL`; "" for a request, and outside of any.
     internal: str = ""
 
 
@@ -47,7 +47,8 @@ NOBODY = Caller(None, "", "")
 #: its context, for several requests in turn, so the WSGI adapter resets it.
 current: ContextVar[Caller] = ContextVar("hokusai_caller", default=NOBODY)
 
-#: Why the code that runs now sees all of MLflow's data, whoever the caller is; "" if it does not.
+#: The reason why the code that runs now sees all of MLflow's data, whoever the caller is; "" if it
+#: does not see all.
 _sees_all: ContextVar[str] = ContextVar("hokusai_sees_all", default="")
 
 

@@ -51,8 +51,8 @@ class Mode:
 class Isolation:
     """The isolation of this process, in `level`.
 
-    It is the store's, else the `setting`, else what was decided for MLflow's database. `now` is in the
-    words of a mode, for `Watch`: isolation is off unless the mode is enforce.
+    It comes from the store, or else from the `setting`, or else from the decision for MLflow's
+    database. `now` has the words of a mode, for `Watch`: isolation is off unless the mode is enforce.
     """
 
     def __init__(self, mode: Mode, setting: str = "", decided: str = "off") -> None:
@@ -60,7 +60,7 @@ class Isolation:
         self._setting = setting
         self._stored = ""
         self._decided = decided
-        #: Why nobody's owner can be known here; None if owners are known.
+        #: The reason why owners can't be known here; None if they can.
         self.obstacle: str | None = None
 
     @property

@@ -32,7 +32,7 @@ class History(NamedTuple):
     replaces: str | None
     #: The event that revoked the key.
     revoked: Event | None
-    #: Where it signed in and managed keys from, last first. Other uses leave no address in the store.
+    #: The addresses from which it signed in and managed keys, last first. Other uses leave none.
     addresses: list[Address]
 
 

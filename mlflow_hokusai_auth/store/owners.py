@@ -646,7 +646,7 @@ class Ownership:
             if self._engine.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
-                # What the hooks write conflicts with this lock, and what they read does not.
+                # The hooks' writes conflict with this lock, and their reads do not.
                 tables = ", ".join(table.name for table in (MODELS, MODEL_ACCESS, PREFIXES))
                 connection.execute(_BOUND)
                 connection.exec_driver_sql(f"LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE")

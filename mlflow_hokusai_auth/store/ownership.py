@@ -52,7 +52,7 @@ MLFLOW_VERSIONS = sa.table(
     sa.column("storage_location", sa.String),
     sa.column("current_stage", sa.String),
 )
-#: What `hokusai_versions.location` is by MLflow's row, and whether MLflow has the version.
+#: The value of `hokusai_versions.location` that follows from MLflow's row of the version.
 _LOCATION = sa.func.rtrim(
     sa.func.coalesce(
         sa.func.nullif(MLFLOW_VERSIONS.c.storage_location, ""), MLFLOW_VERSIONS.c.source, ""
@@ -566,8 +566,9 @@ def is_registered(
     location = VERSIONS.c.location
     found = [sa.select(location).where(location.in_(uris))]
     for uri in above:
-        # What begins with "uri/" is below "uri0", because 0 comes after the slash. The order makes
-        # PostgreSQL use the index: with a limit alone it hopes to meet a row soon, and reads them all.
+        # A text that begins with "uri/" sorts below "uri0", because 0 comes after the slash. The order
+        # makes PostgreSQL use the index: with a limit alone it hopes to meet a row soon, and reads them
+        # all.
         below = sa.select(location).where(location >= f"{uri}/", location < f"{uri}0")
         found.append(sa.select(below.order_by(location).limit(1).subquery()))
     return connection.execute(sa.union_all(*found)).first() is not None

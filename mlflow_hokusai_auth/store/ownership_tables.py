@@ -49,9 +49,9 @@ VERSIONS = sa.Table(
     sa.Column("owner", OWNER, nullable=False),
     sa.Column("key_id", KEY_ID, nullable=False),
     sa.Column("created_at", sa.Float(53), nullable=False),
-    # As the client sent it.
+    # The source as the client sent it.
     sa.Column("source", sa.Text, nullable=False),
-    # Where the files are, as MLflow has it, without slashes at the end; "" if MLflow has nothing, and
+    # The place of the files by MLflow's row, without slashes at the end; "" if MLflow has nothing, and
     # NULL if a program that doesn't know this column has made the row.
     sa.Column("location", LOCATION),
     sa.Index("hokusai_versions_location", "location"),

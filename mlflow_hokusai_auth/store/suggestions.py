@@ -1,4 +1,4 @@
-"""Whose models and experiments without an owner may be, by what MLflow's own tables say.
+"""Suggestions of owners for models and experiments that have none, from MLflow's own tables.
 
 These are suggestions for an operator, who decides: clients may have set each of these names.
 """

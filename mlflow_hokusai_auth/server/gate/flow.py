@@ -50,7 +50,7 @@ class Arrival(NamedTuple):
     peer: str
     #: The reading of `time.perf_counter` on arrival, in seconds.
     began: float
-    #: Whether the server has a root path, with which the gate and MLflow may read a path differently.
+    #: True if the server has a root path, with which the gate and MLflow may read a path differently.
     mounted: bool = False
 
 

@@ -195,8 +195,8 @@ class Gate:
         """
         recent = need.credential.key in self.recent
         return self.lookups.begin(
-            # Whether to refuse is decided again when it is this key's turn, because the keys before it
-            # may have been wrong.
+            # `refuse` decides again when it is this key's turn: the keys before it may have been
+            # wrong.
             lambda: self.refuse(need) or self.look_up(need),
             lambda: self.unavailable(need),
             client_network(need.address),

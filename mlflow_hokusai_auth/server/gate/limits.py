@@ -1,7 +1,7 @@
 """Rate limits of keys, and of addresses that send wrong keys or sign in.
 
 The `limits` library counts in a moving window: in this process, or in Redis for all processes of a
-site. If Redis fails, it gets no question for a second, and each process counts for itself meanwhile.
+site. After a failure of Redis, each process counts for itself and doesn't ask Redis for a second.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mlflow_hokusai_auth.server import metrics
 SIGN_INS_PER_MINUTE = 10
 #: Identity tokens that one address may exchange in any minute: many jobs may share an address.
 EXCHANGES_PER_MINUTE = 120
-#: Times that one address may try a one-time link in any minute.
+#: Attempts to open a one-time link that one address has in any minute.
 LINKS_PER_MINUTE = 10
-#: The largest number of addresses that are counted apart. Further addresses share `CROWDS` buckets, and
-#: no client can choose its bucket: with one bucket, somebody with as many addresses (IPv6) would lock
-#: out all others.
+#: The largest number of addresses that are counted apart. Further addresses share `CROWDS` buckets,
+#: and no client can choose its bucket. If they shared one bucket, a client with that many addresses
+#: (IPv6) would lock out all others.
 MAX_ADDRESSES = 10_000
 CROWDS = 1000
 #: Seconds that a request to Redis may take, name resolution included.
@@ -73,7 +73,7 @@ class Limits:
 
     @property
     def does_io(self) -> bool:
-        """Whether `admit` sends requests to Redis, so that the event loop must not call it."""
+        """True if `admit` sends requests to Redis, so that the event loop must not call it."""
         return self._shared is not None
 
     def admit(self, allow: Allow) -> Allow | Deny:
@@ -125,8 +125,8 @@ class Limits:
     def sign_in(self, address: str) -> float | None:
         """Count an attempt to sign in. Return seconds to wait if there are too many, or None."""
         wait = self._count(_SIGN_INS, "sign-ins", self._bucket(address))
-        # An attempt beyond the address's limit doesn't count for everybody: otherwise one address could
-        # keep all others from signing in.
+        # An attempt beyond the address's limit doesn't count towards the limit of all addresses:
+        # otherwise one address could keep all others from signing in.
         return wait or self._count(_ALL_SIGN_INS, "sign-ins", "everybody")
 
     def exchange(self, address: str) -> float | None:
@@ -161,9 +161,9 @@ class Limits:
         return question(self._own())
 
     def _own(self) -> MovingWindowRateLimiter:
-        """Return the counts of this process, new ones if the clock was set back.
+        """Return the counts of this process, or new ones if the clock was set back.
 
-        The old counts are in the future then, and would hold until the clock has passed them.
+        The old counts would then lie in the future, and hold until the clock has passed them.
         """
         before, self._counted_at = self._counted_at, time.time()
         if self._counted_at < before - MAX_STEP:
@@ -172,7 +172,7 @@ class Limits:
 
 
 def client_network(address: str) -> str:
-    """Return `address`, or for IPv6 its /64: a customer can use any address of that network."""
+    """Return `address`, or the /64 of an IPv6 address: a customer can use all of that network."""
     if ":" not in address:
         return address
     return str(ipaddress.ip_network((address, 64), strict=False))

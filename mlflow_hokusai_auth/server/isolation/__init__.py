@@ -1,1 +1,1 @@
-"""Hooks that refuse a location where a client must not make MLflow read or write."""
+"""The hooks that keep suppliers apart in MLflow's data, and artifacts in the server's roots."""

@@ -1,7 +1,7 @@
-"""Nobody confined changes artifacts of other owners, or artifacts that are registered.
+"""The check that no confined key changes artifacts of other owners, or registered artifacts.
 
-MLflow's artifact repositories ask `Artifacts` when they store or delete files, by whichever route. Who
-owns a place follows from the ids in it and from the experiments whose folder it is in.
+MLflow's artifact repositories ask `Artifacts` when they store or delete files, by whichever route. The
+owner of a place follows from the ids in it and from the experiments whose folder it is in.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .facts import FRESH, Facts
 _SIZE = 10_000
 #: Segments of a place, at most: the queries grow with their number.
 _DEPTH = 100
-#: The codes of refusals that say whose a place is.
+#: The codes of refusals that tell the owner of a place.
 _WHOSE = ("NOT_OWNER", "EXPERIMENT_REFUSED")
 #: The number of a version has fewer digits.
 _DIGITS = 10
@@ -50,8 +50,8 @@ _ODD = Problem(
 class Frozen:
     """The results of the last looks at places, kept for `FRESH` seconds, by owner.
 
-    A refusal because the place is frozen is kept for this change. A file that may be stored speaks for
-    its folder, but only to the first look at an upload: the last one judges everything again.
+    A refusal of a frozen place holds for this change. If a file may be stored, so may others in its
+    folder, but only at the first look at an upload: the last look judges everything again.
     """
 
     def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
@@ -70,7 +70,7 @@ class Frozen:
             return (owner, change) in self._refused
 
     def found(self, owner: str, change: Change, *, frozen: bool) -> None:
-        """Remember what the database said."""
+        """Remember the answer of the database."""
         with self._lock:
             if frozen:
                 self._refused[owner, change] = True
@@ -85,7 +85,7 @@ def _folder(owner: str, change: Change) -> tuple[object, ...]:
 
 
 class _Late:
-    """A connection that is made for the first statement: what is remembered needs none."""
+    """A connection that is made for the first statement, because remembered answers need none."""
 
     def __init__(self, engine: Engine, stack: ExitStack) -> None:
         self._engine, self._stack = engine, stack
@@ -173,8 +173,8 @@ class Artifacts:
     def check(self, change: Change, *, last: bool = True) -> bool:
         """Return whether the caller may make this change, or raise MlflowException. Blocks.
 
-        What is frozen may be `FRESH` seconds old; what is not frozen is asked of the database, by the
-        `last` look.
+        The answer that a place is frozen may be `FRESH` seconds old. The `last` look asks the database
+        whether a place is not frozen.
         """
         principal = self.confined()
         if principal is None:
@@ -205,7 +205,7 @@ class Artifacts:
     def check_source(self, uri: str, model: str, connection: Connection) -> None:
         """Raise MlflowException if the caller may not register `uri` as a version of `model`.
 
-        A run, a logged model or a version that does not exist is left to others.
+        Other checks refuse a run, a logged model or a version that does not exist.
         """
         principal = self.confined()
         if principal is None:
@@ -233,7 +233,7 @@ class Artifacts:
     def check_copy(self, uri: str, model: str, connection: Connection) -> None:
         """Raise MlflowException if the caller may not add a copy of the files at `uri` to `model`.
 
-        They are those of a version, or of a logged model, that the caller may register.
+        The caller may copy the files of a version, or of a logged model, that they may register.
         """
         principal, location = self.confined(), read(uri)
         if principal is None:
@@ -339,8 +339,8 @@ class Artifacts:
     def _may_add(self, me: str, place: Location, model: str, connection: Connection) -> bool:
         """Return whether `me` may add a version at `place`, where `me` has one already, to `model`.
 
-        The one that `me` has may be older than isolation, and name anybody's files. In a model of
-        the files' owner its readers, such as `me`, would read them.
+        The version that `me` has may be older than isolation, and name anybody's files. If a version
+        in a model of the files' owner named them, that model's readers, such as `me`, would read them.
         """
         if ownership.model_owner(connection, model) == me:
             return True

@@ -1,4 +1,4 @@
-"""Which of MLflow's rows belongs to which experiment, registered model or version.
+"""The lists that say to which experiment, registered model or version a row of MLflow's belongs.
 
 `make test` compares both lists with the mapped classes of the installed MLflow. A table in neither list
 is closed for confined keys, so that a new version of MLflow opens nothing.
@@ -45,7 +45,7 @@ BINDINGS: dict[str, tuple[Thing, ...]] = {
     "model_versions": (_VERSION,),
     "model_version_tags": (_VERSION,),
 }
-#: Metrics of logged models, for which MLflow does not look whether there is the logged model.
+#: Metrics of logged models. MLflow does not check that the logged model exists.
 LOGGED_METRICS = "logged_model_metrics"
 #: The names by which consumers find a version of a model.
 ALIASES = "registered_model_aliases"
@@ -53,7 +53,7 @@ ALIASES = "registered_model_aliases"
 INPUTS = "inputs"
 #: Tags of such rows, which MLflow writes together with them.
 INPUT_TAGS = "input_tags"
-#: The kinds that `inputs` uses for its ends, with what they are.
+#: The kinds that `inputs` uses for its ends -> the kinds of things.
 ENDS = {
     "RUN": "run",
     "RUN_INPUT": "run",
@@ -62,7 +62,7 @@ ENDS = {
     "MODEL_OUTPUT": "logged model",
     "DATASET": "dataset",
 }
-#: When MLflow deletes a run it also deletes the assessments whose metadata name the run, by this text.
+#: The text by which an assessment's metadata name a run: MLflow deletes these with the run.
 NAMING_A_RUN = {
     "assessments": re.compile(r'"mlflow\.assessment\.sourceRunId": "([^"]*)"'),
 }
@@ -106,7 +106,7 @@ def is_known(table: str) -> bool:
 
 
 def ends(source: tuple[str, str], destination: tuple[str, str]) -> Iterator[tuple[str, str]] | None:
-    """Return kind and id of both ends of a row of `inputs`; None if MLflow uses a kind that is new."""
+    """Return kind and id of both ends of a row of `inputs`; None if a kind is not known."""
     found = [(ENDS.get(kind), name) for kind, name in (source, destination)]
     if any(kind is None for kind, _ in found):
         return None

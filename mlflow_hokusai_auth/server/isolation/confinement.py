@@ -12,7 +12,7 @@ from mlflow_hokusai_auth.server.upstream.artifact_roots import Watch
 
 
 def confined(watch: Watch, policy: Policy) -> Principal | None:
-    """Return the caller if `watch` looks and isolation keeps them to what is theirs."""
+    """Return the caller if `watch` looks and isolation confines them."""
     principal = callers.current.get().principal
     if principal is None or not watch.looks:
         return None

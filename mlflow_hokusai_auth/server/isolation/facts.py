@@ -1,7 +1,7 @@
 """Facts for decisions about MLflow's data, read in the transaction of the change.
 
-In memory are only the experiment of a run or of a logged model, which never changes, and, for `FRESH`
-seconds, the owner of an experiment.
+Only two facts stay in memory: the experiment of a run or of a logged model, which never changes, and
+the owner of an experiment, for `FRESH` seconds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Facts:
     def experiment_owner(self, connection: Connection, number: int) -> str | None:
         """Return the owner of an experiment, at most `FRESH` seconds old."""
         with self._lock:
-            # In one step, since an owner may get too old between two. Nothing but owners is kept.
+            # One step reads the owner, which could get too old between two. Nothing but owners is kept.
             if (kept := self._owners.get(number)) is not None:
                 return kept
         owner = ownership.experiment_owner(connection, number)

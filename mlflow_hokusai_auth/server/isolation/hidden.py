@@ -2,11 +2,11 @@
 
 Operators must be able to tell "my run is gone" from isolation, and see who tries other teams' ids. So
 after each 404 to a supplier, a thread sends the last statement of the request twice more, with and
-without its shadows: what only the second one finds was hidden. The thread looks behind at most
-`PER_SECOND` answers a second. If too many wait for it, the others are not looked at.
+without its shadows: rows that only the second one finds were hidden. The thread looks behind at most
+`PER_SECOND` answers a second, and leaves out those that find too many waiting.
 
-While isolation is `observe`, nothing is hidden. Then the thread counts, for each answer that it looks
-behind, if shadows would leave out rows of its statements: that is what `full` would hide, by key.
+While isolation is `observe`, nothing is hidden. The thread then looks whether shadows would leave out
+rows of an answer's statements, and counts such answers by key: `full` would hide those rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mlflow_hokusai_auth.store.dry_run import WouldRefuse
 
 #: Answers that are looked behind in a second, at most.
 PER_SECOND = 10
-#: Answers that may wait for that.
+#: Answers that may wait to be looked behind, at most.
 _WAITING = 100
 #: Statements of a request that are remembered, at most.
 _STATEMENTS = 20
@@ -76,7 +76,7 @@ def tries() -> bool:
 
 
 class Hidden:
-    """Looks behind answers to suppliers: what was hidden from them, or would be."""
+    """Looks behind answers to suppliers for rows that were hidden from them, or would be."""
 
     def __init__(self, watch: Watch, sleep: Callable[[float], None] = time.sleep) -> None:
         self._watch = watch

@@ -1,7 +1,7 @@
-"""Hooks in SQLAlchemy, through which everything passes that MLflow reads and writes in its database.
+"""Hooks in SQLAlchemy, through which MLflow reads and writes everything in its database.
 
-SQLAlchemy's events hold for the whole process. So of each class of hooks, only the last one that was
-installed works: that of the last application that was put together.
+SQLAlchemy's events hold for the whole process. So only the last hooks of a class that were installed
+work: those of the last application that was put together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Listener(NamedTuple):
     target: Any
     name: str
     function: Callable[..., Any]
-    #: True if the function returns what is to be used instead of its arguments.
+    #: True if SQLAlchemy uses what the function returns instead of its arguments.
     returns: bool = False
 
 
@@ -41,7 +41,7 @@ class Hooks(ABC):
         _installed[type(self)] = self
 
     def remove(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         del _installed[type(self)]
         for target, name, function, _ in self.listeners():
             event.remove(target, name, function)

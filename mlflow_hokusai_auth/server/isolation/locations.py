@@ -1,8 +1,8 @@
 """The check of locations that clients send, at the place where MLflow stores them.
 
-By every route, an experiment, a model version or a trace's tag becomes a row of MLflow's tables, which
-SQLAlchemy's mappers write. The mappers call `Stored` with the row before they write it. An exception
-rolls back the row's transaction.
+Whatever the route, an experiment, a model version or a trace's tag becomes a row of MLflow's tables,
+which SQLAlchemy's mappers write. The mappers call `Stored` with the row before they write it. An
+exception rolls back the row's transaction.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Stored(Hooks):
     policy: Policy
     watch: Watch
     folders: ExperimentFolders
-    #: The further check of sources, for callers whom isolation keeps to what is theirs.
+    #: The further check of sources, for callers whom isolation confines.
     artifacts: Artifacts | None = None
 
     def listeners(self) -> Iterable[Listener]:

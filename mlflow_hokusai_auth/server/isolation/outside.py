@@ -1,7 +1,7 @@
 """A report to the operator, at start, of locations in MLflow's database outside the artifact roots.
 
-Administrators give experiments buckets of their own. The server opens none of them until a setting
-names them.
+Administrators may have given experiments buckets of their own. The server opens a bucket only if a
+setting names it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _is_first() -> bool:
 
         _claim = Path(folder, "hokusai-auth-outside.lock").open("w")  # noqa: SIM115
         fcntl.flock(_claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows, where MLflow has one process
+    except ImportError:  # This is Windows, where MLflow has one process.
         return True
     except OSError:
         return False

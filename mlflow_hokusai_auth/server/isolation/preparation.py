@@ -28,9 +28,9 @@ _log = logging.getLogger(__name__)
 class Prepared(NamedTuple):
     """The isolation that a server can keep in MLflow's database, or its obstacle."""
 
-    #: The isolation unless a person says otherwise.
+    #: The isolation that holds unless a person sets another one.
     isolation: str
-    #: Why owners can't be known here; None if they can.
+    #: The reason why owners can't be known here; None if they can.
     obstacle: str | None = None
     #: True if the obstacle may pass: the database can't be reached.
     passing: bool = False
@@ -49,7 +49,8 @@ def prepare(environ: Mapping[str, str] = os.environ) -> Prepared:
     try:
         with tables.connect(database) as connection:
             decided = ownership.prepare(connection.engine)
-            # Before the first request: plain MLflow may have made versions, whose files are frozen.
+            # This comes before the first request: plain MLflow may have made versions, whose files are
+            # frozen.
             ownership.catch_up(connection.engine)
             left = (0, 0) if decided in ISOLATING else ownership.unowned(connection)
             return Prepared(decided, unowned=left)
@@ -59,7 +60,7 @@ def prepare(environ: Mapping[str, str] = os.environ) -> Prepared:
         reason = str(error)
     except Exception as error:
         reason = f"MLflow's database can't be used: {type(error).__name__}"
-    # What was decided is not known now, and may be the most.
+    # The earlier decision can't be read now. It may have been for the most isolation.
     return Prepared(MOST_ISOLATION, reason, passing=True)
 
 

@@ -1,8 +1,8 @@
 """Provenance: who made an experiment, a run, a logged model, a registered model or a version.
 
 When MLflow makes such a row for a caller with a key, the server stamps the row: with tags, and with the
-owner as its user if MLflow has that column. MLflow's pages show both. They are for people to read, and
-nothing is decided by them, because clients can set the same tags while the gate is not there.
+owner as its user if MLflow has that column. MLflow's pages show both to people. No decision uses them,
+because clients can set the same tags while the gate is not there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SOURCE = f"{RESERVED}source"
 
 
 class _Tags(NamedTuple):
-    """How a row has its tags."""
+    """The names by which a row has its tags."""
 
     relationship: str
     model: Any

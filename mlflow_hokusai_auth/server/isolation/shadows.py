@@ -1,7 +1,7 @@
 """The rows of MLflow's tables that a supplier sees, as SQL.
 
-In front of a statement stands a shadow of each table that it names: a WITH query that has the table's
-name, and only its visible rows. Whatever the statement joins, counts or sorts, it finds nothing else. A
+A statement begins with a shadow of each table that it names: a WITH query that has the table's name,
+and only its visible rows. Whatever the statement joins, counts or sorts, it finds nothing else. A
 table that is in no list of `bindings` has no shadow, and statements that name it are refused.
 
 The database may compare a row with the caller's values before it judges whether the row is visible.
@@ -20,19 +20,19 @@ from . import bindings
 from .bindings import BINDINGS, INPUT_TAGS, INPUTS
 from .provenance import KEY_ID
 
-#: How the SQL of this module names a value: `me` is the caller's owner, and `now` the time in seconds
-#: since the epoch.
+#: The way in which the SQL of this module names a value: `me` is the caller's owner, and `now` the time
+#: in seconds since the epoch.
 _VALUE = re.compile(r":(me|now)\b")
 _WITH = re.compile(r"\s*WITH\s+(RECURSIVE\s+)?", re.IGNORECASE)
 _PATTERNS = re.compile(r"\bI?LIKE\b", re.IGNORECASE)
-#: Whoever names an escape character for LIKE, as the search of our page of models does, escapes with it
-#: what a caller sends.
+#: A statement that names an escape character for LIKE, as the search of our page of models does, has
+#: the caller's text escaped with it.
 _ESCAPES = re.compile(r"\bESCAPE\b", re.IGNORECASE)
 #: Regular expressions fail in more ways than `isolation.pattern_problem` knows. MLflow has them for
 #: traces only.
 _EXPRESSIONS = re.compile(r"~|\b(REGEXP|SIMILAR)\b", re.IGNORECASE)
 _LOCKS = re.compile(r"\bFOR\s+(NO\s+KEY\s+)?(UPDATE|SHARE|KEY\s+SHARE)\b", re.IGNORECASE)
-#: How a driver wants a value to be named, by its style of parameters (PEP 249).
+#: Style of parameters (PEP 249) -> the name of a value in a statement for a driver of that style.
 _STYLES: Mapping[str, Callable[[str], str]] = {
     "qmark": lambda _: "?",
     "format": lambda _: "%s",
@@ -152,7 +152,7 @@ class Shadowed:
 
 
 class Dialect(NamedTuple):
-    """How a database is spoken to: its name, the schema of its tables, and the style of parameters."""
+    """The dialect of a database: its name, the schema of its tables, and the style of parameters."""
 
     name: str
     schema: str

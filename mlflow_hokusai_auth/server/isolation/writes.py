@@ -1,10 +1,10 @@
-"""`Writes` records whose everything in MLflow's data is, and keeps suppliers from changing others'.
+"""`Writes` records the owner of everything in MLflow's data, and keeps suppliers from others' things.
 
 SQLAlchemy writes rows in flushes. After each flush, in its transaction, `Writes` records the owner of
 what was made, and checks every row that is new, changed or deleted. A check before the flush would lose
 a race against another process; after it, the database has decided who came first. A refusal is an
 exception, which rolls back the transaction. Statements outside a flush are checked at the cursor.
-Without a caller nothing of it may change, but for what `caller.INTERNAL` lists.
+Without a caller nothing changes, except for the reasons that `caller.INTERNAL` lists.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _ENDED = frozenset({"deleted", "Archived", tables.DELETED})
 _RECORDED = frozenset({"registered_models", "model_versions", "experiments"})
 #: Stages by which consumers find a version.
 _LIVE = ("Production", "Staging")
-#: Why the checks see what the caller does not.
+#: The reason why the checks see more than the caller does.
 _REASON = "the check of a change"
 
 
@@ -129,7 +129,7 @@ class Writes(Hooks):
             flush = _Flush(connection, principal, self.facts, tuple(session.new))
             inputs = {row.input_uuid for row in session.new if row.__tablename__ == INPUTS}
             for row in session.new:
-                # A tag of a new input may be made by whoever may make the input.
+                # A caller who may make an input may make its tags.
                 if row.__tablename__ != INPUT_TAGS or row.input_uuid not in inputs:
                     self._check_row(flush, row, new=True)
             for row in changed:
@@ -196,7 +196,7 @@ class Writes(Hooks):
     def _taken(self, principal: Principal | None, kind: str, name: str) -> None:
         """Refuse a name that belongs to another owner, to staff as well.
 
-        What staff would put under it were the other owner's.
+        Whatever staff put under it would belong to the other owner.
         """
         if not self.watch.looks or principal is None:
             return
@@ -217,7 +217,7 @@ class Writes(Hooks):
             self._refuse(isolation.NO_CALLER)
 
     def _require_facts(self) -> None:
-        """Raise MlflowException if no owner can be known: then nobody confined changes anything."""
+        """Raise MlflowException if no owner can be known: then no confined key changes anything."""
         if not self.facts.usable:
             self._refuse(isolation.UNKNOWN)
 
@@ -296,7 +296,8 @@ class Writes(Hooks):
         if principal.no_delete and (deleted or (not new and _ends(row))):
             self._refuse(isolation.DELETING)
         if table == INPUT_TAGS and not deleted:
-            # MLflow makes an input together with its tags. Of one that exists already, the run counts.
+            # MLflow makes an input together with its tags. For an input that exists already, the run
+            # decides.
             for (number,) in _identities(row, ("input_uuid",), new=new):
                 run = tables.run_of_input(number, connection) or f"of the input {number}"
                 self._check_in_experiment(flush, "run", run)
@@ -357,7 +358,7 @@ class Writes(Hooks):
     def _check_in_experiment(self, flush: _Flush, kind: str, name: object) -> None:
         connection = flush.connection
         if (kind, name) in flush.judged or (not name and kind == "run"):
-            # One of many metrics of a run; or a logged model without a run.
+            # It is one of many metrics of a run, or a logged model without a run.
             return
         missing = _missing(kind, name)
         flush.judged.add((kind, name))
@@ -368,7 +369,7 @@ class Writes(Hooks):
             self._refuse(missing)
             return
         owner = (
-            # What happens to an experiment itself is rare, and final.
+            # A change of an experiment itself is rare and final, so the database is asked.
             ownership.experiment_owner(connection, number)
             if kind == "experiment"
             else self.facts.experiment_owner(connection, number)
@@ -377,7 +378,7 @@ class Writes(Hooks):
         # Every key sees the Default experiment, and not what is in it.
         seen = kind == "experiment" and number == isolation.DEFAULT_EXPERIMENT
         if problem is not None and not seen and self.watch.hides:
-            # It must not be told from one that does not exist.
+            # The caller must not tell it from one that does not exist.
             problem = missing
         self._refuse(problem)
 

@@ -107,7 +107,7 @@ class Watch:
 
     @property
     def looks(self) -> bool:
-        """Whether the mode needs a check of locations."""
+        """True if the mode needs a check of locations."""
         return self.mode.now != "off"
 
     @property

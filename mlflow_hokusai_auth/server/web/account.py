@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow_hokusai_auth.server.gate.gate import Gate
 
 
-#: Where somebody who looks for the key, or for a way out, on MLflow's pages finds both.
+#: The place to which MLflow's account page sends a person who looks for the key, or for a way out.
 _KEYS = "hokusai/keys on this server"
 
 

@@ -200,5 +200,5 @@ class IsolationNow(BaseModel):
     mode: str
     #: True if nobody has set it: it was decided when the server first used MLflow's database.
     by_default: bool
-    #: Why this server can't know whose anything is, or null.
+    #: The reason why this server can't know owners, or null.
     obstacle: str | None
