@@ -364,8 +364,8 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     admin.dialog.get_by_label("Owner").fill("Fuji")
     admin.dialog.get_by_label("model:read").check()
     admin.dialog.get_by_label("Networks").fill("192.0.2.999")
-    admin.dialog.get_by_label("Expires", exact=True).select_option("in … days")
-    admin.dialog.get_by_label("Days until it expires").fill("5")
+    admin.dialog.get_by_label("Ends", exact=True).select_option("in … days")
+    admin.dialog.get_by_label("Days until it ends").fill("5")
     page.get_by_text("Import an existing key").click()
     admin.dialog.get_by_label("Existing key").fill(old)
     admin.dialog.get_by_role("button", name="Create key").click()
@@ -388,7 +388,7 @@ def test_what_can_be_done_to_a_key(person: NewPerson, server: Server) -> None:
     admin.dialog.get_by_label("Requests per hour").fill("7")
     admin.dialog.get_by_label("Only these models").fill("fuji-*\n\n scorer ")
     admin.dialog.get_by_label("May not delete anything").check()
-    admin.dialog.get_by_label("Expires", exact=True).select_option("never")
+    admin.dialog.get_by_label("Ends", exact=True).select_option("never")
     admin.dialog.get_by_role("button", name="Save").click()
     expect(row.locator(".tag")).to_have_attribute(
         "title", "7 / hour, from 2 networks, only 2 model patterns, no deletion"

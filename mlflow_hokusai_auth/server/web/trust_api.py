@@ -136,9 +136,7 @@ class TrustActions:
     def _check_supplier(self, caller: Principal) -> None:
         """Raise Forbidden unless this key, which is no administrator's, manages its owner's trusts."""
         if not self.gate.policy.supplier_trust:
-            raise Forbidden(
-                "Only administrators manage the trusts of this server: ask its operator."
-            )
+            raise Forbidden("Only the server's operator manages its trusts: ask the operator.")
         try:
             ours = self.store.get(caller.key_id).owner == caller.owner_id
         except KeyNotFound:

@@ -21,6 +21,7 @@ from mlflow_hokusai_auth.store.database import Actor
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.links import Links, Opened, Refused
 from mlflow_hokusai_auth.store.sessions import Sessions
+from tests.e2e.parts import renamed
 from tests.server.sentinel import make_gate
 from tests.server.web.test_pages import Pages
 
@@ -321,3 +322,16 @@ def test_list_has_pages(site: Site) -> None:
     assert "1–50 of 51" in first and "51–51 of 51" in second
     assert first.count("Revoke now") == 50 and second.count("Revoke now") == 1
     assert "links?show=waiting&page=2" in first
+
+
+def test_failing_store_sends_only_those_who_are_signed_in_to_the_keys(
+    site: Site, tmp_path: Path
+) -> None:
+    url = link_on(site.page("POST keys/new", {**FORM, "give": "link"}))
+    for caller in (None, ADMIN):
+        with renamed(tmp_path / "keys.db", "hokusai_auth_links"):
+            sent = {"data": {"code": url}, "headers": {"Sec-Fetch-Site": "same-origin"}}
+            answer = site._pages.ask("POST", "/hokusai/link", caller, **sent)
+        assert answer.status_code == 503 and "Questions? Ask" in answer.text
+        assert ("Back to the keys" in answer.text) == (caller is not None)
+    assert opened(site, url).key

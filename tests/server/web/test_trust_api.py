@@ -250,5 +250,5 @@ def test_a_revoked_key_leaves_its_trusts(site: Site) -> None:
 def test_without_the_setting_only_administrators_manage_trusts(site: Site) -> None:
     """The gate refuses the request before; this is for a spelling that it takes for another."""
     site.serve(Lifetimes(), suppliers=False)
-    refused(site.ask("GET /trust", site.key()), 403, "Only administrators")
+    refused(site.ask("GET /trust", site.key()), 403, "operator manages")
     assert site.listed(ADMIN) == []

@@ -375,7 +375,7 @@ def test_link_is_there_for_those_who_have_the_page(
         assert (">Trusts</a>" in site.get(caller=caller, page="keys")) is linked
     assert "exchanged" in here.get(caller=of_job, status=403)
     assert "own key store" in here.get(caller=elsewhere, status=403)
-    assert "Only administrators" in shut.get(caller=shut.key(), status=403)
+    assert "operator manages" in shut.get(caller=shut.key(), status=403)
     for caller in (ADMIN, without.key()):
         assert "exchanges no identity tokens" in without.get(caller=caller, status=404)
         assert without.post("add", FORM, caller).status_code == 404

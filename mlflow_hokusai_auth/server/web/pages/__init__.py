@@ -24,6 +24,7 @@ from mlflow_hokusai_auth.core.errors import (
     StoreError,
 )
 from mlflow_hokusai_auth.core.lifetimes import UNLIMITED, Lifetimes
+from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.web import keys_api
 from mlflow_hokusai_auth.server.web.links_api import LinkMaker
 from mlflow_hokusai_auth.server.web.trust_api import TrustActions
@@ -125,6 +126,8 @@ def blueprint(
         list_of = flask.request.path.split("/")[2]
         # A list that this server does not have is nothing to go back to.
         back = list_of if list_of in _LISTS and status != 404 else "keys"
+        if callers.current.get().principal is None:
+            back = ""
         return shared.page("error.html", status, message=message, back=back)
 
     @routes.errorhandler(InvalidRequest)

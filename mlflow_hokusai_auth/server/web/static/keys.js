@@ -207,7 +207,7 @@ function fields(form) {
 
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
-/** Whether the new key is to be handed over by a link. A supplier has no choice. */
+/** True if the new key is handed over by a link. A supplier has no choice. */
 const linked = (form) => form.give?.value === "link";
 const BY_LINK = "gets the new key by the link";
 const NOT_BY_LINK = "A link makes a new key. Leave this empty, or choose “Show me the key”.";
