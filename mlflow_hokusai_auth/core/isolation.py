@@ -66,6 +66,14 @@ def experiment_problem(me: str, number: int, owner: str | None) -> Problem | Non
     )
 
 
+def missing_problem(kind: str, name: object) -> Problem:
+    """Return the refusal of a change of a thing, or of a link to it, that does not exist.
+
+    In isolation `full` another owner's thing is refused in the same words.
+    """
+    return Problem("NOT_OWNER", f"There is no {kind} {name} that your key may change.")
+
+
 def name_problem(
     me: str, kind: str, name: str, owner: str | None, taken: bool, reserved: str | None
 ) -> Problem | None:

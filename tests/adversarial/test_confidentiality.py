@@ -80,6 +80,21 @@ def test_metric_of_a_foreign_logged_model_is_refused_as_that_of_none(
     assert answer(own)[0] == HTTPStatus.OK
 
 
+def test_version_of_a_foreign_run_is_refused_as_that_of_none(server: Server) -> None:
+    acme, globex = Team(server, "ACME"), Team(server, "GLOBEX")
+    own = everything(globex)
+    source = {"source": f"models:/{own.logged}", "model_id": own.logged}
+
+    def answer(run: str) -> tuple[int, str]:
+        status, found = globex.post("model-versions/create", name=own.model, run_id=run, **source)
+        return status, str(found).replace(run, "?")
+
+    refused = answer(everything(acme).run)
+    assert refused == answer(nothing().run)
+    assert refused[0] == HTTPStatus.FORBIDDEN and "NOT_OWNER" in refused[1]
+    assert answer(own.run)[0] == HTTPStatus.OK
+
+
 def test_version_from_before_shows_no_foreign_logged_model(server: Server) -> None:
     acme, evil, globex = (Team(server, name) for name in ("ACME", "EVIL", "GLOBEX"))
     foreign, own = everything(acme), everything(evil)

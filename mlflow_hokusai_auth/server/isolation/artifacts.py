@@ -241,6 +241,26 @@ class Artifacts:
         if not self._may_add(principal.owner_id, self.roots.place(location), model, connection):
             self._refuse(location, isolation.SOURCE)
 
+    @callers.seeing_all("who owns artifacts")
+    def check_run(self, run: str, uris: Iterable[str], connection: Connection) -> None:
+        """Raise MlflowException if the caller's new version, with files at `uris`, may not name `run`.
+
+        It may name a run of the caller's. A copy of a version or of a logged model, whose files the
+        caller may register, may also name the run of the first one.
+        """
+        principal = self.confined()
+        if principal is None:
+            return
+        missing = isolation.missing_problem("run", run)
+        number = self.facts.experiment_of(connection, "run", run)
+        problem: Problem | None = missing
+        if number is not None:
+            owner = self.facts.experiment_owner(connection, number)
+            problem = isolation.experiment_problem(principal.owner_id, number, owner)
+        if problem is None or run in self._runs_of(uris, connection):
+            return
+        refuse(self.watch, missing if self.watch.hides else problem)
+
     def confined(self) -> Principal | None:
         """Return the caller if they are kept to what is theirs."""
         return confined(self.watch, self.policy)
@@ -325,6 +345,19 @@ class Artifacts:
             uris += self._uris(one, 1)
         above = [] if file else [uri for one in (place, *references) for uri in self._spelled(one)]
         return ownership.is_registered(connection, uris, above)
+
+    def _runs_of(self, uris: Iterable[str], connection: Connection) -> set[str | None]:
+        """Return the runs of the versions and of the logged models that have their files at `uris`."""
+        found: set[str | None] = set()
+        for uri in uris:
+            place = self.roots.place(read(uri))
+            named = [
+                name for kind, name in artifact_places.named_in(place) if kind == "logged model"
+            ]
+            if named:
+                found.update(run for _, _, run, _ in tables.logged_models(named, connection))
+            found.update(tables.runs_of_versions_at(self._uris(place, 1), connection))
+        return found
 
     def _is_shared(self, me: str, place: Location, connection: Connection) -> bool:
         """Return whether `place` is among the files of a version that `me` has."""

@@ -104,7 +104,7 @@ class Stored(Hooks):
             )
 
     def version(self, _: object, connection: Connection, row: SqlModelVersion) -> None:
-        """Raise MlflowException if the caller may not choose the row's source."""
+        """Raise MlflowException if the caller may not choose the row's source, or its run."""
         if row.current_stage == DELETED:  # MLflow overwrites the source of a deleted version
             return
         source, _ = _change(row, "source")
@@ -128,6 +128,10 @@ class Stored(Hooks):
                 )
             if self.artifacts is not None:
                 self.artifacts.check_source(uri, row.name, connection)
+        run, _ = _change(row, "run_id")
+        if run and self.artifacts is not None:
+            places = filter(None, (row.source, row.storage_location))
+            self.artifacts.check_run(run, places, connection)
 
     def trace_tag(self, _: object, connection: Connection, row: SqlTraceTag) -> None:
         """Raise MlflowException if the row places a trace's files where MLflow would not."""

@@ -229,7 +229,7 @@ class Writes(Hooks):
         models = {row.model_id for row in session.new if row.__tablename__ == LOGGED_METRICS}
         for model in models:
             if self.facts.experiment_of(session.connection(), "logged model", model) is None:
-                self._refuse(_missing("logged model", model))
+                self._refuse(isolation.missing_problem("logged model", model))
 
     def _name(self, connection: Connection, principal: Principal, kind: str, name: str) -> bool:
         """Raise MlflowException if `principal` may not have this name; return whether it is free."""
@@ -360,7 +360,7 @@ class Writes(Hooks):
         if (kind, name) in flush.judged or (not name and kind == "run"):
             # It is one of many metrics of a run, or a logged model without a run.
             return
-        missing = _missing(kind, name)
+        missing = isolation.missing_problem(kind, name)
         flush.judged.add((kind, name))
         number = flush.experiments.get((kind, name))
         if number is None:
@@ -515,10 +515,6 @@ def _forget(connection: Connection, changed: Iterable[Any], deleted: Iterable[An
     for row in deleted:
         if row.__tablename__ == "registered_models":
             ownership.model_gone(connection, row.name, time.time())
-
-
-def _missing(kind: str, name: object) -> Problem:
-    return Problem("NOT_OWNER", f"There is no {kind} {name} that your key may change.")
 
 
 def _rolled_back(*_: object) -> None:

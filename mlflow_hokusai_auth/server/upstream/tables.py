@@ -270,6 +270,16 @@ def versions_at(uris: Iterable[str], connection: Connection) -> list[tuple[str, 
     return [(name, int(version), uri) for name, version, uri in connection.execute(query)]
 
 
+def runs_of_versions_at(uris: Iterable[str], connection: Connection) -> list[str | None]:
+    """Return the runs of the model versions whose location is one of `uris`: see `versions_at`."""
+    query = (
+        sa.select(SqlModelVersion.run_id)
+        .join(VERSIONS, _RECORDED)
+        .where(VERSIONS.c.location.in_(tuple(uris)), _KEPT, *_at_home(SqlModelVersion))
+    )
+    return list(connection.execute(query).scalars())
+
+
 def _ended(uris: Iterable[str]) -> list[str]:
     """Return `uris`, with and without a slash at their end."""
     return [uri + slash for uri in uris for slash in ("", "/")]

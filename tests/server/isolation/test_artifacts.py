@@ -553,8 +553,8 @@ def test_uploads_in_parts_and_by_url_are_judged(world: World) -> None:
             assert code(use) == "ARTIFACT_FROZEN"
 
 
-def version(world: World, name: str, source: str) -> str:
-    return code(world.stores.registry.create_model_version, name, source)
+def version(world: World, name: str, source: str, run: str | None = None) -> str:
+    return code(world.stores.registry.create_model_version, name, source, run)
 
 
 @contextmanager
@@ -634,6 +634,34 @@ def test_source_of_a_version_is_one_s_own_or_shared(
         assert version(world, own.model, sources(own)[0]) != ""
     with checked(world), calling(STAFF):
         assert version(world, own.model, sources(theirs)[0]) == ""
+
+
+def test_run_of_a_version_is_one_s_own_or_that_of_its_files(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = world.stores
+    client = SimpleNamespace(get_logged_model=stores.tracking.get_logged_model)
+    monkeypatch.setattr("mlflow.store.model_registry.sqlalchemy_store.MlflowClient", lambda: client)
+    theirs, own, shared = world.made_by(ACME), world.made_by(GLOBEX), world.made_by(ACME)
+    with calling(ACME):
+        number = shared.experiment
+        logged = stores.tracking.create_logged_model(number, "m", source_run_id=shared.run)
+        folder = str(world.file(files(shared)[0].rpartition("/")[0]))
+        stores.registry.create_model_version(shared.model, folder, shared.run)
+        stores.registry.create_model_version(shared.model, f"models:/{logged.model_id}")
+    share(world, shared.model, "read")
+    mine = str(world.file(files(own)[0].rpartition("/")[0]))
+    with checked(world), calling(GLOBEX):
+        assert version(world, own.model, mine, own.run) == ""
+        for run in (theirs.run, shared.run, "0" * 32):
+            assert version(world, own.model, mine, run) == "NOT_OWNER", run
+            assert version(world, own.model, f"models:/{own.logged}", run) == "NOT_OWNER", run
+        # MLflow's client names the run of the first version when it copies one.
+        for source in (f"models:/{shared.model}/2", folder, logged.artifact_location):
+            assert version(world, own.model, source, shared.run) == "", source
+            assert version(world, own.model, source, theirs.run) == "NOT_OWNER", source
+    with checked(world), calling(STAFF):
+        assert version(world, own.model, mine, theirs.run) == ""
 
 
 def test_foreign_files_of_an_old_version_stay_out_of_another_owner_s_model(world: World) -> None:
