@@ -72,6 +72,10 @@ def test_no_trust_of_a_supplier_makes_administrators_by_a_setting() -> None:
     policy = Policy(supplier_trust=True, admin_scopes=frozenset({"model:read"}))
     mine = caller("model:write")
     assert "server's staff" in (supplier_trust.problem(trust("model:read"), mine, policy) or "")
+    # Not even a key of the staff that is no administrator's.
+    general = Policy(supplier_trust=True, admin_scopes=frozenset({"mlflow:read"}))
+    staff = caller("mlflow:write")
+    assert "server's staff" in (supplier_trust.problem(trust("mlflow:read"), staff, general) or "")
     assert supplier_trust.problem(trust("model:write"), mine, policy) is None
     # Keys that are narrowed are no administrators', whatever their scopes.
     for more in ({"models": ("acme-*",)}, {"no_delete": True}):
