@@ -186,6 +186,7 @@ def test_refused_form_says_which_field_is_wrong_and_keeps_what_was_typed(here: T
         ({"minutes": "soon"}, "minutes", "whole number"),
         ({"minutes": "61"}, "minutes", "3600"),
         ({"minutes": "0"}, "minutes", "60"),
+        ({"minutes": "9" * 400}, "minutes", ""),
         ({"models": "a*b"}, "models", "only at its end"),
         ({"scopes": []}, "", "Choose at least one"),
         ({"scopes": ["mlflow:admin"]}, "", "outlive the trust"),
@@ -202,9 +203,10 @@ def test_refused_form_says_which_field_is_wrong_and_keeps_what_was_typed(here: T
 
 def test_supplier_sees_and_changes_its_own_only(here: TrustsPage) -> None:
     theirs = here.add("Globex", gitlab="globex/models")
+    here.key("Initech")
     mine = here.key(models=["acme-*"])
     page = here.get(caller=mine)
-    assert "globex" not in page.lower()
+    assert "globex" not in page.lower() and "Initech" not in page
     assert "No trusts yet" in page
     # The form offers what the key has.
     assert ">acme-*</textarea>" in page

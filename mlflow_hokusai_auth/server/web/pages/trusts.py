@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlencode
 import flask
 
 from mlflow_hokusai_auth.core import policy
-from mlflow_hokusai_auth.core.errors import InvalidRequest, NotFound
+from mlflow_hokusai_auth.core.errors import InvalidRequest
 from mlflow_hokusai_auth.core.supplier_trust import covers
 from mlflow_hokusai_auth.core.trust import MAX_TTL, MIN_TTL, TTL
 from mlflow_hokusai_auth.core.trust_words import words
@@ -166,8 +166,6 @@ def add(routes: flask.Blueprint, actions: TrustActions, *, exchanges: bool) -> N
             changed = _changes(flask.request.form, before)
             if changed:
                 actions.edit(trust_id, changed)
-        except NotFound:
-            raise
         except InvalidRequest as error:
             return show_one(trust_id, state, error)
         if not changed:
@@ -275,7 +273,7 @@ def _rights(form: MultiDict[str, str]) -> dict[str, Any]:
 def _seconds(form: Mapping[str, str]) -> float:
     """Return the lifetime in a form, in seconds. Raises InvalidRequest."""
     minutes = form.get("minutes", "").strip()
-    if not (minutes.isascii() and minutes.isdigit()) or len(minutes) > 4:
+    if not (minutes.isascii() and minutes.isdigit()):
         raise InvalidRequest("minutes: Must be a whole number of minutes.")
     return float(minutes) * _MINUTE
 
