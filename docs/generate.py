@@ -32,7 +32,8 @@ Settings are environment variables of `mlflow server`, and of `hokusai-auth` on 
 The server reads them once, at its start. Wrong values and misspelt names stop the start, with a
 message that names all of them. Commas separate the items of a list. A variable that is not in the
 environment is read from a file in `/run/secrets` with its name in lower case, such as
-`/run/secrets/hokusai_auth_database_uri`.
+`/run/secrets/hokusai_auth_database_uri`. `hokusai-auth` reads `MLFLOW_BACKEND_STORE_URI` from there as
+well, and so does the image's server.
 """
     schema = Settings.model_json_schema(by_alias=False)["properties"]
     for name, field in Settings.model_fields.items():

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
 from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlRun
 
+from mlflow_hokusai_auth import cli
 from mlflow_hokusai_auth.cli import main
 from mlflow_hokusai_auth.store import ownership
 from mlflow_hokusai_auth.store.keys import LocalStore
@@ -283,6 +284,18 @@ def test_without_a_database_a_server_is_needed(
     monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI")
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"file://{tmp_path}")
     assert "Set MLFLOW_TRACKING_URI" in call("owners", "list", status=1).stderr
+
+
+def test_the_database_may_be_a_secret_of_the_container(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As for `docker exec`, which runs a command beside the image's entry."""
+    secret = tmp_path / "mlflow_backend_store_uri"
+    secret.write_text(f"sqlite:///{tmp_path}/mlflow.db\n")
+    monkeypatch.setattr(cli, "BACKEND_STORE_URI", secret)
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI")
+    assert told(call, "owners", "list") == {"owners": [], "next_page_token": None}
+    assert call("isolation", "writes").stdout.startswith("writes\n")
 
 
 @pytest.mark.servers

@@ -6,7 +6,9 @@ machine.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +22,9 @@ from .ownership import grants, owners, prefixes
 from .server import audit, demo, explain, isolation, log_level, mode, routes, status
 from .supplier import doctor, smoke, whoami
 from .trust import trust
+
+#: The secret of Docker or Kubernetes with the URL of MLflow's database; docker/entrypoint reads it, too.
+BACKEND_STORE_URI = Path("/run/secrets/mlflow_backend_store_uri")
 
 
 class _Commands(click.Group):
@@ -39,6 +44,10 @@ def main() -> None:
     """Hokusai API keys for MLflow."""
     # The variable is for servers: with it, a command would write metrics into a server's folder.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    # `docker exec` runs a command beside the image's entry, which sets the variable for the server.
+    if not os.environ.get("MLFLOW_BACKEND_STORE_URI"):
+        with contextlib.suppress(OSError):
+            os.environ["MLFLOW_BACKEND_STORE_URI"] = BACKEND_STORE_URI.read_text().strip()
 
 
 _groups: tuple[click.Command, ...] = (keys, links, owners, grants, prefixes, trust)

@@ -168,8 +168,9 @@ class Load:
         self.watch("read", lambda: self.ask())
         self.watch("log", lambda: self._log(run, number()))
         self.watch("upload", lambda: self.ask(f"{self._folder}/{number()}", "PUT", b"x" * 30_000))
-        strangers = (None, revoked["key"])
-        self.strangers = [Asker(lambda k=k: self.ask(key=k), 0.2) for k in strangers]
+        # All of this comes from one address, which would be refused for a minute after 60 wrong keys.
+        strangers = ((None, 0.2), (revoked["key"], 1.2))
+        self.strangers = [Asker(lambda k=k: self.ask(key=k), pause) for k, pause in strangers]
         self.clients = [Client(stack, f"{name}-{n}", key, folder) for n, key in enumerate(keys)]
 
     def watch(self, name: str, ask: Callable[[], Any], pause: float = 0.05) -> Asker:

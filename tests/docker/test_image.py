@@ -100,8 +100,8 @@ def test_options_reach_the_server_and_it_stops_when_it_is_told() -> None:
 
 def test_a_server_that_does_not_answer_is_unhealthy() -> None:
     quick = ("--health-interval=1s", "--health-start-period=0s", "--health-retries=2")
-    with running("--network=none", *quick, IMAGE, "sleep", "60") as container:
-        until(lambda: state(container)["Health"]["Status"] == "unhealthy")
+    with running("--network=none", *quick, IMAGE, "sleep", "600") as container:
+        until(lambda: state(container)["Health"]["Status"] == "unhealthy", 300)
 
 
 #: Counts requests and hangs up without an answer, as a replica that dies in the middle of its work.
