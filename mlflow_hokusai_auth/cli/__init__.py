@@ -23,7 +23,7 @@ from .server import audit, demo, explain, isolation, log_level, mode, routes, st
 from .supplier import doctor, smoke, whoami
 from .trust import trust
 
-#: The secret of Docker or Kubernetes with the URL of MLflow's database; docker/entrypoint reads it, too.
+#: The secret with the URL of MLflow's database, which docker/entrypoint reads for the server.
 BACKEND_STORE_URI = Path("/run/secrets/mlflow_backend_store_uri")
 
 
