@@ -149,7 +149,7 @@ IMPORTS: dict[str, dict[str, str]] = {
         "mlflow.store.db.utils": "create_sqlalchemy_engine",
         "mlflow.store.model_registry.dbmodels.models": "SqlModelVersionTag SqlRegisteredModelTag",
         "mlflow.store.model_registry.dbmodels.models.SqlModelVersion": (
-            "current_stage name source storage_location version"
+            "current_stage name run_id source storage_location version"
         ),
         "mlflow.store.model_registry.dbmodels.models.SqlRegisteredModel": "name",
         "mlflow.store.model_registry.dbmodels.models.SqlRegisteredModelAlias": (
