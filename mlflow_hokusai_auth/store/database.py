@@ -298,7 +298,7 @@ def _unavailable(done: str, url: sa.URL | None = None) -> Iterator[None]:
         yield
     except sa.exc.IntegrityError:
         raise
-    except sa.exc.DatabaseError as error:
+    except sa.exc.DBAPIError as error:
         # Only the driver's first line: its other lines, and SQLAlchemy, show the statement as well.
         reason = str(error.orig).partition("\n")[0]
         if url is None or url.get_backend_name() != "sqlite":

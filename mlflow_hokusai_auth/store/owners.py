@@ -659,7 +659,7 @@ def usable() -> Iterator[None]:
     """Raise AuthorityUnavailable for errors of MLflow's database in this block."""
     try:
         yield
-    except sa.exc.DatabaseError as error:
+    except sa.exc.DBAPIError as error:
         # Only the driver's first line: its other lines, and SQLAlchemy, show the statement as well.
         reason = str(error.orig).partition("\n")[0]
         raise AuthorityUnavailable(f"MLflow's database can't be used: {reason}") from None

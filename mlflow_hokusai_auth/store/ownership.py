@@ -151,7 +151,7 @@ def _explained() -> Iterator[None]:
     """Raise StoreError or AuthorityUnavailable for the database's errors."""
     try:
         yield
-    except sa.exc.DatabaseError as error:
+    except sa.exc.DBAPIError as error:
         # Only the driver's first line: its other lines, and SQLAlchemy, show the statement as well.
         reason = str(error.orig).partition("\n")[0]
         if not _is_refused(error):
@@ -253,7 +253,7 @@ def _add(connection: sa.Connection, column: sa.Column[Any]) -> None:
         connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {made}")
 
 
-def _is_refused(error: sa.exc.DatabaseError) -> bool:
+def _is_refused(error: sa.exc.DBAPIError) -> bool:
     """Return whether the database's user lacks a right."""
     # psycopg has `sqlstate`, and psycopg2 has `pgcode`.
     codes = (getattr(error.orig, name, None) for name in ("sqlstate", "pgcode"))

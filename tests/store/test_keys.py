@@ -129,6 +129,42 @@ def test_every_change_moves_the_generation(store: LocalStore) -> None:
     assert seen == sorted(set(seen))
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_connections_that_postgresql_ends_make_the_store_unavailable(
+    schema: sa.Engine, driver: str
+) -> None:
+    """At any moment: while it is used, and when it goes back to the pool."""
+    pytest.importorskip(driver)
+    database = Database(schema.url.set(drivername=f"postgresql+{driver}").render_as_string(False))
+    number = sa.text("SELECT pg_backend_pid()")
+
+    def end(connection: sa.Connection) -> None:
+        pid = connection.execute(number).scalar_one()
+        with schema.connect() as other:
+            other.execute(sa.text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": pid})
+
+    def while_it_reads() -> None:
+        with database.reading() as connection:
+            end(connection)
+            connection.execute(number)
+
+    def before_the_commit() -> None:
+        with database.changing(generation=False) as change:
+            end(change.connection)
+
+    def after_the_last_answer() -> None:
+        with database.reading() as connection:
+            connection.execute(number)
+            # As the driver does when it notices the end.
+            connection.connection.dbapi_connection.close()  # type: ignore[union-attr]
+
+    for call in (while_it_reads, before_the_commit, after_the_last_answer):
+        refused(AuthorityUnavailable, call)
+    with database.reading() as connection:
+        assert connection.execute(number).scalar_one()
+    database.engine.dispose()
+
+
 def test_store_without_tables_is_unavailable_and_shows_no_secret(tmp_path: Path) -> None:
     store = LocalStore(f"sqlite:///{tmp_path}/keys.db")
     assert not store.is_current()
