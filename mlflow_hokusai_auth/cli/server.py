@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 _MAX_DETAIL = 60
 #: The number of events without --limit and --since.
 _EVENTS = 100
+#: The advice on the value of MLFLOW_BACKEND_STORE_URI.
+_AS_THE_SERVER = (
+    "as the server has it (in the server's folder sqlite:///mlflow.db, if it was given no "
+    "--backend-store-uri)"
+)
 #: Seconds that a server may take for its status.
 _TIMEOUT = 30.0
 #: Seconds between two looks for new events.
@@ -421,7 +426,7 @@ def _print_status(found: Mapping[str, Any], uri: str | None) -> None:
         isolation += f"; off while the mode is {found['mode']}"
     if found["isolation"] == "unknown":
         isolation = "unknown: " + (
-            "set MLFLOW_BACKEND_STORE_URI as the server has it"
+            f"set MLFLOW_BACKEND_STORE_URI {_AS_THE_SERVER}"
             if uri is None
             else "no decision can be read in the database of MLFLOW_BACKEND_STORE_URI"
         )
@@ -505,8 +510,8 @@ def _require_kept(uri: str | None) -> None:
     """Raise Mistake if suppliers can't be kept apart in MLflow's database at `uri`."""
     if uri is None:
         raise Mistake(
-            "this needs --backend-store-uri (MLFLOW_BACKEND_STORE_URI): not every database can keep "
-            "suppliers apart, so the command looks first"
+            f"set MLFLOW_BACKEND_STORE_URI {_AS_THE_SERVER}: not every database can keep suppliers "
+            "apart, so the command looks first"
         )
     from mlflow_hokusai_auth.server.isolation import preparation
     from mlflow_hokusai_auth.server.upstream.artifact_roots import REGISTRY, TRACKING

@@ -227,16 +227,20 @@ def settle(
                 "or to let suppliers do so (HOKUSAI_AUTH_SUPPLIER_TRUST=true).",
                 operation=operation,
             )
-        staffs = Access.ADMIN if operation.access is Access.ADMIN else Access.WRITE
-        return Deny(
-            "ISOLATED",
-            f"{_subject(operation)} is closed to "
-            "suppliers, because this server keeps them apart. If you need it, ask its operator for a "
-            f"key with a scope such as {_SCOPE_FOR[staffs]}, and without model:write."
-            if operation.rule
-            else f"{_UNKNOWN_ROUTE} Such a route is closed to suppliers.",
-            operation=operation,
-        )
+        if not operation.rule:
+            said = f"{_UNKNOWN_ROUTE} Such a route is closed to suppliers."
+        elif operation.access is Access.ADMIN:
+            said = (
+                f"{_subject(operation)} is for this server's administrators only. Ask its operator to "
+                "do there what you need."
+            )
+        else:
+            said = (
+                f"{_subject(operation)} is closed to suppliers, because this server keeps them apart. "
+                "If you need it, ask its operator for a key with a scope such as "
+                f"{_SCOPE_FOR[Access.WRITE]}, and without model:write."
+            )
+        return Deny("ISOLATED", said, operation=operation)
     enough = access(principal, operation, policy) >= operation.access
     if not enough and operation.access > Access.KEY:
         scope = _scope_for(operation, principal, policy)
