@@ -321,7 +321,9 @@ class Ownership:
             if kind == "model":
                 names_found = [item.row["name"] for item in found if item.exists]
                 with self._reading() as connection:
-                    answer["foreign_sources"] += _foreign(connection, names_found, new_owner)
+                    # All that is `from_owner`'s goes along, though perhaps not yet.
+                    own = {new_owner, from_owner or new_owner}
+                    answer["foreign_sources"] += _foreign(connection, names_found, own)
         if from_owner is not None:
             moved = self._assign_prefixes(from_owner, groups[0].owner, apply=apply)
             answer["changed"] += len(moved)
@@ -856,8 +858,8 @@ def _grants_of_others(
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def _foreign(connection: sa.Connection, names: list[str], owner: str) -> list[dict[str, Any]]:
-    """Return the versions of these models whose files are not `owner`'s, with whose they are.
+def _foreign(connection: sa.Connection, names: list[str], own: set[str]) -> list[dict[str, Any]]:
+    """Return the versions of these models whose files are of no owner in `own`, with whose they are.
 
     `source_owner` is None if it isn't known: the source names no run, logged model or version that has
     an owner.
@@ -873,7 +875,7 @@ def _foreign(connection: sa.Connection, names: list[str], owner: str) -> list[di
         owners = _owners_of_sources(connection, [row["source"] or "" for row in rows])
         for row in rows:
             source = row["source"] or ""
-            if owners.get(source) != owner:
+            if owners.get(source) not in own:
                 version = {"name": row["name"], "version": row["version"], "source": source}
                 found.append({**version, "source_owner": owners.get(source)})
         if len(found) > MAX_RESULTS:

@@ -328,6 +328,14 @@ def test_versions_with_files_of_others_are_listed(registry: Registry) -> None:
     assert [(row["name"], row["version"], row["source_owner"]) for row in found] == [
         ("lead", number, owner) for number, (_, owner) in enumerate(sources, 1) if owner != "acme"
     ]
+    # What goes along to the new owner is no other's, although it has not gone yet.
+    registry.model("mine", "acme")
+    registry.version("mine", 1, f"runs:/{RUN}/model")
+    registry.version("mine", 2, f"models:/{LOGGED}")
+    for apply in (False, True):
+        move = registry.of().assign_owner(from_owner="acme", owner="initech", apply=apply)
+        (row,) = move["foreign_sources"]
+        assert (row["name"], row["version"], row["source_owner"]) == ("mine", 2, "globex")
 
 
 def test_released_name_is_free(registry: Registry) -> None:
