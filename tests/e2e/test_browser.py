@@ -551,7 +551,7 @@ def test_a_long_list_with_the_keyboard_alone(person: NewPerson, server: Server) 
     page.get_by_label("no time").check()
     page.get_by_role("button", name="Rotate 50 keys").click()
     expect(page.get_by_role("textbox", name="Key of key 02")).to_have_value(re.compile("hk_live_"))
-    assert page.locator("input[readonly]").count() == 50
+    assert page.locator("textarea[readonly]").count() == 50
     page.get_by_role("link", name="Back to the keys").click()
     admin.open("/hokusai/keys?owner=Many")
     page.get_by_role("button", name="Revoke all of Many…").click()

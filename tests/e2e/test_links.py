@@ -112,6 +112,9 @@ def test_link_on_a_phone_shows_the_key_once(person: Callable[..., Any], server: 
     ]
     assert findings(page) == []
     assert not page.evaluate("document.scrollingElement.scrollWidth > innerWidth")
+    # The boxes show their text whole.
+    boxes = "[...document.querySelectorAll('.copy textarea')]"
+    assert page.evaluate(f"{boxes}.map(one => one.scrollHeight - one.clientHeight)") == [0, 0]
     page.get_by_role("button", name="Copy the key").click()
     expect(page.get_by_role("status")).to_have_text("Copied.")
     code = keys.link_code_in(link["url"])

@@ -83,7 +83,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def link_on(page: str) -> str:
-    found = re.findall(r'value="([^"]*/hokusai/link#[^"]*)"', page)
+    found = re.findall(r">([^<>]*/hokusai/link#[^<>]*)<", page)
     assert len(found) == 1, page
     return str(found[0])
 

@@ -316,7 +316,7 @@ class TestForms:
         assert here.store.page().total == 0
         page = self.send(here, "new", **fields).text
         (record,) = here.store.each()
-        (key,) = re.findall(r'value="(hk_test_[0-9A-Za-z]+)"', page)
+        (key,) = re.findall(r">(hk_test_[0-9A-Za-z]+)<", page)
         assert here.store.find(key) == record
         assert record.expires_at is not None
         assert abs(record.expires_at - record.created_at - 3 * 86400) < 60
@@ -343,7 +343,7 @@ class TestForms:
         assert refused.status_code == 400 and "never narrowed" in refused.text
 
         page = self.send(here, f"{record.key_id}/rotate", overlap="0").text
-        (key,) = re.findall(r'value="(hk_test_[0-9A-Za-z]+)"', page)
+        (key,) = re.findall(r">(hk_test_[0-9A-Za-z]+)<", page)
         new = here.store.find(key)
         assert new is not None and here.store.get(record.key_id).replaced_by == new.key_id
         again = self.send(here, f"{record.key_id}/rotate", overlap="0")
@@ -399,7 +399,7 @@ class TestForms:
         page = self.send(
             here, "selected", action="rotate", key_id=ids, confirmed="yes", overlap="3600"
         )
-        assert len(re.findall(r'value="hk_live_', page.text)) == 2 and here.store.page().total == 5
+        assert len(re.findall(r">hk_live_", page.text)) == 2 and here.store.page().total == 5
         asked = self.send(here, "selected", action="revoke", key_id=ids, back="query=a%26b")
         assert "Revoke 2 keys?" in asked.text and 'href="../keys?query=a%26b"' in asked.text
         answer = self.send(here, "selected", action="revoke", key_id=ids, confirmed="yes")
@@ -439,7 +439,7 @@ class TestForms:
             with here.store.database.engine.begin() as connection:
                 connection.exec_driver_sql(f"CREATE TRIGGER failing {trigger}; END")
             answer = sent()
-            shown = re.findall(r'value="(hk_live_[0-9A-Za-z]+)"', answer.text)
+            shown = re.findall(r">(hk_live_[0-9A-Za-z]+)<", answer.text)
             with here.store.database.engine.begin() as connection:
                 connection.exec_driver_sql("DROP TRIGGER failing")
                 connection.exec_driver_sql("UPDATE hokusai_auth_keys SET networks = '[]'")

@@ -325,7 +325,7 @@ function show(made) {
     $("#made-key").value = made.key;
     $("#made-lines").value = `export HOKUSAI_API_KEY=${made.key}\nexport MLFLOW_TRACKING_URI=${server}`;
   }
-  $("dialog[open] .copy input").select();
+  $("dialog[open] .copy textarea").select();
   copied = warned = false;
 }
 
