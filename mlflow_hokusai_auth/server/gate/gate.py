@@ -50,7 +50,8 @@ MISMOUNTED = Deny(
     "drop --root-path and name the path in HOKUSAI_AUTH_PREFIXES.",
 )
 _UNAVAILABLE = Deny(
-    "AUTHORITY_UNAVAILABLE", "Keys can't be checked at the moment. Try again a little later."
+    "AUTHORITY_UNAVAILABLE",
+    "Keys can't be checked at the moment, which says nothing about yours. Try again a little later.",
 )
 _THROTTLED = Deny(
     "RATE_LIMITED",
