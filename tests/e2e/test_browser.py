@@ -298,6 +298,24 @@ def test_axe_finds_nothing_while_signing_in(width: int, person: NewPerson, serve
     assert findings(page) == []
 
 
+def test_another_key_opens_a_page_that_was_refused(person: NewPerson, server: Server) -> None:
+    one = person(server.key("model:read"))
+    page = one.open("/hokusai/keys/new")
+    page.get_by_role("link", name="Sign in with another key").click()
+    expect(page.get_by_role("heading", name="You are signed in")).to_be_visible()
+    expect(page.get_by_role("link", name="Open MLflow")).to_have_js_property(
+        "href", f"{server.origin}/"
+    )
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="Sign in to MLflow")).to_be_visible()
+    one.hold(server.key("model:read"))
+    page.reload()
+    expect(page.get_by_role("heading", name="You are signed in")).to_be_visible()
+    one.sign_in(server.key("mlflow:admin"))
+    page.wait_for_url(f"{server.origin}/hokusai/keys/new")
+    expect(page.get_by_role("heading", name="New key")).to_be_visible()
+
+
 def test_the_keyboard_is_enough(person: NewPerson, server: Server) -> None:
     admin = person(server.key("mlflow:admin"))
     page = admin.open("/hokusai/keys")

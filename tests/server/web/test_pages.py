@@ -144,7 +144,8 @@ def test_sign_in_page_says_who_is_signed_in(tmp_path: Path) -> None:
 
     page = login(token)
     assert "You are signed in" in page and PRINCIPALS["read"].key_id in page
-    assert 'href="keys"' in page and 'action="logout"' in page and 'name="key"' not in page
+    assert 'href="keys"' in page and 'href="../"' in page and 'action="logout?next=/"' in page
+    assert 'name="key"' in page  # another key takes the place of this one
     for other in (login(), login(stale), login(token, stale), login(KEYS["read"])):
         assert 'name="key"' in other and PRINCIPALS["read"].key_id not in other
     before = len(authority.addresses)
@@ -153,6 +154,19 @@ def test_sign_in_page_says_who_is_signed_in(tmp_path: Path) -> None:
     assert len(authority.addresses) - before < 10  # wrong ones count, as elsewhere
     # login.js tries again from this origin, and then the browser sends the cookie.
     assert 'name="key"' in login(token, **{"Sec-Fetch-Site": "cross-site"})
+
+
+def test_signing_out_keeps_the_way_back(here: Pages) -> None:
+    headers = {"Origin": "http://localhost"}
+    for target, location in (
+        ("", "login"),
+        ("?next=/", "login"),
+        ("?next=/a%3Fb%3Dc%26d", "login?next=/a%3Fb%3Dc%26d"),
+        ("?next=//evil.example/", "login"),
+        ("?next=https://evil.example/", "login"),
+    ):
+        answer = here.ask("POST", f"/hokusai/logout{target}", headers=headers)
+        assert (answer.status_code, answer.headers["Location"]) == (303, location), target
 
 
 def test_own_page_says_since_when_and_how_often_the_key_is_used(here: Pages) -> None:

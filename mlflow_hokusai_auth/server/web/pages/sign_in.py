@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import flask
 
@@ -72,10 +73,8 @@ def add(routes: flask.Blueprint, sessions: Sessions, gate: Gate, lifetime: float
         )
         for token in browser.session_tokens(request):
             sessions.end(token, address=address, request_id=callers.current.get().request_id)
-        # The target is relative to /hokusai/, and `local_path` keeps it on this server.
-        response = shared.redirect(
-            "../" + browser.local_path(flask.request.args.get("next", "/"))[1:]
-        )
+        # The target is relative to /hokusai/.
+        response = shared.redirect(f"../{_target()[1:]}")
         token = sessions.begin(key, lifetime, by)
         gate.recent.add(token)
         shared.set_cookies(response, request, token, lifetime)
@@ -86,7 +85,8 @@ def add(routes: flask.Blueprint, sessions: Sessions, gate: Gate, lifetime: float
         request = shared.request()
         if browser.cross_site(request):
             return _login_page(403, _CROSS_SITE)
-        response = shared.redirect("login")
+        target = _target()
+        response = shared.redirect("login" if target == "/" else f"login?next={quote(target)}")
         shared.sign_out(response, request, sessions)
         return response
 
@@ -117,9 +117,13 @@ def _signed_in(gate: Gate, request: Request) -> Principal | None:
 
 def _login_page(status: int = 200, problem: str = "", me: Principal | None = None) -> Response:
     request = shared.request()
-    target = browser.local_path(flask.request.args.get("next", "/"))
     # Browsers send no SameSite=Strict cookie on a link from another site, so login.js tries again.
     elsewhere = request.method == "GET" and browser.cross_site(request)
     return shared.page(
-        "login.html", status, problem=problem, target=target, elsewhere=elsewhere, me=me
+        "login.html", status, problem=problem, target=_target(), elsewhere=elsewhere, me=me
     )
+
+
+def _target() -> str:
+    """Return the place on this server to which `next` in the request's query leads."""
+    return browser.local_path(flask.request.args.get("next", "/"))
