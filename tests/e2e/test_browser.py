@@ -695,6 +695,7 @@ def test_last_key_that_may_manage_needs_a_second_confirmation(
         # It was the key of this very session.
         expect(page).to_have_title("Sign in · MLflow")
         assert page.url == f"{server.origin}/hokusai/login?next=%2Fhokusai%2Fkeys"
+        expect(page.get_by_role("status")).to_contain_text("Your session has ended")
         assert store.get(record.key_id).revoked_at is not None
     finally:
         server._keys.clear()

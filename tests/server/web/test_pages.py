@@ -156,6 +156,29 @@ def test_sign_in_page_says_who_is_signed_in(tmp_path: Path) -> None:
     assert 'name="key"' in login(token, **{"Sec-Fetch-Site": "cross-site"})
 
 
+def test_sign_in_page_says_that_a_session_has_ended(tmp_path: Path) -> None:
+    revoked, expired, over, good, slow = (keys.session_token() for _ in range(5))
+    authority = Memory({})
+    authority.known[revoked] = PRINCIPALS["revoked"]
+    authority.known[expired] = replace(PRINCIPALS["expired"], expires_at=1.0)
+    authority.known[good] = PRINCIPALS["read"]
+
+    def said(there: Pages, *tokens: str) -> bool:
+        cookies = "; ".join(f"{browser.LOOPBACK_COOKIE}={one}" for one in tokens)
+        return (
+            "session has ended"
+            in there.ask("GET", "/hokusai/login?next=/&ended=1", headers={"Cookie": cookies}).text
+        )
+
+    here = pages(tmp_path, authority)
+    for tokens in ((revoked,), (expired,), (over,)):
+        assert said(here, *tokens)
+    for tokens in ((), (good,), (over, slow), (KEYS["read"],)):
+        assert not said(here, *tokens)
+    # Nobody knows while the authority is down.
+    assert not said(pages(tmp_path, Down()), over)
+
+
 def test_signing_out_keeps_the_way_back(here: Pages) -> None:
     headers = {"Origin": "http://localhost"}
     for target, location in (

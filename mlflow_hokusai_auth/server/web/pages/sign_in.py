@@ -42,7 +42,10 @@ def add(routes: flask.Blueprint, sessions: Sessions, gate: Gate, lifetime: float
 
     @routes.get("/login")
     def login() -> Response:
-        return _login_page(me=_signed_in(gate, shared.request()))
+        verdict = _verdict_on_session(gate, shared.request())
+        if isinstance(verdict, Allow):
+            return _login_page(me=verdict.principal)
+        return _login_page(ended=verdict is not None and verdict.code == "SESSION_ENDED")
 
     @routes.post("/login")
     def sign_in() -> Response:
@@ -99,28 +102,37 @@ def _check_key(gate: Gate, key: str, address: str) -> Allow | Deny:
     return decide(gate, NeedKey(Credential(key, ("the form",)), _WHOAMI, address))
 
 
-def _signed_in(gate: Gate, request: Request) -> Principal | None:
-    """Return who is signed in, for a page that needs nobody to be. Blocks as `decide` does."""
+def _verdict_on_session(gate: Gate, request: Request) -> Allow | Deny | None:
+    """Return the verdict on the session of `request`, or None if it has none to be trusted.
+
+    It is for a page that needs nobody to be signed in. Blocks as `decide` does.
+    """
     tokens = browser.session_tokens(request)
     if browser.cross_site(request) or len(tokens) != 1 or not keys.is_session_token(tokens[0]):
         return None
     address = callers.current.get().address
     credential = Credential(tokens[0], (browser.PLACE,), session=True)
     verdict = decide(gate, NeedKey(credential, _WHOAMI, address))
-    if isinstance(verdict, Allow):
-        return verdict.principal
-    if denials.CODES[verdict.code].status == 401:
+    if isinstance(verdict, Deny) and denials.CODES[verdict.code].status == 401:
         # As on every route that takes a session: wrong ones count, and too many aren't looked up.
         gate.limits.failed(address)
-    return None
+    return verdict
 
 
-def _login_page(status: int = 200, problem: str = "", me: Principal | None = None) -> Response:
+def _login_page(
+    status: int = 200, problem: str = "", *, me: Principal | None = None, ended: bool = False
+) -> Response:
     request = shared.request()
     # Browsers send no SameSite=Strict cookie on a link from another site, so login.js tries again.
     elsewhere = request.method == "GET" and browser.cross_site(request)
     return shared.page(
-        "login.html", status, problem=problem, target=_target(), elsewhere=elsewhere, me=me
+        "login.html",
+        status,
+        problem=problem,
+        target=_target(),
+        elsewhere=elsewhere,
+        me=me,
+        ended=ended,
     )
 
 
