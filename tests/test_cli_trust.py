@@ -46,6 +46,12 @@ def test_as_the_issue_writes_it(call: Call, store: LocalStore) -> None:  # noqa:
     assert events == [(f"trust.{what}", "cli:alice") for what in ("added", "edited", "removed")]
 
 
+def test_says_who_gets_keys_without_an_environment(call: Call) -> None:  # noqa: F811
+    text = "Everybody who may push to any branch"
+    assert text in call(*ADD, *GITHUB).stderr
+    assert text not in call(*ADD, *GITHUB, "--environment", "prod").stderr
+
+
 def test_other_issuers_and_key_sets_from_files(call: Call, tmp_path: Path) -> None:  # noqa: F811
     file = tmp_path / "jwks.json"
     file.write_text(json.dumps({"keys": [jwk(rsa_key(), "a")]}))

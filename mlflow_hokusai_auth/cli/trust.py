@@ -81,6 +81,7 @@ def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: 
             "--owner names the owner of the keys. A supplier gives --url, the server's, instead"
         )
     with opened(make=True) as store:
+        from mlflow_hokusai_auth.core.trust_words import warning
         from mlflow_hokusai_auth.server import settings
         from mlflow_hokusai_auth.server.web import schemas, trust_api, trust_schemas
         from mlflow_hokusai_auth.store.trusts import Trusts
@@ -98,10 +99,9 @@ def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: 
             "environment, no job gets a key (MISCONFIGURED)",
             err=True,
         )
-    if new.github is not None and new.environment is None:
+    if text := warning(record.trust):
         click.echo(
-            "hokusai-auth: everybody who may push to any branch of the repository can change the "
-            "workflow there, and get a key. --environment names an environment, which GitHub protects.",
+            f"hokusai-auth: {text} --environment names an environment, which GitHub protects.",
             err=True,
         )
 

@@ -36,5 +36,15 @@ def words(trust: Trust) -> str:
     return f"{text}, with {', '.join(more)}" if more else text
 
 
+def warning(trust: Trust) -> str:
+    """Return a warning if more people than those who release get keys by `trust`, or ""."""
+    if trust.kind != "github" or "environment" in dict(trust.claims):
+        return ""
+    return (
+        "Everybody who may push to any branch of the repository can change the workflow there, and get "
+        "a key."
+    )
+
+
 def _value(wanted: str) -> str:
     return f"{wanted[:-1]}…" if wanted.endswith("*") else wanted

@@ -17,6 +17,7 @@ from mlflow_hokusai_auth.core import browser, keys
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.lifetimes import Lifetimes
 from mlflow_hokusai_auth.core.trust import workload
+from mlflow_hokusai_auth.core.trust_words import warning
 from mlflow_hokusai_auth.core.types import Principal
 from mlflow_hokusai_auth.server.web import pages as web_pages
 from mlflow_hokusai_auth.server.web.pages import trusts as trusts_page
@@ -166,12 +167,24 @@ def test_operator_adds_and_removes(here: TrustsPage) -> None:
     other = here.trusts.each()[1].trust
     assert (other.kind, other.scopes) == ("gitlab", ("model:read", "model:write"))
     assert other.no_delete
+    assert warning(trust) == warning(other) == ""
     said = here.done("remove", {"trust_id": trust.trust_id, "back": "owner=ACME"})
     assert said.startswith("Not trusted any more: release.yml of acme/models")
     assert here.trusts.each()[0].trust == other
     assert "There is no trust" in here.refused("remove", {"trust_id": trust.trust_id}, 404)[1]
     events = [row["event"] for row in here.store.database.audited() if "trust" in row["event"]]
     assert events == ["trust.added", "trust.added", "trust.removed"]
+
+
+def test_trust_without_an_environment_is_added_with_the_warning_of_the_command_line(
+    here: TrustsPage,
+) -> None:
+    answer = here.post("add", {**FORM, "owner": "ACME", "environment": ""})
+    page = here.get(urlsplit(answer.headers["Location"]).query)
+    (record,) = here.trusts.each()
+    text = warning(record.trust)
+    assert "may push to any branch" in text and text in page
+    assert 'role="status" tabindex="-1" autofocus aria-describedby="warning">Trusted' in page
 
 
 def test_refused_form_says_which_field_is_wrong_and_keeps_what_was_typed(here: TrustsPage) -> None:

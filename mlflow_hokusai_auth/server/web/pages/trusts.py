@@ -16,7 +16,7 @@ from mlflow_hokusai_auth.core import policy
 from mlflow_hokusai_auth.core.errors import InvalidRequest
 from mlflow_hokusai_auth.core.supplier_trust import covers
 from mlflow_hokusai_auth.core.trust import MAX_TTL, MIN_TTL, TTL
-from mlflow_hokusai_auth.core.trust_words import words
+from mlflow_hokusai_auth.core.trust_words import warning, words
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.web import trust_schemas
 from mlflow_hokusai_auth.store.owners import Found
@@ -150,7 +150,9 @@ def add(routes: flask.Blueprint, actions: TrustActions, *, exchanges: bool) -> N
     def add_trust() -> Response:
         def act() -> str:
             trust = actions.add(_body(flask.request.form)).trust
-            return f"Trusted: {words(trust)}. Its jobs get keys of {trust.owner}."
+            text = f"Trusted: {words(trust)}. Its jobs get keys of {trust.owner}."
+            # The page shows a second line as a warning.
+            return f"{text}\n{warning(trust)}".strip()
 
         return submit(act)
 
