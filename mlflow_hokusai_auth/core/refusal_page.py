@@ -66,6 +66,7 @@ _SIGN_IN = ("{sign_in}", "Sign in")
 _OTHER_KEY = ("{sign_in}", "Sign in with another key")
 _OWN_KEY = ("{root}keys", "See your key")
 _AGAIN = ("{again}", "Try again")
+_OPEN = ("{root}../", "Open MLflow")
 #: The links on the page of a code, the most useful one first. All other pages offer to try again.
 _LINKS = {
     "KEY_MALFORMED": (_SIGN_IN,),
@@ -78,7 +79,7 @@ _LINKS = {
     "ADDRESS_REFUSED": (_OTHER_KEY,),
     "INTERCEPTED": (_OTHER_KEY,),
     # The request came from elsewhere, and must not be sent again from here.
-    "CROSS_SITE": (("{root}../", "Open MLflow"),),
+    "CROSS_SITE": (_OPEN,),
 }
 
 
@@ -104,16 +105,18 @@ def render_page(deny: Deny, contact: str, places: Places) -> Response:
     The status and all headers but those of the body stay the same.
     """
     answer = render(deny, contact)
-    said = [deny.message]
+    title, said, ways = heading(deny.code), [deny.message], _LINKS.get(deny.code, (_AGAIN,))
+    if _is_no_page(deny):
+        title, said, ways = "There is no such page", ["Check the address."], (_OWN_KEY, _OPEN)
     if deny.retry_after is not None:
         said.append(f"Try again in {_wait(deny.retry_after)}.")
     links = [
         f'<a class="button{"" if number else " primary"}" '
         f'href="{escape(place.format(**places._asdict()))}">{text}</a>'
-        for number, (place, text) in enumerate(_LINKS.get(deny.code, (_AGAIN,)))
+        for number, (place, text) in enumerate(ways)
     ]
     body = _PAGE.format(
-        heading=heading(deny.code),
+        heading=title,
         root=escape(places.root),
         said="\n  ".join(f"<p>{escape(text)}</p>" for text in said),
         links="\n    ".join(links),
@@ -123,6 +126,16 @@ def render_page(deny: Deny, contact: str, places: Places) -> Response:
     own |= PAGE_HEADERS
     others = [item for item in answer.headers if item[0] not in own]
     return Response(answer.status, (*own.items(), *others), body)
+
+
+def _is_no_page(deny: Deny) -> bool:
+    """Return whether a key is too weak for a path below `/hokusai/` that no route has.
+
+    The message is for programs then: it asks if the path of MLFLOW_TRACKING_URI is right.
+    """
+    asked = deny.operation
+    weak = deny.code in ("SCOPE_MISSING", "ISOLATED")
+    return weak and asked is not None and asked.kind == "hokusai" and not asked.rule
 
 
 def _wait(seconds: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow_hokusai_auth
 from mlflow_hokusai_auth.core.browser import PAGE_HEADERS
 from mlflow_hokusai_auth.core.denials import CODES, render
+from mlflow_hokusai_auth.core.operations import classify
 from mlflow_hokusai_auth.core.refusal_page import Places, heading, render_page
 from mlflow_hokusai_auth.core.types import Deny
 
@@ -79,6 +80,22 @@ def check_page(code: str, expected: tuple[str, list[str]]) -> None:
     assert f"<h1>{title}</h1>" in html and f"<title>{title} · MLflow</title>" in html
     assert "<p>Do this &amp; &lt;that&gt;.</p>" in html and f"{CODES[code].status} {code}" in html
     assert html.count('class="button primary"') == 1
+
+
+def test_path_of_ours_that_is_no_page_is_not_explained_as_for_programs() -> None:
+    for path, code, missing in (
+        ("/hokusai/", "SCOPE_MISSING", True),
+        ("/hokusai/nothing", "ISOLATED", True),
+        ("/hokusai/nothing", "INTERCEPTED", False),
+        ("/hokusai/keys/new", "SCOPE_MISSING", False),
+        ("/nothing", "SCOPE_MISSING", False),
+    ):
+        deny = Deny(code, "Is the path right?", operation=classify("GET", path))
+        html = page(deny)
+        assert ("<h1>There is no such page</h1>" in html) == missing, path
+        assert ("Is the path right?" not in html) == missing, path
+        assert (links(html) == [OWN_KEY, OPEN]) == missing, path
+        assert render_page(deny, "", PLACES).status == 403
 
 
 def test_page_keeps_status_and_headers() -> None:

@@ -669,6 +669,17 @@ def test_axe_finds_nothing(person: NewPerson, server: Server) -> None:
         paths = ("keys", "keys?owner=Axe&state=any", f"keys/{old.key_id}", "keys/find", "keys/new")
         for path in (*paths, f"keys/{old.key_id}/edit", f"keys/{old.key_id}/revoke"):
             wrong += findings(admin.open(f"/hokusai/{path}"))
+        nowhere = "/api/mlflow/hokusai/nothing"
+        expect(admin.open(nowhere).get_by_text("There is no such page.")).to_be_visible()
+        wrong += findings(admin.page)
+        expect(admin.page.get_by_role("link", name="Back to the keys")).to_have_js_property(
+            "href", f"{server.origin}/api/mlflow/hokusai/keys"
+        )
+        reader.goto(f"{server.origin}{nowhere}")
+        expect(reader.get_by_role("heading")).to_have_text("There is no such page")
+        expect(reader.get_by_role("link", name="Open MLflow")).to_have_js_property(
+            "href", f"{server.origin}/api/mlflow/"
+        )
     assert not wrong, "\n".join(wrong)
 
 

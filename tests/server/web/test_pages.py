@@ -192,6 +192,24 @@ def test_signing_out_keeps_the_way_back(here: Pages) -> None:
         assert (answer.status_code, answer.headers["Location"]) == (303, location), target
 
 
+def test_path_that_is_no_page_has_a_page_and_mlflow_s_do_not(tmp_path: Path) -> None:
+    here = pages(tmp_path, contact="ops@example.com")
+    for path in ("/hokusai/", "/hokusai/nothing/here"):
+        answer = here.ask("GET", path, PRINCIPALS["admin"])
+        assert answer.status_code == 404 and "There is no such page." in answer.text
+        assert "ops@example.com" in answer.text
+        assert dict(answer.headers).items() >= browser.PAGE_HEADERS.items()
+    for method, path, status in (
+        ("GET", "/nothing", 404),
+        ("GET", "/nothing/hokusai/", 404),
+        ("POST", "/hokusai/nothing", 404),
+        ("GET", "/hokusai/logout", 405),
+    ):
+        answer = here.ask(method, path, PRINCIPALS["admin"])
+        assert answer.status_code == status
+        assert ("no such page" in answer.text) == (method == "POST"), path
+
+
 def test_own_page_says_since_when_and_how_often_the_key_is_used(here: Pages) -> None:
     record, _ = here.store.create(owner="Brush", scopes=["model:read"], rate_limit_per_hour=1000)
     me = replace(PRINCIPALS["read"], key_id=record.key_id, rate_limit_per_hour=1000)

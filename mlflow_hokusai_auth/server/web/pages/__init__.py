@@ -35,6 +35,7 @@ from mlflow_hokusai_auth.store.sessions import Sessions
 from . import forms, key_forms, keys, link, links, models, one_key, shared, sign_in, trusts
 
 if TYPE_CHECKING:
+    from werkzeug.exceptions import HTTPException
     from werkzeug.wrappers import Response
 
     from mlflow_hokusai_auth.server.gate.gate import Gate
@@ -147,6 +148,14 @@ def blueprint(
         return failed(
             503, "A database of this server can't be used at the moment. Try again in a minute."
         )
+
+    @routes.app_errorhandler(404)
+    def no_page(error: HTTPException) -> HTTPException | Response:
+        # This sees MLflow's own 404s, too, which stay as they are.
+        if not flask.request.path.startswith("/hokusai/"):
+            return error
+        values = {"message": "There is no such page.", "back": "keys", **whom_to_ask()}
+        return protect(shared.page("error.html", 404, **values))
 
     @routes.errorhandler(Misconfigured)
     def misconfigured(error: Misconfigured) -> Response:
