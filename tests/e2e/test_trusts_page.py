@@ -165,6 +165,8 @@ def test_page_is_accessible_and_fits(
             expect(page.get_by_role("alert").or_(page.get_by_role("status"))).to_be_visible()
             page.wait_for_load_state()
             wrong += findings(page)
+        bar = page.locator(".bar").bounding_box()
+        assert bar and bar["height"] < (150 if width == 390 else 60), "a long name is shortened"
         row = page.locator("td.actions").first
         tops = [row.locator(one).bounding_box()["y"] for one in ("a", "summary")]
         assert tops[0] == tops[1], "Edit and Remove stand in one row"
