@@ -88,7 +88,7 @@ def test_link_leads_from_the_dialog_to_a_key_on_a_phone(
     phone = receiver.page
     phone.goto(link)
     phone.get_by_role("button", name="Show the key").click()
-    key = phone.get_by_label("Key of Kanagawa").input_value()
+    key = phone.get_by_label("Your key, for Kanagawa").input_value()
     assert server.request("GET", SEARCH, key=key)[0] == 200
     second = person(**PHONE).page
     second.goto(link)
@@ -107,7 +107,7 @@ def test_link_leads_from_the_dialog_to_a_key_on_a_phone(
     assert server.request("GET", SEARCH, key=key)[0] == 200
     phone.goto(link)
     phone.get_by_role("button", name="Show the key").click()
-    new = phone.get_by_label("Key of Kanagawa").input_value()
+    new = phone.get_by_label("Your key, for Kanagawa").input_value()
     assert server.request("GET", SEARCH, key=new)[0] == 200
     # Each worker notices within a second.
     wait_until(lambda: server.request("GET", SEARCH, key=key)[0] == 401)

@@ -101,7 +101,7 @@ def test_link_on_a_phone_shows_the_key_once(person: Callable[..., Any], server: 
     assert findings(page) == []
     page.get_by_role("button", name=SHOW).focus()
     page.keyboard.press("Enter")
-    field = page.get_by_label("Key of training")
+    field = page.get_by_label("Your key, for ACME")
     expect(field).to_be_visible()
     key = field.input_value()
     assert whoami(server, key)["name"] == "training"
@@ -141,7 +141,7 @@ def test_of_two_people_who_open_a_link_one_gets_the_key_and_the_other_is_told(
     for page in (first, second):
         page.goto(link["url"])
     first.get_by_role("button", name=SHOW).click()
-    expect(first.get_by_label("Key of training")).to_be_visible()
+    expect(first.get_by_label("Your key, for ACME")).to_be_visible()
     second.get_by_role("button", name=SHOW).click()
     expect(second.get_by_role("alert")).to_contain_text("was opened on")
     assert findings(second) == []
@@ -157,7 +157,7 @@ def test_of_two_people_who_open_a_link_one_gets_the_key_and_the_other_is_told(
     first.evaluate(f"location.href = '{other['url']}'")
     expect(first.get_by_role("button", name=SHOW)).to_be_visible()
     first.get_by_role("button", name=SHOW).click()
-    expect(first.get_by_label("Key of training")).to_be_visible()
+    expect(first.get_by_label("Your key, for ACME")).to_be_visible()
 
 
 @needs_chromium
@@ -171,7 +171,7 @@ def test_without_a_script_the_link_is_pasted(person: Callable[..., Any], server:
     expect(page.get_by_role("alert")).to_contain_text("not a whole link")
     field.fill(link["url"])
     page.get_by_role("button", name=SHOW).click()
-    assert whoami(server, page.get_by_label("Key of training").input_value())["owner"] == "ACME"
+    assert whoami(server, page.get_by_label("Your key, for ACME").input_value())["owner"] == "ACME"
 
 
 def test_workers_that_open_a_link_at_once_make_one_key(tmp_path: Path) -> None:
