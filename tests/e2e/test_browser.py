@@ -587,6 +587,8 @@ def test_page_of_one_key_in_a_browser(person: NewPerson, server: Server) -> None
         page.get_by_label("A key, or its last four characters").fill(key)
         page.keyboard.press("Enter")
         page.get_by_role("link", name="shown").click()
+        exact = page.locator("time[data-style=exact]").first
+        expect(exact).to_have_text(re.compile(r"\d\d:\d\d (GMT|UTC)"))
         assert (
             page.url == f"{server.origin}/hokusai/keys/{record.key_id}" and key[8:] not in page.url
         )

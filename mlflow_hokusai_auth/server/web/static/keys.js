@@ -71,7 +71,6 @@ function focus(element) {
 
 // Times
 
-const EXACT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 const ZONED = new Intl.DateTimeFormat(undefined, {
   year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", timeZoneName: "short",
 });
@@ -86,8 +85,8 @@ function localise() {
     const [unit, length] = UNITS.find(([, n]) => Math.abs(seconds) >= n) ?? UNITS.at(-1);
     const near = time.dataset.style === "near" && Math.abs(seconds) < 45 * DAY;
     time.textContent = near ? NEAR.format(Math.round(seconds / length), unit) : DATE.format(at);
-    if (time.dataset.style === "exact") time.textContent = EXACT.format(at);
     time.title = ZONED.format(at);
+    if (time.dataset.style === "exact") time.textContent = time.title;
   }
   for (const code of document.querySelectorAll("code.id")) code.replaceWith(idButton(code));
   for (const button of document.querySelectorAll("[data-copy][hidden]")) button.hidden = false;
