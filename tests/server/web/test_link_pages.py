@@ -130,6 +130,12 @@ def test_key_is_shown_unless_the_link_is_chosen(site: Site) -> None:
     assert site.links.each() == []
 
 
+def test_list_leads_to_the_form_with_the_link_chosen(site: Site) -> None:
+    (query,) = re.findall(r'href="keys/new(\?[^"]*)"', site.page("GET links"))
+    form = site.page(f"GET keys/new{query}")
+    assert re.search(r'name="give" value="link"[^>]* checked', form), form
+
+
 def test_form_keeps_the_choice_and_names_what_is_wrong(site: Site) -> None:
     for fields, words in (
         ({"owner": " "}, "owner: String should"),

@@ -45,7 +45,8 @@ def add(
     def form(kind: str, error: InvalidRequest | None = None, **values: object) -> Response:
         """Return the page of a form, which says what was wrong with the one that was sent."""
         values |= {"kind": kind, "problem": error and str(error), "environments": ENVIRONMENTS}
-        values["sent"] = flask.request.form
+        # The page of links asks for a form that has the link chosen.
+        values["sent"] = flask.request.form or flask.request.args
         return page_of_caller(store, gate, "key_form.html", 400 if error else 200, **values)
 
     def shown(
