@@ -20,6 +20,7 @@ from mlflow_hokusai_auth.core.types import Principal, Rejected
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.gate.limits import Limits
 from mlflow_hokusai_auth.server.gate.lookup_pool import LookupPool
+from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
 from mlflow_hokusai_auth.server.web import account, keys_api
 from mlflow_hokusai_auth.server.web import pages as web_pages
 from mlflow_hokusai_auth.store import usage
@@ -223,6 +224,24 @@ def test_own_page_says_since_when_and_how_often_the_key_is_used(here: Pages) -> 
     # The store has no record of another authority's key.
     other = here.ask("GET", "/hokusai/keys", PRINCIPALS["read"]).text
     assert "<dt>Created" not in other and "<dt>Questions" in other
+
+
+@pytest.mark.parametrize(
+    ("level", "scope", "words"),
+    [
+        ("full", "model:write", "register; only your own models, and those shared with you"),
+        ("writes", "model:write", "register; it changes only your own models, and those shared"),
+        ("writes", "model:read", "read<"),
+        ("observe", "model:write", "register<"),
+        ("full", "mlflow:write", "write<"),
+    ],
+)
+def test_own_page_says_whose_models_the_key_may_use(
+    level: str, scope: str, words: str, tmp_path: Path
+) -> None:
+    here = pages(tmp_path, isolation=Isolation(Mode(), level))
+    me = replace(PRINCIPALS["read"], scopes=frozenset({scope}))
+    assert words in here.ask("GET", "/hokusai/keys", me).text.partition("<dt>May")[2]
 
 
 def test_wrong_keys_are_audited_by_address(here: Pages) -> None:

@@ -56,7 +56,16 @@ def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
         caller = callers.principal()
         if not policy.is_admin(caller, gate.policy):
             own = _own(store, caller)
-            return page_of_caller(store, gate, "keys.html", may_manage=False, query=query, own=own)
+            confined = policy.is_confined(caller, gate.policy) and not gate.isolation.closes
+            return page_of_caller(
+                store,
+                gate,
+                "keys.html",
+                may_manage=False,
+                query=query,
+                own=own,
+                isolation=gate.isolation.in_effect if confined else "off",
+            )
         found = keys_api.page(store, _asked(query))
         order = key_pages.order(query.get("order_by", str(key_pages.NEWEST_FIRST)))
         kept = {name: query[name] for name in query if name != "page_token"}
