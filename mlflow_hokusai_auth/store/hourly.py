@@ -23,7 +23,10 @@ class Hourly:
     """
 
     def __init__(
-        self, work: Callable[[], bool], failing: str, clock: Callable[[], float] = time.monotonic
+        self,
+        work: Callable[[], bool | None],
+        failing: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._work = work
         self._failing = failing

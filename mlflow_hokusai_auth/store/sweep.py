@@ -26,8 +26,8 @@ _SWEEP = (
 )
 
 
-def sweep(database: Database) -> bool:
-    """Delete ended sessions, used tokens, exchanged keys and links, and return False: that was all.
+def sweep(database: Database) -> None:
+    """Delete ended sessions, used tokens, exchanged keys and links.
 
     Each table has a transaction of its own, so that others wait for a short time only. Raises
     AuthorityUnavailable.
@@ -36,4 +36,3 @@ def sweep(database: Database) -> bool:
     for statement, kept in _SWEEP:
         with database.changing(generation=False) as change:
             change.connection.execute(statement, {"before": now - kept})
-    return False

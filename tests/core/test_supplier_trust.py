@@ -52,7 +52,7 @@ def test_what_a_supplier_may_give() -> None:
         (caller("model:write", no_delete=True), trust("model:write", no_delete=True)): "",
         (caller("model:write", networks=("192.0.2.0/24",)), trust("model:write")): "networks",
         (caller("model:write", rate_limit_per_hour=9), trust("model:write")): "requests per hour",
-        # Not for a general or registry scope: only the key that has it gives it.
+        # A general or registry scope does not include it: only the key that has it gives it.
         (
             caller("model:write", "metrics:read"),
             trust("model:write", "metrics:read"),
@@ -72,7 +72,7 @@ def test_no_trust_of_a_supplier_makes_administrators_by_a_setting() -> None:
     policy = Policy(supplier_trust=True, admin_scopes=frozenset({"model:read"}))
     mine = caller("model:write")
     assert "server's staff" in (supplier_trust.problem(trust("model:read"), mine, policy) or "")
-    # Not even a key of the staff that is no administrator's.
+    # A key of the staff that is no administrator's may not, either.
     general = Policy(supplier_trust=True, admin_scopes=frozenset({"mlflow:read"}))
     staff = caller("mlflow:write")
     assert "server's staff" in (supplier_trust.problem(trust("mlflow:read"), staff, general) or "")

@@ -1,4 +1,4 @@
-"""What a person with a browser sees if the gate refuses, at two widths, light and dark."""
+"""Pages that a person with a browser sees if the gate refuses, at two widths, light and dark."""
 
 from __future__ import annotations
 

@@ -328,7 +328,7 @@ def test_versions_with_files_of_others_are_listed(registry: Registry) -> None:
     assert [(row["name"], row["version"], row["source_owner"]) for row in found] == [
         ("lead", number, owner) for number, (_, owner) in enumerate(sources, 1) if owner != "acme"
     ]
-    # What goes along to the new owner is no other's, although it has not gone yet.
+    # Files that go along to the new owner are no other's, although they have not gone yet.
     registry.model("mine", "acme")
     registry.version("mine", 1, f"runs:/{RUN}/model")
     registry.version("mine", 2, f"models:/{LOGGED}")

@@ -205,7 +205,7 @@ def test_no_key_of_a_trust_lives_longer_than_the_maximum(
         with pytest.raises(InvalidRequest, match=r"^ttl: .*KEY_LIFETIME_MAX"):
             place.edit(trust_id, {"ttl": 301.0})
         add(place, {"gitlab": f"acme/{place is lowered}"}, ttl=300.0)
-        # What else the trust has can be changed without a word about its lifetime.
+        # The trust's other fields can be changed without a word about its lifetime.
         place.edit(trust_id, {"scopes": ["model:read"]})
     assert trusts.get(trust_id).trust.ttl == 900.0
     assert key_of(exchange(lowered, trust_id, token="3"))[0].expires_at == START + 300

@@ -110,6 +110,13 @@ def world(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     mode.now = "off"
 
 
+@pytest.fixture
+def logged_models(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry finds logged models in the tracking store of `world`; there is no server to ask."""
+    client = SimpleNamespace(get_logged_model=world.stores.tracking.get_logged_model)
+    monkeypatch.setattr("mlflow.store.model_registry.sqlalchemy_store.MlflowClient", lambda: client)
+
+
 def code(way: Callable[..., object], *given: object) -> str:
     """The code with which a way is refused; "" if it is not."""
     try:
@@ -579,12 +586,9 @@ def share(world: World, model: str, level: str) -> None:
         ownership.expand_grant(connection, grant)
 
 
-def test_source_of_a_version_is_one_s_own_or_shared(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("logged_models")
+def test_source_of_a_version_is_one_s_own_or_shared(world: World) -> None:
     stores = world.stores
-    client = SimpleNamespace(get_logged_model=stores.tracking.get_logged_model)
-    monkeypatch.setattr("mlflow.store.model_registry.sqlalchemy_store.MlflowClient", lambda: client)
     theirs, own, shared = world.made_by(ACME), world.made_by(GLOBEX), world.made_by(ACME)
     nobodys = world.made_by(replace(STAFF, owner_id=""))
     folder = {made: files(made)[0].rpartition("/")[0] for made in (theirs, own, shared, nobodys)}
@@ -636,12 +640,9 @@ def test_source_of_a_version_is_one_s_own_or_shared(
         assert version(world, own.model, sources(theirs)[0]) == ""
 
 
-def test_run_of_a_version_is_one_s_own_or_that_of_its_files(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("logged_models")
+def test_run_of_a_version_is_one_s_own_or_that_of_its_files(world: World) -> None:
     stores = world.stores
-    client = SimpleNamespace(get_logged_model=stores.tracking.get_logged_model)
-    monkeypatch.setattr("mlflow.store.model_registry.sqlalchemy_store.MlflowClient", lambda: client)
     theirs, own, shared = world.made_by(ACME), world.made_by(GLOBEX), world.made_by(ACME)
     with calling(ACME):
         number = shared.experiment
