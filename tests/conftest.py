@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import time_machine
 from hypothesis import settings
 
 from tests import harness
@@ -109,6 +110,13 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
 
 
 _numbers = itertools.count()
+
+
+@pytest.fixture
+def one_minute() -> Iterator[None]:
+    """Let the clock go on from the start of this minute: attempts count by the minute."""
+    with time_machine.travel(time.time() // 60 * 60):
+        yield
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from mlflow_hokusai_auth.store.keys import LocalStore
 from tests.forkserver import IMPORTED, SOCKET, TEMPLATES
@@ -36,6 +37,7 @@ SERVERS = {
 #: The command line tool, whether or not its script is on the path.
 HOKUSAI_AUTH = (sys.executable, "-m", "mlflow_hokusai_auth.cli")
 START_TIMEOUT = 300
+_T = TypeVar("_T")
 #: Whether the test that runs may have servers: only those of the tiers that have them.
 may_serve = True
 #: The variable that names the folder of a run, in which its processes find what they share: the fork
@@ -356,6 +358,19 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         assert waited < seconds, f"it did not happen within {seconds:g} s"
         # It asks often at first, and then less and less, because a condition may ask a server.
         time.sleep(min(0.02 + waited / 10, 0.5))
+
+
+def in_one_minute(attempt: Callable[[int], _T]) -> _T:
+    """Return the result of the first `attempt`, numbered from 0, into which no minute's end came.
+
+    Addresses have their attempts by the minute, and a few more just after its end.
+    """
+    for number in range(20):
+        minute = time.time() // 60
+        result = attempt(number)
+        if time.time() // 60 == minute:
+            return result
+    raise AssertionError("none of 20 attempts was over within its minute")
 
 
 def each_worker_answers(server: Server, workers: int = 2) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from mlflow_hokusai_auth.core import keys
 from tests.e2e.test_running import wait_until
-from tests.harness import SERVERS, Server, serve
+from tests.harness import SERVERS, Server, in_one_minute, serve
 
 pytestmark = pytest.mark.servers
 
@@ -173,15 +173,16 @@ def test_sign_in_attempts_are_limited_and_strangers_learn_nothing(site: Server) 
     # A session does not live on in another one.
     session = cookie(sign_in(site, site.key("mlflow:read"))[1]).partition("=")[2]
     assert sign_in(site, session)[0] == sign_in(site, "")[0] == 401
-    address = "192.0.2.77"
-    statuses = [sign_in(site, keys.generate(), address=address)[0] for _ in range(12)]
+    statuses = in_one_minute(
+        lambda run: [sign_in(site, keys.generate(), address=f"192.0.2.{run}")[0] for _ in range(12)]
+    )
     workers = 2  # gunicorn's, which count each for itself
     assert statuses[:10] == [401] * 10
     if "gunicorn" not in str(site.process.args):
         assert statuses[10:] == [429] * 2
     # Not the first address that the client names, but the one that the proxy was called by.
     spoofed = [
-        sign_in(site, keys.generate(), address=f"10.0.0.{n}, 192.0.2.78")[0]
+        sign_in(site, keys.generate(), address=f"10.0.0.{n}, 198.51.100.7")[0]
         for n in range(10 * workers + 1)
     ]
     assert 429 in spoofed
@@ -242,10 +243,13 @@ def test_pages_can_not_be_framed_or_cached(site: Server) -> None:
 def test_address_with_too_many_wrong_keys_must_wait_but_a_good_key_is_served(
     tmp_path: Path,
 ) -> None:
-    with serve(tmp_path, HOKUSAI_AUTH_FAILURES_PER_MINUTE="5") as server:
-        # A key that was good here within the last day is looked up whatever its address sends.
-        assert server.request("GET", "/version", key=server.key("mlflow:read"))[0] == 200
-        statuses = [server.request("GET", "/version", key=keys.generate())[0] for _ in range(7)]
-        assert statuses == [401] * 5 + [429] * 2
-        assert server.request("GET", "/version", key=server.key("mlflow:write"))[0] == 429
-        assert server.request("GET", "/version", key=server.key("mlflow:read"))[0] == 200
+    def statuses(run: int) -> list[int]:
+        folder = tmp_path / str(run)
+        folder.mkdir()
+        with serve(folder, HOKUSAI_AUTH_FAILURES_PER_MINUTE="5") as server:
+            known, new = server.key("mlflow:read"), server.key("mlflow:write")
+            sent = [known, *(keys.generate() for _ in range(7)), new, known]
+            return [server.request("GET", "/version", key=key)[0] for key in sent]
+
+    # A key that was good here within the last day is looked up whatever its address sends.
+    assert in_one_minute(statuses) == [200] + [401] * 5 + [429] * 2 + [429, 200]

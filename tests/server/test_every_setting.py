@@ -251,6 +251,7 @@ def from_a_network(world: World) -> int:
 
 
 def failures(world: World) -> list[int]:
+    world.fixture("one_minute")
     server = world.start()
     return [server.status(key=keys.generate()) for _ in range(2)]
 

@@ -357,6 +357,7 @@ def test_page_with_a_wrong_key_says_so_instead_of_asking_for_one(adapter: Adapte
         assert answer.header("www-authenticate")
 
 
+@pytest.mark.usefixtures("one_minute")
 @both
 def test_refusal_that_will_end_is_a_page_in_a_browser_and_json_in_a_program(
     adapter: Adapter,

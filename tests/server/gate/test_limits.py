@@ -273,7 +273,7 @@ def test_wrong_keys_are_not_counted_without_a_setting() -> None:
     assert not limits._addresses_storage.storage
 
 
-def test_network_of_an_ipv6_customer_counts_as_one() -> None:
+def test_network_of_an_ipv6_customer_counts_as_one(clock: time_machine.Traveller) -> None:
     for one, other, together in (
         ("2001:db8:0:1::1", "2001:db8:0:1:ffff:ffff:ffff:ffff", True),
         ("2001:db8:0:1::1", "2001:db8:0:2::1", False),

@@ -64,6 +64,7 @@ def test_two_keys_at_once_do_not_reach_a_provider(adapter: Adapter) -> None:
         assert "hk_" not in repr(answer.inner), (mode, headers)
 
 
+@pytest.mark.usefixtures("one_minute")
 @both
 def test_only_wrong_keys_are_counted_against_an_address(adapter: Adapter) -> None:
     gate = make_gate(limits=Limits(failures_per_minute=1))
@@ -75,6 +76,7 @@ def test_only_wrong_keys_are_counted_against_an_address(adapter: Adapter) -> Non
     assert adapter(with_key("read"), gate).status == 200
 
 
+@pytest.mark.usefixtures("one_minute")
 @both
 def test_page_whose_session_has_ended_is_asked_to_reload(adapter: Adapter) -> None:
     gate = make_gate(limits=Limits(failures_per_minute=1))
@@ -100,6 +102,7 @@ class Forgetful(Memory):
         return super().lookup(key, address)
 
 
+@pytest.mark.usefixtures("one_minute")
 @both
 def test_new_keys_of_an_address_with_too_many_wrong_keys_are_not_looked_up(
     adapter: Adapter,
@@ -121,6 +124,7 @@ def test_new_keys_of_an_address_with_too_many_wrong_keys_are_not_looked_up(
     assert adapter(with_key("read", "POST", CREATE), gate).code == "SCOPE_MISSING"
 
 
+@pytest.mark.usefixtures("one_minute")
 @both
 def test_ended_key_is_not_remembered_as_good(adapter: Adapter) -> None:
     gate = make_gate(authority=Forgetful(), limits=Limits(failures_per_minute=2))

@@ -158,6 +158,7 @@ def test_link_opens_only_at_the_public_origins(site: Site) -> None:
     assert site.open(code, "http://localhost:5000")[0] == 200
 
 
+@pytest.mark.usefixtures("one_minute")
 def test_guesses_of_an_address_are_limited(site: Site) -> None:
     link = site.make()["url"]
     statuses = [site.open(keys.link_code())[0] for _ in range(LINKS_PER_MINUTE + 1)]

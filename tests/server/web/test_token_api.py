@@ -206,6 +206,7 @@ def test_server_without_a_key_store_has_no_trusts(tmp_path: Path, issuer: Issuer
         assert "BACKEND=service" in (answer.json or {})["message"]
 
 
+@pytest.mark.usefixtures("one_minute")
 def test_one_address_exchanges_so_many_tokens_in_a_minute(site: Site) -> None:
     codes = [refusal(site.exchange("x")) for _ in range(EXCHANGES_PER_MINUTE + 1)]
     assert codes[:-1] == [(400, "TOKEN_INVALID")] * EXCHANGES_PER_MINUTE
