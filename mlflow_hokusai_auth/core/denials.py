@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .times import wait
 from .types import Deny
 
 REALM = "Hokusai MLflow"
@@ -105,16 +106,28 @@ def full_message(code: str, message: str, contact: str = "") -> str:
     )
 
 
+def advice(deny: Deny) -> str:
+    """Return the message of `deny`, and the time to wait, which no message holds itself."""
+    if deny.retry_after is None:
+        return deny.message
+    return f"{deny.message} Try again in {wait(deny.retry_after)}."
+
+
+def retry_after(seconds: float | None = None) -> str:
+    """Return the value of Retry-After of a 429 or 503 (RFC 9110). None: the refusal knows no time."""
+    return str(min(max(math.ceil(RETRY_AFTER if seconds is None else seconds), 1), MAX_RETRY_AFTER))
+
+
 @lru_cache(maxsize=256)
 def render(deny: Deny, contact: str = "") -> Response:
-    """Return the response for `deny`. Header formats: RFC 6750 (challenge), RFC 9110 (Retry-After).
+    """Return the response for `deny`. The format of the challenge is RFC 6750's.
 
     `contact` is whom to ask about keys, or "".
     """
     code = CODES[deny.code]
     content: dict[str, object] = {
         "error_code": code.error_code,
-        "message": full_message(deny.code, deny.message, contact),
+        "message": full_message(deny.code, advice(deny), contact),
         "detail": code.detail,
         "error": deny.code,
     }
@@ -139,8 +152,7 @@ def render(deny: Deny, contact: str = "") -> Response:
             ("WWW-Authenticate", f'Bearer realm="{REALM}", error="insufficient_scope"{scope}')
         )
     elif code.status in (429, 503):
-        wait = RETRY_AFTER if deny.retry_after is None else math.ceil(deny.retry_after)
-        headers.append(("Retry-After", str(min(max(wait, 1), MAX_RETRY_AFTER))))
+        headers.append(("Retry-After", retry_after(deny.retry_after)))
     return Response(code.status, (*headers, *deny.headers), body)
 
 

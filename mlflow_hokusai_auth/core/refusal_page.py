@@ -6,14 +6,12 @@ store, so this page is made here, from nothing but the refusal.
 
 from __future__ import annotations
 
-import math
 from html import escape
 from typing import NamedTuple
 
 from . import contact as contacts
 from .browser import PAGE_HEADERS
-from .denials import CODES, NOBODY_HELPS, Response, render
-from .times import span
+from .denials import CODES, NOBODY_HELPS, Response, advice, render
 from .types import Deny
 
 _PAGE = """<!doctype html>
@@ -31,7 +29,7 @@ _PAGE = """<!doctype html>
 <main class="alone">
   <img src="{root}static/hokusai.svg" alt="" width="40" height="40">
   <h1>{heading}</h1>
-  {said}
+  <p>{said}</p>
   <div class="card">
     {links}
   </div>
@@ -105,11 +103,9 @@ def render_page(deny: Deny, contact: str, places: Places) -> Response:
     The status and all headers but those of the body stay the same.
     """
     answer = render(deny, contact)
-    title, said, ways = heading(deny.code), [deny.message], _LINKS.get(deny.code, (_AGAIN,))
+    title, said, ways = heading(deny.code), advice(deny), _LINKS.get(deny.code, (_AGAIN,))
     if _is_no_page(deny):
-        title, said, ways = "There is no such page", ["Check the address."], (_OWN_KEY, _OPEN)
-    if deny.retry_after is not None:
-        said.append(f"Try again in {_wait(deny.retry_after)}.")
+        title, said, ways = "There is no such page", "Check the address.", (_OWN_KEY, _OPEN)
     links = [
         f'<a class="button{"" if number else " primary"}" '
         f'href="{escape(place.format(**places._asdict()))}">{text}</a>'
@@ -118,7 +114,7 @@ def render_page(deny: Deny, contact: str, places: Places) -> Response:
     body = _PAGE.format(
         heading=title,
         root=escape(places.root),
-        said="\n  ".join(f"<p>{escape(text)}</p>" for text in said),
+        said=escape(said),
         links="\n    ".join(links),
         notes="\n  ".join(f'<p class="quiet">{note}</p>' for note in _notes(deny.code, contact)),
     ).encode()
@@ -136,14 +132,6 @@ def _is_no_page(deny: Deny) -> bool:
     asked = deny.operation
     weak = deny.code in ("SCOPE_MISSING", "ISOLATED")
     return weak and asked is not None and asked.kind == "hokusai" and not asked.rule
-
-
-def _wait(seconds: float) -> str:
-    """Return the time to wait in words: to the second up to two minutes, and about beyond."""
-    whole = max(math.ceil(seconds), 1)
-    if whole < 120:
-        return "1 second" if whole == 1 else f"{whole} seconds"
-    return f"about {span(whole)}"
 
 
 def _notes(code: str, contact: str) -> list[str]:

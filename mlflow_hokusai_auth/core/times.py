@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timezone
 
 
@@ -27,3 +28,11 @@ def span(seconds: float) -> str:
     unit = next((unit for unit, size in sizes.items() if seconds >= size), "second")
     number = round(max(seconds, 0) / sizes[unit])
     return f"{number} {unit}{'' if number == 1 else 's'}"
+
+
+def wait(seconds: float) -> str:
+    """Return the time to wait in words: to the second up to two minutes, and about beyond."""
+    whole = max(math.ceil(seconds), 1)
+    if whole < 120:
+        return "1 second" if whole == 1 else f"{whole} seconds"
+    return f"about {span(whole)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from html import unescape
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_page_keeps_status_and_headers() -> None:
         assert set(kept) <= set(shown.headers) and len(headers) == len(shown.headers)
 
 
-def test_page_says_in_words_when_to_try_again() -> None:
+def test_refusal_says_in_words_when_to_try_again() -> None:
     for seconds, said in (
         (0.2, "1 second"),
         (41.3, "42 seconds"),
@@ -121,7 +122,9 @@ def test_page_says_in_words_when_to_try_again() -> None:
         (3500, "about 58 minutes"),
         (-5, "1 second"),
     ):
-        shown = text(page(Deny("RATE_LIMITED", "Too much.", retry_after=seconds)))
+        deny = Deny("RATE_LIMITED", "Too much.", retry_after=seconds)
+        assert f"Too much. Try again in {said}." in json.loads(render(deny).body)["message"]
+        shown = text(page(deny))
         assert f"Too much. Try again in {said}. Try again 429" in shown, shown
     # Nobody knows when an operator mends this.
     assert " in " not in text(page(Deny("MISCONFIGURED", "Tell the operator.")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
@@ -51,16 +50,15 @@ MISMOUNTED = Deny(
 )
 _UNAVAILABLE = Deny(
     "AUTHORITY_UNAVAILABLE",
-    "Keys can't be checked at the moment, which says nothing about yours. Try again a little later.",
+    "Keys can't be checked at the moment, which says nothing about yours.",
 )
 _THROTTLED = Deny(
     "RATE_LIMITED",
-    "This key is used too often, or the service that checks it is overloaded. Try again a little "
-    "later.",
+    "This key is used too often, or the service that checks it is overloaded.",
 )
 _CROWDED = Deny(
     "RATE_LIMITED",
-    "Too many requests from your address wait for their keys to be checked. Try again in 5 s.",
+    "Too many requests from your address wait for their keys to be checked.",
     retry_after=5.0,
 )
 #: The header that every answer has in mode off, so that the mode can't be overlooked.
@@ -276,16 +274,15 @@ class Gate:
 
 
 def _too_many(wait: float, operation: Operation | None, *, session: bool) -> Deny:
-    """Return the 429 for an address, with a next step for a browser if `session`. `wait`: seconds."""
-    seconds = math.ceil(wait)
-    next_step = (
-        f"You may be signed out: reload this page in {seconds} s."
+    """Return the 429 for an address, in a browser user's words if `session`. `wait`: seconds."""
+    effect = (
+        "You may be signed out."
         if session
-        else f"A key that this server has not seen today is checked again in {seconds} s."
+        else "A key that this server has not seen today is not checked now."
     )
     return Deny(
         "RATE_LIMITED",
-        f"Too many requests with a wrong key came from your address. {next_step}",
+        f"Too many requests with a wrong key came from your address. {effect}",
         retry_after=wait,
         operation=operation,
     )

@@ -92,8 +92,7 @@ class Limits:
         metrics.RATE_LIMITED.labels("key").inc()
         return Deny(
             "RATE_LIMITED",
-            f"Key {name} has had its requests of this hour (limit: {item.amount}). The next one is "
-            f"served in {reset} s.",
+            f"Key {name} has had its requests of this hour (limit: {item.amount}).",
             retry_after=reset,
             headers=headers,
         )

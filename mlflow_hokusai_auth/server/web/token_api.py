@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
@@ -17,7 +16,8 @@ from urllib.parse import parse_qsl
 import flask
 
 from mlflow_hokusai_auth.authorities.identity_tokens import Verifier
-from mlflow_hokusai_auth.core.denials import CODES, MAX_RETRY_AFTER, full_message
+from mlflow_hokusai_auth.core import times
+from mlflow_hokusai_auth.core.denials import CODES, full_message, retry_after
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.trust import Refused
 from mlflow_hokusai_auth.server import caller as callers
@@ -92,7 +92,7 @@ def _exchange(
     if (wait := gate.limits.exchange(callers.current.get().address)) is not None:
         return Refused(
             "RATE_LIMITED",
-            f"Too many tokens came from your address. Try again in {math.ceil(wait)} s.",
+            f"Too many tokens came from your address. Try again in {times.wait(wait)}.",
             retry_after=wait,
         )
     token = _subject_token()
@@ -176,8 +176,7 @@ def _refusal(refused: Refused) -> flask.Response:
     )
     response.status_code = code.status
     if code.status in (429, 503):
-        wait = 1.0 if refused.retry_after is None else refused.retry_after
-        response.headers["Retry-After"] = str(min(max(math.ceil(wait), 1), MAX_RETRY_AFTER))
+        response.headers["Retry-After"] = retry_after(refused.retry_after)
     return response
 
 

@@ -376,7 +376,9 @@ def test_refusal_that_will_end_is_a_page_in_a_browser_and_json_in_a_program(
         answer = adapter(Wire("GET", target, (page,)), gate_)
         text, (after,) = answer.body.decode(), answer.header("retry-after")
         assert answer.verdict == verdict and answer.header("content-type")[0][:9] == "text/html"
-        assert f"<h1>{title}" in text and f"Try again in {wait or f'{after} seconds'}." in text
+        assert f"<h1>{title}" in text and f" Try again in {wait or f'{after} seconds'}.</p>" in text
+        # The message does not say it as well.
+        assert len(re.findall(r"[0-9] s\b|second|later", text)) == 1
         assert 'href="../../hokusai/keys/find?q=1">Try again' in text
         assert answer.header("content-security-policy") == [
             browser.PAGE_HEADERS["Content-Security-Policy"]

@@ -16,6 +16,7 @@ import time_machine
 
 from mlflow_hokusai_auth.authorities import redis_client
 from mlflow_hokusai_auth.authorities.breaker import COOL_DOWN
+from mlflow_hokusai_auth.core.denials import advice
 from mlflow_hokusai_auth.core.types import Access, Allow, Deny, Operation, Principal
 from mlflow_hokusai_auth.server.gate import limits as module
 from mlflow_hokusai_auth.server.gate.limits import SIGN_INS_PER_MINUTE, Limits
@@ -107,6 +108,7 @@ def test_answer_says_how_many_requests_are_left(
     assert isinstance(third, Deny)
     assert headers(third) == {"Limit": "2", "Remaining": "0", "Reset": "2400"}
     assert third.retry_after == 2400
+    assert advice(third).endswith(" (limit: 2). Try again in about 40 minutes.")
     clock.shift(2399.9)
     assert headers(limits.admit(allow(2))) == {"Limit": "2", "Remaining": "0", "Reset": "600"}
 

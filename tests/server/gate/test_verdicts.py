@@ -78,11 +78,11 @@ def test_only_wrong_keys_are_counted_against_an_address(adapter: Adapter) -> Non
 
 @pytest.mark.usefixtures("one_minute")
 @both
-def test_page_whose_session_has_ended_is_asked_to_reload(adapter: Adapter) -> None:
+def test_page_whose_session_has_ended_says_so_among_too_many_wrong_keys(adapter: Adapter) -> None:
     gate = make_gate(limits=Limits(failures_per_minute=1))
     cookie = ("Cookie", f"hokusai_session={keys.session_token()}")
     wire = Wire("GET", "/version", (("Host", "localhost"), cookie))
-    for status, said in ((401, SIGNED_OUT), (429, "reload this page"), (429, "reload this page")):
+    for status, said in ((401, SIGNED_OUT), (429, "may be signed out"), (429, "may be signed out")):
         answer = adapter(wire, gate)
         assert answer.status == status and said.encode() in answer.body
 

@@ -88,6 +88,7 @@ def test_sign_in_during_an_outage_does_not_say_that_the_key_is_wrong(tmp_path: P
     answer = pages(tmp_path, Down()).sign_in(KEYS["read"])
     assert answer.status_code == 503 and "Set-Cookie" not in answer.headers
     assert "does not open" not in answer.text
+    assert answer.headers["Retry-After"] and "Try again in" in answer.text
 
 
 def test_sign_in_does_not_wait_for_an_authority_that_hangs(tmp_path: Path) -> None:
@@ -677,4 +678,5 @@ def test_failing_page_of_keys_says_why(here: Pages, monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(here.store, "page", fail)
         answer = here.ask("GET", f"/hokusai/keys?{error}", PRINCIPALS["admin"])
         assert answer.status_code == status and "text/html" in answer.content_type, error
+        assert answer.headers.get("Retry-After") == ("60" if status == 503 else None), error
         assert "canary" not in answer.text

@@ -123,13 +123,13 @@ def blueprint(
         response.headers.update(browser.PAGE_HEADERS)
         return response
 
-    def failed(status: int, message: str) -> Response:
+    def failed(status: int, message: str, wait: float | None = None) -> Response:
         list_of = flask.request.path.split("/")[2]
         # A list that this server does not have is nothing to go back to.
         back = list_of if list_of in _LISTS and status != 404 else "keys"
         if callers.current.get().principal is None:
             back = ""
-        return shared.page("error.html", status, message=message, back=back)
+        return shared.page("error.html", status, wait=wait, message=message, back=back)
 
     @routes.errorhandler(InvalidRequest)
     def wrong(error: InvalidRequest) -> Response:
@@ -146,7 +146,9 @@ def blueprint(
     @routes.errorhandler(AuthorityUnavailable)
     def unavailable(error: AuthorityUnavailable) -> Response:
         return failed(
-            503, "A database of this server can't be used at the moment. Try again in a minute."
+            503,
+            "A database of this server can't be used at the moment. Try again in a minute.",
+            wait=60.0,
         )
 
     @routes.app_errorhandler(404)
@@ -154,8 +156,8 @@ def blueprint(
         # This sees MLflow's own 404s, too, which stay as they are.
         if not flask.request.path.startswith("/hokusai/"):
             return error
-        values = {"message": "There is no such page.", "back": "keys", **whom_to_ask()}
-        return protect(shared.page("error.html", 404, **values))
+        values: dict[str, Any] = {"message": "There is no such page.", "back": "keys"}
+        return protect(shared.page("error.html", 404, **(values | whom_to_ask())))
 
     @routes.errorhandler(Misconfigured)
     def misconfigured(error: Misconfigured) -> Response:

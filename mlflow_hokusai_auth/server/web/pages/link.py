@@ -62,9 +62,7 @@ def add(routes: flask.Blueprint, maker: LinkMaker | None, gate: Gate) -> None:
             )
         caller = callers.current.get()
         if (wait := gate.limits.open_link(caller.address)) is not None:
-            page = _problem(429, "Too many attempts. Wait a minute, then try again.")
-            page.headers["Retry-After"] = str(int(wait) + 1)
-            return page
+            return _problem(429, f"Too many attempts. Try again in {times.wait(wait)}.", wait=wait)
         sent = flask.request.form.get("code", "").strip()
         code = link_code_in(sent)
         if code is None:
@@ -99,9 +97,9 @@ def _made(opened: Opened, maker: LinkMaker) -> Response:
     return shared.page("link.html", made={**key, "key": opened.key}, replaced=replaced, lines=lines)
 
 
-def _problem(status: int, text: str, *, again: bool = False) -> Response:
+def _problem(status: int, text: str, *, again: bool = False, wait: float | None = None) -> Response:
     """Return the page with a problem; with `again` it has the form, to paste another code."""
-    return shared.page("link.html", status, problem=text, again=again)
+    return shared.page("link.html", status, wait=wait, problem=text, again=again)
 
 
 def _reason(refused: Refused) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def page_of_caller(
-    store: LocalStore, gate: Gate, template: str, status: int = 200, **values: object
+    store: LocalStore, gate: Gate, template: str, status: int = 200, **values: Any
 ) -> Response:
     """Return a page with the values of `of_caller`."""
     return shared.page(template, status, **values, **of_caller(store, gate))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import flask
 from werkzeug.http import dump_cookie
 
-from mlflow_hokusai_auth.core import browser, policy
+from mlflow_hokusai_auth.core import browser, denials, policy
 from mlflow_hokusai_auth.core.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from mlflow_hokusai_auth.core.types import Request
 from mlflow_hokusai_auth.server import caller as callers
@@ -34,11 +34,18 @@ def request() -> Request:
     )
 
 
-def page(template: str, status: int = 200, **values: object) -> Response:
-    """Return a page. In its template, `root` is the relative way to `/hokusai/`."""
+def page(
+    template: str, status: int = 200, *, wait: float | None = None, **values: object
+) -> Response:
+    """Return a page. In its template, `root` is the relative way to `/hokusai/`.
+
+    A page with 429 or 503 asks to wait for `wait` seconds (None: nobody knows how long).
+    """
     values["root"] = "../" * (flask.request.path.count("/") - 2)
     response = flask.make_response(flask.render_template(f"hokusai/{template}", **values))
     response.status_code = HTTPStatus(status)
+    if status in (429, 503):
+        response.headers["Retry-After"] = denials.retry_after(wait)
     return response
 
 

@@ -57,16 +57,13 @@ def add(routes: flask.Blueprint, sessions: Sessions, gate: Gate, lifetime: float
         ):
             return _login_page(400, _NEEDS_HTTPS)
         if (wait := gate.limits.sign_in(address)) is not None:
-            page = _login_page(429, "Too many attempts. Wait a minute, then try again.")
-            page.headers["Retry-After"] = str(int(wait) + 1)
-            return page
+            return _refused(Deny("RATE_LIMITED", "Too many attempts.", retry_after=wait))
         key = flask.request.form.get("key", "").strip()
         verdict = _check_key(gate, key, address)
         if isinstance(verdict, Deny):
-            status = denials.CODES[verdict.code].status
-            if status not in (429, 503):
+            if denials.CODES[verdict.code].status not in (429, 503):
                 sessions.count_failed_sign_in(address, verdict.code)
-            return _login_page(status, verdict.message)
+            return _refused(verdict)
         assert verdict.principal is not None
         by = Actor(
             verdict.principal.owner,
@@ -119,8 +116,18 @@ def _verdict_on_session(gate: Gate, request: Request) -> Allow | Deny | None:
     return verdict
 
 
+def _refused(deny: Deny) -> Response:
+    status = denials.CODES[deny.code].status
+    return _login_page(status, denials.advice(deny), wait=deny.retry_after)
+
+
 def _login_page(
-    status: int = 200, problem: str = "", *, me: Principal | None = None, ended: bool = False
+    status: int = 200,
+    problem: str = "",
+    *,
+    wait: float | None = None,
+    me: Principal | None = None,
+    ended: bool = False,
 ) -> Response:
     request = shared.request()
     # Browsers send no SameSite=Strict cookie on a link from another site, so login.js tries again.
@@ -128,6 +135,7 @@ def _login_page(
     return shared.page(
         "login.html",
         status,
+        wait=wait,
         problem=problem,
         target=_target(),
         elsewhere=elsewhere,
