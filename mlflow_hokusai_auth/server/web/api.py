@@ -28,11 +28,7 @@ BASE = "/api/2.0/hokusai"
 def blueprint(name: str) -> flask.Blueprint:
     """Return a blueprint below `BASE` whose answers no cache keeps, and whose errors have JSON."""
     routes = flask.Blueprint(name, __name__, url_prefix=BASE)
-
-    @routes.after_request
-    def no_store(response: flask.Response) -> flask.Response:
-        response.headers["Cache-Control"] = "no-store"
-        return response
+    routes.after_request(no_store)
 
     @routes.before_request
     def refuse_unknown_parameters() -> None:
@@ -57,6 +53,12 @@ def blueprint(name: str) -> flask.Blueprint:
     ):
         routes.register_error_handler(error, _error(status, error_code))
     return routes
+
+
+def no_store(response: flask.Response) -> flask.Response:
+    """Keep `response` out of every cache, and return it."""
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 @lru_cache(maxsize=1)

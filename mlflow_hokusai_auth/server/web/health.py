@@ -24,6 +24,8 @@ from mlflow_hokusai_auth.core.keys import redact
 from mlflow_hokusai_auth.server.live_settings import Isolation
 from mlflow_hokusai_auth.store.keys import LocalStore
 
+from . import api
+
 #: Seconds for which a result is returned again.
 FRESH = 5.0
 #: Seconds that all checks together may take.
@@ -159,6 +161,7 @@ def _check_folder(folder: Path) -> str:
 def blueprint(health: Health) -> flask.Blueprint:
     """Return the routes. They answer 200, or 503 if a check fails."""
     routes = flask.Blueprint("hokusai_health", __name__, url_prefix="/api/health/mlflow")
+    routes.after_request(api.no_store)
 
     @routes.get("")
     def summary() -> tuple[flask.Response, int]:
@@ -169,10 +172,5 @@ def blueprint(health: Health) -> flask.Blueprint:
     def detailed() -> tuple[flask.Response, int]:
         result = health.result()
         return flask.jsonify(result), 200 if result["status"] == "ok" else 503
-
-    @routes.after_request
-    def no_store(response: flask.Response) -> flask.Response:
-        response.headers["Cache-Control"] = "no-store"
-        return response
 
     return routes

@@ -258,7 +258,7 @@ def whoami_of(
 
 
 def _default_experiment(caller: Principal, gate: Gate) -> str | None:
-    """The name of the experiment for runs of `caller` that name none, or None for MLflow's Default."""
+    """Return the experiment for runs of `caller` that name none, or None for MLflow's Default."""
     # A key whose owner is unknown owns nothing, so it can't make an experiment either.
     confined = caller.owner_id and policy.is_confined(caller, gate.policy)
     return DEFAULT_PREFIX + caller.owner_id if confined else None

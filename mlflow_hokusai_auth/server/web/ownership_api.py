@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def blueprint(store: LocalStore, gate: Gate) -> flask.Blueprint:
-    """The routes, on MLflow's database. Changes go into the audit log of `store`."""
+    """Return the routes, on MLflow's database. Changes go into the audit log of `store`."""
     routes = api.blueprint("hokusai_ownership")
 
     def ownership() -> Ownership:

@@ -125,15 +125,6 @@ class ExchangedKey(BaseModel):
     source: str
 
 
-class ExchangeError(BaseModel):
-    """An error in MLflow's own form, and in that of RFC 6749 (`error`, `error_description`)."""
-
-    error_code: str
-    message: str
-    error: str
-    error_description: str
-
-
 def describe(record: TrustRecord) -> dict[str, Any]:
     """Return `record` as the REST API shows it."""
     trust = record.trust

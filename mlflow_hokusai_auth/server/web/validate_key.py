@@ -7,7 +7,7 @@ import flask
 from mlflow_hokusai_auth.core.addresses import inside
 from mlflow_hokusai_auth.server import caller
 
-from . import schemas
+from . import api
 
 
 def blueprint() -> flask.Blueprint:
@@ -17,11 +17,12 @@ def blueprint() -> flask.Blueprint:
     address that the calling server names. A key in the body is ignored, as the auth service does.
     """
     routes = flask.Blueprint("hokusai_validation", __name__, url_prefix="/api/v1/keys")
+    routes.after_request(api.no_store)
 
     @routes.post("/validate")
     def validate() -> tuple[flask.Response, int]:
         principal = caller.principal()
-        body = schemas.read_json(flask.request.get_data())
+        body = api.body()
         fields = body if isinstance(body, dict) else {}
         address = fields.get("client_ip") or caller.current.get().address
         if principal.networks and not inside(str(address), principal.networks):
@@ -43,10 +44,5 @@ def blueprint() -> flask.Blueprint:
             monthly_prediction_limit=None,
             error=None,
         ), 200
-
-    @routes.after_request
-    def no_store(response: flask.Response) -> flask.Response:
-        response.headers["Cache-Control"] = "no-store"
-        return response
 
     return routes

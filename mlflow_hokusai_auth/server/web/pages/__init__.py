@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ def blueprint(
 
     @routes.context_processor
     def whether_to_link() -> dict[str, Callable[[], bool]]:
-        """The bar asks this. Only pages for somebody who is signed in have the bar."""
+        """Say which lists the bar leads to. Only pages for somebody who is signed in have the bar."""
         return {
             "has_trusts": lambda: (
                 shared.may(gate, "GET", "/hokusai/trusts") and trust_actions.may_list()
@@ -96,7 +97,7 @@ def blueprint(
 
     @routes.context_processor
     def whether_to_offer_links() -> dict[str, Callable[[], str]]:
-        """Forms for new keys ask this: "offered", "unset" without public URLs, or "" for no links."""
+        """Say if forms for new keys offer links: "offered", "unset" (no public URL), or "" for none."""
 
         def link_choice() -> str:
             if maker is None or not shared.may(gate, "POST", "/api/2.0/hokusai/links"):
@@ -115,7 +116,7 @@ def blueprint(
 
     @routes.app_template_global("hokusai_links_lead_to")
     def links_lead_to() -> dict[str, str]:
-        """The URL below which links are made, and all origins at which they open."""
+        """Return the URL below which links are made, and all origins at which they open."""
         return {"url": public_urls[0], "origins": " ".join(map(browser.origin_of, public_urls))}
 
     @routes.after_request
@@ -123,29 +124,18 @@ def blueprint(
         response.headers.update(browser.PAGE_HEADERS)
         return response
 
-    def failed(status: int, message: str, wait: float | None = None) -> Response:
-        list_of = flask.request.path.split("/")[2]
-        # A list that this server does not have is nothing to go back to.
-        back = list_of if list_of in _LISTS and status != 404 else "keys"
-        if callers.current.get().principal is None:
-            back = ""
-        return shared.page("error.html", status, wait=wait, message=message, back=back)
-
-    @routes.errorhandler(InvalidRequest)
-    def wrong(error: InvalidRequest) -> Response:
-        return failed(400, str(error))
-
-    @routes.errorhandler(NotFound)
-    def missing(error: NotFound) -> Response:
-        return failed(404, str(error))
-
-    @routes.errorhandler(Forbidden)
-    def forbidden(error: Forbidden) -> Response:
-        return failed(403, str(error))
+    for kind, status in (
+        (InvalidRequest, 400),
+        (NotFound, 404),
+        (Forbidden, 403),
+        (Misconfigured, 503),
+        (StoreError, 503),
+    ):
+        routes.register_error_handler(kind, partial(_failed, status))
 
     @routes.errorhandler(AuthorityUnavailable)
-    def unavailable(error: AuthorityUnavailable) -> Response:
-        return failed(
+    def unavailable(_: AuthorityUnavailable) -> Response:
+        return _failed(
             503,
             "A database of this server can't be used at the moment. Try again in a minute.",
             wait=60.0,
@@ -159,12 +149,17 @@ def blueprint(
         values: dict[str, Any] = {"message": "There is no such page.", "back": "keys"}
         return protect(shared.page("error.html", 404, **(values | whom_to_ask())))
 
-    @routes.errorhandler(Misconfigured)
-    def misconfigured(error: Misconfigured) -> Response:
-        return failed(503, str(error))
-
-    @routes.errorhandler(StoreError)
-    def unready(error: StoreError) -> Response:
-        return failed(503, str(error))
-
     return routes
+
+
+def _failed(status: int, message: object, wait: float | None = None) -> Response:
+    """Return the page that says what went wrong, with a way back for somebody who is signed in.
+
+    `wait` is that of `shared.page`.
+    """
+    list_of = flask.request.path.split("/")[2]
+    # A list that this server does not have is nothing to go back to.
+    back = list_of if list_of in _LISTS and status != 404 else "keys"
+    if callers.current.get().principal is None:
+        back = ""
+    return shared.page("error.html", status, wait=wait, message=str(message), back=back)
