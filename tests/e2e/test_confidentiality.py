@@ -34,6 +34,30 @@ TRAINING = Path(__file__).with_name("team_job.py")
 NAMING = re.compile(r"/(registered-models|experiments)/(create|rename|update)$")
 #: What differs from one answer to the next, whatever the question was.
 NOISE = re.compile(rb'"(request_id|requestId)": ?"[^"]*"')
+#: Spellings of paths in, and of, the folders of an experiment, of a run and of a logged model.
+SPELLINGS = (
+    "{experiment}/{run}",
+    "{experiment}/{run}/artifacts/file.txt",
+    "{experiment}/%2e/{run}/artifacts/file.txt",
+    "./{experiment}/./{run}/./artifacts/file.txt",
+    "./{experiment}/./{run}",
+    "./{experiment}//{run}",
+    "{experiment}/%252e/{run}/artifacts/file.txt",
+    "%2e/{experiment}%2f{run}%2fartifacts/file.txt",
+    "%252e/{experiment}%252f{run}%252fartifacts",
+    "{experiment}//{run}//artifacts/file.txt",
+    "{experiment}/{run}/artifacts/file.txt/.",
+    "{experiment}/{run}/artifacts/file.txt/",
+    "{experiment}/{run}/./",
+    "{experiment}/{run}/artifacts/file.txt/below",
+    "{experiment}/{run}/x/../artifacts/file.txt",
+    "{experiment}/models/./{logged}/artifacts/file.txt",
+    "{experiment}/./models//{logged}/",
+    "file:{experiment}/./{run}/artifacts",
+    "{experiment}/./{run}/artifacts/file.txt%09",
+    "{experiment}/./{run}/artifacts/file.txt%23",
+    "{experiment}/./{run}/artifacts/%00file.txt",
+)
 
 
 class World(NamedTuple):
@@ -73,12 +97,17 @@ class World(NamedTuple):
         """Return a value for each parameter in the path of a route."""
         return {"model_id": self.logged, "tag_key": f"{self.word}-tag", "run_id": self.run}
 
+    def spelled(self, spelling: str) -> str:
+        """Return one of `SPELLINGS` with the names of this world."""
+        written = spelling.format(**self._asdict())
+        return written.replace("file.txt", f"{self.word}.txt")
+
     def anonymous(self, text: bytes) -> bytes:
         """Return an answer without the ids and the word of this world, and without what is noise."""
         for word in (self.logged, self.run, self.model, self.word):
             text = text.replace(word.encode(), b"?").replace(word[2:].encode(), b"?")
         # MLflow before 3.12 shows the folder of a file that is missing.
-        text = text.replace(f"artifacts/{self.experiment}".encode(), b"?")
+        text = re.sub(rf"(artifacts/|\./){self.experiment}\b".encode(), b"?", text)
         text = re.sub(rf"(?<![\w/.-])(?<!Errno ){self.experiment}(?![\w.])".encode(), b"?", text)
         return NOISE.sub(b"", text)
 
@@ -184,7 +213,7 @@ def requests_about(world: World) -> dict[str, tuple[str, str, bytes | None]]:
         "artifacts": f"{world.experiment}/{world.run}/artifacts",
         "file": f"{world.experiment}/{world.run}/artifacts/{world.word}.txt",
         "model": f"{world.experiment}/models/{world.logged}/artifacts/{world.word}.txt",
-        "odd": f"{world.experiment}/%2e/{world.run}/artifacts/{world.word}.txt",
+        **{spelling: world.spelled(spelling) for spelling in SPELLINGS},
     }.items():
         found[f"list {name}"] = "GET", f"{root}artifacts?path={quote(place)}", None
         if place:
@@ -227,6 +256,28 @@ def test_foreign_and_missing_things_answer_alike(server: Server) -> None:
         if seen != expected:
             wrong.append((name, seen, expected))
     assert asked > 50
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_own_folder_does_not_tell_whether_an_id_is_another_owner_s(server: Server) -> None:
+    """The owner sees that nothing is at a path in its own folder, whatever the path names."""
+    acme, globex = Team(server, "ACME"), Team(server, "GLOBEX")
+    foreign, own, missing = everything(acme), everything(globex), nothing()
+    file = f"{{experiment}}/{own.run}/artifacts/{own.word}.txt/"
+    folder = f"./{{experiment}}/./{own.run}/artifacts/"
+    below = (f"{file}{{run}}", f"{file}{{logged}}", f"{folder}{{run}}/x", f"{folder}{{logged}}")
+    padded = f"./{{experiment}}/{'./' * 2440}{{run}}/{'./' * 2440}artifacts"
+    wrong = []
+    for spelling in (*SPELLINGS, *below, padded):
+        for question in ("artifacts/{}", "artifacts?path={}", "presigned/{}"):
+            answers = []
+            for world in (foreign, missing):
+                path = world._replace(experiment=own.experiment).spelled(spelling)
+                request = question.format(quote(path, safe="%/") if "?" in question else path)
+                status, body = globex.send("GET", f"/api/2.0/mlflow-artifacts/{request}")
+                answers.append((status, world.anonymous(body)))
+            if answers[0] != answers[1]:
+                wrong.append((spelling, question, *answers))
     assert not wrong, "\n".join(map(str, wrong))
 
 

@@ -12,6 +12,7 @@ import asyncio
 import functools
 import inspect
 import os
+import re
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ STORING = frozenset(
     }
 )
 _DELETING = "delete_artifacts"
+#: Characters of a path, at most. MLflow cuts longer messages, which show the path twice.
+_MAX_PATH = 4096
 #: Methods that read, and are judged. `full_path` opens nothing. MLflow's base class downloads each file
 #: in a thread, which does not know the caller, so it is judged before.
 JUDGED_READING = READING - {"full_path"}
@@ -261,15 +264,31 @@ class Opener:
                 return method(*args, **kwargs)
             # MLflow answers for itself that there is no such file, in the words of its repository.
             bound = signature.bind(*args, **kwargs)
-            missing = f"missing-{uuid.uuid4().hex}"
-            bound.arguments[name] = missing
+            before, segment, after = self._hidden(args[0], str(path or ""), changes)
+            # As long as the segment, because paths and messages have a greatest length.
+            missing = uuid.uuid4().hex.rjust(len(segment), "0")
+            bound.arguments[name] = f"{before}{missing}{after}"
             try:
                 return method(*bound.args, **bound.kwargs)
             except MlflowException as error:
-                message = str(error.message).replace(missing, str(path or ""))
+                message = str(error.message).replace(missing, segment)
                 raise MlflowException(message, error_code=_code(error)) from None
 
         return guarded
+
+    def _hidden(
+        self, repository: ArtifactRepository, path: str, changes: Changes
+    ) -> tuple[str, str, str]:
+        """Return the first segment of `path` where the caller sees nothing, and what is around it.
+
+        MLflow's message shows the path as written and without `.`, and says whether a part of it is a
+        file, so all around this segment must stay.
+        """
+        parts = [match for match in re.finditer("[^/]+", path) if match[0] != "."]
+        for part in parts:
+            if not all(map(changes.sees, self._places(repository, path[: part.end()], ""))):
+                return path[: part.start()], part[0], path[part.end() :]
+        return "", path, ""
 
     def _places(self, repository: ArtifactRepository, path: str, file: str) -> set[Location]:
         """Return the place of a change: as written, as MLflow may decode it, and without links."""
@@ -289,6 +308,8 @@ class Opener:
 
     def _check_path(self, repository: ArtifactRepository, path: str) -> None:
         problem = "its path leads out of its root" if leads_out(path) else None
+        if len(path) > _MAX_PATH:
+            problem = f"its path has more than {_MAX_PATH} characters"
         where = f"{repository.artifact_uri}/{path}"
         if problem is None and isinstance(repository, LocalArtifactRepository):
             root = os.path.realpath(repository.artifact_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -171,16 +172,19 @@ def test_roots_come_from_the_server_s_options(
 
 
 class Blind:
-    """Whoever sees nothing."""
+    """Whoever does not see what `hidden` is in the path of, or by default anything."""
 
     looks = False
     hides = True
+
+    def __init__(self, hidden: str = "") -> None:
+        self.hidden = hidden
 
     def check(self, change: Change, *, last: bool = True) -> bool:
         return True
 
     def sees(self, place: Location) -> bool:
-        return False
+        return bool(self.hidden) and self.hidden not in place.parts
 
 
 def test_file_that_is_not_seen_is_missing_in_a_remote_store(root: Path, tmp_path: Path) -> None:
@@ -197,3 +201,42 @@ def test_file_that_is_not_seen_is_missing_in_a_remote_store(root: Path, tmp_path
     assert not [
         one for one in tmp_path.rglob("*") if one.is_file() and one.parent != tmp_path / "out"
     ]
+
+
+@pytest.mark.parametrize("hidden", ["0" * 32, f"m-{'0' * 32}"])
+def test_only_the_hidden_segment_of_a_path_is_another_one_for_mlflow(
+    root: Path, hidden: str
+) -> None:
+    """MLflow's answer depends on the rest: on its length, its spelling, and on files in it."""
+    roots = artifact_roots.load((str(root),), {})
+    opener = Opener(roots, artifact_roots.Watch(Mode("enforce")), Blind(hidden))
+    seen = []
+
+    class Recording(Trusting):
+        def get_local_path(self, artifact_path: str) -> str:
+            seen.append(artifact_path)
+            raise MlflowException(f"{artifact_path}, {os.path.normpath(artifact_path)}")
+
+    repository = opener.confined(Recording(str(root)))
+    for path in (
+        f"./in/.//{hidden}/./{hidden}/x/.",
+        f"./{hidden}",
+        f"{hidden}/",
+        f"a{hidden}/{hidden}",
+        "in/./x",
+    ):
+        with pytest.raises(MlflowException) as raised:
+            repository.get_local_path(path)
+        assert str(raised.value) == f"{path}, {os.path.normpath(path)}"
+        before, found, after = path.partition(f"/{hidden}" if "/" in path[:-1] else hidden)
+        given = seen.pop()
+        assert (given == path) == (not found) and len(given) == len(path)
+        assert given.startswith(before) and given.endswith(after)
+
+
+def test_path_that_mlflow_would_cut_in_its_messages_is_refused(root: Path) -> None:
+    repository = opener(root).confined(Trusting(str(root)))
+    longest = f"{'./' * 2047}in"
+    assert repository.list_artifacts(longest) == []
+    with pytest.raises(MlflowException, match="more than 4096 characters"):
+        repository.list_artifacts(f"{longest}/")
