@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from mlflow_hokusai_auth.core.counts import counted
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
 from mlflow_hokusai_auth.core.scopes import KNOWN
 
@@ -22,6 +23,7 @@ from .output import (
     F,
     Mistake,
     WrongValue,
+    body_of,
     completes,
     date,
     json_option,
@@ -31,6 +33,7 @@ from .output import (
     print_table,
     printable,
     seconds,
+    undo,
 )
 from .ownership import grants_to
 from .store import actor, lifetimes, opened
@@ -319,15 +322,12 @@ def edit(
 ) -> None:
     """Change a key; fields that are left out stay as they are."""
     body = _body(given)
-    for option, other, name, undone, value in (
+    undo(
+        body,
         ("--network", "--any-network", "networks", any_network, []),
         ("--models", "--any-model", "models", any_model, []),
         ("--no-delete", "--may-delete", "no_delete", may_delete, False),
-    ):
-        if undone and name in body:
-            raise click.UsageError(f"Give {option} or {other}, not both.")
-        if undone:
-            body[name] = value
+    )
     with opened() as store:
         from mlflow_hokusai_auth.server.web import schemas
 
@@ -421,11 +421,11 @@ def _show_leaver(owner: str, found: Mapping[str, Any], as_json: bool) -> None:
         print_json(found)
     else:
         _print_keys([{name: _facts(one)[name] for name in _COLUMNS} for one in ended])
-        parts = [f"{len(ended)} key{'' if len(ended) == 1 else 's'} of {printable(owner)}"]
+        parts = [f"{counted(len(ended), 'key')} of {printable(owner)}"]
         if links := len(found["links"]):
-            parts.append(f"{links} one-time link{'' if links == 1 else 's'}")
+            parts.append(counted(links, "one-time link"))
         if trusts := found["trusts"]:
-            parts.append(f"{len(trusts)} trust{'' if len(trusts) == 1 else 's'}")
+            parts.append(counted(len(trusts), "trust"))
         number = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
         done = "revoked." if found["applied"] else "would end; none did, without --apply."
         click.echo(f"{number} {done}")
@@ -478,11 +478,7 @@ def export() -> None:
 
 def _body(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given options as the body of a REST request."""
-    body: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in given.items()
-        if value is not None and value != ()
-    }
+    body = body_of(given)
     if (lifetime := body.get("expires_in")) is not None:
         body["expires_in"] = None if lifetime == "never" else seconds(lifetime, "--expires-in")
     if (limit := body.get("rate_limit_per_hour")) is not None:

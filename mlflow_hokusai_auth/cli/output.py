@@ -1,4 +1,4 @@
-"""Printing, and parsing of times, for all commands."""
+"""Printing, and reading of options, for all commands."""
 
 from __future__ import annotations
 
@@ -78,6 +78,28 @@ def completes(*known: str) -> Callable[..., list[str]]:
     return lambda context, parameter, incomplete: [
         word for word in known if word.startswith(incomplete)
     ]
+
+
+def body_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given as the body of a REST request."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if value is not None and value != ()
+    }
+
+
+def undo(body: dict[str, Any], *options: tuple[str, str, str, bool, object]) -> None:
+    """Set the fields of `body` that flags undo. Raises UsageError for a field that is given as well.
+
+    Each of `options` is an option, the flag that undoes it, the field, True if the flag is given, and
+    the value that it gives the field.
+    """
+    for option, flag, field, is_given, value in options:
+        if is_given and field in body:
+            raise click.UsageError(f"Give {option} or {flag}, not both.")
+        if is_given:
+            body[field] = value
 
 
 def printable(value: object) -> str:

@@ -28,7 +28,7 @@ from .output import (
     printable,
     seconds,
 )
-from .store import actor, database, opened, require_server, server
+from .store import actor, database, database_option, opened, require_server, server
 
 if TYPE_CHECKING:
     from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
@@ -38,16 +38,10 @@ if TYPE_CHECKING:
 _MAX_ROWS = 10_000
 
 
-def _place_option(command: F) -> F:
-    """Add the option for the database, as the argument `uri`."""
-    return click.option(
-        "--backend-store-uri",
-        "uri",
-        envvar="MLFLOW_BACKEND_STORE_URI",
-        metavar="URI",
-        help="Work in MLflow's database, as an operator (default: MLFLOW_BACKEND_STORE_URI). "
-        "Without it, ask the server of MLFLOW_TRACKING_URI with your key.",
-    )(command)
+_place_option = database_option(
+    "Work in MLflow's database, as an operator (default: MLFLOW_BACKEND_STORE_URI). Without it, ask "
+    "the server of MLFLOW_TRACKING_URI with your key."
+)
 
 
 def _page_options(command: F) -> F:

@@ -37,7 +37,7 @@ from .output import (
     print_table,
     seconds,
 )
-from .store import actor, database, opened, require_server, server
+from .store import actor, database, database_option, opened, require_server, server
 
 if TYPE_CHECKING:
     from mlflow_hokusai_auth.server.live_settings import Mode
@@ -171,13 +171,7 @@ def routes(as_json: bool) -> None:
 @click.option("--model", metavar="NAME", help="With --as: a registered model.")
 @click.option("--run", metavar="ID", help="With --as: a run.")
 @click.option("--experiment", metavar="ID", help="With --as: an experiment.")
-@click.option(
-    "--backend-store-uri",
-    "uri",
-    envvar="MLFLOW_BACKEND_STORE_URI",
-    metavar="URI",
-    help="MLflow's database, for --as (default: MLFLOW_BACKEND_STORE_URI).",
-)
+@database_option("MLflow's database, for --as (default: MLFLOW_BACKEND_STORE_URI).")
 @json_option
 def explain(
     method: str | None,
@@ -350,12 +344,8 @@ def _mode(store: LocalStore, config: Settings) -> Mode:
 
 @click.command()
 @click.option("--url", metavar="URL", help="Ask this server, with your key (mlflow:admin).")
-@click.option(
-    "--backend-store-uri",
-    "uri",
-    envvar="MLFLOW_BACKEND_STORE_URI",
-    metavar="URI",
-    help="MLflow's database, which may decide the isolation (default: MLFLOW_BACKEND_STORE_URI).",
+@database_option(
+    "MLflow's database, which may decide the isolation (default: MLFLOW_BACKEND_STORE_URI)."
 )
 @json_option
 def status(url: str | None, uri: str | None, as_json: bool) -> None:
@@ -463,13 +453,8 @@ def _links(found: Mapping[str, Any]) -> str:
 
 @click.command()
 @_switch(ISOLATION, "what observe let pass, and writes would refuse or full hide")
-@click.option(
-    "--backend-store-uri",
-    "uri",
-    envvar="MLFLOW_BACKEND_STORE_URI",
-    metavar="URI",
-    help="MLflow's database, in which writes and full need tables (default: "
-    "MLFLOW_BACKEND_STORE_URI).",
+@database_option(
+    "MLflow's database, in which writes and full need tables (default: MLFLOW_BACKEND_STORE_URI)."
 )
 def isolation(chosen: str | None, report: bool, since: str, as_json: bool, uri: str | None) -> None:
     """Show or set the isolation of running servers, within a second or two and without a restart.

@@ -1,9 +1,9 @@
-"""The embedded store, for the commands that work on it."""
+"""The key store, MLflow's database and the server, for the commands that work on them."""
 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from mlflow_hokusai_auth.core.errors import (
     StaffNarrowed,
 )
 
-from .output import Mistake, WrongValue, printable
+from .output import F, Mistake, WrongValue, printable
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -89,6 +89,13 @@ def lifetimes() -> Lifetimes:
     from mlflow_hokusai_auth.server import settings
 
     return settings.lifetimes_of(settings.load())
+
+
+def database_option(help: str) -> Callable[[F], F]:
+    """Return the option for the URI of MLflow's database, as the argument `uri`."""
+    return click.option(
+        "--backend-store-uri", "uri", envvar="MLFLOW_BACKEND_STORE_URI", metavar="URI", help=help
+    )
 
 
 @contextmanager

@@ -5,7 +5,6 @@ MLflow is imported only when one of them runs, so that other commands need not w
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -15,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_hokusai_auth.core import times
+from mlflow_hokusai_auth.core.counts import counted
+
+from .output import json_option, print_json
 
 if TYPE_CHECKING:
     from mlflow_hokusai_auth.client.diagnose.doctor import Check
     from mlflow_hokusai_auth.client.diagnose.smoke import Check as TimedCheck
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 #: The exit status of `doctor` if it only warns.
 _WARNED = 3
 #: Names, and grants, that `whoami` prints of what an owner has, at most.
@@ -40,7 +41,7 @@ _WORDS = {True: "ok", False: "FAIL", None: "skip"}
     is_flag=True,
     help="Send the server the other keys of ~/.hokusai, too, and show whose they are.",
 )
-@_json_option
+@json_option
 def whoami(chosen: str | None, url: str | None, ask: bool, as_json: bool) -> None:
     """Show the server, your key, where the key came from, and what you own and share.
 
@@ -53,7 +54,7 @@ def whoami(chosen: str | None, url: str | None, ask: bool, as_json: bool) -> Non
 
     report = identity.examine(chosen, url, ask=ask)
     if as_json:
-        click.echo(json.dumps(report, indent=2))
+        print_json(report)
     else:
         try:
             lines = _lines(report)
@@ -73,7 +74,7 @@ def whoami(chosen: str | None, url: str | None, ask: bool, as_json: bool) -> Non
 
 @click.command("doctor")
 @click.option("--strict", is_flag=True, help="Fail for warnings, too.")
-@_json_option
+@json_option
 def doctor(strict: bool, as_json: bool) -> None:
     """Check everything that a request with your key depends on, and name the fix of a failure.
 
@@ -90,14 +91,14 @@ def doctor(strict: bool, as_json: bool) -> None:
     warned = any(check.warns for check in checks)
     failed = any(check.ok is False for check in checks) or (strict and warned)
     if as_json:
-        click.echo(json.dumps({"ok": not failed, "checks": list(map(_as_json, checks))}, indent=2))
+        print_json({"ok": not failed, "checks": list(map(_as_json, checks))})
     if failed or warned:
         sys.exit(1 if failed else _WARNED)
 
 
 @click.command("smoke")
 @click.argument("url")
-@_json_option
+@json_option
 def smoke(url: str, as_json: bool) -> None:
     """Register a tiny model at URL, load it again and delete it, in half a minute at most.
 
@@ -114,8 +115,9 @@ def smoke(url: str, as_json: bool) -> None:
         signal.signal(signal.SIGTERM, before)
     if as_json:
         checks = list(map(_as_json, report.checks))
-        result = {"ok": report.ok, "url": report.url, "seconds": report.seconds, "checks": checks}
-        click.echo(json.dumps(result, indent=2))
+        print_json(
+            {"ok": report.ok, "url": report.url, "seconds": report.seconds, "checks": checks}
+        )
     else:
         click.echo(f"{'all is well' if report.ok else 'FAILED'}, {report.seconds:.1f} s")
     if report.stuck:
@@ -177,7 +179,7 @@ def _lines(report: dict[str, Any]) -> dict[str, str]:
         )
     if "owned" in report:
         lines["owns"] = "; ".join(
-            _count(names, kind) + (f": {_some(names)}" if names else "")
+            counted(len(names), kind) + (f": {_some(names)}" if names else "")
             for kind, names in report["owned"].items()
         )
     if "grants" in report:
@@ -197,10 +199,6 @@ def _ends(report: Mapping[str, Any]) -> str:
     return f"{times.date(report['expires_at'])}, " + (
         f"in {times.span(left)}" if left > 0 else "in the past"
     )
-
-
-def _count(names: Sequence[str], kind: str) -> str:
-    return f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"
 
 
 def _some(texts: Sequence[str]) -> str:

@@ -8,7 +8,16 @@ from typing import IO, Any
 
 import click
 
-from .output import WrongValue, date, json_option, print_json, print_table, seconds
+from .output import (
+    WrongValue,
+    body_of,
+    date,
+    json_option,
+    print_json,
+    print_table,
+    seconds,
+    undo,
+)
 from .store import actor, lifetimes, opened, server
 
 _MODELS = click.option(
@@ -155,15 +164,12 @@ def edit_trust(
 ) -> None:
     """Change a trust. Unless only --ttl changes, the keys of its jobs end within a second."""
     body = _body(given)
-    for option, other, name, undone, value in (
+    undo(
+        body,
         ("--models", "--any-model", "models", any_model, []),
         ("--no-delete", "--may-delete", "no_delete", may_delete, False),
         ("--jwks", "--ask-issuer", "jwks", ask_issuer, None),
-    ):
-        if undone and name in body:
-            raise click.UsageError(f"Give {option} or {other}, not both.")
-        if undone:
-            body[name] = value
+    )
     if url is not None:
         with server(url) as client:
             described = client.edit_trust(trust_id, **body)
@@ -201,11 +207,7 @@ def remove_trust(trust_id: str, url: str | None, as_json: bool) -> None:
 
 def _body(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given options as the body of a REST request."""
-    body: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in given.items()
-        if value is not None and value != ()
-    }
+    body = body_of(given)
     if (lifetime := body.get("ttl")) is not None:
         body["ttl"] = seconds(lifetime, "--ttl")
     if (file := body.get("jwks")) is not None:

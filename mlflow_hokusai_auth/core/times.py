@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from datetime import datetime, timezone
 
+from .counts import counted
+
 
 def date(at: float) -> str:
     """Return `at`, in seconds since the epoch, to the minute: `2026-11-30 14:00Z`.
@@ -26,8 +28,7 @@ def span(seconds: float) -> str:
     """Return a number of seconds in words, rounded: `12 days`, `5 hours`, `1 minute`, `0 seconds`."""
     sizes = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
     unit = next((unit for unit, size in sizes.items() if seconds >= size), "second")
-    number = round(max(seconds, 0) / sizes[unit])
-    return f"{number} {unit}{'' if number == 1 else 's'}"
+    return counted(round(max(seconds, 0) / sizes[unit]), unit)
 
 
 def wait(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 
+from mlflow_hokusai_auth.core.counts import counted
 from mlflow_hokusai_auth.core.errors import Forbidden, InvalidRequest, KeyConflict, NotFound
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
 from mlflow_hokusai_auth.server import caller as callers
@@ -198,11 +199,11 @@ def add(
                     failed.append(error)
             number = len(able) - len(failed)
         time.sleep(keys_api.REVOKED_EVERYWHERE)
-        text = f"{number} key{'' if number == 1 else 's'} revoked and refused everywhere."
+        text = f"{counted(number, 'key')} revoked and refused everywhere."
         if taken:
-            text += f" {len(taken)} one-time link{'' if len(taken) == 1 else 's'} revoked."
+            text += f" {counted(len(taken), 'one-time link')} revoked."
         if removed:
-            text += f" {len(removed)} trust{'' if len(removed) == 1 else 's'} removed."
+            text += f" {counted(len(removed), 'trust')} removed."
         return forms.done(f"../keys?{back}", " ".join([text, *map(str, failed[:3])]))
 
 

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 import flask
 
 from mlflow_hokusai_auth.core import policy
+from mlflow_hokusai_auth.core.counts import counted
 from mlflow_hokusai_auth.core.errors import Conflict, InvalidRequest
 from mlflow_hokusai_auth.core.ownership import KINDS, LEVELS
 from mlflow_hokusai_auth.core.types import ISOLATING
@@ -215,8 +216,7 @@ def _share(ownership: Ownership, form: Fields) -> tuple[State, str]:
     body: dict[str, Any] = {name: form[name].strip() for name in names if name in form}
     body["expires_in"] = float(days) * _DAY if days else None
     grant = ownership_api.share(ownership, body)
-    number = grant["models"]
-    covered = f"That is {number} model{'' if number == 1 else 's'} now."
+    covered = f"That is {counted(grant['models'], 'model')} now."
     text = f"{grant['grantee']} {_MAY[grant['level']]} {grant['pattern']}. {covered}"
     return {"view": "shares"}, text
 
@@ -246,7 +246,7 @@ def _unreserve(ownership: Ownership, form: Fields) -> tuple[State, str]:
 def _assign(ownership: Ownership, form: Fields) -> tuple[State, str]:
     wanted = _assignment(form)
     number = ownership.assign_owner(**wanted, apply=True)["changed"]
-    text = f"{wanted['owner']} owns {number} more model{'' if number == 1 else 's'} now."
+    text = f"{wanted['owner']} owns {counted(number, 'more model')} now."
     return _back() | {"view": "models"}, text
 
 
