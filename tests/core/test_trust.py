@@ -332,6 +332,7 @@ def test_long_claims_are_cut() -> None:
 
 def test_what_is_no_trust_is_told_why() -> None:
     issuer = "https://issuer.example.com"
+    verified = ("iss", "aud", "exp", "nbf", "iat", "jti")
     for given_, why in (
         ({}, "Say who is trusted"),
         ({"github": "acme/models"}, "needs workflow"),
@@ -357,7 +358,7 @@ def test_what_is_no_trust_is_told_why() -> None:
         ({"issuer": issuer, "claims": {"sub": ""}}, "a beginning and `*`"),
         ({"issuer": issuer, "claims": {"sub": "a*b"}}, "a beginning and `*`"),
         ({"issuer": issuer, "claims": {"sub": "a**"}}, "a beginning and `*`"),
-        ({"issuer": issuer, "claims": {"aud": "x"}}, "always checked"),
+        *(({"issuer": issuer, "claims": {name: "x"}}, "always checked") for name in verified),
         ({"issuer": issuer, "claims": {"": "x"}}, "empty"),
         ({"issuer": issuer, "claims": {f"c{n}": "x" for n in range(17)}}, "from 1 to 16 claims"),
         (
