@@ -10,7 +10,7 @@ import logging
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine, ExceptionContext
-from sqlalchemy.exc import DataError, IntegrityError, StatementError
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, StatementError
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +27,6 @@ def _cut(context: ExceptionContext) -> None:
         return
     _log.debug("The database refused: %s", error.statement)
     error.statement = error.params = None
-    if isinstance(error, (IntegrityError, DataError)):
-        # PostgreSQL shows the row's values in the lines after the first one.
+    if isinstance(error, (IntegrityError, DataError, ProgrammingError)):
+        # After the first line, PostgreSQL shows the row's values or a part of the statement.
         error.args = (str(error.args[0]).partition("\n")[0], *error.args[1:])

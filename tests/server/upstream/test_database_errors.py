@@ -30,3 +30,18 @@ def test_error_shows_neither_statement_nor_values(
         # The reason stays.
         assert "unique" in shown.lower()
     assert "INSERT INTO t" in caplog.text and "hidden" not in caplog.text
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_error_of_postgresql_shows_no_part_of_a_statement(
+    request: pytest.FixtureRequest, tmp_path: Path, driver: str
+) -> None:
+    """MLflow before 3.17 compares a version's number with a text, which psycopg (3) sends as such."""
+    database_errors.shorten()
+    uri = empty_database(request, "postgresql", tmp_path).replace("ql:", f"ql+{driver}:")
+    compared = sa.cast("hidden", sa.String) == sa.bindparam("secret", 1, sa.Integer)
+    with sa.create_engine(uri).begin() as connection, pytest.raises(sa.exc.DBAPIError) as refused:
+        connection.execute(sa.select(compared))
+    for shown in (str(refused.value), repr(refused.value)):
+        assert "LINE" not in shown and "SELECT" not in shown and "hidden" not in shown
+        assert "operator does not exist" in shown
