@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -462,8 +462,11 @@ class Ownership:
         page[:] = [self._redacted_grant(row) for row in page]
         return page
 
-    def remove_grant(self, grant_id: str) -> dict[str, Any]:
-        """End a grant that the caller gave, and return it; an operator may end any. Raises NotFound."""
+    def remove_grant(self, grant_id: str, patterns: Collection[str] = ()) -> dict[str, Any]:
+        """End a grant that the caller gave, and return it; an operator may end any.
+
+        Unless `patterns` is empty, its pattern must be within these. Raises NotFound and Forbidden.
+        """
         with self._changing() as connection:
             row = None
             where = GRANTS.c.id == grant_id
@@ -472,6 +475,10 @@ class Ownership:
             if row is None or not self._gave(row):
                 raise NotFound(
                     "You gave no grant with this id; `hokusai-auth grants list` has them."
+                )
+            if patterns and not rules.within(row["pattern"], patterns):
+                raise Forbidden(
+                    f"This key ends only grants of models named {' or '.join(sorted(patterns))}."
                 )
             connection.execute(sa.delete(GRANTS).where(where))
             covered = sa.delete(MODEL_ACCESS).where(MODEL_ACCESS.c.grant_id == grant_id)

@@ -162,6 +162,22 @@ def test_narrowed_key_shares_only_what_it_may_change(server: Server) -> None:
     assert narrowed.share(name, "GLOBEX") == HTTPStatus.FORBIDDEN
 
 
+def test_narrowed_key_ends_only_grants_that_it_may_give(server: Server) -> None:
+    acme = Attacker(server, "ACME")
+    narrowed = Attacker(server, "ACME", models=("other-*",))
+    for pattern, status in {
+        "other-x": 200,
+        "other-x*": 200,
+        unused_name(): 403,
+        "oth*": 403,
+        "*": 403,
+    }.items():
+        grant = {"grantee": "GLOBEX", "pattern": pattern, "level": "read"}
+        made = acme.ask("POST", f"{OWN}/grants", **grant)[1]["id"]
+        assert narrowed.ask("DELETE", f"{OWN}/grants/{made}")[0] == status, pattern
+        assert acme.ask("DELETE", f"{OWN}/grants/{made}")[0] == (404 if status == 200 else 200)
+
+
 def test_model_keeps_its_owner_when_staff_rename_it(server: Server) -> None:
     acme, globex = Attacker(server, "ACME"), Attacker(server, "GLOBEX")
     staff = Attacker(server, "HOKUSAI", "mlflow:write")

@@ -150,9 +150,10 @@ def share(ownership: Ownership, body: object) -> dict[str, Any]:
 
 def unshare(ownership: Ownership, grant_id: str) -> dict[str, Any]:
     """End a grant, and return it. Raises NotFound and Forbidden."""
-    if callers.principal().no_delete:
+    caller = callers.principal()
+    if caller.no_delete:
         raise Forbidden("This key may not delete anything.")
-    return ownership.remove_grant(grant_id)
+    return ownership.remove_grant(grant_id, caller.models)
 
 
 def _isolation(gate: Gate) -> dict[str, Any]:
