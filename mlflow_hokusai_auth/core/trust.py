@@ -94,7 +94,6 @@ PRESETS = {
 }
 #: The kind of a trust that names its issuer and all claims itself.
 ISSUER = "issuer"
-KINDS = (*PRESETS, ISSUER)
 #: Algorithms of an issuer without a preset; a key of its set has exactly one of them.
 ALGORITHMS = ("RS256", "ES256")
 #: Issuers without a preset that mint a token for each request of a job.
@@ -109,7 +108,7 @@ class Trust:
 
     trust_id: str
     owner: str
-    #: One of `KINDS`.
+    #: One of `PRESETS`, or `ISSUER`.
     kind: str
     issuer: str
     #: (name, value): the claim's exact text, or a beginning and `*`.
@@ -345,7 +344,7 @@ def _agrees(trust: Trust, name: str, wanted: str, claims: Mapping[str, object]) 
     came = text_of(claims.get(name))
     if came is None or not ownership.matches(wanted, came):
         return False
-    if trust.kind == "github" and name == "job_workflow_ref" and wanted.endswith("@*"):
+    if trust.kind == "github" and name == "job_workflow_ref":
         # A file may be named `release.yml@other.yml`.
         return _AT.fullmatch(came[len(wanted) - 1 :]) is not None
     return True

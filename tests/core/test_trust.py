@@ -231,6 +231,12 @@ def test_reusable_workflow_is_judged_by_the_callers_repository_and_its_own_file(
     assert verdict.claim == "job_workflow_ref"
 
 
+def test_only_the_preset_s_file_asks_for_a_branch_a_tag_or_a_commit_after_its_name() -> None:
+    accepted(github(claims={"actor": "bot@*"}), {**GITHUB, "actor": "bot@acme"})
+    own = trust(issuer=KUBERNETES["iss"], claims={"job_workflow_ref": "a.yml@*"}, single_use=True)
+    accepted(own, {"job_workflow_ref": "a.yml@v1"})
+
+
 def test_repository_that_was_made_again_is_not_trusted() -> None:
     pinned = dataclasses.replace(github(), pins=accepted(github(), GITHUB).pins)
     assert accepted(pinned, GITHUB).pins == ()
@@ -383,7 +389,19 @@ def test_own_servers_of_the_presets() -> None:
         accepted(one, {**GITLAB, "iss": url, "ci_config_ref_uri": uri})
         refused(one, {**GITLAB, "iss": url, "ci_config_ref_uri": uri.replace("/gitlab/", "/")})
     assert github(issuer="https://ghe.acme.example/_services/token").algorithms == ("RS256",)
-    assert trust(issuer="http://127.0.0.1:8080/x", claims={"sub": "a"}).algorithms == (
-        "RS256",
-        "ES256",
-    )
+    for host in ("localhost", "127.0.0.1", "[::1]"):
+        one = trust(issuer=f"http://{host}:8080/x", claims={"sub": "a"})
+        assert one.algorithms == ("RS256", "ES256"), host
+
+
+def test_trusts_of_one_repository_are_known_whatever_the_case_of_its_name() -> None:
+    here = trusts.repository(github())
+    assert here == (GITHUB["iss"], "acme/models")
+    assert trusts.repository(github(github="Acme/Models", workflow="other.yml")) == here
+    for other in (
+        github(github="acme/others"),
+        github(issuer="https://ghe.acme.example/_services/token"),
+        trust(gitlab="acme/models"),
+        trust(issuer="https://issuer.example.com", claims={"repository": "acme/models"}),
+    ):
+        assert trusts.repository(other) != here, other
