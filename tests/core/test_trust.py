@@ -309,7 +309,8 @@ def test_strangers_learn_nobodys_name() -> None:
     # Any account of a public issuer has the second claim.
     claims = {"email": "secret@acme.example", "email_verified": "true"}
     one = trust(issuer="https://accounts.example.com", claims=claims)
-    verdict = trusts.choose([one], {"email": "evil@evil.example", "email_verified": True}, NOW)
+    stranger = {"sub": "1", "email": "evil@evil.example", "email_verified": True}
+    verdict = trusts.choose([one], stranger, NOW)
     assert isinstance(verdict, Refused)
     assert "secret" not in verdict.message + verdict.expected
     # A workload that the trust names is told what differs.
