@@ -181,8 +181,9 @@ def _page_of(request: Request) -> str:
     there is none above.
     """
     path, form = request.path, _is_form(request)
-    if form and classify("GET", path.rpartition("/")[0]).rule:
-        path = path.rpartition("/")[0]
+    above = path.rpartition("/")[0]
+    if form and above != "/hokusai" and classify("GET", above).rule:
+        path = above
     target = quote(path, safe="/:@!$&'()*+,;=~-._")
     if request.query and not form:
         target += "?" + request.query.decode("latin-1")

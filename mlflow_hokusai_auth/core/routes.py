@@ -93,6 +93,11 @@ PUBLIC  POST              logout
 PUBLIC  GET               static/hokusai.css  static/hokusai.svg  static/login.js
 KEY     GET               keys  static/keys.js
 
+# An address that people type leads to the page of keys.
+[hokusai]
+KEY     GET               /hokusai  /hokusai/
+
+[hokusai /hokusai/]
 # Whose models are: each form needs the access of what it does by REST, such as POST grants.
 READ    GET               models
 WRITE   POST              models/share  models/unshare

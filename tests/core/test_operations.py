@@ -67,7 +67,7 @@ OURS = (PUBLIC - {"GET /health"}) | table("""
     GET,POST,DELETE /api/2.0/hokusai/prefixes
     GET,POST /api/2.0/hokusai/isolation
     GET /api/2.0/hokusai/audit /api/2.0/hokusai/status
-    GET /hokusai/models /hokusai/trusts /hokusai/links
+    GET /hokusai /hokusai/ /hokusai/models /hokusai/trusts /hokusai/links
     POST /hokusai/trusts/add /hokusai/trusts/remove /hokusai/links/revoke
     GET,POST /hokusai/trusts/{trust_id}/edit
     POST /hokusai/models/share /hokusai/models/unshare

@@ -85,7 +85,7 @@ def check_page(code: str, expected: tuple[str, list[str]]) -> None:
 
 def test_path_of_ours_that_is_no_page_is_not_explained_as_for_programs() -> None:
     for path, code, missing in (
-        ("/hokusai/", "SCOPE_MISSING", True),
+        ("/hokusai/missing/", "SCOPE_MISSING", True),
         ("/hokusai/nothing", "ISOLATED", True),
         ("/hokusai/nothing", "INTERCEPTED", False),
         ("/hokusai/keys/new", "SCOPE_MISSING", False),

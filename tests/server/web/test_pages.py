@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import flask
 import pytest
@@ -194,9 +195,27 @@ def test_signing_out_keeps_the_way_back(here: Pages) -> None:
         assert (answer.status_code, answer.headers["Location"]) == (303, location), target
 
 
+def test_other_site_s_sign_out_does_nothing_and_offers_no_field_for_a_key(here: Pages) -> None:
+    cookie = f"{browser.LOOPBACK_COOKIE}={keys.session_token()}"
+    for origin in ("https://evil.example", "null"):
+        headers = {"Origin": origin, "Cookie": cookie}
+        answer = here.ask("POST", "/hokusai/logout?next=/a", headers=headers)
+        assert answer.status_code == 403 and "Set-Cookie" not in answer.headers
+        assert "nobody was signed out" in answer.text and 'href="keys"' in answer.text
+        assert "<input" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/hokusai", "/hokusai/", "/hokusai/?a=b"])
+def test_address_without_a_page_leads_to_the_keys(here: Pages, path: str) -> None:
+    answer = here.ask("GET", path, PRINCIPALS["read"])
+    assert answer.status_code == 303
+    there = urljoin(f"http://x/mlflow{path}", answer.headers["Location"])
+    assert there == "http://x/mlflow/hokusai/keys"
+
+
 def test_path_that_is_no_page_has_a_page_and_mlflow_s_do_not(tmp_path: Path) -> None:
     here = pages(tmp_path, contact="ops@example.com")
-    for path in ("/hokusai/", "/hokusai/nothing/here"):
+    for path in ("/hokusai/nothing/", "/hokusai/nothing/here"):
         answer = here.ask("GET", path, PRINCIPALS["admin"])
         assert answer.status_code == 404 and "There is no such page." in answer.text
         assert "ops@example.com" in answer.text

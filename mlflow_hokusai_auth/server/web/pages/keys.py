@@ -17,6 +17,7 @@ from mlflow_hokusai_auth.server.web import keys_api
 from mlflow_hokusai_auth.store import key_pages
 from mlflow_hokusai_auth.store.records import STATE_FILTERS
 
+from . import shared
 from .page_of_caller import page_of_caller
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ _LARGEST_FIRST = ("created_at", "last_used_at")
 
 def add(routes: flask.Blueprint, store: LocalStore, gate: Gate) -> None:
     """Add this page to `routes`."""
+
+    @routes.get("")
+    @routes.get("/")
+    def front() -> Response:
+        return shared.redirect("keys" if flask.request.path.endswith("/") else "hokusai/keys")
 
     @routes.get("/keys")
     def key_page() -> Response:

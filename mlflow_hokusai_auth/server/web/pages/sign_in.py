@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 _WHOAMI = classify("GET", "/api/2.0/hokusai/whoami")
 _CROSS_SITE = "The form was not sent from this page. Open the page again and try once more."
+_SIGNED_IN_STILL = (
+    "The form was not sent from a page of this server, so nobody was signed out. To sign out, use the "
+    "button on a page of this server."
+)
 _NEEDS_HTTPS = (
     "Browsers keep you signed in over https only. Open this server over https, or as localhost on its "
     "own machine (through ssh -L, for example)."
@@ -84,7 +88,7 @@ def add(routes: flask.Blueprint, sessions: Sessions, gate: Gate, lifetime: float
     def sign_out() -> Response:
         request = shared.request()
         if browser.cross_site(request):
-            return _login_page(403, _CROSS_SITE)
+            return shared.page("error.html", 403, message=_SIGNED_IN_STILL, back="keys")
         target = _target()
         response = shared.redirect("login" if target == "/" else f"login?next={quote(target)}")
         shared.sign_out(response, request, sessions)
