@@ -182,6 +182,28 @@ def test_sign_in_page_says_that_a_session_has_ended(tmp_path: Path) -> None:
     assert not said(pages(tmp_path, Down()), over)
 
 
+def test_sign_in_page_says_that_a_session_has_reached_its_lifetime(here: Pages) -> None:
+    def said(*cookies: str) -> bool:
+        headers = {"Cookie": "; ".join(cookies)}
+        return "its time was up" in here.ask("GET", "/hokusai/login", headers=headers).text
+
+    signed_in = here.sign_in(KEYS["read"])
+    own, beside = signed_in.headers["Set-Cookie"], dict(here.added)["Set-Cookie"]
+    lives = [int(re.findall(r"Max-Age=(\d+)", line)[0]) for line in (own, beside)]
+    # The browser drops the session's cookie when the session ends, and keeps the other one.
+    assert lives[0] == 60 and lives[1] > 86400
+    kept = beside.partition(";")[0]
+    assert kept.startswith(f"{browser.LOGOUT_COOKIE}=") and said(kept)
+    # Whoever signs out loses it.
+    here.added.clear()
+    origin = {"Origin": "http://localhost"}
+    here.ask("POST", "/hokusai/logout", headers=origin | {"Cookie": kept})
+    assert "Max-Age=0" in dict(here.added)["Set-Cookie"]
+    # MLflow's own server sets a cookie of this name as well.
+    for cookies in ((), (f"{browser.LOGOUT_COOKIE}=ada",)):
+        assert not said(*cookies)
+
+
 def test_signing_out_keeps_the_way_back(here: Pages) -> None:
     headers = {"Origin": "http://localhost"}
     for target, location in (

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
     from mlflow_hokusai_auth.server.gate.gate import Gate
 
+#: The value of `browser.LOGOUT_COOKIE`.
+_SIGNED_IN = "signed-in"
+#: Seconds for which that cookie outlives its session, so that the sign-in page can say why one has to
+#: sign in again: the session's own cookie goes at the moment when the session ends.
+_REMEMBERED = 7 * 86400
+
 #: The statuses of refusals, the more special ones first.
 _STATUS = ((Forbidden, 403), (NotFound, 404), (Conflict, 409), (InvalidRequest, 400))
 
@@ -98,8 +104,8 @@ def set_cookies(response: Response, request: Request, token: str, lifetime: floa
     )
     beside = dump_cookie(
         browser.LOGOUT_COOKIE,
-        "signed-in" if token else "",
-        max_age=int(lifetime),
+        _SIGNED_IN if token else "",
+        max_age=int(lifetime) + _REMEMBERED if token else 0,
         path="/",
         secure=secure,
         samesite="Strict",
@@ -108,6 +114,12 @@ def set_cookies(response: Response, request: Request, token: str, lifetime: floa
     added = callers.current.get().answer
     if added is not None:
         added.append(("Set-Cookie", beside))
+
+
+def was_signed_in(request: Request) -> bool:
+    """Return whether the browser's session has reached its lifetime, and nobody signed out."""
+    kept = flask.request.cookies.get(browser.LOGOUT_COOKIE) == _SIGNED_IN
+    return kept and not browser.session_tokens(request)
 
 
 def sign_out(response: Response, request: Request, sessions: Sessions) -> None:

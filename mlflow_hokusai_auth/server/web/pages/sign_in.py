@@ -46,10 +46,12 @@ def add(routes: flask.Blueprint, sessions: Sessions, gate: Gate, lifetime: float
 
     @routes.get("/login")
     def login() -> Response:
-        verdict = _verdict_on_session(gate, shared.request())
+        request = shared.request()
+        verdict = _verdict_on_session(gate, request)
         if isinstance(verdict, Allow):
             return _login_page(me=verdict.principal)
-        return _login_page(ended=verdict is not None and verdict.code == "SESSION_ENDED")
+        revoked = verdict is not None and verdict.code == "SESSION_ENDED"
+        return _login_page(ended=revoked or shared.was_signed_in(request))
 
     @routes.post("/login")
     def sign_in() -> Response:
