@@ -189,8 +189,11 @@ class Trusts:
         by: Actor = NOBODY,
         *,
         forget_ids: bool = False,
+        seen: str | None = None,
     ) -> TrustRecord:
         """Change scopes, models, no_delete, ttl or jwks of a trust; `forget_ids` pins anew.
+
+        With `seen`, the `edition` that the changes were made for, raises Conflict if it is another now.
 
         Keys that were exchanged before end now, unless only `ttl` changes: they have rights, or were
         made for a workload or with a signing key, that the trust may be about no more. Raises NotFound,
@@ -205,6 +208,11 @@ class Trusts:
             self._lifetimes.check(changed["ttl"], "ttl")
         with self._database.changing(generation=False) as change:
             before = self._own(_take(change, trust_id))
+            if seen not in (None, edition(before.trust)):
+                raise Conflict(
+                    "Somebody changed this trust after you had opened the form, so nothing was saved. "
+                    "These are its values now."
+                )
             after = replace(before, trust=replace(before.trust, **changed))
             _refuse_power(after.trust)
             self._check(after.trust)
@@ -322,6 +330,13 @@ def remove_of(change: Change, owner: str, by: Actor) -> list[str]:
     for trust in gone:
         change.audit("trust.removed", by, **audited(trust))
     return [trust.trust_id for trust in gone]
+
+
+def edition(trust: Trust) -> str:
+    """Return a text that is another one after each edit of what the form of a trust shows."""
+    # SQLite returns whole numbers as such after an UPDATE.
+    values = (trust.scopes, trust.models, trust.no_delete, float(trust.ttl))
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
 def _by_id(trust: Trust) -> str:

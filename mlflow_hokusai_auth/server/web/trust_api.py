@@ -117,14 +117,14 @@ class TrustActions:
         given = trusted.fields(new, self.lifetimes)
         return trusts.add(workload(new), **given, by=callers.actor())
 
-    def edit(self, trust_id: str, body: object) -> TrustRecord:
-        """Change the fields of a trust that are in `body`."""
+    def edit(self, trust_id: str, body: object, *, seen: str | None = None) -> TrustRecord:
+        """Change the fields of a trust that are in `body`; `seen` is that of `Trusts.edit`."""
         trusts = self.trusts_of_caller()
         given = schemas.parse(trusted.TrustChanges, body)
         changed, forget = trusted.changes(given)
         if "jwks" in changed and not policy.is_admin(callers.principal(), self.gate.policy):
             raise Forbidden("Only the server's operator changes the jwks of a trust.")
-        return trusts.edit(trust_id, changed, callers.actor(), forget_ids=forget)
+        return trusts.edit(trust_id, changed, callers.actor(), forget_ids=forget, seen=seen)
 
     def remove(self, trust_id: str) -> TrustRecord:
         """Remove a trust, and end its keys."""

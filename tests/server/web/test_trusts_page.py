@@ -246,8 +246,10 @@ def changed(here: TrustsPage, trust_id: str, **changes: Any) -> dict[str, Any]:
     page = here.get(page=f"trusts/{trust_id}/edit")
     found = re.search(r'name="minutes" value="([^"]*)"', page)
     models = re.search(r"<textarea[^>]*>([^<]*)</textarea>", page)
-    assert found and models
+    seen = re.search(r'name="seen" value="([^"]+)"', page)
+    assert found and models and seen
     fields = {
+        "seen": seen[1],
         "minutes": found[1],
         "models": models[1],
         "scopes": re.findall(r'name="scopes" value="([^"]*)" checked', page),
@@ -313,6 +315,33 @@ def test_refused_edit_says_which_field_is_wrong_and_keeps_what_was_typed(here: T
     for status, trust in ((404, "trust_0"), (404, "trust_%00")):
         here.get(page=f"trusts/{trust}/edit", status=status)
         assert here.post(f"{trust}/edit", fields).status_code == status
+
+
+def test_form_that_somebody_else_s_edit_has_outdated_overwrites_nothing(here: TrustsPage) -> None:
+    trust_id = here.add()
+    edit = f"{trust_id}/edit"
+    for meanwhile, stale in (
+        ({"ttl": 600.0}, {"scopes": ["model:read"]}),
+        ({"models": ("acme-*",)}, {"minutes": "15"}),
+        ({"scopes": ("model:read",)}, {"forget_ids": "on"}),
+        ({"no_delete": True}, {}),
+    ):
+        fields = changed(here, trust_id, **stale)
+        here.trusts.edit(trust_id, meanwhile)
+        now = here.trusts.get(trust_id)
+        field, message = here.refused(edit, fields, 409)
+        assert field == "" and "nothing was saved" in message and here.trusts.get(trust_id) == now
+        # The form shows the values of now, and can be sent again.
+        again = changed(here, trust_id)
+        shown = unescape(here.post(edit, fields).text)
+        assert f'name="minutes" value="{again["minutes"]}"' in shown, meanwhile
+        assert f">{again['models']}</textarea>" in shown, meanwhile
+        assert here.done(edit, again).startswith("Nothing was changed")
+    # A job's exchange pins ids, which this form doesn't overwrite.
+    fields = changed(here, trust_id, minutes="20")
+    here.trusts.exchange(trust_id, GITHUB, digest="0" * 64, token_id="1", ends_at=2e9, jwks=None)
+    assert here.done(edit, fields).startswith("Changed")
+    assert here.refused(edit, changed(here, trust_id, minutes="5", seen=None), 409)
 
 
 def test_supplier_edits_its_own_within_its_key(here: TrustsPage) -> None:

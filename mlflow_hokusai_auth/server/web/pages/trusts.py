@@ -13,13 +13,14 @@ from urllib.parse import parse_qsl, urlencode
 import flask
 
 from mlflow_hokusai_auth.core import policy
-from mlflow_hokusai_auth.core.errors import InvalidRequest
+from mlflow_hokusai_auth.core.errors import Conflict, InvalidRequest
 from mlflow_hokusai_auth.core.supplier_trust import covers
 from mlflow_hokusai_auth.core.trust import MAX_TTL, MIN_TTL, TTL
 from mlflow_hokusai_auth.core.trust_words import warning, words
 from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.web import trust_schemas
 from mlflow_hokusai_auth.store.owners import Found
+from mlflow_hokusai_auth.store.trusts import edition
 
 from . import forms, shared
 from .page_of_caller import page_of_caller
@@ -118,6 +119,8 @@ def add(routes: flask.Blueprint, actions: TrustActions, *, exchanges: bool) -> N
         )
 
     def show_one(trust_id: str, state: State, problem: InvalidRequest | None = None) -> Response:
+        """Return the form of a trust, with what was typed unless that is out of date."""
+        typed = {} if isinstance(problem, Conflict) else flask.request.form
         record = actions.trusts_of_caller().get(trust_id)
         return page_of_caller(
             store,
@@ -129,7 +132,8 @@ def add(routes: flask.Blueprint, actions: TrustActions, *, exchanges: bool) -> N
             row={**trust_schemas.describe(record), "words": words(record.trust)},
             lives=_minutes(record.trust.ttl),
             problem=_problem(problem),
-            sent=flask.request.form,
+            seen=edition(record.trust),
+            sent=typed,
             scopes=offered(callers.principal(), record.trust.scopes),
             minutes=minutes,
         )
@@ -167,7 +171,7 @@ def add(routes: flask.Blueprint, actions: TrustActions, *, exchanges: bool) -> N
         try:
             changed = _changes(flask.request.form, before)
             if changed:
-                actions.edit(trust_id, changed)
+                actions.edit(trust_id, changed, seen=flask.request.form.get("seen", ""))
         except InvalidRequest as error:
             return show_one(trust_id, state, error)
         if not changed:
