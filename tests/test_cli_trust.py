@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
 from mlflow_hokusai_auth.store.keys import LocalStore
 from mlflow_hokusai_auth.store.trusts import Trusts
 from tests.issuer import jwk, rsa_key
@@ -46,10 +47,24 @@ def test_as_the_issue_writes_it(call: Call, store: LocalStore) -> None:  # noqa:
     assert events == [(f"trust.{what}", "cli:alice") for what in ("added", "edited", "removed")]
 
 
-def test_says_who_gets_keys_without_an_environment(call: Call) -> None:  # noqa: F811
+def test_says_who_gets_keys_without_an_environment(
+    call: Call,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = "Everybody who may push to any branch"
-    assert text in call(*ADD, *GITHUB).stderr
-    assert text not in call(*ADD, *GITHUB, "--environment", "prod").stderr
+    here = call(*ADD, *GITHUB, "--json")
+    prod = call(*ADD, *GITHUB, "--environment", "prod", "--json")
+    assert text in here.stderr and text not in prod.stderr
+    # A server answers with what the local store has.
+    monkeypatch.setattr("mlflow.set_tracking_uri", lambda _: None)
+    for local in (here, prod):
+        answer = json.loads(local.stdout)
+        monkeypatch.setattr(
+            HokusaiAuthClient, "add_trust", lambda *_, answer=answer, **__: dict(answer)
+        )
+        there = call(*ADD, *GITHUB, "--url", "http://127.0.0.1:9", "--json")
+        assert json.loads(there.stdout) == answer
+        assert there.stderr.splitlines() == [x for x in local.stderr.splitlines() if text in x]
 
 
 def test_other_issuers_and_key_sets_from_files(call: Call, tmp_path: Path) -> None:  # noqa: F811

@@ -84,13 +84,13 @@ def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: 
         with server(url) as client:
             described = client.add_trust(body.pop("owner", None), body.pop("scopes"), **body)
         _show(described, as_json)
+        _warn(described)
         return
     if "owner" not in body:
         raise WrongValue(
             "--owner names the owner of the keys. A supplier gives --url, the server's, instead"
         )
     with opened(make=True) as store:
-        from mlflow_hokusai_auth.core.trust_words import warning
         from mlflow_hokusai_auth.server import settings
         from mlflow_hokusai_auth.server.web import schemas, trust_api, trust_schemas
         from mlflow_hokusai_auth.store.trusts import Trusts
@@ -108,11 +108,7 @@ def add_trust(url: str | None, as_json: bool, claims: tuple[str, ...], **given: 
             "environment, no job gets a key (MISCONFIGURED)",
             err=True,
         )
-    if text := warning(record.trust):
-        click.echo(
-            f"hokusai-auth: {text} --environment names an environment, which GitHub protects.",
-            err=True,
-        )
+    _warn(described)
 
 
 @trust.command("list")
@@ -203,6 +199,17 @@ def remove_trust(trust_id: str, url: str | None, as_json: bool) -> None:
 
         described = describe(Trusts(store.database).remove(trust_id, actor()))
     _show(described, as_json)
+
+
+def _warn(described: Mapping[str, Any]) -> None:
+    """Warn if more people than those who release get keys."""
+    from mlflow_hokusai_auth.core.trust_words import warning
+
+    if text := warning(described["kind"], described["claims"]):
+        click.echo(
+            f"hokusai-auth: {text} --environment names an environment, which GitHub protects.",
+            err=True,
+        )
 
 
 def _body(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .trust import PRESETS, Trust
 
 #: Kind -> the service's name, the claim with the workflow's file, and what stands before its name.
@@ -36,13 +38,15 @@ def words(trust: Trust) -> str:
     return f"{text}, with {', '.join(more)}" if more else text
 
 
-def warning(trust: Trust) -> str:
-    """Return a warning if more people than those who release get keys by `trust`, or ""."""
-    if trust.kind != "github" or "environment" in dict(trust.claims):
+def warning(kind: str, claims: Mapping[str, str]) -> str:
+    """Return a warning if more people than those who release get keys by such a trust, or ""."""
+    ref = claims.get("ref", "")
+    if kind != "github" or "environment" in claims or (ref and not ref.endswith("*")):
         return ""
+    where = _value(ref) if ref else "any branch"
     return (
-        "Everybody who may push to any branch of the repository can change the workflow there, and get "
-        "a key."
+        f"Everybody who may push to {where} of the repository can change the workflow there, and get a "
+        "key."
     )
 
 

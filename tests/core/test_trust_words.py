@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow_hokusai_auth.core.trust import Trust, workload
-from mlflow_hokusai_auth.core.trust_words import words
+from mlflow_hokusai_auth.core.trust_words import warning, words
 
 from .rows import agree
 
@@ -52,3 +52,20 @@ def test_every_claim_of_a_trust_is_in_its_words() -> None:
             ),
         }.items(),
     )
+
+
+def test_warning_says_who_else_gets_keys() -> None:
+    def warned(**given: Any) -> str:
+        made = workload(**given)
+        return warning(made.kind, dict(made.claims))
+
+    github = {"github": "acme/models", "workflow": "release.yml"}
+    assert "push to any branch of" in warned(**github)
+    assert "push to refs/tags/… of" in warned(**github, claims={"ref": "refs/tags/*"})
+    for narrow in (
+        {**github, "environment": "prod"},
+        {**github, "claims": {"ref": "refs/heads/main"}},
+        {"gitlab": "acme/models"},
+        {"issuer": "https://i.example", "claims": {"sub": "job"}},
+    ):
+        assert warned(**narrow) == "", narrow

@@ -156,7 +156,7 @@ def add(routes: flask.Blueprint, actions: TrustActions, *, exchanges: bool) -> N
             trust = actions.add(_body(flask.request.form)).trust
             text = f"Trusted: {words(trust)}. Its jobs get keys of {trust.owner}."
             # The page shows a second line as a warning.
-            return f"{text}\n{warning(trust)}".strip()
+            return f"{text}\n{warning(trust.kind, dict(trust.claims))}".strip()
 
         return submit(act)
 
