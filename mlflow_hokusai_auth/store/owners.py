@@ -215,6 +215,14 @@ class Ownership:
             found = _part(connection, query, order, first, most)
         return found._replace(rows=[self._redacted_grant(row) for row in found.rows])
 
+    def grants_to(self, grantee: str) -> list[dict[str, Any]]:
+        """Return the grants that `grantee` has still, of those that the caller may list."""
+        lasting = (GRANTS.c.grantee == grantee, _lasts(GRANTS, time.time()))
+        query = self._grants().where(*lasting).order_by(GRANTS.c.pattern, GRANTS.c.id)
+        with self._reading() as connection:
+            found = connection.execute(query).mappings()
+            return [self._redacted_grant(dict(row)) for row in found]
+
     def find_prefixes(self, *, text: str = "", first: int = 0, most: int = 50) -> Found:
         """Return a part of the prefixes, in their order.
 

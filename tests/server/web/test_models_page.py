@@ -24,6 +24,7 @@ from mlflow_hokusai_auth.server.upstream import stores
 from mlflow_hokusai_auth.server.web import pages as web_pages
 from mlflow_hokusai_auth.store import ownership
 from mlflow_hokusai_auth.store.keys import LocalStore
+from mlflow_hokusai_auth.store.owners import Ownership
 from mlflow_hokusai_auth.store.sessions import Sessions
 from tests import mlflow_tables
 from tests.server.sentinel import make_gate
@@ -378,3 +379,43 @@ def test_page_of_10000_models_answers_within_200_ms(here: ModelsPage) -> None:
             took.append(time.process_time() - began)
         times[caller.owner, query] = min(took)
     assert max(times.values()) < 0.2, times
+
+
+def test_question_about_a_leaver_s_keys_names_what_is_shared_with_it(
+    here: ModelsPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Ownership(here.engine, lambda *_: None)
+    now = time.time()
+    for pattern in ("team-*", *(f"m{number}" for number in range(21))):
+        place.add_grant(grantee="acme", pattern=pattern, level="read", expires_in=None)
+    place.add_grant(grantee="acme ltd", pattern="other-*", level="contribute", expires_in=None)
+    place.add_grant(grantee="acme", pattern="ended-*", level="read", expires_in=60)
+    monkeypatch.setattr(time, "time", lambda: now + 120)
+
+    def asked(owner: str) -> str:
+        data = {"csrf": browser.csrf_token(TOKEN), "action": "revoke", "owner": owner}
+        answer = here.pages.ask("POST", "/hokusai/keys/selected", ADMIN, headers=COOKIE, data=data)
+        assert answer.status_code == 200
+        return unescape(answer.text)
+
+    for keys_left in (0, 1):
+        page = asked("acme")
+        assert (f"Revoke all {keys_left} key" in page) is bool(keys_left)
+        assert "<code>m8</code> (read)" in page and "and 2 more." in page
+        assert "other-*" not in page and "ended-*" not in page
+        link = re.search(r'<a href="([^"]*)">take it back</a>', page)
+        assert link
+        path = urljoin("http://localhost/hokusai/keys/selected", link[1])
+        assert "team-*" in here.get(urlsplit(path).query)
+        here.pages.store.create(owner="acme", scopes=["model:read"])
+    assert "<code>other-*</code> (contribute)." in asked("acme ltd")
+    assert "shared with it" not in asked("globex")
+
+    def fail() -> None:
+        raise RuntimeError("MLflow's database is down")
+
+    # A server that can't say what is shared ends keys all the same.
+    for cant in (lambda: None, fail):
+        monkeypatch.setattr(stores, "shared_engine", cant)
+        page = asked("acme")
+        assert "end those grants there" in page and "team-*" not in page

@@ -22,6 +22,7 @@ from mlflow_hokusai_auth.server import caller as callers
 from mlflow_hokusai_auth.server.gate.limits import Limits
 from mlflow_hokusai_auth.server.gate.lookup_pool import LookupPool
 from mlflow_hokusai_auth.server.live_settings import Isolation, Mode
+from mlflow_hokusai_auth.server.upstream import stores
 from mlflow_hokusai_auth.server.web import account, keys_api
 from mlflow_hokusai_auth.server.web import pages as web_pages
 from mlflow_hokusai_auth.store import usage
@@ -74,7 +75,8 @@ def pages(folder: Path, backend: Memory | None = None, **parts: Any) -> Pages:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Pages:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pages:
+    monkeypatch.setattr(stores, "shared_engine", lambda: None)
     return pages(tmp_path)
 
 

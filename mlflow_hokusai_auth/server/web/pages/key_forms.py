@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 import flask
 
 from mlflow_hokusai_auth.core.counts import counted
-from mlflow_hokusai_auth.core.errors import Forbidden, InvalidRequest, KeyConflict, NotFound
+from mlflow_hokusai_auth.core.errors import (
+    Conflict,
+    Forbidden,
+    InvalidRequest,
+    KeyConflict,
+    NotFound,
+)
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS
 from mlflow_hokusai_auth.server import caller as callers
-from mlflow_hokusai_auth.server.web import keys_api, links_api, schemas
+from mlflow_hokusai_auth.server.web import keys_api, links_api, ownership_api, schemas
 from mlflow_hokusai_auth.store.links import Links
 
 from . import forms, shared
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
     from mlflow_hokusai_auth.server.web.links_api import LinkMaker
     from mlflow_hokusai_auth.store.keys import LocalStore
     from mlflow_hokusai_auth.store.records import KeyRecord
+
+_log = logging.getLogger(__name__)
 
 #: Actions on several keys -> the states of the keys that each applies to.
 _ACTIONS = {"revoke": ("active", "deprecated", "expired"), "rotate": ("active",)}
@@ -164,10 +173,12 @@ def add(
         able.sort(key=lambda one: one.key_id == mine)
         back = flask.request.form.get("back", "")
         links = trusts = 0
+        grants: list[dict[str, Any]] | None = None
         if action == "revoke" and owner:
             # They would make other keys.
             links = len(Links(store.database).waiting_of(owner))
             trusts = len(keys_api.trusts_of(store, owner))
+            grants = _grants_to(owner, store, gate)
         if not (able or links or trusts) or "confirmed" not in sent:
             return page_of_caller(
                 store,
@@ -179,6 +190,7 @@ def add(
                 left_out=len(chosen) - len(able),
                 links=links,
                 trusts=trusts,
+                grants=grants,
                 mine=any(one.key_id == mine for one in able),
                 back=back,
             )
@@ -205,6 +217,17 @@ def add(
         if removed:
             text += f" {counted(len(removed), 'trust')} removed."
         return forms.done(f"../keys?{back}", " ".join([text, *map(str, failed[:3])]))
+
+
+def _grants_to(owner: str, store: LocalStore, gate: Gate) -> list[dict[str, Any]] | None:
+    """Return what is shared with `owner`, or None if this server can't say: keys end all the same."""
+    try:
+        return ownership_api.ownership_of(store, gate).grants_to(owner)
+    except Conflict:
+        return None
+    except Exception:  # MLflow has its own, if its database can't be opened
+        _log.warning("The grants of an owner can't be read", exc_info=True)
+        return None
 
 
 def _overlap(form: Mapping[str, str]) -> dict[str, Any]:
