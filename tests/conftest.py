@@ -135,7 +135,8 @@ def empty_database(request: pytest.FixtureRequest, kind: str, folder: Path) -> s
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     engine.dispose()
-    return cluster.uri.removesuffix("postgres") + name
+    # Each connection is a process of PostgreSQL's, for which a busy machine may need over 3 s.
+    return f"{cluster.uri.removesuffix('postgres')}{name}?connect_timeout=60"
 
 
 @pytest.fixture(scope="session")
