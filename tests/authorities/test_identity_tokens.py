@@ -175,6 +175,7 @@ def test_attacks(shared: Issuer, server: Server) -> None:
         "NaN": (raw(shared, json.dumps({**full, "x": float("nan")}).encode()), "INVALID"),
         "no jti": (raw(shared, {k: v for k, v in full.items() if k != "jti"}), "INVALID"),
         "jti is a number": (raw(shared, {**full, "jti": 1}), "INVALID"),
+        "jti is long": (raw(shared, {**full, "jti": "j" * 501}), "INVALID"),
         "a claim twice": (raw(shared, twice), "INVALID"),
         "deep JSON": (raw(shared, deep), "INVALID"),
         "a list": (raw(shared, [full]), "INVALID"),
@@ -191,6 +192,21 @@ def test_attacks(shared: Issuer, server: Server) -> None:
     found = {name: server.code(token) for name, (token, _) in attacks.items()}
     assert found == {name: f"TOKEN_{code}" for name, (_, code) in attacks.items()}
     assert server.code(good) == "ok"
+    # The library refuses these as well, but does not say why.
+    for name, why in (
+        ("crit", "extensions"),
+        ("b64", "extensions"),
+        ("ES256 with the id of an RSA key", "is for RS256, not for ES256"),
+    ):
+        verdict = server.judge(attacks[name][0])
+        assert isinstance(verdict, Refused) and why in verdict.message, name
+
+
+def test_token_that_may_be_exchanged_again_needs_no_id(shared: Issuer) -> None:
+    now = int(time.time())
+    token = raw(shared, {"iss": shared.url, "iat": now, "exp": now + 300, **CLAIMS})
+    assert Server(shared, single_use=False).code(token) == "ok"
+    assert Server(shared).code(token) == "TOKEN_INVALID"
 
 
 def test_headers_that_name_keys_are_not_read(shared: Issuer, server: Server) -> None:
