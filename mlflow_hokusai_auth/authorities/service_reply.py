@@ -16,7 +16,7 @@ from datetime import timezone
 from typing import Any, NamedTuple
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable, Throttled, UnusableReply
-from mlflow_hokusai_auth.core.keys import redact
+from mlflow_hokusai_auth.core.keys import one_line
 from mlflow_hokusai_auth.core.ownership import problem
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
@@ -158,8 +158,7 @@ def _json(body: bytes) -> object:
 
 def _quoted(text: str, key: str) -> str:
     """Return `text` as it may be logged: printable, at most 200 characters, without keys."""
-    clean = redact(text.replace(key, "***"))
-    return " ".join("".join(c if c.isprintable() else " " for c in clean).split())[:200]
+    return one_line(text.replace(key, "***"))[:200]
 
 
 def _wait(reply: Reply) -> float | None:

@@ -251,7 +251,4 @@ def _seconds(text: str | None) -> float:
 
 def _line(text: object) -> str:
     """Return `text` from outside as one printable line of at most 400 characters, without a key."""
-    if not isinstance(text, str):
-        return ""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(keys.redact(printable).split())[:400]
+    return keys.one_line(text)[:400] if isinstance(text, str) else ""

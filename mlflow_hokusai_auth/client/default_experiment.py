@@ -63,15 +63,13 @@ def find_or_make(client: MlflowClient, name: str) -> str:
 
 
 def _current() -> str | None:
-    """The id for the current tracking URI and key, or None if MLflow's own default counts."""
+    """Return the id for the current tracking URI and key, or None if MLflow's own default counts."""
     try:
         # A server asks for a default on behalf of its clients (3.4), and its jobs act as staff.
         key = None if _SERVER in os.environ or is_job(os.environ) else profile.api_key()
         if key is None:
             return None
-        import mlflow
-
-        uri = str(mlflow.get_tracking_uri())
+        uri = profile.tracking_uri()
         return _answers.of(uri, key) if profile.origin_allowed(uri) else None
     except Exception as error:
         # The error's text may repeat what was sent.

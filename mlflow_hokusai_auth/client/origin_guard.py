@@ -43,7 +43,7 @@ def is_allowed(url: str, key: str) -> bool:
 
 
 def check_response(response: Any, **sending: Any) -> Any:
-    """The hook that both providers add to a request. Returns the response that counts.
+    """Return the response that counts. Both providers add this hook to a request.
 
     With both providers active it runs twice, as `requests` adds a caller's hooks after those of an
     authentication object, which can't see them. The second run has no effect.

@@ -275,11 +275,11 @@ def tracking_uri() -> str:
 
 
 def _home_uri() -> str:
-    import mlflow
-
-    tracking = str(mlflow.get_tracking_uri())
+    tracking = tracking_uri()
     if tracking.lower().startswith(("http://", "https://")):
         return tracking
+    import mlflow
+
     return str(mlflow.get_registry_uri())
 
 

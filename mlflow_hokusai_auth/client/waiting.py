@@ -81,6 +81,5 @@ def _say(response: Any, pool: Any, following: Retry) -> None:
 
 def _message(text: str) -> str:
     """Return the advice in the message of a refusal, as one printable line without keys."""
-    text = keys.redact(text.rpartition("). ")[2])
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = keys.one_line(text.rpartition("). ")[2])
     return text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + "…"

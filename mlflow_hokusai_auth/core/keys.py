@@ -138,3 +138,8 @@ def redact(text: str) -> str:
     if "eyJ" in text:
         text = _TOKEN_IN_TEXT.sub("eyJ***", text)
     return _IN_TEXT.sub(r"hk_\1_***", text)
+
+
+def one_line(text: str) -> str:
+    """Return `text`, which came from outside, redacted and as one line of printable characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in redact(text)).split())

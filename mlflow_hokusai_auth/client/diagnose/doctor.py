@@ -111,7 +111,7 @@ _S = TypeVar("_S", bound=Results)
 
 def examine() -> Iterator[Check]:
     """Check MLflow's tracking URI and the current key, and yield each check when it is done."""
-    results = Results(str(mlflow.get_tracking_uri()))
+    results = Results(profile.tracking_uri())
     yield from run(_CHECKS, results, _call)
     yield from default_experiment(results)
 
@@ -160,9 +160,7 @@ def one_line(text: str, key: str = "") -> str:
     """Return `text`, which a server may have sent, as one printable line without `key` or passwords."""
     if key:
         text = text.replace(key, "***")
-    text = re.sub(r"//[^/@\s]*@", "//", keys.redact(text))
-    text = "".join(c if c.isprintable() else " " for c in text)
-    text = " ".join(text.split())
+    text = keys.one_line(re.sub(r"//[^/@\s]*@", "//", text))
     return text if len(text) <= 500 else text[:500] + "…"
 
 

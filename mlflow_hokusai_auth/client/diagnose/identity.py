@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import mlflow
@@ -18,6 +17,7 @@ from mlflow_hokusai_auth.client import ci_key, origin_guard, profile
 from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
 
 from . import doctor, mistakes
+from .environment import environment
 
 #: Names, and grants, that are read of what an owner has, at most.
 MAX_ROWS = 1000
@@ -41,9 +41,9 @@ def examine(chosen: str | None = None, url: str | None = None, *, ask: bool = Fa
     """
     if url is not None:
         mlflow.set_tracking_uri(url)
-    uri = str(mlflow.get_tracking_uri())
-    with _environment(_BOUNDS):
-        with _environment(_only(chosen) if chosen is not None else {}):
+    uri = profile.tracking_uri()
+    with environment(_BOUNDS):
+        with environment(_only(chosen) if chosen is not None else {}):
             report, key = _look(uri)
             if report["ok"]:
                 report.update(_things(uri, report.get("owner")))
@@ -119,7 +119,7 @@ def _stored(uri: str, used: str, ask: bool) -> Iterator[dict[str, Any]]:
         yield {"name": profile.PROFILES_FILE, "in_use": False, "ok": False, "error": str(reason)}
         names = []
     for name in (*names, None):
-        with _environment(_only(name)):
+        with environment(_only(name)):
             found: dict[str, Any] = {"name": name or profile.CONFIG_FILE, "in_use": False}
             try:
                 _, text = profile.find_key()
@@ -144,22 +144,3 @@ def _stored(uri: str, used: str, ask: bool) -> Iterator[dict[str, Any]]:
 def _only(name: str | None) -> Mapping[str, str | None]:
     """Return variables that choose the profile `name`, or ~/.hokusai/config if it is None."""
     return {**dict.fromkeys(_HOKUSAI), profile.PROFILE: name}
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set `variables`, or remove those that are None, and restore them at the end."""
-    before = {name: os.environ.get(name) for name in variables}
-    _set(variables)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(variables: Mapping[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

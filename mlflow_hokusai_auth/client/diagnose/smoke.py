@@ -25,13 +25,8 @@ from mlflow.exceptions import MlflowException
 from mlflow_hokusai_auth.client import profile
 
 from . import doctor, smoke_gate, smoke_job
-from .smoke_job import (
-    OPERATOR,
-    REQUEST,
-    Failed,
-    Job,
-    Outcome,
-)
+from .environment import environment
+from .smoke_job import OPERATOR, REQUEST, Failed, Job, Outcome
 
 #: Seconds for the whole command, of which the last `CLEANING` are kept for cleaning up.
 DEADLINE = 30.0
@@ -111,22 +106,17 @@ def _name_url(text: str) -> str:
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
     """Bound MLflow's requests, which only the environment can do, and silence its log."""
-    names = (*_ENVIRONMENT, profile.ALLOWED_ORIGINS)
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(_ENVIRONMENT)
+    # `restrict_origin` changes this one.
+    origins = {profile.ALLOWED_ORIGINS: os.environ.get(profile.ALLOWED_ORIGINS)}
     # MLflow logs texts of the server, which may hold a key.
     log = logging.getLogger("mlflow")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        with environment({**_ENVIRONMENT, **origins}):
+            yield
     finally:
         log.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _bounded(look: Callable[[Job], Outcome], job: Job) -> Outcome:

@@ -18,14 +18,7 @@ from mlflow_hokusai_auth.client.admin import HokusaiAuthClient
 from mlflow_hokusai_auth.core import keys
 
 from . import doctor, network
-from .smoke_job import (
-    DEFAULT,
-    OPERATOR,
-    REQUEST,
-    Failed,
-    Job,
-    Outcome,
-)
+from .smoke_job import DEFAULT, OPERATOR, REQUEST, Failed, Job, Outcome
 
 _SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 #: One route of each kind: MLflow's REST, artifacts, FastAPI's own. They change nothing.
