@@ -250,9 +250,8 @@ class Database:
         """Return the last `limit` audited events that match (None: all), oldest first.
 
         With the id of an event as `after`, they are the first ones after it; with one as `before`, the
-        last ones before it. `since` is in seconds since the epoch.
-        `event` may be a beginning, such as "session". `key_id` matches the changed key and the actor's
-        key. Raises AuthorityUnavailable.
+        last ones before it. `since` is in seconds since the epoch. `event` may be a beginning, such as
+        "session". `key_id` matches the changed key and the actor's key. Raises AuthorityUnavailable.
         """
         newest_first = after is None
         query = sa.select(AUDIT).order_by(AUDIT.c.id.desc() if newest_first else AUDIT.c.id)
@@ -299,8 +298,7 @@ def _unavailable(done: str, url: sa.URL | None = None) -> Iterator[None]:
     except sa.exc.IntegrityError:
         raise
     except sa.exc.DBAPIError as error:
-        # Only the driver's first line: its other lines, and SQLAlchemy, show the statement as well.
-        reason = str(error.orig).partition("\n")[0]
+        reason = first_line(error)
         if url is None or url.get_backend_name() != "sqlite":
             raise AuthorityUnavailable(f"the key store can't be {done}: {reason}") from None
         raise AuthorityUnavailable(
@@ -311,6 +309,11 @@ def _unavailable(done: str, url: sa.URL | None = None) -> Iterator[None]:
         raise AuthorityUnavailable(f"the key store holds an invalid value: {error}") from None
     except sa.exc.TimeoutError:
         raise AuthorityUnavailable("the key store has no free connection") from None
+
+
+def first_line(error: sa.exc.DBAPIError) -> str:
+    """Return the driver's first line: its other lines, and SQLAlchemy, show the statement as well."""
+    return str(error.orig).partition("\n")[0]
 
 
 def _normalised(uri: str) -> sa.URL:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from mlflow_hokusai_auth.core.types import Principal
+
 from .database import Database
 from .tables import OBSERVED
 from .write_behind import WriteBehindCounter
@@ -33,6 +35,12 @@ class WouldRefuse(NamedTuple):
     address: str
     owner: str
     minute: int
+
+    @classmethod
+    def now(cls, reason: str, rule: str, principal: Principal | None, address: str) -> WouldRefuse:
+        """Return the report on a request of this minute; `principal` is None for an unknown key."""
+        key_id, owner = (principal.key_id, principal.owner) if principal else ("", "")
+        return cls(reason, rule, key_id, address, owner, int(time.time()) // 60)
 
 
 class Observed:

@@ -27,7 +27,7 @@ from mlflow_hokusai_auth.core.errors import (
 from mlflow_hokusai_auth.core.isolation import DEFAULT_EXPERIMENT
 
 from . import ownership
-from .database import BUSY_TIMEOUT
+from .database import BUSY_TIMEOUT, first_line
 from .ownership import MLFLOW_EXPERIMENTS, MLFLOW_MODELS, MLFLOW_VERSIONS, SAME_EXPERIMENT
 from .ownership_tables import EXPERIMENTS, GRANTS, MODEL_ACCESS, MODELS, PREFIXES, VERSIONS
 from .suggestions import suggest
@@ -388,9 +388,9 @@ class Ownership:
     def check_owners(self) -> list[dict[str, Any]]:
         """Return what is wrong with the tables, such as after plain MLflow ran on the database.
 
-        Rows of versions that differ from MLflow's are mended, too.
-        Each problem has `problem`, `kind`, `name` and `advice`; there are at most `MAX_RESULTS` of a
-        sort. Owners are compared with each other, and with those of `key_owners`.
+        Rows of versions that differ from MLflow's are mended, too. Each problem has `problem`, `kind`,
+        `name` and `advice`; there are at most `MAX_RESULTS` of a sort. Owners are compared with each
+        other, and with those of `key_owners`.
         """
         with self._reading() as connection:
             problems = [
@@ -677,9 +677,9 @@ def usable() -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as error:
-        # Only the driver's first line: its other lines, and SQLAlchemy, show the statement as well.
-        reason = str(error.orig).partition("\n")[0]
-        raise AuthorityUnavailable(f"MLflow's database can't be used: {reason}") from None
+        raise AuthorityUnavailable(
+            f"MLflow's database can't be used: {first_line(error)}"
+        ) from None
     except sa.exc.TimeoutError:
         raise AuthorityUnavailable("MLflow's database has no free connection") from None
 

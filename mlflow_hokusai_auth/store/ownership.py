@@ -20,6 +20,7 @@ from mlflow_hokusai_auth.core.isolation import DEFAULT_EXPERIMENT
 from mlflow_hokusai_auth.core.ownership import highest
 from mlflow_hokusai_auth.core.types import MOST_ISOLATION
 
+from .database import first_line
 from .ownership_tables import (
     EXPERIMENTS,
     GRANTS,
@@ -152,8 +153,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as error:
-        # Only the driver's first line: its other lines, and SQLAlchemy, show the statement as well.
-        reason = str(error.orig).partition("\n")[0]
+        reason = first_line(error)
         if not _is_refused(error):
             raise AuthorityUnavailable(f"MLflow's database can't be used: {reason}") from None
         raise StoreError(

@@ -54,6 +54,11 @@ _TAKE = (
 )
 _USE_UP = sa.insert(USED_TOKENS)
 
+#: The key that signed the token may have been taken out of the trust's key set.
+_CHANGED = Refused(
+    "TOKEN_UNTRUSTED", "The trust in this workload was changed just now. Ask for a key once more."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class TrustRecord:
@@ -179,7 +184,7 @@ class Trusts:
                         f"{other.trust_id} is about this workload already. Edit or remove it first."
                     )
             change.connection.execute(sa.insert(TRUSTS).values(**_columns(record)))
-            change.audit("trust.added", by, **audited(trust))
+            change.audit("trust.added", by, **_audited(trust))
         return record
 
     def edit(
@@ -233,7 +238,7 @@ class Trusts:
             record = self._own(_take(change, trust_id))
             ended = _end_keys(change, trust_id)
             change.connection.execute(sa.delete(TRUSTS).where(TRUSTS.c.trust_id == trust_id))
-            change.audit("trust.removed", by, **audited(record.trust), ended=ended)
+            change.audit("trust.removed", by, **_audited(record.trust), ended=ended)
         return record
 
     def exchange(
@@ -259,20 +264,11 @@ class Trusts:
         try:
             with self._database.changing(generation=False) as change:
                 trust = _take(change, trust_id, used_at=now).trust
-                verdict = judge(trust, claims, now)
-                if trust.jwks != jwks:
-                    # The key that signed the token may have been taken out of the set.
-                    verdict = Refused(
-                        "TOKEN_UNTRUSTED",
-                        "The trust in this workload was changed just now. Ask for a key once more.",
-                    )
+                verdict = judge(trust, claims, now) if trust.jwks == jwks else _CHANGED
                 if isinstance(verdict, Refused):
                     raise _Refusal(verdict)
                 if trust.single_use:
-                    used = hashlib.sha256(
-                        f"{trust.issuer}\0{token_id}".encode("utf-8", "surrogatepass")
-                    ).hexdigest()
-                    change.connection.execute(_USE_UP, {"digest": used, "ends_at": ends_at})
+                    _use_up(change, trust.issuer, token_id, ends_at)
                 else:
                     _end_earlier(change, digest, now)
                 if verdict.pins:
@@ -326,10 +322,10 @@ def remove_of(change: Change, owner: str, by: Actor) -> list[str]:
     if not owner.isprintable():
         return []
     these = sa.delete(TRUSTS).where(TRUSTS.c.owner == owner).returning(TRUSTS)
-    gone = sorted((_record(row).trust for row in change.connection.execute(these)), key=_by_id)
-    for trust in gone:
-        change.audit("trust.removed", by, **audited(trust))
-    return [trust.trust_id for trust in gone]
+    gone = {row.trust_id: _record(row).trust for row in change.connection.execute(these)}
+    for trust_id in sorted(gone):
+        change.audit("trust.removed", by, **_audited(gone[trust_id]))
+    return sorted(gone)
 
 
 def edition(trust: Trust) -> str:
@@ -339,11 +335,7 @@ def edition(trust: Trust) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
-def _by_id(trust: Trust) -> str:
-    return trust.trust_id
-
-
-def audited(trust: Trust) -> dict[str, Any]:
+def _audited(trust: Trust) -> dict[str, Any]:
     """Return the fields of a trust that go into the audit log."""
     names = ("trust_id", "owner", "kind", "issuer", "scopes", "models", "no_delete", "ttl")
     fields = records.columns({name: getattr(trust, name) for name in names})
@@ -365,11 +357,19 @@ def _end_keys(change: Change, trust_id: str) -> int:
     now = time.time()
     live = (
         KEYS.c.trust_id == trust_id,
+        # The index of exchanged keys is used only for a statement that says this.
         KEYS.c.trust_id.is_not(None),
         KEYS.c.expires_at > now,
         KEYS.c.revoked_at.is_(None),
     )
     return change.connection.execute(sa.update(KEYS).where(*live).values(revoked_at=now)).rowcount
+
+
+def _use_up(change: Change, issuer: str, token_id: str, ends_at: float) -> None:
+    """Keep a token from being exchanged again. Raises IntegrityError if it was exchanged already."""
+    text = f"{issuer}\0{token_id}".encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(text).hexdigest()
+    change.connection.execute(_USE_UP, {"digest": digest, "ends_at": ends_at})
 
 
 def _end_earlier(change: Change, digest: str, now: float) -> None:

@@ -134,11 +134,7 @@ class Hidden:
         principal = answer.caller.principal
         assert principal is not None, "others see everything"
         metrics.ISOLATION.labels(HIDDEN.lower(), "observed").inc()
-        minute = int(time.time()) // 60
-        key_id, owner = principal.key_id, principal.owner
-        self._watch.observed(
-            WouldRefuse(HIDDEN, answer.rule, key_id, answer.caller.address, owner, minute)
-        )
+        self._watch.observed(WouldRefuse.now(HIDDEN, answer.rule, principal, answer.caller.address))
 
 
 def _finds(asked: Asked) -> bool:

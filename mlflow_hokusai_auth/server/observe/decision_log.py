@@ -65,7 +65,9 @@ class DecisionLog:
             outcome = outcome_of(exchange)
             self._recorder.add(exchange, outcome)
             if exchange.passed and isinstance(exchange.verdict, Deny):
-                self._observed(_would_refuse(exchange, exchange.verdict))
+                rule = exchange.operation.rule if exchange.operation else ""
+                deny, address = exchange.verdict, exchange.request.address
+                self._observed(WouldRefuse.now(deny.code, rule, deny.principal, address))
             if self._is_logged(exchange, outcome):
                 level = logging.INFO if outcome in _SAMPLED else logging.WARNING
                 if log.isEnabledFor(level):
@@ -155,18 +157,6 @@ def line(exchange: Exchange, outcome: str, folders: Folders = BY_NUMBER) -> dict
         named = artifact_paths.named(operation, request.path, request.query, folders)
     fields.update({name: redact(text)[:200] for name, text in {**named, **exchange.named}.items()})
     return fields
-
-
-def _would_refuse(exchange: Exchange, deny: Deny) -> WouldRefuse:
-    principal = deny.principal
-    return WouldRefuse(
-        deny.code,
-        exchange.operation.rule if exchange.operation else "",
-        principal.key_id if principal else "",
-        exchange.request.address,
-        principal.owner if principal else "",
-        int(time.time()) // 60,
-    )
 
 
 def reason_of(verdict: Allow | Deny | None) -> str:

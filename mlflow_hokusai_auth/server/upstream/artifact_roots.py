@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +135,6 @@ class Watch:
         Raises MlflowException, which MLflow answers with 403.
         """
         caller = callers.current.get()
-        principal = caller.principal
-        key_id, owner = (principal.key_id, principal.owner) if principal else ("", "")
         enforced = self.mode.now == "enforce"
         if not enforced and caller.spared is not None:
             if (code, kind) in caller.spared:
@@ -148,7 +145,7 @@ class Watch:
             "%s (%s) by key %s, request %s: %s%s",
             code if enforced else f"Only counted, in mode observe: {code}",
             kind,
-            key_id or "none",
+            caller.principal.key_id if caller.principal else "none",
             caller.request_id or "none",
             "" if uri is None else f"{shown(uri)}: ",
             # Names of clients may have line breaks.
@@ -161,8 +158,7 @@ class Watch:
                 error=code,
                 detail=CODES[code].detail,
             )
-        minute = int(time.time()) // 60
-        self.observed(WouldRefuse(code, kind, key_id, caller.address, owner, minute))
+        self.observed(WouldRefuse.now(code, kind, caller.principal, caller.address))
 
 
 def shown(uri: str) -> str:
