@@ -5,17 +5,15 @@ An experiment's folder holds `RUN/artifacts/…`, `models/MODEL/artifacts/…` a
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from urllib.parse import parse_qs
 
+from .artifact_places import holder
 from .folders import MAX_ODD, Folders, fold, read_path
 from .types import Operation
 
 PARAMETER = "{artifact_path:path}"
 
-_RUN = re.compile(r"[0-9a-f]{32}")
-_MODEL = re.compile(r"m-[0-9a-f]{32}")
 _LISTS = frozenset(f"GET /{api}/2.0/mlflow-artifacts/artifacts" for api in ("api", "ajax-api"))
 _UPLOAD = "POST /ajax-api/2.0/mlflow/upload-artifact"
 
@@ -97,13 +95,12 @@ def _kind(deletes: bool, path: str, folders: Folders) -> tuple[str, bool]:
 
 def _owner(rest: tuple[str, ...]) -> tuple[str, str] | None:
     """Return the (field, id) of the run or logged model that `rest`, below a folder, belongs to."""
-    if rest[:1] == ("models",):
-        field, name, rest = "logged_model", "".join(rest[1:2]), rest[2:]
-        match = _MODEL.fullmatch(name)
-    else:
-        field, name, rest = "run", "".join(rest[:1]), rest[1:]
-        match = _RUN.fullmatch(name)
-    return (field, name) if match and rest[:1] in ((), ("artifacts",)) else None
+    named = holder(rest)
+    below = rest[2:] if rest[:1] == ("models",) else rest[1:]
+    if named is None or below[:1] not in ((), ("artifacts",)):
+        return None
+    kind, name = named
+    return kind.replace(" ", "_"), name
 
 
 def named(operation: Operation, path: str, query: bytes, folders: Folders) -> dict[str, str]:
@@ -113,9 +110,8 @@ def named(operation: Operation, path: str, query: bytes, folders: Folders) -> di
     """
     if operation.rule == _UPLOAD:
         fields = parse_qs(query[:MAX_ODD].decode("utf-8", "replace"))
-        run = "".join(fields.get("run_uuid", [])[:1])
-        found = {"run": run} if _RUN.fullmatch(run) else {}
-        return {**found, "path": "".join(fields.get("path", [])[:1])}
+        owner = _owner(tuple(fields.get("run_uuid", [])[:1]))
+        return {**dict([owner] if owner else []), "path": "".join(fields.get("path", [])[:1])}
     if not operation.rule.endswith(PARAMETER):
         return {}
     path = _path(operation, path)
@@ -126,4 +122,4 @@ def named(operation: Operation, path: str, query: bytes, folders: Folders) -> di
         ids = [i for i in range(min(len(parts), 100)) if parts[max(i - 1, 0)] != "traces"]
         rests += [parts[i:] for i in ids]
     owner = next((owner for rest in rests if (owner := _owner(rest))), None)
-    return {**(dict([owner]) if owner else {}), "path": path}
+    return {**dict([owner] if owner else []), "path": path}

@@ -220,42 +220,10 @@ def settle(
     ):
         return Deny("ISOLATED", UNKNOWN.message, operation=operation)
     if policy.isolated and _is_closed(principal, operation, policy):
-        if operation.rule in _OF_SUPPLIERS:
-            return Deny(
-                "ISOLATED",
-                "Only the server's operator manages trusts here. Ask the operator to trust your jobs, "
-                "or to let suppliers do so (HOKUSAI_AUTH_SUPPLIER_TRUST=true).",
-                operation=operation,
-            )
-        if not operation.rule:
-            said = f"{_UNKNOWN_ROUTE} Such a route is closed to suppliers."
-        elif operation.access is Access.ADMIN:
-            said = (
-                f"{_subject(operation)} is for this server's administrators only. Ask its operator to "
-                "do there what you need."
-            )
-        else:
-            said = (
-                f"{_subject(operation)} is closed to suppliers, because this server keeps them apart. "
-                "If you need it, ask its operator for a key with a scope such as "
-                f"{_SCOPE_FOR[Access.WRITE]}, and without model:write."
-            )
-        return Deny("ISOLATED", said, operation=operation)
+        return _closed_to_suppliers(operation)
     enough = access(principal, operation, policy) >= operation.access
     if not enough and operation.access > Access.KEY:
-        scope = _scope_for(operation, principal, policy)
-        # A wrong path is the usual reason, and no reason to ask for an administrator's key.
-        return Deny(
-            "SCOPE_MISSING",
-            f"{_subject(operation)} needs the scope {scope}; key {principal.key_id} has "
-            f"{', '.join(sorted(principal.scopes)) or 'none'}.{explain_kind(operation)} Ask the "
-            "server's operator for a key with that scope."
-            if operation.rule
-            else f"{_UNKNOWN_ROUTE} Such a route is for administrators only.",
-            required_scope=scope,
-            current_scopes=tuple(sorted(principal.scopes)),
-            operation=operation,
-        )
+        return _scope_missing(operation, principal, policy)
     return Allow(operation, principal, need.credential, _sunset(principal))
 
 
@@ -264,6 +232,46 @@ _UNKNOWN_ROUTE = (
     "MLflow is not known to have this route: is the path of MLFLOW_TRACKING_URI right? It is "
     "/api/mlflow, /mlflow or none, unless you were given another; `hokusai-auth doctor` finds it."
 )
+
+
+def _closed_to_suppliers(operation: Operation) -> Deny:
+    """Return the refusal of an operation that isolation closes."""
+    if operation.rule in _OF_SUPPLIERS:
+        message = (
+            "Only the server's operator manages trusts here. Ask the operator to trust your jobs, or "
+            "to let suppliers do so (HOKUSAI_AUTH_SUPPLIER_TRUST=true)."
+        )
+    elif not operation.rule:
+        message = f"{_UNKNOWN_ROUTE} Such a route is closed to suppliers."
+    elif operation.access is Access.ADMIN:
+        message = (
+            f"{_subject(operation)} is for this server's administrators only. Ask its operator to do "
+            "there what you need."
+        )
+    else:
+        message = (
+            f"{_subject(operation)} is closed to suppliers, because this server keeps them apart. If "
+            "you need it, ask its operator for a key with a scope such as "
+            f"{_SCOPE_FOR[Access.WRITE]}, and without model:write."
+        )
+    return Deny("ISOLATED", message, operation=operation)
+
+
+def _scope_missing(operation: Operation, principal: Principal, policy: Policy) -> Deny:
+    """Return the refusal of an operation for which the key has no scope."""
+    scope = _scope_for(operation, principal, policy)
+    # A wrong path is the usual reason, and no reason to ask for an administrator's key.
+    return Deny(
+        "SCOPE_MISSING",
+        f"{_subject(operation)} needs the scope {scope}; key {principal.key_id} has "
+        f"{', '.join(sorted(principal.scopes)) or 'none'}.{explain_kind(operation)} Ask the "
+        "server's operator for a key with that scope."
+        if operation.rule
+        else f"{_UNKNOWN_ROUTE} Such a route is for administrators only.",
+        required_scope=scope,
+        current_scopes=tuple(sorted(principal.scopes)),
+        operation=operation,
+    )
 
 
 def _is_closed(principal: Principal, operation: Operation, policy: Policy) -> bool:
