@@ -45,6 +45,7 @@ SPELLINGS = (
     "{experiment}/%252e/{run}/artifacts/file.txt",
     "%2e/{experiment}%2f{run}%2fartifacts/file.txt",
     "%252e/{experiment}%252f{run}%252fartifacts",
+    "{experiment}/./{coded}/artifacts",
     "{experiment}//{run}//artifacts/file.txt",
     "{experiment}/{run}/artifacts/file.txt/.",
     "{experiment}/{run}/artifacts/file.txt/",
@@ -99,7 +100,8 @@ class World(NamedTuple):
 
     def spelled(self, spelling: str) -> str:
         """Return one of `SPELLINGS` with the names of this world."""
-        written = spelling.format(**self._asdict())
+        coded = f"%25{ord(self.run[0]):x}{self.run[1:]}"
+        written = spelling.format(**self._asdict(), coded=coded)
         return written.replace("file.txt", f"{self.word}.txt")
 
     def anonymous(self, text: bytes) -> bytes:
@@ -266,15 +268,25 @@ def test_own_folder_does_not_tell_whether_an_id_is_another_owner_s(server: Serve
     file = f"{{experiment}}/{own.run}/artifacts/{own.word}.txt/"
     folder = f"./{{experiment}}/./{own.run}/artifacts/"
     below = (f"{file}{{run}}", f"{file}{{logged}}", f"{folder}{{run}}/x", f"{folder}{{logged}}")
+    root = "/api/2.0/mlflow-artifacts/"
+    questions = (
+        f"{root}artifacts/{{}}",
+        f"{root}artifacts?path={{}}",
+        f"{root}presigned/{{}}",
+        f"/get-artifact?run_uuid={own.run}&path={{}}",
+        f"/api/2.0/mlflow/artifacts/list?run_id={own.run}&path={{}}",
+        f"/model-versions/get-artifact?name={own.model}&version=1&path={{}}",
+        f"/ajax-api/2.0/mlflow/logged-models/{own.logged}/artifacts/files?artifact_file_path={{}}",
+    )
     padded = f"./{{experiment}}/{'./' * 2440}{{run}}/{'./' * 2440}artifacts"
     wrong = []
     for spelling in (*SPELLINGS, *below, padded):
-        for question in ("artifacts/{}", "artifacts?path={}", "presigned/{}"):
+        for question in questions:
             answers = []
             for world in (foreign, missing):
                 path = world._replace(experiment=own.experiment).spelled(spelling)
                 request = question.format(quote(path, safe="%/") if "?" in question else path)
-                status, body = globex.send("GET", f"/api/2.0/mlflow-artifacts/{request}")
+                status, body = globex.send("GET", request)
                 answers.append((status, world.anonymous(body)))
             if answers[0] != answers[1]:
                 wrong.append((spelling, question, *answers))

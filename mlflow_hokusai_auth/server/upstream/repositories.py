@@ -258,12 +258,15 @@ class Opener:
             path = args[place] if len(args) > place else kwargs.get(name)
             if path and self.watch.looks:
                 self._check_path(args[0], str(path))
-            if not changes.hides or all(
-                map(changes.sees, self._places(args[0], str(path or ""), ""))
-            ):
+            if not changes.hides:
                 return method(*args, **kwargs)
-            # MLflow answers for itself that there is no such file, in the words of its repository.
             bound = signature.bind(*args, **kwargs)
+            if path:
+                # MLflow decodes a path in some places only, and its messages would show in which.
+                bound.arguments[name] = path = _decoded(str(path))
+            if all(map(changes.sees, self._places(args[0], str(path or ""), ""))):
+                return method(*bound.args, **bound.kwargs)
+            # MLflow answers for itself that there is no such file, in the words of its repository.
             before, segment, after = self._hidden(args[0], str(path or ""), changes)
             # As long as the segment, because paths and messages have a greatest length.
             missing = uuid.uuid4().hex.rjust(len(segment), "0")
