@@ -344,6 +344,26 @@ def test_form_that_somebody_else_s_edit_has_outdated_overwrites_nothing(here: Tr
     assert here.refused(edit, changed(here, trust_id, minutes="5", seen=None), 409)
 
 
+def test_mistake_in_an_outdated_form_does_not_make_it_current(here: TrustsPage) -> None:
+    trust_id = here.add()
+    edit = f"{trust_id}/edit"
+    for mistake in ({"minutes": "soon"}, {"minutes": "61"}, {"models": "a*b"}, {"scopes": []}):
+        here.trusts.edit(trust_id, {"scopes": ("model:read", "model:write"), "models": ()})
+        fields = changed(here, trust_id, **mistake)
+        here.trusts.edit(trust_id, {"scopes": ("model:read",), "models": ("acme-*",)})
+        now = here.trusts.get(trust_id)
+        shown = here.post(edit, fields)
+        (seen,) = re.findall(r'name="seen" value="([^"]*)"', shown.text)
+        corrected = {
+            "seen": seen,
+            "minutes": "20",
+            "models": "",
+            "scopes": ["model:read", "model:write"],
+        }
+        here.refused(edit, corrected, 409)
+        assert shown.status_code == 400 and here.trusts.get(trust_id) == now, mistake
+
+
 def test_supplier_edits_its_own_within_its_key(here: TrustsPage) -> None:
     own, theirs = here.add(), here.add("Globex", gitlab="globex/models")
     mine = here.key(models=["acme-*"])
