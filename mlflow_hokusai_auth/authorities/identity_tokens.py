@@ -235,6 +235,10 @@ def _invalid(why: str) -> Refused:
     return Refused("TOKEN_INVALID", f"The subject token can't be used. {why}")
 
 
+class _Malformed(ValueError):
+    """Raised for JSON that is no object, or that two parsers read differently."""
+
+
 def _read(part: str) -> dict[str, Any]:
     """Return the JSON object in a part of a token. Raises ValueError, whose text quotes nothing."""
     try:
@@ -248,17 +252,13 @@ def _read(part: str) -> dict[str, Any]:
             raise ValueError(f"Its JSON is nested deeper than {MAX_DEPTH} levels")
     try:
         content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except _Malformed as error:
-        raise ValueError(str(error)) from None
+    except _Malformed:
+        raise
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise _Malformed("A part is no JSON object")
     return content
-
-
-class _Malformed(ValueError):
-    """Raised for JSON that is no object, or that two parsers read differently."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -175,11 +175,7 @@ def parse(document: bytes | str) -> KeySet:
 
     Keys for other purposes and of other kinds are left out: only RSA of 2048 bits or more, and P-256.
     """
-    try:
-        content = json.loads(document)
-    except (ValueError, RecursionError):
-        content = None
-    entries = content.get("keys") if isinstance(content, dict) else None
+    entries = _object(document).get("keys")
     if not isinstance(entries, list) or len(entries) > MAX_KEYS:
         raise ValueError(f"this is no JSON Web Key Set of at most {MAX_KEYS} keys")
     found: dict[str, VerifyingKey] = {}
@@ -212,6 +208,15 @@ def _of(keys: KeySet | None, key_id: str) -> VerifyingKey | None:
     return keys.get(key_id)
 
 
+def _object(document: bytes | str) -> dict[str, object]:
+    """Return the JSON object in `document`; an empty one if there is none."""
+    try:
+        content = json.loads(document)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _verifying(entry: object) -> VerifyingKey | None:
     if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
         return None
@@ -242,20 +247,15 @@ def _fetch(issuer: str, deadline: float) -> KeySet:
         session.headers["Accept-Encoding"] = "identity"
         for scheme in ("http://", "https://"):
             session.mount(scheme, TimedAdapter(1, 1, max_retries=0))
-        described = _get(session, issuer.rstrip("/") + _DISCOVERY, deadline)
-        try:
-            content = json.loads(described)
-        except (ValueError, RecursionError):
-            content = None
-        if not isinstance(content, dict) or content.get("issuer") != issuer:
+        described = _object(_get(session, issuer.rstrip("/") + _DISCOVERY, deadline))
+        if described.get("issuer") != issuer:
             raise AuthorityUnavailable(
                 f"{issuer}{_DISCOVERY} describes no issuer of exactly this name"
             )
-        url = content.get("jwks_uri")
-        safe = isinstance(url, str) and (
-            url.startswith("https://") or (local and _LOOPBACK.fullmatch(url) is not None)
-        )
-        if not isinstance(url, str) or not safe:
+        url = described.get("jwks_uri")
+        if not isinstance(url, str) or not (
+            url.startswith("https://") or (local and _LOOPBACK.fullmatch(url))
+        ):
             raise AuthorityUnavailable(f"the issuer {issuer} names no https address of its keys")
         try:
             return parse(_get(session, url, deadline))
