@@ -171,7 +171,7 @@ def add(
         able = [one for one in chosen if one.state(now) in _ACTIONS[action]]
         # The caller's own key is last, because nothing more can be done with it afterwards.
         able.sort(key=lambda one: one.key_id == mine)
-        back = flask.request.form.get("back", "")
+        back = sent.get("back", "")
         links = trusts = 0
         grants: list[dict[str, Any]] | None = None
         if action == "revoke" and owner:
@@ -197,26 +197,32 @@ def add(
         if action == "rotate":
             ids = [one.key_id for one in able]
             return shown(lambda: actions.rotate_several(ids, _overlap(sent)))
-        failed: list[KeyConflict] = []
-        taken: list[str] = []
-        removed: list[str] = []
-        if owner:
-            ended, failed, taken, removed = store.revoke_owner(owner, callers.actor())
-            number = len(ended)
-        else:
-            for one in able:
-                try:
-                    store.revoke(one.key_id, callers.actor())
-                except KeyConflict as error:
-                    failed.append(error)
-            number = len(able) - len(failed)
+        done = _revoke_all(store, owner) if owner else _revoke_each(store, able)
         time.sleep(keys_api.REVOKED_EVERYWHERE)
-        text = f"{counted(number, 'key')} revoked and refused everywhere."
-        if taken:
-            text += f" {counted(len(taken), 'one-time link')} revoked."
-        if removed:
-            text += f" {counted(len(removed), 'trust')} removed."
-        return forms.done(f"../keys?{back}", " ".join([text, *map(str, failed[:3])]))
+        return forms.done(f"../keys?{back}", done)
+
+
+def _revoke_all(store: LocalStore, owner: str) -> str:
+    """End all that gives keys to `owner`, and return what was done, in words."""
+    ended, failed, links, trusts = store.revoke_owner(owner, callers.actor())
+    more = [f"{counted(len(links), 'one-time link')} revoked."] if links else []
+    more += [f"{counted(len(trusts), 'trust')} removed."] if trusts else []
+    return _revoked(len(ended), [*more, *map(str, failed[:3])])
+
+
+def _revoke_each(store: LocalStore, records: Sequence[KeyRecord]) -> str:
+    """Revoke these keys, and return what was done, in words."""
+    failed: list[str] = []
+    for record in records:
+        try:
+            store.revoke(record.key_id, callers.actor())
+        except KeyConflict as error:
+            failed.append(str(error))
+    return _revoked(len(records) - len(failed), failed[:3])
+
+
+def _revoked(number: int, more: Sequence[str]) -> str:
+    return " ".join([f"{counted(number, 'key')} revoked and refused everywhere.", *more])
 
 
 def _grants_to(owner: str, store: LocalStore, gate: Gate) -> list[dict[str, Any]] | None:
