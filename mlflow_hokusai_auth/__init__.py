@@ -1,7 +1,7 @@
 """Hokusai API keys for MLflow.
 
 core/         decides, without I/O: the credential of a request, its operation, allow or deny
-store/        keeps keys, sessions, uses and the audit log in a database of its own
+store/        keeps keys and the audit log in a database of its own, and owners in MLflow's
 authorities/  says who a key belongs to: the store, the auth service, and the caches before them
 server/       is the gate inside `mlflow server --app-name hokusai-auth`, with its pages and API
 client/       adds the key to the requests of MLflow's client, and diagnoses connections

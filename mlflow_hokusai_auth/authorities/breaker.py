@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Breaker:
-    """Thread-safe. `now` is in seconds of any clock, best a monotonic one.
+    """The states of a breaker, which threads share. `now` is in seconds of any monotonic clock.
 
     A probe that takes more than `max_probe` seconds is taken for lost.
     """

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import atexit
 import gc
-import logging
 import os
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +89,13 @@ from .web import (
 )
 
 if TYPE_CHECKING:
+    import flask
     from _typeshed.wsgi import WSGIApplication
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+    from mlflow_hokusai_auth.core.locations import Roots
 
     from .gate.asgi import AsgiGate
-
-_log = logging.getLogger(__name__)
 
 #: uvicorn's STARTUP_FAILURE: its supervisor stops instead of restarting the worker.
 _STARTUP_FAILURE = 3
@@ -138,8 +140,6 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     mode = live_settings.Mode(config.mode, config.force_mode)
     isolation = live_settings.Isolation(mode, config.isolation)
     leak_keys = leak_reports.load(config.leak_public_keys) if config.leak_public_keys else {}
-    trusts = Trusts(store.database, lifetimes=settings.lifetimes_of(config))
-    has_store = "local" in config.backend
     observed, uses = Observed(store.database), UseCounter(store.database)
     roots = artifact_roots.load(config.artifact_roots)
     folders = ExperimentFolders(roots)
@@ -163,7 +163,7 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         count=uses.add,
         absent={
             **({} if leak_keys else {leak_reports.RULE: leak_reports.ABSENT}),
-            **({} if has_store else {token_api.RULE: trust_api.ABSENT}),
+            **({} if _has_store(config) else {token_api.RULE: trust_api.ABSENT}),
         },
         contact=config.contact,
         trusted=networks(config.trusted_proxies),
@@ -173,57 +173,12 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
         lookups=LookupPool(timeout=config.service_timeout + 5.0),
         folders=folders,
     )
-    trust_actions = trust_api.TrustActions(store, gate, has_store, settings.lifetimes_of(config))
-    maker = links_api.LinkMaker(
-        Links(store.database), config.public_urls, settings.lifetimes_of(config)
-    )
-    healthy = health.Health(health.checks(store, authorities.probe(config, store), isolation))
-    for blueprint in (
-        keys_api.blueprint(
-            store,
-            gate,
-            leak_keys,
-            lambda: isolation.now == "enforce",
-            settings.lifetimes_of(config),
-        ),
-        ownership_api.blueprint(store, gate),
-        audit_api.blueprint(store.database),
-        api.unknown_paths(),
-        validate_key.blueprint(),
-        trust_api.blueprint(trust_actions),
-        links_api.blueprint(maker, has_store=has_store),
-        token_api.blueprint(
-            trusts, gate, Verifier(config.public_urls) if config.public_urls else None
-        ),
-        pages.blueprint(
-            store,
-            sessions,
-            gate,
-            config.session_lifetime,
-            maker.lifetimes,
-            has_store=has_store,
-            public_urls=config.public_urls,
-        ),
-        account.blueprint(gate, sessions),
-        monitoring.blueprint(store, log.flush),
-        health.blueprint(healthy),
-        status_api.blueprint(store, mode, isolation, healthy),
-    ):
+    for blueprint in _blueprints(config, store, sessions, gate, leak_keys, log):
         blueprint.before_request(caller.refuse_without_key)
         flask_app.register_blueprint(blueprint)
     caller.install(flask_app)
     static_files.install(flask_app)
-    watch = artifact_roots.Watch(mode, observed.add, config.contact)
-    isolated = artifact_roots.Watch(isolation, observed.add, config.contact)
-    facts = Facts(usable=False)
-    prepared = preparation.Preparation(isolation, facts)
-    artifacts = Artifacts(roots, gate.policy, folders, isolated, facts)
-    repositories.confine(roots, watch, artifacts)
-    locations.Stored(roots, gate.policy, watch, folders, artifacts).install()
-    provenance.Provenance(watch, config.provenance, gate.policy).install()
-    writes.Writes(gate.policy, isolated, facts, frozenset(config.protected_aliases)).install()
-    reads.Reads(gate.policy, isolated, facts).install()
-    hidden.Hidden(isolated).install(flask_app)
+    prepared = _confine(config, gate, roots, observed, flask_app)
     stores.open_by_itself()
     database_errors.shorten()
     pragmas.set_once()
@@ -273,6 +228,69 @@ def _assemble(config: settings.Settings, store: LocalStore) -> AsgiGate | WSGIAp
     gc.collect()
     gc.freeze()
     return app
+
+
+def _has_store(config: settings.Settings) -> bool:
+    return "local" in config.backend
+
+
+def _blueprints(
+    config: settings.Settings,
+    store: LocalStore,
+    sessions: Sessions,
+    gate: Gate,
+    leak_keys: Mapping[str, EllipticCurvePublicKey],
+    log: DecisionLog,
+) -> Sequence[flask.Blueprint]:
+    """Return our own routes, beside MLflow's."""
+    lifetimes, has_store = settings.lifetimes_of(config), _has_store(config)
+    isolation, urls = gate.isolation, config.public_urls
+    trusts = Trusts(store.database, lifetimes=lifetimes)
+    healthy = health.Health(health.checks(store, authorities.probe(config, store), isolation))
+    return (
+        keys_api.blueprint(store, gate, leak_keys, lambda: isolation.now == "enforce", lifetimes),
+        ownership_api.blueprint(store, gate),
+        audit_api.blueprint(store.database),
+        api.unknown_paths(),
+        validate_key.blueprint(),
+        trust_api.blueprint(trust_api.TrustActions(store, gate, has_store, lifetimes)),
+        links_api.blueprint(
+            links_api.LinkMaker(Links(store.database), urls, lifetimes), has_store=has_store
+        ),
+        token_api.blueprint(trusts, gate, Verifier(urls) if urls else None),
+        pages.blueprint(
+            store,
+            sessions,
+            gate,
+            config.session_lifetime,
+            lifetimes,
+            has_store=has_store,
+            public_urls=urls,
+        ),
+        account.blueprint(gate, sessions),
+        monitoring.blueprint(store, log.flush),
+        health.blueprint(healthy),
+        status_api.blueprint(store, gate.mode, isolation, healthy),
+    )
+
+
+def _confine(
+    config: settings.Settings, gate: Gate, roots: Roots, observed: Observed, app: flask.Flask
+) -> preparation.Preparation:
+    """Keep suppliers apart in MLflow's data, and artifacts in `roots`, from now on."""
+    policy, folders, isolation = gate.policy, gate.folders, gate.isolation
+    watch = artifact_roots.Watch(gate.mode, observed.add, config.contact)
+    isolated = artifact_roots.Watch(isolation, observed.add, config.contact)
+    facts = Facts(usable=False)
+    prepared = preparation.Preparation(isolation, facts)
+    artifacts = Artifacts(roots, policy, folders, isolated, facts)
+    repositories.confine(roots, watch, artifacts)
+    locations.Stored(roots, policy, watch, folders, artifacts).install()
+    provenance.Provenance(watch, config.provenance, policy).install()
+    writes.Writes(policy, isolated, facts, frozenset(config.protected_aliases)).install()
+    reads.Reads(policy, isolated, facts).install()
+    hidden.Hidden(isolated).install(app)
+    return prepared
 
 
 def _refuse_static_prefix(static_prefix: str | None) -> None:

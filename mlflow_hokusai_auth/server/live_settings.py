@@ -1,6 +1,6 @@
-"""The settings that change while the server runs: the mode and the log level of all its processes.
+"""The settings that change while the server runs: mode, isolation and log level of all its processes.
 
-`hokusai-auth mode` and `hokusai-auth log-level` write them to the key store; each process reads them
+`hokusai-auth mode`, `isolation` and `log-level` write them to the key store; each process reads them
 when it begins to serve and every `POLL` seconds.
 """
 
@@ -20,7 +20,6 @@ from mlflow_hokusai_auth.store.database import Database
 POLL = 1.0
 
 _log = logging.getLogger(__name__)
-
 
 #: The sources of the mode and the isolation: the setting that overrides all, what was set with
 #: `hokusai-auth mode` or `isolation`, the setting, or what was decided for MLflow's database.

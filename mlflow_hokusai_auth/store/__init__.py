@@ -1,1 +1,1 @@
-"""The data that the server keeps in its own database: keys, sessions, uses and the audit log."""
+"""The data that the server keeps: keys and the audit log in its own database, owners in MLflow's."""

@@ -1,4 +1,4 @@
-"""`/hokusai/…`: the pages for signing in with a key and for managing keys, in a browser.
+"""`/hokusai/…`: the pages for signing in with a key, and for keys, models, trusts and links.
 
 Pages hold no inline script or style, so that their Content-Security-Policy can forbid both. Links are
 relative, so that the pages work under any prefix. The script of the pages changes keys in dialogs,
