@@ -15,7 +15,6 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
 from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -78,9 +77,8 @@ def tries() -> bool:
 class Hidden:
     """Looks behind answers to suppliers for rows that were hidden from them, or would be."""
 
-    def __init__(self, watch: Watch, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, watch: Watch) -> None:
         self._watch = watch
-        self._sleep = sleep
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._answers: queue.Queue[Answered] = queue.Queue(_WAITING)
@@ -111,7 +109,7 @@ class Hidden:
     def _look_on(self) -> None:
         while True:
             self.look(self._answers.get())
-            self._sleep(1 / PER_SECOND)
+            time.sleep(1 / PER_SECOND)
 
     def look(self, answer: Answered) -> None:
         """Count and log the answer if it hid something, or if isolation `full` would hide something."""
