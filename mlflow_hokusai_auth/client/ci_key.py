@@ -94,22 +94,20 @@ def obtain() -> ExchangedKey:
     uri = profile.tracking_uri()
     with _lock:
         now = time.monotonic()
-        held = _held if _held is not None and _held.uri == uri else None
+        good = _held is not None and _held.uri == uri and now < _held.ends_at
+        held = _held if good else None
         if held is not None and now < held.renew_at:
             return held.key
-        alive = held is not None and now < held.ends_at
         if _failed[0] == uri and now < _failed[1]:
-            if alive:
-                assert held is not None
-                return held.key
-            raise Unavailable(_failed[2])
+            if held is None:
+                raise Unavailable(_failed[2])
+            return held.key
         try:
             _held = held = _exchange(uri)
         except Unavailable as reason:
             _failed = (uri, time.monotonic() + PAUSE, str(reason))
-            if not alive:
+            if held is None:
                 raise
-            assert held is not None
         return held.key
 
 
@@ -160,36 +158,36 @@ def _exchange(uri: str) -> _Held:
             "the tracking URI must be the https URL of the server that exchanges identity tokens, "
             f"and in {profile.ALLOWED_ORIGINS} if that is set."
         )
-    answer = None
-    for left in reversed(range(TRIES)):
-        # Each try has a token of its own, because the server may have used up the one before.
-        answer = _post(uri, _identity_token(str(origin)))
-        if answer.status_code not in (429, 503) or not left:
+    answer = _post(uri, _identity_token(str(origin)))
+    for _ in range(TRIES - 1):
+        if answer.status_code not in (429, 503):
             break
         time.sleep(min(_seconds(answer.headers.get("Retry-After")), MAX_WAIT))
-    assert answer is not None
+        # Each try has a token of its own, because the server may have used up the one before.
+        answer = _post(uri, _identity_token(str(origin)))
     began = time.monotonic()
     try:
         given = answer.json()
     except ValueError:
         given = None
     if answer.status_code != 200 or not isinstance(given, dict):
-        said = given.get("message") if isinstance(given, dict) else None
-        text = (
-            _line(said)
-            or f"{origin} answers {answer.status_code}, not as a server of this package."
+        said = _line(given.get("message")) if isinstance(given, dict) else ""
+        raise Unavailable(
+            said or f"{origin} answers {answer.status_code}, not as a server of this package."
         )
-        raise Unavailable(text)
     key, lifetime = given.get("access_token"), given.get("expires_in")
-    usable = isinstance(key, str) and key and keys.unsendable(key) is None
-    if not usable or not isinstance(lifetime, (int, float)) or not 0 < lifetime < math.inf:
+    if (
+        not isinstance(key, str)
+        or keys.unsendable(key) is not None
+        or not isinstance(lifetime, (int, float))
+        or not 0 < lifetime < math.inf
+    ):
         raise Unavailable(f"{origin} answers without a key, or without its lifetime.")
     profile.warn_once(
         f"This job's identity was exchanged for a Hokusai API key of {_line(given.get('owner'))} "
         f"({_line(given.get('scope'))}) at {origin}. It ends in {lifetime / 60:.0f} minutes, and is "
         "renewed before."
     )
-    assert isinstance(key, str)
     held = ExchangedKey(key, origin)
     return _Held(uri, held, began + RENEW_AFTER * lifetime, began + lifetime)
 
