@@ -21,14 +21,13 @@ from functools import lru_cache
 
 import jwt
 import requests
-import urllib3
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.trust import shown
 
-from .timed_http import TimedAdapter, cause, read_body
+from .timed_http import cause, read_body, session, until
 
 #: Seconds for which a set is used without a look at its issuer, and while the issuer is unreachable.
 FRESH, STALE = 3600.0, 86400.0
@@ -235,19 +234,11 @@ def _verifying(entry: object) -> VerifyingKey | None:
 
 
 def _fetch(issuer: str, deadline: float) -> KeySet:
-    with requests.Session() as session:
-        # With trust_env, ~/.netrc would send its password to the issuer.
-        session.trust_env = False
-        local = _LOOPBACK.fullmatch(issuer) is not None
-        if not local:
-            # A proxy would read plain http, and takes 127.0.0.1 for itself.
-            session.proxies.update(requests.utils.get_environ_proxies(issuer))
-        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
-        session.headers["User-Agent"] = "mlflow-hokusai-auth"
-        session.headers["Accept-Encoding"] = "identity"
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, TimedAdapter(1, 1, max_retries=0))
-        described = _object(_get(session, issuer.rstrip("/") + _DISCOVERY, deadline))
+    local = _LOOPBACK.fullmatch(issuer) is not None
+    verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
+    # A proxy would read plain http, and takes 127.0.0.1 for itself.
+    with session(verify, proxied=None if local else issuer) as client:
+        described = _object(_get(client, issuer.rstrip("/") + _DISCOVERY, deadline))
         if described.get("issuer") != issuer:
             raise AuthorityUnavailable(
                 f"{issuer}{_DISCOVERY} describes no issuer of exactly this name"
@@ -258,19 +249,13 @@ def _fetch(issuer: str, deadline: float) -> KeySet:
         ):
             raise AuthorityUnavailable(f"the issuer {issuer} names no https address of its keys")
         try:
-            return parse(_get(session, url, deadline))
+            return parse(_get(client, url, deadline))
         except ValueError as error:
             raise AuthorityUnavailable(f"the issuer {issuer}: {error}") from None
 
 
-def _get(session: requests.Session, url: str, deadline: float) -> bytes:
-    with session.get(
-        url,
-        # Only urllib3's own type has a total time; the stubs of requests don't know it.
-        timeout=urllib3.Timeout(total=max(deadline - time.monotonic(), 0.01)),  # type: ignore[arg-type]
-        allow_redirects=False,
-        stream=True,
-    ) as response:
+def _get(client: requests.Session, url: str, deadline: float) -> bytes:
+    with client.get(url, timeout=until(deadline), allow_redirects=False, stream=True) as response:
         if response.status_code != 200:
             raise AuthorityUnavailable(f"{url} answers {response.status_code}")
         content = read_body(response, MAX_DOCUMENT)

@@ -14,13 +14,12 @@ from concurrent import futures
 from http.cookiejar import DefaultCookiePolicy
 
 import requests
-import urllib3
 
 from mlflow_hokusai_auth.core.errors import AuthorityUnavailable
 from mlflow_hokusai_auth.core.types import Principal, Rejected
 
 from .service_reply import Reply, read_reply
-from .timed_http import TimedAdapter, cause, read_body
+from .timed_http import cause, read_body, session, until
 
 PATH = "/api/v1/keys/validate"
 #: Most bytes of a reply's body; a real one has a few hundred.
@@ -66,10 +65,10 @@ class AuthService:
 
     def lookup(self, key: str, address: str = "") -> Principal | Rejected:
         """Return the owner of `key`. Raises AuthorityUnavailable or Throttled."""
-        session, threads = self._client()
+        client, threads = self._client()
         deadline = time.monotonic() + self._timeout
         # Only a thread bounds the time for name resolution, and for several addresses in a row.
-        sent = threads.submit(self._send, session, key, address, deadline)
+        sent = threads.submit(self._send, client, key, address, deadline)
         done, _ = futures.wait([sent], self._timeout)
         if not done:
             sent.cancel()
@@ -86,17 +85,16 @@ class AuthService:
         """Return 0, as the service is not watched."""
         return 0
 
-    def _send(self, session: requests.Session, key: str, address: str, deadline: float) -> Reply:
+    def _send(self, client: requests.Session, key: str, address: str, deadline: float) -> Reply:
         body = {"service_id": self._service_id}
         if address:
             # Without this field the service takes our own address for the client's.
             body["client_ip"] = address
-        with session.post(
+        with client.post(
             self._url,
             json=body,
             headers={"Authorization": f"Bearer {key}"},
-            # Only urllib3's own type has a total time; the stubs of requests don't know it.
-            timeout=urllib3.Timeout(total=deadline - time.monotonic()),  # type: ignore[arg-type]
+            timeout=until(deadline),
             allow_redirects=False,
             stream=True,
         ) as response:
@@ -120,18 +118,8 @@ class AuthService:
         return client
 
     def _session(self) -> requests.Session:
-        session = requests.Session()
-        # With trust_env, ~/.netrc would replace the key, and REQUESTS_CA_BUNDLE the certificates.
-        session.trust_env = False
-        session.verify = self._verify
-        if self._use_proxies:
-            session.proxies.update(requests.utils.get_environ_proxies(self._url))
-        session.headers["User-Agent"] = "mlflow-hokusai-auth"
-        session.headers["Accept-Encoding"] = "identity"
+        proxied = self._url if self._use_proxies else None
+        made = session(self._verify, proxied=proxied, connections=self._connections)
         # A cookie that is set for one key must not be sent with the next.
-        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        for scheme in ("http://", "https://"):
-            session.mount(
-                scheme, TimedAdapter(1, self._connections, max_retries=0, pool_block=True)
-            )
-        return session
+        made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        return made

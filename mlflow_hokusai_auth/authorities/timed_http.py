@@ -1,4 +1,7 @@
-"""HTTP requests to other servers with a deadline for the whole answer and a bound on its size."""
+"""HTTP requests to other servers with a deadline for the whole answer and a bound on its size.
+
+Nothing of the machine's own settings goes into them that the caller did not ask for.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,32 @@ from typing import Any
 
 import requests.adapters
 import urllib3
+
+
+def session(
+    verify: bool | str, *, proxied: str | None = None, connections: int = 1
+) -> requests.Session:
+    """Return a session of at most `connections` connections to each server; see `until`.
+
+    `verify` is that of requests. A proxy that the environment names for the URL `proxied` is used.
+    """
+    made = requests.Session()
+    # With trust_env, ~/.netrc would send its passwords, and REQUESTS_CA_BUNDLE replace `verify`.
+    made.trust_env = False
+    made.verify = verify
+    if proxied is not None:
+        made.proxies.update(requests.utils.get_environ_proxies(proxied))
+    made.headers["User-Agent"] = "mlflow-hokusai-auth"
+    made.headers["Accept-Encoding"] = "identity"
+    for scheme in ("http://", "https://"):
+        made.mount(scheme, _TimedAdapter(1, connections, max_retries=0, pool_block=True))
+    return made
+
+
+def until(deadline: float) -> Any:
+    """Return the `timeout` of a request whose answer must be there at `deadline` (`time.monotonic`)."""
+    # Only urllib3's own type has a total time; the stubs of requests don't know it.
+    return urllib3.Timeout(total=max(deadline - time.monotonic(), 0.01))
 
 
 def read_body(response: requests.Response, limit: int) -> bytes | None:
@@ -73,7 +102,7 @@ _POOLS = {
 }
 
 
-class TimedAdapter(requests.adapters.HTTPAdapter):
+class _TimedAdapter(requests.adapters.HTTPAdapter):
     """Connections with `_TimedResponse`, with a proxy and without."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
