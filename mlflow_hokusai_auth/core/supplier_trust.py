@@ -28,13 +28,8 @@ def problem(trust: Trust, caller: Principal, policy: Policy) -> str | None:
             f"This key does not have the scopes {', '.join(beyond)}, so it can't pass them on. Leave "
             "them out, or ask the server's operator to add the trust."
         )
-    if caller.models and not (
-        trust.models and all(within(pattern, caller.models) for pattern in trust.models)
-    ):
-        return (
-            "This key may change only models named "
-            f"{' or '.join(sorted(caller.models))}, so its trusts need models within these."
-        )
+    if too_wide := names_problem(trust, caller):
+        return too_wide
     if caller.no_delete and not trust.no_delete:
         return "This key may not delete anything, so its trusts need no_delete."
     # A general scope alone makes a key of the server's staff, and beside a registry scope it does not.
@@ -52,6 +47,19 @@ def problem(trust: Trust, caller: Principal, policy: Policy) -> str | None:
             "Give model:read or model:write as well."
         )
     return None
+
+
+def names_problem(trust: Trust, caller: Principal) -> str | None:
+    """Return why the key `caller` may not give, change or remove `trust` for its models, or None.
+
+    An edit and a removal end the keys of the trust's jobs, which may register other models.
+    """
+    if not caller.models or (
+        trust.models and all(within(pattern, caller.models) for pattern in trust.models)
+    ):
+        return None
+    names = " or ".join(sorted(caller.models))
+    return f"This key may change only models named {names}, so its trusts need models within these."
 
 
 def covers(scopes: frozenset[str], scope: str) -> bool:

@@ -119,7 +119,7 @@ class TrustActions:
 
     def edit(self, trust_id: str, body: object, *, seen: str | None = None) -> TrustRecord:
         """Change the fields of a trust that are in `body`; `seen` is that of `Trusts.edit`."""
-        trusts = self.trusts_of_caller()
+        trusts = self._trusts_with(trust_id)
         given = schemas.parse(trusted.TrustChanges, body)
         changed, forget = trusted.changes(given)
         if "jwks" in changed and not policy.is_admin(callers.principal(), self.gate.policy):
@@ -128,10 +128,18 @@ class TrustActions:
 
     def remove(self, trust_id: str) -> TrustRecord:
         """Remove a trust, and end its keys."""
-        trusts = self.trusts_of_caller()
+        trusts = self._trusts_with(trust_id)
         if callers.principal().no_delete:
             raise Forbidden("This key may not delete anything.")
         return trusts.remove(trust_id, callers.actor())
+
+    def _trusts_with(self, trust_id: str) -> Trusts:
+        """Return the trusts of the caller, who may change this one for its models."""
+        trusts = self.trusts_of_caller()
+        trust = trusts.get(trust_id).trust
+        if problem := supplier_trust.names_problem(trust, callers.principal()):
+            raise Forbidden(problem)
+        return trusts
 
     def _check_supplier(self, caller: Principal) -> None:
         """Raise Forbidden unless this key, which is no administrator's, manages its owner's trusts."""

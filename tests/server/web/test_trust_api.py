@@ -196,16 +196,34 @@ def test_lifetime_that_nobody_gave_is_within_the_maximum(
 def test_an_edit_leaves_no_trust_beyond_the_supplier_s_key(site: Site) -> None:
     """The operator may give an owner's jobs more than one of its keys has."""
     trust_id = site.added(ADMIN, owner="ACME", scopes=["mlflow:write"])
-    mine = site.key(models=["acme-*"])
-    for change in ({"ttl": 60}, {"scopes": ["model:write"]}, {"forget_ids": True}):
+    mine = site.key()
+    for change in ({"ttl": 60}, {"forget_ids": True}):
         answer = site.ask(f"PATCH /trust/{trust_id}", mine, json=change)
         assert answer.status_code == 403, answer.json
     change = {"scopes": ["model:write"], "models": ["acme-x"]}
     assert site.ask(f"PATCH /trust/{trust_id}", mine, json=change).status_code == 200
+    narrowed = site.key(models=["acme-*"])
     for change in ({"models": []}, {"models": ["a*"]}):
-        answer = site.ask(f"PATCH /trust/{trust_id}", mine, json=change)
+        answer = site.ask(f"PATCH /trust/{trust_id}", narrowed, json=change)
         assert answer.status_code == 403, answer.json
     assert site.trusts.get(trust_id).trust.models == ("acme-x",)
+
+
+def test_narrowed_key_leaves_the_trusts_of_other_models_alone(site: Site) -> None:
+    narrowed = site.key(models=["acme-*"])
+    for models in ([], ["acme-x", "other"]):
+        trust_id = site.added(ADMIN, owner="ACME", workflow=f"{len(models)}.yml", models=models)
+        before = site.trusts.get(trust_id)
+        for line, body in (
+            (f"PATCH /trust/{trust_id}", {"models": ["acme-x"]}),
+            (f"PATCH /trust/{trust_id}", {"forget_ids": True}),
+            (f"DELETE /trust/{trust_id}", None),
+        ):
+            answer = site.ask(line, narrowed, json=body)
+            assert answer.status_code == 403 and "acme-*" in answer.text, (line, answer.text)
+        assert site.trusts.get(trust_id) == before
+    own = site.added(narrowed, models=["acme-x"])
+    assert site.ask(f"DELETE /trust/{own}", narrowed).status_code == 200
 
 
 def test_exchanged_key_never_manages_trusts(site: Site) -> None:

@@ -377,13 +377,14 @@ def test_supplier_edits_its_own_within_its_key(here: TrustsPage) -> None:
     page = here.get(caller=mine, page=f"trusts/{own}/edit")
     assert 'value="model:read"' in page and 'value="mlflow:read"' not in page
     edit = f"{own}/edit"
-    assert "acme-*" in here.refused(edit, changed(here, own, minutes="5"), 403, mine)[1]
-    here.done(edit, changed(here, own, models="acme-x"), mine)
-    assert here.trusts.get(own).trust.models == ("acme-x",)
+    assert "acme-*" in here.refused(edit, changed(here, own, models="acme-x"), 403, mine)[1]
+    here.trusts.edit(own, {"models": ("acme-x",)})
+    here.done(edit, changed(here, own, models="acme-y"), mine)
+    assert here.trusts.get(own).trust.models == ("acme-y",)
     # A scope that the trust has and the key has not is shown, so that nobody drops it by mistake.
     here.trusts.edit(own, {"scopes": ["mlflow:read", "model:write"]})
     assert 'value="mlflow:read" checked' in here.get(caller=mine, page=f"trusts/{own}/edit")
-    fields = changed(here, own, models="acme-y")
+    fields = changed(here, own, models="acme-z")
     assert "mlflow:read" in here.refused(edit, fields, 403, mine)[1]
 
 
