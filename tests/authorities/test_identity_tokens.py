@@ -178,6 +178,7 @@ def test_attacks(shared: Issuer, server: Server) -> None:
         "jti is long": (raw(shared, {**full, "jti": "j" * 501}), "INVALID"),
         "a claim twice": (raw(shared, twice), "INVALID"),
         "deep JSON": (raw(shared, deep), "INVALID"),
+        "JSON of 17 levels": (raw(shared, {**full, "x": json.loads("[" * 16 + "]" * 16)}), "INVALID"),
         "a list": (raw(shared, [full]), "INVALID"),
         "no JSON": (raw(shared, b"sub"), "INVALID"),
         "no UTF-8": (raw(shared, b'{"iss": "\xff"}'), "INVALID"),

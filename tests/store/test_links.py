@@ -115,6 +115,9 @@ def test_link_that_is_over_makes_no_key_and_the_attempt_is_told(
     key_id = opened(links.open(spent[1], by=FIRST)).record.key_id
     taken = create(links)
     links.revoke(taken[0].link_id, OPERATOR)
+    assert events(store)[-1] == ("link.revoked", "Operator", "192.0.2.7", "")
+    with pytest.raises(Conflict, match=r"is revoked already\.$"):
+        links.revoke(taken[0].link_id, OPERATOR)
     late = create(links, expires_in=60.0)
     clock.shift(60)
     made = len(list(store.each()))

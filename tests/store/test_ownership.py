@@ -262,6 +262,11 @@ def test_database_out_of_reach_is_no_matter_of_rights() -> None:
     engine = sa.create_engine("postgresql+psycopg://nobody@127.0.0.1:9/none")
     with pytest.raises(AuthorityUnavailable, match="MLflow's database can't be used"):
         ownership.prepare(engine)
+    busy = sa.create_engine(
+        "sqlite://", poolclass=sa.QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
+    )
+    with busy.connect(), pytest.raises(AuthorityUnavailable, match="no free connection"):
+        ownership.prepare(busy)
     with pytest.raises(StoreError, match="tables are in mssql"):
         ownership.prepare(sa.create_mock_engine("mssql://", lambda *_: None))  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import flask
 
+from mlflow_hokusai_auth.core.counts import whole_number
 from mlflow_hokusai_auth.core.errors import (
     AuthorityUnavailable,
     Conflict,
@@ -113,10 +114,9 @@ def flag(name: str) -> bool:
 
 def max_results(query: Mapping[str, str]) -> int:
     """Return the number of results on a page that `query` asks for. Raises InvalidRequest."""
-    results = query.get("max_results") or "100"
-    if not (results.isascii() and results.isdigit()) or len(results) > 9:
+    if (results := whole_number(query.get("max_results") or "100")) is None:
         raise InvalidRequest("max_results must be a whole number.")
-    return int(results)
+    return results
 
 
 def _error(status: int, error_code: str) -> Callable[[Exception], tuple[flask.Response, int]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import flask
 
+from mlflow_hokusai_auth.core.counts import whole_number
 from mlflow_hokusai_auth.core.errors import InvalidRequest
 from mlflow_hokusai_auth.store.keys import MAX_RESULTS
 
@@ -70,6 +71,6 @@ def _id(name: str) -> int | None:
     text = flask.request.args.get(name) or None
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
+    if (number := whole_number(text, 18)) is None:
         raise InvalidRequest(f"{name} is not one of this list.")
-    return int(text)
+    return number

@@ -16,6 +16,7 @@ import flask
 
 from mlflow_hokusai_auth.authorities.cache import MAX_UNCONFIRMED
 from mlflow_hokusai_auth.core import policy, times
+from mlflow_hokusai_auth.core.counts import whole_number
 from mlflow_hokusai_auth.core.errors import (
     Forbidden,
     InvalidRequest,
@@ -299,9 +300,9 @@ def _seconds(values: Mapping[str, str], name: str) -> float | None:
     text = values.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    if (number := whole_number(text)) is None:
         raise InvalidRequest(f"{name} must be a whole number of seconds.")
-    return float(text)
+    return float(number)
 
 
 def find(store: LocalStore, text: str) -> list[KeyRecord]:

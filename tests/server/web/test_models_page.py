@@ -259,6 +259,13 @@ def test_mistakes_are_said_at_their_field_and_nothing_is_lost(here: ModelsPage) 
         ("share", {"pattern": "a", "grantee": "g", "level": "x"}, 400, "", "level must be"),
         ("share", {"pattern": "a", "grantee": "g", "days": "0"}, 400, "days", "Must be a whole"),
         ("share", {"pattern": "a", "grantee": "g", "days": "9" * 99}, 400, "days", "Must be"),
+        (
+            "share",
+            {"pattern": "a", "grantee": "g", "days": "0000000019999"},
+            400,
+            "days",
+            "Must be",
+        ),
         ("share", {"pattern": "a", "grantee": "\0"}, 400, "grantee", "control character"),
         ("unshare", {}, 404, "", "You gave no grant"),
         ("assign", {"owner": "acme"}, 400, "pattern", "Tick models"),

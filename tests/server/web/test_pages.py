@@ -460,6 +460,9 @@ class TestForms:
         refused = self.send(here, path, **{**fields, "scopes": "mlflow:write"})
         assert refused.status_code == 400 and "never narrowed" in refused.text
 
+        for wrong in ("soon", "-1", "9" * 5000):
+            refused = self.send(here, f"{record.key_id}/rotate", overlap=wrong)
+            assert refused.status_code == 400 and "overlap" in refused.text, wrong[:9]
         page = self.send(here, f"{record.key_id}/rotate", overlap="0").text
         (key,) = re.findall(r">(hk_test_[0-9A-Za-z]+)<", page)
         new = here.store.find(key)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 
-from mlflow_hokusai_auth.core.counts import counted
+from mlflow_hokusai_auth.core.counts import counted, whole_number
 from mlflow_hokusai_auth.core.errors import (
     Conflict,
     Forbidden,
@@ -237,9 +237,9 @@ def _grants_to(owner: str, store: LocalStore, gate: Gate) -> list[dict[str, Any]
 
 
 def _overlap(form: Mapping[str, str]) -> dict[str, Any]:
-    """Return the body of a rotation, as the REST API has it."""
+    """Return the body of a rotation as the REST API has it; a wrong overlap stays as it is."""
     overlap = form.get("overlap", "")
-    return {"overlap": int(overlap)} if overlap.isascii() and overlap.isdigit() else {}
+    return {"overlap": _number(overlap)} if overlap else {}
 
 
 def _body(form: MultiDict[str, str]) -> dict[str, Any]:
@@ -271,4 +271,5 @@ def _seconds(days: str) -> float | str:
 
 
 def _number(text: str) -> int | str:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else text
+    number = whole_number(text)
+    return text if number is None else number

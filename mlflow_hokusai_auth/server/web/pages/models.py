@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 import flask
 
 from mlflow_hokusai_auth.core import policy
-from mlflow_hokusai_auth.core.counts import counted
+from mlflow_hokusai_auth.core.counts import counted, whole_number
 from mlflow_hokusai_auth.core.errors import Conflict, InvalidRequest
 from mlflow_hokusai_auth.core.ownership import KINDS, LEVELS
 from mlflow_hokusai_auth.core.types import ISOLATING
@@ -209,12 +209,13 @@ def _back() -> State:
 
 def _share(ownership: Ownership, form: Fields) -> tuple[State, str]:
     forms.require(form, "pattern", "grantee")
-    days = form.get("days", "").strip()
-    if days and not (days.isascii() and days.isdigit() and 0 < int(days[:9]) <= 7300):
+    written = form.get("days", "").strip()
+    days = whole_number(written)
+    if written and (days is None or not 0 < days <= 7300):
         raise InvalidRequest("days: must be a whole number from 1 to 7300, or nothing.")
     names = ("grantee", "pattern", "level")
     body: dict[str, Any] = {name: form[name].strip() for name in names if name in form}
-    body["expires_in"] = float(days) * _DAY if days else None
+    body["expires_in"] = float(days * _DAY) if days else None
     grant = ownership_api.share(ownership, body)
     covered = f"That is {counted(grant['models'], 'model')} now."
     text = f"{grant['grantee']} {_MAY[grant['level']]} {grant['pattern']}. {covered}"

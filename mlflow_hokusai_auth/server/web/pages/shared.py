@@ -9,6 +9,7 @@ import flask
 from werkzeug.http import dump_cookie
 
 from mlflow_hokusai_auth.core import browser, denials, policy
+from mlflow_hokusai_auth.core.counts import whole_number
 from mlflow_hokusai_auth.core.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from mlflow_hokusai_auth.core.types import Request
 from mlflow_hokusai_auth.server import caller as callers
@@ -71,10 +72,9 @@ def first_row(page: str, rows: int) -> int:
 
     Raises InvalidRequest.
     """
-    page = page or "1"
-    if not (page.isascii() and page.isdigit()) or len(page) > 9:
+    if (number := whole_number(page or "1")) is None:
         raise InvalidRequest("page must be a whole number.")
-    return max(0, int(page) - 1) * rows
+    return max(0, number - 1) * rows
 
 
 def redirect(location: str) -> Response:

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlencode
 import flask
 
 from mlflow_hokusai_auth.core import policy
+from mlflow_hokusai_auth.core.counts import whole_number
 from mlflow_hokusai_auth.core.errors import Conflict, InvalidRequest
 from mlflow_hokusai_auth.core.supplier_trust import covers
 from mlflow_hokusai_auth.core.trust import MAX_TTL, MIN_TTL, TTL
@@ -279,10 +280,9 @@ def _rights(form: MultiDict[str, str]) -> dict[str, Any]:
 
 def _seconds(form: Mapping[str, str]) -> float:
     """Return the lifetime in a form, in seconds. Raises InvalidRequest."""
-    minutes = form.get("minutes", "").strip()
-    if not (minutes.isascii() and minutes.isdigit()):
+    if (minutes := whole_number(form.get("minutes", "").strip())) is None:
         raise InvalidRequest("minutes: Must be a whole number of minutes.")
-    return float(minutes) * _MINUTE
+    return float(minutes * _MINUTE)
 
 
 def _minutes(seconds: float) -> str:
