@@ -14,7 +14,7 @@ import inspect
 import os
 import re
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
@@ -79,6 +79,8 @@ STORING = frozenset(
 _DELETING = "delete_artifacts"
 #: Characters of a path, at most. MLflow cuts longer messages, which show the path twice.
 _MAX_PATH = 4096
+#: Bytes of a file's name, at most, on all file systems that Linux usually has.
+_MAX_NAME = 255
 #: Methods that read, and are judged. `full_path` opens nothing. MLflow's base class downloads each file
 #: in a thread, which does not know the caller, so it is judged before.
 JUDGED_READING = READING - {"full_path"}
@@ -206,19 +208,20 @@ class Opener:
 
         def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments | None:
             """Check the path; return the arguments of a call that is to be judged."""
-            path = args[place] if len(args) > place else kwargs.get(name)
-            if path and self.watch.looks:
-                self._check_path(args[0], str(path))
-            if changes is None or not changes.looks:
-                return None
-            return signature.bind(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            path, file = str(bound.arguments.get(name) or ""), _file(bound.arguments)
+            if self.watch.looks:
+                _check_length(args[0], f"{path}/{file}" if file else path)
+                if path:
+                    self._check_path(args[0], path)
+            return None if changes is None or not changes.looks else bound
 
         def judge(given: dict[str, Any], *, last: bool) -> bool:
             assert changes is not None
-            file = next((str(given[one]) for one in _FILES if one in given), "")
+            places = self._places(given["self"], str(given.get(name) or ""), _file(given))
             return all(
                 changes.check(Change(where, title in STORING, title == _DELETING), last=last)
-                for where in self._places(given["self"], str(given.get(name) or ""), file)
+                for where in places
             )
 
         @functools.wraps(method)
@@ -257,6 +260,7 @@ class Opener:
         def guarded(*args: Any, **kwargs: Any) -> Any:
             path = args[place] if len(args) > place else kwargs.get(name)
             if path and self.watch.looks:
+                _check_length(args[0], str(path))
                 self._check_path(args[0], str(path))
             if not changes.hides:
                 return method(*args, **kwargs)
@@ -300,10 +304,9 @@ class Opener:
             root = real_folder(repository.artifact_dir)
         else:
             root = self.roots.place(read(repository.artifact_uri))
-        name = os.path.basename(file)  # noqa: PTH119
         found = set()
         for written in {path, _decoded(path)}:
-            parts = [part for part in (*written.split("/"), name) if part not in ("", ".")]
+            parts = [part for part in (*written.split("/"), file) if part not in ("", ".")]
             found.add(Location(root.scheme, root.authority, (*root.parts, *parts)))
             if local:
                 found.add(real_folder(os.path.join("/", *root.parts, *parts)))  # noqa: PTH118
@@ -311,8 +314,6 @@ class Opener:
 
     def _check_path(self, repository: ArtifactRepository, path: str) -> None:
         problem = "its path leads out of its root" if leads_out(path) else None
-        if len(path) > _MAX_PATH:
-            problem = f"its path has more than {_MAX_PATH} characters"
         where = f"{repository.artifact_uri}/{path}"
         if problem is None and isinstance(repository, LocalArtifactRepository):
             root = os.path.realpath(repository.artifact_dir)
@@ -321,6 +322,24 @@ class Opener:
                 problem = "a link leads out of its root"
         if problem is not None:
             self._refuse(where, problem)
+
+
+def _file(arguments: Mapping[str, Any]) -> str:
+    """Return the name of the file that a call stores below its path, or "" if it names none."""
+    file = next((str(arguments[one]) for one in _FILES if one in arguments), "")
+    return os.path.basename(file)  # noqa: PTH119
+
+
+def _check_length(repository: ArtifactRepository, path: str) -> None:
+    """Raise MlflowException for a path that MLflow would cut in messages, or no file system has."""
+    local = isinstance(repository, LocalArtifactRepository)
+    names = path.encode("utf-8", "surrogatepass").split(b"/")
+    if len(path) > _MAX_PATH or (local and max(map(len, names)) > _MAX_NAME):
+        raise MlflowException(
+            f"The path of an artifact has at most {_MAX_PATH} characters here, and each name in it at "
+            f"most {_MAX_NAME} bytes.",
+            error_code=ErrorCode.Value("INVALID_PARAMETER_VALUE"),
+        )
 
 
 def _code(error: MlflowException) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -238,5 +239,26 @@ def test_path_that_mlflow_would_cut_in_its_messages_is_refused(root: Path) -> No
     repository = opener(root).confined(Trusting(str(root)))
     longest = f"{'./' * 2047}in"
     assert repository.list_artifacts(longest) == []
-    with pytest.raises(MlflowException, match="more than 4096 characters"):
+    with pytest.raises(MlflowException, match="at most 4096 characters"):
         repository.list_artifacts(f"{longest}/")
+
+
+def test_name_that_no_file_system_has_is_a_mistake_of_the_client(root: Path) -> None:
+    """MLflow's own answer is 500."""
+    repository = opener(root).confined(LocalArtifactRepository(str(root)))
+    file = root.parent / "file"
+    file.write_text("x")
+    for name in ("é" * 127, "n" * 255):
+        repository.log_artifact(str(file), name)
+        assert [one.path for one in repository.list_artifacts(name)] == [f"{name}/file"]
+    for name in ("é" * 128, "n" * 256):
+        for call in (
+            partial(repository.list_artifacts, f"in/{name}"),
+            partial(repository.log_artifact, str(file), f"{name}/in"),
+            partial(repository.log_artifact, name, "in"),
+            partial(repository.log_artifact, name),
+            partial(repository.delete_artifacts, name),
+        ):
+            with pytest.raises(MlflowException, match="at most 255 bytes") as raised:
+                call()
+            assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
