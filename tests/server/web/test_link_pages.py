@@ -149,7 +149,7 @@ def test_form_keeps_the_choice_and_names_what_is_wrong(site: Site) -> None:
     ended = site.key()
     site.store.revoke(ended.key_id)
     answer = site.ask(f"POST keys/{ended.key_id}/rotate", {"overlap": "0", "give": "link"})
-    assert answer.status_code == 400 and "is revoked" in answer.text
+    assert answer.status_code == 409 and "is revoked" in answer.text
     assert site.links.each() == [] and [one.key_id for one in site.store.each()] == [ended.key_id]
 
 

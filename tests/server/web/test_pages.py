@@ -468,7 +468,7 @@ class TestForms:
         new = here.store.find(key)
         assert new is not None and here.store.get(record.key_id).replaced_by == new.key_id
         again = self.send(here, f"{record.key_id}/rotate", overlap="0")
-        assert again.status_code == 400 and "create a new one" in again.text
+        assert again.status_code == 409 and "create a new one" in again.text
         answer = self.send(here, f"{new.key_id}/revoke")
         assert (answer.status_code, answer.headers["Location"][:23]) == (
             303,
@@ -494,12 +494,12 @@ class TestForms:
         fields = {"owner": "ACME", "scopes": "model:read", "expiry": "never", "key": old}
         answer = self.send(here, "new", **fields, environment="test")
         assert answer.status_code == 303 and here.store.find(old) is not None
-        assert self.send(here, "new", **fields).status_code == 400
+        assert self.send(here, "new", **fields).status_code == 409
 
     def test_last_administrator_is_revoked_only_by_force(self, here: Pages) -> None:
         record = here.store.create(owner="root", scopes=["mlflow:admin"])[0]
         answer = self.send(here, f"{record.key_id}/revoke")
-        assert answer.status_code == 400 and "last key that may manage" in answer.text
+        assert answer.status_code == 409 and "last key that may manage" in answer.text
         assert 'name="force"' in answer.text
         assert self.send(here, f"{record.key_id}/revoke", force="true").status_code == 303
 

@@ -18,6 +18,7 @@ import flask
 from mlflow_hokusai_auth.core import browser, contact
 from mlflow_hokusai_auth.core.errors import (
     AuthorityUnavailable,
+    Conflict,
     Forbidden,
     InvalidRequest,
     Misconfigured,
@@ -125,6 +126,7 @@ def blueprint(
         return response
 
     for kind, status in (
+        (Conflict, 409),
         (InvalidRequest, 400),
         (NotFound, 404),
         (Forbidden, 403),

@@ -57,7 +57,8 @@ def add(
         values |= {"kind": kind, "problem": error and str(error), "environments": ENVIRONMENTS}
         # The page of links asks for a form that has the link chosen.
         values["sent"] = flask.request.form or flask.request.args
-        return page_of_caller(store, gate, "key_form.html", 400 if error else 200, **values)
+        status = 200 if error is None else shared.status_of(error)
+        return page_of_caller(store, gate, "key_form.html", status, **values)
 
     def shown(
         make: Callable[[], tuple[Sequence[tuple[KeyRecord, str]], Sequence[object]]],
