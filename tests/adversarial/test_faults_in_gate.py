@@ -109,6 +109,8 @@ class Tracer:
         sys.settrace(self._before)
         threading.settrace(self._before)  # type: ignore[arg-type]
         self._inside.clear()
+        # A thread that began meanwhile, and idled, is traced for life: it must fail no later request.
+        self._at = None
 
     def _called(self, frame: FrameType, event: str, _: object) -> Any:
         code = frame.f_code

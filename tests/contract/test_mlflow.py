@@ -63,7 +63,7 @@ IMPORTS: dict[str, dict[str, str]] = {
         "mlflow.exceptions": "MlflowException RestException",
     },
     "client/diagnose/identity.py": {
-        "mlflow": "get_tracking_uri set_tracking_uri",
+        "mlflow": "set_tracking_uri",
         "mlflow.exceptions": "MlflowException",
     },
     "client/artifacts.py": {
@@ -73,11 +73,11 @@ IMPORTS: dict[str, dict[str, str]] = {
         "mlflow.tracking.request_auth.abstract_request_auth_provider": "RequestAuthProvider"
     },
     "client/default_experiment.py": {
-        "mlflow": "MlflowClient get_tracking_uri",
+        "mlflow": "MlflowClient",
         "mlflow.exceptions": "MlflowException",
     },
     "client/diagnose/doctor.py": {
-        "mlflow": "__version__ get_tracking_uri",
+        "mlflow": "__version__",
         "mlflow.exceptions": "MlflowException",
         _REPOSITORIES: "get_artifact_repository",
         _STORE: "_get_store",
