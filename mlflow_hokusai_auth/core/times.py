@@ -35,5 +35,5 @@ def wait(seconds: float) -> str:
     """Return the time to wait in words: to the second up to two minutes, and about beyond."""
     whole = max(math.ceil(seconds), 1)
     if whole < 120:
-        return "1 second" if whole == 1 else f"{whole} seconds"
+        return counted(whole, "second")
     return f"about {span(whole)}"

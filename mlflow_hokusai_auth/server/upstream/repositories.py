@@ -195,14 +195,13 @@ class Opener:
                 continue
             parameters = inspect.signature(method).parameters
             if argument := next((path for path in _PATHS if path in parameters), None):
-                place = list(parameters).index(argument)
-                methods[name] = self._guarded(method, place, argument)
+                methods[name] = self._guarded(method, argument)
         return type(kind)(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
 
-    def _guarded(self, method: Callable[..., Any], place: int, name: str) -> Callable[..., Any]:
+    def _guarded(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
         title = method.__name__
         if title in JUDGED_READING and self.changes is not None:
-            return self._reading(method, place, name, self.changes)
+            return self._reading(method, name, self.changes)
         changes = None if title.startswith("_") or title in READING else self.changes
         signature = inspect.signature(method)
 
@@ -251,27 +250,27 @@ class Opener:
         return guarded_async if inspect.iscoroutinefunction(method) else guarded
 
     def _reading(
-        self, method: Callable[..., Any], place: int, name: str, changes: Changes
+        self, method: Callable[..., Any], name: str, changes: Changes
     ) -> Callable[..., Any]:
         """Return `method`, which finds nothing where the caller sees nothing."""
         signature = inspect.signature(method)
 
         @functools.wraps(method)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            path = args[place] if len(args) > place else kwargs.get(name)
+            bound = signature.bind(*args, **kwargs)
+            path = str(bound.arguments.get(name) or "")
             if path and self.watch.looks:
-                _check_length(args[0], str(path))
-                self._check_path(args[0], str(path))
+                _check_length(args[0], path)
+                self._check_path(args[0], path)
             if not changes.hides:
                 return method(*args, **kwargs)
-            bound = signature.bind(*args, **kwargs)
             if path:
                 # MLflow decodes a path in some places only, and its messages would show in which.
-                bound.arguments[name] = path = _decoded(str(path))
-            if all(map(changes.sees, self._places(args[0], str(path or ""), ""))):
+                bound.arguments[name] = path = _decoded(path)
+            if all(map(changes.sees, self._places(args[0], path, ""))):
                 return method(*bound.args, **bound.kwargs)
             # MLflow answers for itself that there is no such file, in the words of its repository.
-            before, segment, after = self._hidden(args[0], str(path or ""), changes)
+            before, segment, after = self._hidden(args[0], path, changes)
             # As long as the segment, because paths and messages have a greatest length.
             missing = uuid.uuid4().hex.rjust(len(segment), "0")
             bound.arguments[name] = f"{before}{missing}{after}"

@@ -133,7 +133,7 @@ def add(routes: flask.Blueprint, actions: TrustActions, *, exchanges: bool) -> N
             row={**trust_schemas.describe(record), "words": words(record.trust)},
             lives=_minutes(record.trust.ttl),
             problem=_problem(problem),
-            # What was typed was typed for the values that were shown, and not for those of now.
+            # A form that was filled in belongs to the values that it showed, and not to those of now.
             seen=typed.get("seen", "") if typed else edition(record.trust),
             sent=typed,
             scopes=offered(callers.principal(), record.trust.scopes),
